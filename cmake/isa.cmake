@@ -1,0 +1,33 @@
+# SPDX-License-Identifier: Apache-2.0
+# Every kernel body is compiled once per instruction-set level. The files hold nothing but functions
+# of internal linkage and one table, so no copy made for AVX-512 can leak into the rest.
+
+set(HEADRACE_ISA_FLAGS_scalar "")
+if(CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64")
+  set(HEADRACE_ISAS scalar avx2 avx512)
+  set(HEADRACE_ISA_FLAGS_avx2 -mavx2 -mfma -mf16c)
+  set(HEADRACE_ISA_FLAGS_avx512 ${HEADRACE_ISA_FLAGS_avx2} -mavx512f -mavx512bw -mavx512vl -mavx512dq)
+else()
+  set(HEADRACE_ISAS scalar)
+endif()
+
+function(headrace_isa_objects target)
+  foreach(isa IN LISTS HEADRACE_ISAS)
+    set(sources "")
+    foreach(family IN LISTS ARGN)
+      list(APPEND sources kernels/${family}/cpu_${isa}.cpp)
+    endforeach()
+    add_library(headrace_${isa} OBJECT ${sources})
+    target_include_directories(headrace_${isa} PRIVATE ${CMAKE_SOURCE_DIR})
+    # The last two warnings are false alarms of GCC 12's own AVX-512 headers.
+    target_compile_options(headrace_${isa} PRIVATE ${HEADRACE_ISA_FLAGS_${isa}} -O3
+      -ffp-contract=off -fno-math-errno -Wall -Wextra -Wno-uninitialized -Wno-maybe-uninitialized)
+    if(HEADRACE_SANITIZE)
+      target_compile_options(headrace_${isa} PRIVATE -fsanitize=address,undefined -g)
+    endif()
+    target_sources(${target} PRIVATE $<TARGET_OBJECTS:headrace_${isa}>)
+  endforeach()
+  if(CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64")
+    target_compile_definitions(${target} PRIVATE HEADRACE_X86)
+  endif()
+endfunction()

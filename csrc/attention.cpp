@@ -1,0 +1,183 @@
+// SPDX-License-Identifier: Apache-2.0
+// Host side of attention: cuts a call into work items whose bounds depend on each stream's own view
+// and rows alone, runs them, and merges the splits in order.
+#include "attention.h"
+
+#include <algorithm>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "common/isa.h"
+#include "common/parallel.h"
+#include "kernels/attention/visible.h"
+
+namespace headrace {
+namespace {
+
+const AttentionKernels& kernels() {
+  return pick(headrace_attention_scalar, headrace_attention_avx2, headrace_attention_avx512);
+}
+
+// Cuts `visible` tokens of one block into splits of `split` tokens and adds an item for each.
+template <class Item>
+void add_splits(std::vector<Item>& items, Item item, std::int64_t visible, std::int64_t split,
+                std::int64_t words, std::int64_t& partial_words) {
+  const int splits = static_cast<int>(std::max<std::int64_t>(1, (visible + split - 1) / split));
+  item.share.splits = splits;
+  // Offsets for now; they become addresses once the buffer exists.
+  item.share.partial = reinterpret_cast<float*>(partial_words * sizeof(float));
+  if (splits > 1) partial_words += words * splits;
+  for (int i = 0; i < splits; ++i) {
+    item.share.split = i;
+    item.share.begin = i * split;
+    item.share.end = std::min(visible, (i + 1) * split);
+    items.push_back(item);
+  }
+}
+
+template <class Args, class Item, class Run, class Merge>
+void run_items(const Args& args, std::vector<Item>& items, std::int64_t partial_words,
+               std::int64_t scratch_words, double work, int threads, Run run, Merge merge) {
+  std::vector<float> partial(static_cast<std::size_t>(partial_words));
+  for (Item& item : items) {
+    item.share.partial =
+        item.share.splits > 1
+            ? partial.data() + reinterpret_cast<std::uintptr_t>(item.share.partial) / sizeof(float)
+            : nullptr;
+  }
+  const std::int64_t count = static_cast<std::int64_t>(items.size());
+  const int team = useful_threads(threads, work);
+  const Scratch scratch(scratch_words, team);
+  parallel(count, team, [&](std::int64_t i, int t) { run(args, items[i], scratch.of(t)); });
+  if (partial_words == 0) return;
+  parallel(count, team, [&](std::int64_t i, int) {
+    if (items[i].share.splits > 1 && items[i].share.split == 0) merge(args, items[i]);
+  });
+}
+
+[[noreturn]] void refuse(const std::string& what) { throw std::invalid_argument(what); }
+
+void check_entry(const std::int64_t* e, std::int64_t index, std::int64_t pages, int page_size) {
+  const std::string at = "paged_attention(entries): ";
+  if (e[kPage] < 0 || e[kPage] >= pages) {
+    refuse(at + "expected pages in [0, " + std::to_string(pages) + "), got " +
+           std::to_string(e[kPage]) + " in entry " + std::to_string(index));
+  }
+  if (e[kFirst] < 0 || e[kCount] < 0 || e[kFirst] + e[kCount] > page_size) {
+    refuse(at + "expected first and count within a page of " + std::to_string(page_size) +
+           " slots, got first " + std::to_string(e[kFirst]) + " and count " +
+           std::to_string(e[kCount]) + " in entry " + std::to_string(index));
+  }
+  if (e[kReach] < 0 || e[kCap] < 0) {
+    refuse(at + "expected reach and cap of 0 or more, got reach " + std::to_string(e[kReach]) +
+           " and cap " + std::to_string(e[kCap]) + " in entry " + std::to_string(index));
+  }
+}
+
+void check_indptr(const std::int32_t* p, std::int64_t streams, std::int64_t total,
+                  const char* name) {
+  bool good = p[0] == 0 && p[streams] == total;
+  for (std::int64_t b = 0; b < streams && good; ++b) good = p[b] <= p[b + 1];
+  if (!good) {
+    refuse(std::string("paged_attention(") + name + "): expected offsets that rise from 0 to " +
+           std::to_string(total) + ", got others");
+  }
+}
+
+}  // namespace
+
+void paged_attention(const PagedArgs& args, const PagedBatch& batch, int threads) {
+  check_indptr(batch.entry_indptr, batch.streams, batch.entries, "entry_indptr");
+  check_indptr(batch.q_indptr, batch.streams, batch.tokens, "q_indptr");
+  for (std::int64_t e = 0; e < batch.entries; ++e) {
+    check_entry(args.entries + e * kEntryFields, e, batch.pages, args.page_size);
+  }
+  const int group = args.q_heads / args.kv_heads, block = block_positions(group);
+  std::vector<PagedItem> items;
+  std::int64_t partial_words = 0;
+  double work = 0;
+  for (std::int64_t b = 0; b < batch.streams; ++b) {
+    const std::int64_t first = batch.entry_indptr[b], last = batch.entry_indptr[b + 1];
+    for (std::int64_t row = batch.q_indptr[b]; row < batch.q_indptr[b + 1]; row += block) {
+      const int n = static_cast<int>(std::min<std::int64_t>(block, batch.q_indptr[b + 1] - row));
+      const auto [oldest, newest] = std::minmax_element(args.q_order + row, args.q_order + row + n);
+      std::int64_t tokens = 0;
+      for (std::int64_t e = first; e < last; ++e) {
+        const std::int64_t* entry = args.entries + e * kEntryFields;
+        const Range seen = visible(*oldest, *newest, entry[kOrder], entry[kReach], entry[kCount]);
+        tokens += seen.hi - seen.lo;
+      }
+      work += static_cast<double>(tokens) * n * args.q_heads * args.dim * 2;
+      for (int head = 0; head < args.kv_heads; ++head) {
+        add_splits(items, PagedItem{row, first, last - first, n, head, {}}, tokens, batch.split,
+                   static_cast<std::int64_t>(n) * group * (args.dim + 2), partial_words);
+      }
+    }
+  }
+  run_items(args, items, partial_words, attention_scratch(block, group, args.dim, args.half), work,
+            threads, kernels().paged, kernels().paged_merge);
+}
+
+void attention(const DenseArgs& args, std::int64_t batch, std::int64_t split, int threads) {
+  const int group = args.q_heads / args.kv_heads, block = block_positions(group);
+  std::vector<DenseItem> items;
+  std::int64_t partial_words = 0;
+  double work = 0;
+  for (std::int64_t b = 0; b < batch; ++b) {
+    for (int head = 0; head < args.kv_heads; ++head) {
+      // The last positions see most; they go first, so that the threads end together.
+      for (std::int64_t i = (args.q_len - 1) / block * block; args.q_len > 0 && i >= 0; i -= block) {
+        const int n = static_cast<int>(std::min<std::int64_t>(block, args.q_len - i));
+        const std::int64_t oldest = i + args.k_len - args.q_len, newest = oldest + n - 1;
+        const Range sinks = visible_sinks(newest, args.sinks, args.k_len, args.causal);
+        const Range rest = visible_window(oldest, newest, args.sinks, args.window, args.k_len,
+                                          args.causal);
+        const std::int64_t tokens = sinks.hi - sinks.lo + rest.hi - rest.lo;
+        work += static_cast<double>(tokens) * n * group * args.dim * 2;
+        add_splits(items, DenseItem{i, static_cast<int>(b), head, n, {}}, tokens, split,
+                   static_cast<std::int64_t>(n) * group * (args.dim + 2), partial_words);
+      }
+    }
+  }
+  run_items(args, items, partial_words, attention_scratch(block, group, args.dim, 0), work, threads,
+            kernels().dense, kernels().dense_merge);
+}
+
+void append(const AppendArgs& args, std::int64_t tokens, std::int64_t pages, int threads) {
+  for (std::int64_t t = 0; t < tokens; ++t) {
+    const std::int64_t page = args.where[t * 3], slot = args.where[t * 3 + 1];
+    if (page < 0 || page >= pages || slot < 0 || slot >= args.page_size) {
+      refuse("append(where): expected pages in [0, " + std::to_string(pages) + ") and slots in [0, " +
+             std::to_string(args.page_size) + "), got page " + std::to_string(page) + " and slot " +
+             std::to_string(slot) + " for token " + std::to_string(t));
+    }
+  }
+  constexpr std::int64_t kRun = 16;
+  std::vector<std::int64_t> runs{0};
+  for (std::int64_t t = 1; t < tokens; ++t) {
+    const bool follows = args.where[t * 3] == args.where[t * 3 - 3] &&
+                         args.where[t * 3 + 1] == args.where[t * 3 - 2] + 1;
+    if (!follows || t - runs.back() == kRun) runs.push_back(t);
+  }
+  if (tokens == 0) return;
+  runs.push_back(tokens);
+  const std::int64_t count = static_cast<std::int64_t>(runs.size() - 1) * args.kv_heads;
+  const int team = useful_threads(threads, 8.0 * tokens * args.kv_heads * args.dim);
+  const Scratch scratch(args.dim * (kRun + 2) + 2 * args.half + 64, team);
+  parallel(count, team, [&](std::int64_t i, int t) {
+    const std::int64_t run = i / args.kv_heads;
+    kernels().append(args, runs[run], runs[run + 1], static_cast<int>(i % args.kv_heads),
+                     scratch.of(t));
+  });
+}
+
+void merge_states(const MergeArgs& args, std::int64_t rows, int threads) {
+  constexpr std::int64_t kGrain = 64;
+  const int team = useful_threads(threads, 4.0 * rows * args.dim);
+  parallel((rows + kGrain - 1) / kGrain, team, [&](std::int64_t i, int) {
+    kernels().merge(args, i * kGrain, std::min(rows, (i + 1) * kGrain));
+  });
+}
+
+}  // namespace headrace

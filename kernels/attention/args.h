@@ -1,0 +1,115 @@
+// SPDX-License-Identifier: Apache-2.0
+// What the host hands to the attention bodies. Plain data: pointers, sizes and strides in elements.
+#pragma once
+#include <cstdint>
+
+#include "csrc/simd/types.h"
+
+namespace headrace {
+
+// Columns of an entry of a view (int64 each).
+enum EntryField : int { kPage, kFirst, kCount, kOrigin, kCap, kOrder, kReach, kEntryFields };
+
+struct Softmax {
+  float scale;
+  float softcap;             // 0: off
+  const float* sink_logits;  // [Hq] or null
+};
+
+// The part of a query block's visible tokens that one work item owns. Tokens are counted along the
+// view, over those that any row of the block may see.
+struct Share {
+  std::int64_t begin, end;
+  int split, splits;
+  float* partial;  // [splits][rows][D + 2], null when splits == 1
+};
+
+struct PagedArgs {
+  const void* q;              // [T, Hq, D]
+  const void* k;              // [N, Hkv, D, P]
+  const void* v;              // [N, Hkv, P, D]
+  void* o;                    // [T, Hq, D] contiguous
+  float* lse;                 // [T, Hq] contiguous
+  const std::int64_t* entries;  // [E, kEntryFields]
+  const std::int64_t* q_pos;    // [T]
+  const std::int64_t* q_order;  // [T]
+  const double* inv_freq;       // [half] or null
+  std::int64_t q_row, q_head, k_page, k_head, v_page, v_head;
+  int q_heads, kv_heads, dim, page_size, half, q_dtype, kv_dtype;
+  Softmax softmax;
+};
+
+// One block of query rows of one stream and one kv head.
+struct PagedItem {
+  std::int64_t row;        // first row in q
+  std::int64_t entry;      // first entry of the stream
+  std::int64_t entries;    // how many
+  int positions;           // query positions in the block
+  int kv_head;
+  Share share;
+};
+
+struct DenseArgs {
+  const void *q, *k, *v;  // [B, Hq, Lq, D], [B, Hkv, Lk, D] twice
+  void* o;                // [B, Hq, Lq, D] contiguous
+  float* lse;             // [B, Hq, Lq]
+  std::int64_t q_batch, q_head, q_row, k_batch, k_head, k_row, v_batch, v_head, v_row;
+  std::int64_t q_len, k_len, window, sinks;
+  int q_heads, kv_heads, dim, dtype;
+  bool causal;
+  Softmax softmax;
+};
+
+struct DenseItem {
+  std::int64_t position;  // first query position of the block
+  int batch, kv_head, positions;
+  Share share;
+};
+
+struct AppendArgs {
+  const void *k, *v;          // [T, Hkv, D]
+  void *k_pages, *v_pages;    // [N, Hkv, D, P], [N, Hkv, P, D]
+  const std::int64_t* where;  // [T, 3]: page, slot, offset
+  const double* inv_freq;     // [half] or null
+  std::int64_t k_row, k_head, v_row, v_head, k_page, k_page_head, v_page, v_page_head;
+  int kv_heads, dim, page_size, half, dtype, page_dtype;
+};
+
+struct MergeArgs {
+  const void *o_a, *o_b;       // [rows, D] contiguous
+  const float *lse_a, *lse_b;  // [rows]
+  void* o;
+  float* lse;
+  int dim, dtype;
+};
+
+// Tokens that fit one register-blocked pass, and the rows that one block holds at most when the
+// group of query heads is small.
+constexpr int kTile = 64;
+constexpr int kBlockRows = 64;
+
+inline int block_positions(int group) { return group >= kBlockRows ? 1 : kBlockRows / group; }
+
+// fp32 words of scratch that one item needs.
+inline std::int64_t attention_scratch(int positions, int group, int dim, int half) {
+  const std::int64_t rows = static_cast<std::int64_t>(positions) * group;
+  return rows * (3 * dim + kTile + 2) + 4 * positions + 2 * positions * half + dim * kTile + 64;
+}
+
+struct AttentionKernels {
+  void (*paged)(const PagedArgs&, const PagedItem&, float* scratch);
+  void (*paged_merge)(const PagedArgs&, const PagedItem&);
+  void (*dense)(const DenseArgs&, const DenseItem&, float* scratch);
+  void (*dense_merge)(const DenseArgs&, const DenseItem&);
+  // Tokens [begin, end) lie in consecutive slots of one page; at most 16 of them.
+  void (*append)(const AppendArgs&, std::int64_t begin, std::int64_t end, int head, float* scratch);
+  void (*merge)(const MergeArgs&, std::int64_t begin, std::int64_t end);
+};
+
+}  // namespace headrace
+
+extern "C" {
+extern const headrace::AttentionKernels headrace_attention_scalar;
+extern const headrace::AttentionKernels headrace_attention_avx2;
+extern const headrace::AttentionKernels headrace_attention_avx512;
+}

@@ -1,0 +1,104 @@
+// SPDX-License-Identifier: Apache-2.0
+// Attention of a block of query rows over contiguous keys, in the layout of
+// scaled_dot_product_attention. Only the tiles that the block can see are read.
+#pragma once
+#include "paged.inl.h"
+
+namespace {
+
+using headrace::DenseArgs;
+using headrace::DenseItem;
+
+// out[dim][kTile] = the transpose of `tokens` rows of k; columns up to the next vector are zero.
+template <class T>
+inline void pack_keys(const T* k, std::int64_t stride, int tokens, int dim, float* out) {
+  for (int t = 0; t < tokens; t += kW) {
+    const int full = tokens - t < kW ? tokens - t : kW;
+    for (int d = 0; d < dim; d += kW) {
+      F block[kW];
+      for (int i = 0; i < full; ++i) block[i] = load(k + (t + i) * stride + d);
+      for (int i = full; i < kW; ++i) block[i] = zero();
+      transpose(block);
+      for (int i = 0; i < kW; ++i) store(out + (d + i) * kTile + t, block[i]);
+    }
+  }
+}
+
+template <class T>
+inline void dense_block(const DenseArgs& a, const DenseItem& it, float* scratch) {
+  const int group = a.q_heads / a.kv_heads, n = it.positions, rows = n * group, dim = a.dim;
+  float* q = scratch;                // [rows][dim]
+  float* o = q + rows * dim;         // [rows][dim]
+  float* s = o + rows * dim;         // [rows][kTile]
+  float* keys = s + rows * kTile;    // [dim][kTile]
+  float* m = keys + dim * kTile;     // [rows]
+  const Rows st{o, m, m + rows, rows, dim};
+
+  const float cap = a.softmax.softcap;
+  const F scale = set1(cap > 0.f ? a.softmax.scale : a.softmax.scale * kLog2e);
+  for (int r = 0; r < rows; ++r) {
+    const std::int64_t at = it.batch * a.q_batch + (it.kv_head * group + r % group) * a.q_head +
+                            (it.position + r / group) * a.q_row;
+    for (int d = 0; d < dim; d += kW) {
+      store(q + r * dim + d, mul(load_any(a.q, at + d, a.dtype), scale));
+    }
+  }
+  reset(st);
+  const std::int64_t oldest = it.position + a.k_len - a.q_len, newest = oldest + n - 1;
+  const T* k = static_cast<const T*>(a.k) + it.batch * a.k_batch + it.kv_head * a.k_head;
+  const T* v = static_cast<const T*>(a.v) + it.batch * a.v_batch + it.kv_head * a.v_head;
+
+  std::int64_t passed = 0;
+  for (int part = 0; part < 2; ++part) {
+    const Range seen =
+        part == 0 ? headrace::visible_sinks(newest, a.sinks, a.k_len, a.causal)
+                  : headrace::visible_window(oldest, newest, a.sinks, a.window, a.k_len, a.causal);
+    const std::int64_t begin = seen.lo + headrace::clamp(it.share.begin - passed, 0, seen.hi - seen.lo);
+    const std::int64_t end = seen.lo + headrace::clamp(it.share.end - passed, 0, seen.hi - seen.lo);
+    passed += seen.hi - seen.lo;
+    for (std::int64_t t = begin; t < end; t += kTile) {
+      const int tokens = static_cast<int>(end - t < kTile ? end - t : kTile);
+      const int cols = (tokens + kW - 1) / kW * kW;
+      pack_keys(k + t * a.k_row, a.k_row, tokens, dim, keys);
+      product<false>(q, dim, keys, kTile, dim, s, kTile, rows, cols);
+      for (int r = 0; r < rows; ++r) {
+        const std::int64_t at = oldest + r / group;
+        const Range row =
+            part == 0 ? headrace::visible_sinks(at, a.sinks, a.k_len, a.causal)
+                      : headrace::visible_window(at, at, a.sinks, a.window, a.k_len, a.causal);
+        const int lo = static_cast<int>(headrace::clamp(row.lo - t, 0, tokens));
+        const int hi = static_cast<int>(headrace::clamp(row.hi - t, 0, tokens));
+        softmax_row(s + r * kTile, cols, lo, hi, cap, r, st);
+      }
+      product<true>(s, kTile, v + t * a.v_row, a.v_row, tokens, st.o, dim, rows, dim);
+    }
+  }
+
+  if (it.share.splits > 1) return keep_partial(it.share, st);
+  for (int r = 0; r < rows; ++r) {
+    const int head = it.kv_head * group + r % group;
+    const std::int64_t at =
+        (static_cast<std::int64_t>(it.batch) * a.q_heads + head) * a.q_len + it.position + r / group;
+    finish_row(o + r * dim, st.m[r], st.l[r], dim, sink_of(a.softmax, head), a.o, at * dim,
+               a.dtype, a.lse + at);
+  }
+}
+
+void dense(const DenseArgs& a, const DenseItem& it, float* scratch) {
+  if (a.dtype == headrace::kF32) return dense_block<float>(a, it, scratch);
+  if (a.dtype == headrace::kBF16) return dense_block<bf16>(a, it, scratch);
+  return dense_block<fp16>(a, it, scratch);
+}
+
+void dense_merge(const DenseArgs& a, const DenseItem& it) {
+  const int group = a.q_heads / a.kv_heads, rows = it.positions * group;
+  for (int r = 0; r < rows; ++r) {
+    const int head = it.kv_head * group + r % group;
+    const std::int64_t at =
+        (static_cast<std::int64_t>(it.batch) * a.q_heads + head) * a.q_len + it.position + r / group;
+    merge_splits(it.share, r, rows, a.dim, sink_of(a.softmax, head), a.o, at * a.dim, a.dtype,
+                 a.lse + at);
+  }
+}
+
+}  // namespace

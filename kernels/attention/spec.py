@@ -1,0 +1,210 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Contracts of the attention ops."""
+
+from __future__ import annotations
+
+from headrace.contract import F32, F64, I32, I64, Arg, OpSpec, Out
+from headrace.errors import bad_value, unsupported
+
+from . import reference
+
+HEAD_DIMS = "multiples of 16 from 16 to 256"
+
+
+def _heads(op, axes, dim_arg="q"):
+    if axes["D"] % 16 or not 16 <= axes["D"] <= 256:
+        raise unsupported(op, dim_arg, f"the head dimensions {HEAD_DIMS}", axes["D"])
+    if "Hq" in axes and (axes["Hkv"] == 0 or axes["Hq"] % axes["Hkv"]):
+        raise bad_value(
+            op, dim_arg, f"query heads that are a multiple of {axes['Hkv']} kv heads", axes["Hq"]
+        )
+
+
+def _rotary(op, bound, axes):
+    inv_freq = bound.get("inv_freq")
+    if inv_freq is not None and 2 * inv_freq.numel() > axes["D"]:
+        raise bad_value(op, "inv_freq", f"at most {axes['D'] // 2} frequencies", inv_freq.numel())
+
+
+def _common(op, bound):
+    if bound["softcap"] < 0:
+        raise bad_value(op, "softcap", "0 (off) or more", bound["softcap"])
+    if bound.get("split", 1) < 1:
+        raise bad_value(op, "split", "1 token or more", bound["split"])
+
+
+def _attention_values(bound, axes):
+    _heads("attention", axes)
+    _common("attention", bound)
+    window, sinks = bound["window"], bound["sinks"]
+    if window is not None and window < 1:
+        raise bad_value(
+            "attention", "window", "1 or more, or None", window, "the window counts the query itself"
+        )
+    if sinks < 0:
+        raise bad_value("attention", "sinks", "0 or more", sinks)
+
+
+def _paged_values(bound, axes):
+    _heads("paged_attention", axes)
+    _common("paged_attention", bound)
+    _rotary("paged_attention", bound, axes)
+    if axes["P"] % 16 or axes["P"] == 0:
+        raise unsupported("paged_attention", "k_pages", "page sizes that 16 divides", axes["P"])
+
+
+def _append_values(bound, axes):
+    _heads("append", axes, "k")
+    _rotary("append", bound, axes)
+    if axes["P"] % 16 or axes["P"] == 0:
+        raise unsupported("append", "k_pages", "page sizes that 16 divides", axes["P"])
+
+
+def _merge_values(bound, axes):
+    if axes["D"] % 16:
+        raise unsupported("merge_states", "o_a", "last axes that 16 divides", axes["D"])
+
+
+def dense_pairs(axes, bound):
+    """Visible (query, key) pairs of one head."""
+    lq, lk = axes["Lq"], axes["Lk"]
+    window, sinks, causal = bound["window"], min(bound["sinks"], lk), bound["causal"]
+    if window is None:
+        window, sinks = lk + lq, 0
+    total = 0
+    for t in range(lk - lq, lk):
+        hi = min(lk, t + 1 if causal else t + window)
+        lo = max(0, t - window + 1)
+        total += max(0, hi - lo) + max(0, min(sinks, lo, hi))
+    return total
+
+
+def view_pairs(bound):
+    """Visible (query, key) pairs of a view, and the keys that any query sees, of one head."""
+    order = bound["q_pos"] if bound["q_order"] is None else bound["q_order"]
+    pairs = keys = 0
+    for b in range(bound["q_indptr"].numel() - 1):
+        rows = order[int(bound["q_indptr"][b]) : int(bound["q_indptr"][b + 1])]
+        if not len(rows):
+            continue
+        first, last = int(bound["entry_indptr"][b]), int(bound["entry_indptr"][b + 1])
+        for e in bound["entries"][first:last].tolist():
+            hi = (rows - e[5] + 1).clamp(0, e[2])
+            lo = (rows - e[6] + 1 - e[5]).clamp(0, e[2])
+            pairs += int((hi - lo).clamp(min=0).sum())
+            keys += max(0, int(hi.max()) - int(lo.min()))
+    return pairs, keys
+
+
+def _paged_bytes(axes, bound):
+    kv = 2 * view_pairs(bound)[1] * axes["Hkv"] * axes["D"] * bound["k_pages"].element_size()
+    return kv + 2 * bound["q"].numel() * bound["q"].element_size()
+
+
+ATTENTION = OpSpec(
+    name="attention",
+    family="attention",
+    schema=(
+        "(Tensor q, Tensor k, Tensor v, *, int? window=None, int sinks=0, Tensor? sink_logits=None,"
+        " bool causal=True, float? scale=None, float softcap=0.0, int split=4096)"
+        " -> (Tensor, Tensor)"
+    ),
+    args=(
+        Arg("q", "B Hq Lq D", contiguous="last"),
+        Arg("k", "B Hkv Lk D", like="q", contiguous="last"),
+        Arg("v", "B Hkv Lk D", like="q", contiguous="last"),
+        Arg("sink_logits", "Hq", F32, optional=True, contiguous="all"),
+    ),
+    outs=(Out("B Hq Lq D", "q"), Out("B Hq Lq", F32[0])),
+    reference=reference.attention,
+    flops=lambda axes, bound: 4 * axes["B"] * axes["Hq"] * axes["D"] * dense_pairs(axes, bound),
+    bytes=lambda axes, bound: (
+        2 * (bound["q"].numel() + bound["k"].numel()) * bound["q"].element_size()
+    ),
+    depth=lambda axes, bound: axes["Lk"] + axes["D"],
+    values=_attention_values,
+    source="sinks: Xiao et al., Efficient Streaming Language Models with Attention Sinks (2023)",
+    doc="sliding-window attention with sinks, in the layout of scaled_dot_product_attention",
+)
+
+PAGED_ATTENTION = OpSpec(
+    name="paged_attention",
+    family="attention",
+    schema=(
+        "(Tensor q, Tensor k_pages, Tensor v_pages, Tensor entries, Tensor entry_indptr,"
+        " Tensor q_indptr, Tensor q_pos, *, Tensor? q_order=None, Tensor? inv_freq=None,"
+        " float? scale=None, float softcap=0.0, Tensor? sink_logits=None, int split=4096)"
+        " -> (Tensor, Tensor)"
+    ),
+    args=(
+        Arg("q", "T Hq D", contiguous="last"),
+        Arg("k_pages", "N Hkv D P"),
+        Arg("v_pages", "N Hkv P D", like="k_pages"),
+        Arg("entries", "E 7", I64, contiguous="all"),
+        Arg("entry_indptr", "B+1", I32, contiguous="all"),
+        Arg("q_indptr", "B+1", I32, contiguous="all"),
+        Arg("q_pos", "T", I64, contiguous="all"),
+        Arg("q_order", "T", I64, optional=True, contiguous="all"),
+        Arg("inv_freq", "R", F64, optional=True, contiguous="all"),
+        Arg("sink_logits", "Hq", F32, optional=True, contiguous="all"),
+    ),
+    outs=(Out("T Hq D", "q"), Out("T Hq", F32[0])),
+    reference=reference.paged_attention,
+    flops=lambda axes, bound: 4 * axes["Hq"] * axes["D"] * view_pairs(bound)[0],
+    bytes=_paged_bytes,
+    depth=lambda axes, bound: axes["E"] * axes["P"] + axes["D"],
+    values=_paged_values,
+    gpu=("triton", "cuda"),
+    source="query-side rotation: ReKV (2025) and InfLLM (2024), one angle per block; here per entry",
+    doc="attention over a view: sinks, windows and shared or retrieved pages in one softmax",
+)
+
+APPEND = OpSpec(
+    name="append",
+    family="attention",
+    schema=(
+        "(Tensor k, Tensor v, Tensor(a!) k_pages, Tensor(b!) v_pages, Tensor where, *,"
+        " Tensor? inv_freq=None) -> ()"
+    ),
+    args=(
+        Arg("k", "T Hkv D", contiguous="last"),
+        Arg("v", "T Hkv D", like="k", contiguous="last"),
+        Arg("k_pages", "N Hkv D P"),
+        Arg("v_pages", "N Hkv P D", like="k_pages"),
+        Arg("where", "T 3", I64, contiguous="all"),
+        Arg("inv_freq", "R", F64, optional=True, contiguous="all"),
+    ),
+    outs=(),
+    reference=reference.append,
+    flops=lambda axes, bound: 3 * axes["T"] * axes["Hkv"] * axes["D"],
+    bytes=lambda axes, bound: (
+        2 * bound["k"].numel() * (bound["k"].element_size() + bound["k_pages"].element_size())
+    ),
+    depth=lambda axes, bound: 2,
+    values=_append_values,
+    mutates=("k_pages", "v_pages"),
+    doc="rotates keys about the origin of their page and writes keys and values into their slots",
+)
+
+MERGE_STATES = OpSpec(
+    name="merge_states",
+    family="attention",
+    schema="(Tensor o_a, Tensor lse_a, Tensor o_b, Tensor lse_b) -> (Tensor, Tensor)",
+    args=(
+        Arg("o_a", "T H D", contiguous="all"),
+        Arg("lse_a", "T H", F32, contiguous="all"),
+        Arg("o_b", "T H D", like="o_a", contiguous="all"),
+        Arg("lse_b", "T H", F32, contiguous="all"),
+    ),
+    outs=(Out("T H D", "o_a"), Out("T H", F32[0])),
+    reference=reference.merge_states,
+    flops=lambda axes, bound: 3 * bound["o_a"].numel(),
+    bytes=lambda axes, bound: 3 * bound["o_a"].numel() * bound["o_a"].element_size(),
+    depth=lambda axes, bound: 2,
+    values=_merge_values,
+    gpu=("triton", "cuda"),
+    source="FlashInfer (Ye et al., 2025), recursive attention states; natural logarithm here",
+    doc="one attention state out of the states of two disjoint sets of keys",
+)
+
+SPECS = (ATTENTION, PAGED_ATTENTION, APPEND, MERGE_STATES)

@@ -1,0 +1,244 @@
+// SPDX-License-Identifier: Apache-2.0
+// Register-blocked pieces of online-softmax attention over one tile of at most kTile keys: logits,
+// softmax, weighted values, and the rotation of a block of queries.
+#pragma once
+#include <math.h>
+#include <string.h>
+
+#include "args.h"
+#include "csrc/simd/vec.h"
+#include "visible.h"
+
+namespace {
+
+using headrace::kTile;
+
+constexpr float kLog2e = 1.44269504088896f;
+constexpr double kLn2 = 0.693147180559945309;
+constexpr float kInf = __builtin_inff();
+
+// Rows and vectors of a register block: 6 x 4 fills 24 of 32 registers, 6 x 2 fills 12 of 16.
+constexpr int kRows = 6;
+constexpr int kCols = F::registers == 32 ? 4 : 2;
+
+// c[M][N * kW] (+)= a[M][depth] * b[depth][N * kW]; b is widened as it is read.
+template <int M, int N, bool Accumulate, class T>
+inline void block_product(const float* a, std::int64_t lda, const T* b, std::int64_t ldb,
+                          int depth, float* c, std::int64_t ldc) {
+  F acc[M][N];
+  for (int m = 0; m < M; ++m) {
+    for (int n = 0; n < N; ++n) acc[m][n] = Accumulate ? load(c + m * ldc + n * kW) : zero();
+  }
+  for (int i = 0; i < depth; ++i) {
+    F row[N];
+    for (int n = 0; n < N; ++n) row[n] = load(b + i * ldb + n * kW);
+    for (int m = 0; m < M; ++m) {
+      const F x = set1(a[m * lda + i]);
+      for (int n = 0; n < N; ++n) acc[m][n] = fma(x, row[n], acc[m][n]);
+    }
+  }
+  for (int m = 0; m < M; ++m) {
+    for (int n = 0; n < N; ++n) store(c + m * ldc + n * kW, acc[m][n]);
+  }
+}
+
+template <int N, bool Accumulate, class T>
+inline void row_blocks(const float* a, std::int64_t lda, const T* b, std::int64_t ldb, int depth,
+                       float* c, std::int64_t ldc, int rows) {
+  int m = 0;
+  for (; m + kRows <= rows; m += kRows) {
+    block_product<kRows, N, Accumulate>(a + m * lda, lda, b, ldb, depth, c + m * ldc, ldc);
+  }
+  a += m * lda;
+  c += m * ldc;
+  switch (rows - m) {
+    case 1: return block_product<1, N, Accumulate>(a, lda, b, ldb, depth, c, ldc);
+    case 2: return block_product<2, N, Accumulate>(a, lda, b, ldb, depth, c, ldc);
+    case 3: return block_product<3, N, Accumulate>(a, lda, b, ldb, depth, c, ldc);
+    case 4: return block_product<4, N, Accumulate>(a, lda, b, ldb, depth, c, ldc);
+    case 5: return block_product<5, N, Accumulate>(a, lda, b, ldb, depth, c, ldc);
+    default: return;
+  }
+}
+
+// c[rows][cols] (+)= a[rows][depth] * b[depth][cols], cols a multiple of kW. Every element adds its
+// terms in the order of depth, whatever block it falls in.
+template <bool Accumulate, class T>
+inline void product(const float* a, std::int64_t lda, const T* b, std::int64_t ldb, int depth,
+                    float* c, std::int64_t ldc, int rows, int cols) {
+  int n = 0;
+  for (; n + kCols * kW <= cols; n += kCols * kW) {
+    row_blocks<kCols, Accumulate>(a, lda, b + n, ldb, depth, c + n, ldc, rows);
+  }
+  const int left = (cols - n) / kW;
+  if (left == 1) row_blocks<1, Accumulate>(a, lda, b + n, ldb, depth, c + n, ldc, rows);
+  if constexpr (kCols == 4) {
+    if (left == 2) row_blocks<2, Accumulate>(a, lda, b + n, ldb, depth, c + n, ldc, rows);
+    if (left == 3) row_blocks<3, Accumulate>(a, lda, b + n, ldb, depth, c + n, ldc, rows);
+  }
+}
+
+inline float first(F a) {
+  float lanes[kW];
+  store(lanes, a);
+  return lanes[0];
+}
+inline float exp2_one(float x) { return first(exp2(set1(x))); }
+
+// c * tanh(x / c) in logits of base 2: tanh(y) = 1 - 2 / (1 + 2^(2 y log2 e)), by the half that
+// cannot overflow.
+inline F soft_cap(F x, float cap) {
+  const F y = mul(x, set1(1.f / cap));
+  const F magnitude = max(sub(zero(), y), y);
+  const F e = exp2(mul(magnitude, set1(-2.f * kLog2e)));
+  const F t = div(sub(set1(1.f), e), add(set1(1.f), e));
+  const F flipped = mul(t, set1(cap * kLog2e));
+  float in[kW], out[kW];
+  store(in, y);
+  store(out, flipped);
+  for (int i = 0; i < kW; ++i) out[i] = in[i] < 0.f ? -out[i] : out[i];
+  return load(out);
+}
+
+// The state of a block of rows: unnormalised output, running maximum and sum, all in base 2.
+struct Rows {
+  float* o;  // [rows][dim]
+  float* m;  // [rows]
+  float* l;  // [rows]
+  int rows, dim;
+};
+
+// Turns one row of logits into weights, in place; columns outside [lo, hi) get weight 0.
+inline void softmax_row(float* s, int cols, int lo, int hi, float cap, int row, const Rows& st) {
+  if (lo >= hi) {
+    for (int j = 0; j < cols; j += kW) store(s + j, zero());
+    return;
+  }
+  const bool whole = lo <= 0 && hi >= cols;
+  F top = set1(-kInf);
+  for (int j = 0; j < cols; j += kW) {
+    F x = load(s + j);
+    if (cap > 0.f) x = soft_cap(x, cap);
+    if (!whole) x = keep(x, set1(-kInf), lo - j, hi - j);
+    if (cap > 0.f || !whole) store(s + j, x);
+    top = max(top, x);
+  }
+  const float seen = hmax(top);
+  float m = st.m[row];
+  if (seen > m) {
+    const float shrink = exp2_one(m - seen);
+    st.l[row] *= shrink;
+    const F by = set1(shrink);
+    float* o = st.o + static_cast<std::int64_t>(row) * st.dim;
+    for (int d = 0; d < st.dim; d += kW) store(o + d, mul(load(o + d), by));
+    m = st.m[row] = seen;
+  }
+  const F bias = set1(m == -kInf ? 0.f : m);
+  F sum = zero();
+  for (int j = 0; j < cols; j += kW) {
+    F p = exp2(sub(load(s + j), bias));
+    if (!whole) p = keep(p, zero(), lo - j, hi - j);
+    store(s + j, p);
+    sum = add(sum, p);
+  }
+  st.l[row] += hsum(sum);
+}
+
+inline void reset(const Rows& st) {
+  for (int r = 0; r < st.rows; ++r) {
+    st.m[r] = -kInf;
+    st.l[r] = 0.f;
+  }
+  for (std::int64_t i = 0; i < static_cast<std::int64_t>(st.rows) * st.dim; i += kW) {
+    store(st.o + i, zero());
+  }
+}
+
+// Writes one finished row. The learned sink joins the denominator here and nowhere else; lse is
+// natural and without it.
+inline void finish_row(const float* acc, float m, float l, int dim, const float* sink_logit,
+                       void* o, std::int64_t at, int dtype, float* lse) {
+  if (m == -kInf && l == 0.f) {
+    for (int d = 0; d < dim; d += kW) store_any(o, at + d, dtype, zero());
+    *lse = -kInf;
+    return;
+  }
+  float weight = 1.f / l;
+  if (sink_logit) {
+    const float b = *sink_logit * kLog2e, top = b > m ? b : m;
+    const float mine = exp2_one(m - top);
+    weight = mine / (l * mine + exp2_one(b - top));
+  }
+  const F by = set1(weight);
+  for (int d = 0; d < dim; d += kW) store_any(o, at + d, dtype, mul(load(acc + d), by));
+  *lse = static_cast<float>(static_cast<double>(m) * kLn2 + log(static_cast<double>(l)));
+}
+
+// cos and sin of distance * inv_freq[i]. The angle is reduced in fp64, so that a distance of
+// millions costs no accuracy; what is left of it is below pi / 4 and fits fp32.
+inline void angles(std::int64_t distance, const double* inv_freq, int half, float* c, float* s) {
+  constexpr double kTwoOverPi = 0.636619772367581343, kRound = 6755399441055744.0;
+  constexpr double kHigh = 1.57079632673412561417, kLow = 6.07710050650619224932e-11;
+  const double steps = static_cast<double>(distance);
+  for (int i = 0; i < half; ++i) {
+    const double a = steps * inv_freq[i];
+    const double shifted = a * kTwoOverPi + kRound;
+    std::int64_t bits;
+    memcpy(&bits, &shifted, 8);
+    const double turns = shifted - kRound;
+    const float r = static_cast<float>((a - turns * kHigh) - turns * kLow);
+    const float z = r * r;
+    const float sine = r + r * z * (-1.6666654611e-1f + z * (8.3321608736e-3f + z * -1.9515295891e-4f));
+    const float cosine =
+        1.f - 0.5f * z +
+        z * z * (4.166664568298827e-2f + z * (-1.388731625493765e-3f + z * 2.443315711809948e-5f));
+    const bool swap = bits & 1;
+    const float cv = swap ? sine : cosine, sv = swap ? cosine : sine;
+    c[i] = (bits + 1) & 2 ? -cv : cv;
+    s[i] = bits & 2 ? -sv : sv;
+  }
+}
+
+// out = x rotated: dimension i pairs with i + half; dimensions from 2 * half on pass through.
+inline void rotate(const float* x, const float* c, const float* s, int half, int dim, float* out) {
+  for (int i = 0; i < half; ++i) {
+    const float a = x[i], b = x[i + half];
+    out[i] = a * c[i] - b * s[i];
+    out[i + half] = b * c[i] + a * s[i];
+  }
+  for (int i = 2 * half; i < dim; ++i) out[i] = x[i];
+}
+
+// Takes a block of unnormalised split states, in order, into one row state and finishes it.
+inline void merge_splits(const headrace::Share& share, int row, int rows, int dim,
+                         const float* sink_logit, void* o, std::int64_t at, int dtype, float* lse) {
+  const std::int64_t words = dim + 2;
+  float* into = share.partial + row * words;
+  float m = into[dim], l = into[dim + 1];
+  for (int i = 1; i < share.splits; ++i) {
+    const float* from = share.partial + (static_cast<std::int64_t>(i) * rows + row) * words;
+    const float other = from[dim];
+    if (other == -kInf && from[dim + 1] == 0.f) continue;
+    const float top = other > m ? other : m;
+    const float a = exp2_one(m - top), b = exp2_one(other - top);
+    for (int d = 0; d < dim; d += kW) {
+      store(into + d, fma(load(from + d), set1(b), mul(load(into + d), set1(a))));
+    }
+    l = l * a + from[dim + 1] * b;
+    m = top;
+  }
+  finish_row(into, m, l, dim, sink_logit, o, at, dtype, lse);
+}
+
+inline void keep_partial(const headrace::Share& share, const Rows& st) {
+  const std::int64_t words = st.dim + 2;
+  for (int r = 0; r < st.rows; ++r) {
+    float* to = share.partial + (static_cast<std::int64_t>(share.split) * st.rows + r) * words;
+    const float* from = st.o + static_cast<std::int64_t>(r) * st.dim;
+    for (int d = 0; d < st.dim; d += kW) store(to + d, load(from + d));
+    to[st.dim] = st.m[r];
+    to[st.dim + 1] = st.l[r];
+  }
+}
+
+}  // namespace

@@ -1,0 +1,124 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Registers ops with torch from their contracts, and the one path by which every call goes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from importlib import import_module
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .. import backends
+from ..contract import Axes, OpSpec
+from ..errors import BackendError, bad_value
+
+# fn(bound arguments, axes, outputs to fill)
+Kernel = Callable[[Mapping[str, Any], Axes, list[Tensor]], None]
+
+DTYPE_CODE = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+
+_LIBRARY = torch.library.Library("headrace", "DEF")
+_SPECS: dict[str, OpSpec] = {}
+
+
+def specs() -> dict[str, OpSpec]:
+    """Every registered op by name."""
+    return dict(_SPECS)
+
+
+def address(x: Tensor | None) -> int:
+    """Where the data of a tensor starts; 0 for None."""
+    return 0 if x is None else x.data_ptr()
+
+
+def register(spec: OpSpec, cpu: Kernel) -> None:
+    """Defines `torch.ops.headrace.<name>` with CPU and CUDA kernels and a fake function."""
+    _LIBRARY.define(spec.name + spec.schema)
+    _SPECS[spec.name] = spec
+    arguments = getattr(torch.ops.headrace, spec.name).default._schema.arguments
+    defaults = {a.name: a.default_value for a in arguments if a.has_default_value()}
+
+    def bind(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[dict[str, Any], Axes]:
+        bound = defaults | spec.bind(*args, **kwargs)
+        axes = spec.check(bound)
+        if bound.get("scale", 0) is None:
+            bound["scale"] = axes["D"] ** -0.5
+        return bound, axes
+
+    def returned(outs: list[Tensor]) -> Any:
+        return None if not outs else outs[0] if len(outs) == 1 else tuple(outs)
+
+    def on(device: str) -> Callable[..., Any]:
+        def run(*args: Any, **kwargs: Any) -> Any:
+            bound, axes = bind(args, kwargs)
+            chosen = backends.resolve(device, spec.gpu)
+            if chosen == "reference":
+                return _reference(spec, bound)
+            outs = spec.empty_outs(bound, axes)
+            kernel = cpu if chosen == "cpu" else _load(spec, chosen)
+            kernel(bound, axes, outs)
+            return returned(outs)
+
+        return run
+
+    def fake(*args: Any, **kwargs: Any) -> Any:
+        bound, axes = bind(args, kwargs)
+        return returned(spec.empty_outs(bound, axes))
+
+    _LIBRARY.impl(spec.name, on("cpu"), "CPU")
+    _LIBRARY.impl(spec.name, on("cuda"), "CUDA")
+    torch.library.register_fake(f"headrace::{spec.name}", fake, lib=_LIBRARY)
+
+
+def _reference(spec: OpSpec, bound: Mapping[str, Any]) -> Any:
+    skip = {"split"}  # how a kernel cuts its work is no part of what the op means
+    outs = spec.reference(**{k: v for k, v in bound.items() if k not in skip})
+    if outs is None:
+        return None
+    several = outs if isinstance(outs, tuple) else (outs,)
+    cast = [
+        o if isinstance(s.dtype, str) else o.to(s.dtype)
+        for o, s in zip(several, spec.outs, strict=True)
+    ]
+    return cast[0] if len(cast) == 1 else tuple(cast)
+
+
+def _load(spec: OpSpec, backend: str) -> Kernel:
+    if backend not in spec.gpu:
+        have = ", ".join(("reference", "cpu", *spec.gpu))
+        raise BackendError(f"{spec.name}(backend): expected one of {have}, got {backend}")
+    try:
+        return getattr(import_module(f"headrace.kernels.{spec.family}.{backend}"), spec.name)
+    except (ImportError, OSError) as error:
+        raise BackendError(
+            f"{spec.name}(backend): expected backend {backend} to load, got: {error}"
+        ) from error
+
+
+def call(name: str, *args: Any, **kwargs: Any) -> Any:
+    """Runs an op on tensors, or on numpy arrays (zero-copy; arrays come back).
+
+    Raises ValueError when autograd would have to record it: the ops have no backward.
+    """
+    op = getattr(torch.ops.headrace, name)
+    values = [*args, *kwargs.values()]
+    if any(isinstance(x, np.ndarray) for x in values):
+        out = op(*map(_as_tensor, args), **{k: _as_tensor(v) for k, v in kwargs.items()})
+        return tuple(o.numpy() for o in out) if isinstance(out, tuple) else _as_array(out)
+    if torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in values):
+        raise bad_value(
+            name, "inputs", "tensors without requires_grad", "one that requires grad",
+            "the op has no backward; call it under torch.no_grad()",
+        )
+    return op(*args, **kwargs)
+
+
+def _as_tensor(x: Any) -> Any:
+    return torch.from_numpy(x) if isinstance(x, np.ndarray) else x
+
+
+def _as_array(x: Any) -> Any:
+    return None if x is None else x.numpy()
