@@ -54,7 +54,17 @@ def attention(q, k, v, window, sinks, sink_logits, causal, scale, softcap):
 
 
 def paged_attention(
-    q, k_pages, v_pages, entries, entry_indptr, q_indptr, q_pos, q_order, inv_freq, scale, softcap,
+    q,
+    k_pages,
+    v_pages,
+    entries,
+    entry_indptr,
+    q_indptr,
+    q_pos,
+    q_order,
+    inv_freq,
+    scale,
+    softcap,
     sink_logits,
 ):
     """Attention over a view of pages; see headrace.ops.paged_attention."""

@@ -39,7 +39,11 @@ def _attention_values(bound, axes):
     window, sinks = bound["window"], bound["sinks"]
     if window is not None and window < 1:
         raise bad_value(
-            "attention", "window", "1 or more, or None", window, "the window counts the query itself"
+            "attention",
+            "window",
+            "1 or more, or None",
+            window,
+            "the window counts the query itself",
         )
     if sinks < 0:
         raise bad_value("attention", "sinks", "0 or more", sinks)

@@ -60,7 +60,9 @@ def resolve(device: str, gpu: tuple[str, ...]) -> str:
     if _current == "auto":
         return "cpu" if device == "cpu" else gpu[-1]
     if _current == "cuda" and device == "cpu":
-        raise BackendError("use_backend(name): expected CUDA tensors for backend cuda, got cpu tensors")
+        raise BackendError(
+            "use_backend(name): expected CUDA tensors for backend cuda, got cpu tensors"
+        )
     if _current == "cpu" and device != "cpu":
         raise BackendError(f"use_backend(name): expected cpu tensors for backend cpu, got {device}")
     return _current

@@ -10,7 +10,12 @@ from .registry import DTYPE_CODE, address, call, register
 
 
 def append(
-    k: Tensor, v: Tensor, k_pages: Tensor, v_pages: Tensor, where: Tensor, *,
+    k: Tensor,
+    v: Tensor,
+    k_pages: Tensor,
+    v_pages: Tensor,
+    where: Tensor,
+    *,
     inv_freq: Tensor | None = None,
 ) -> None:
     """Writes keys and values into pages, in place; each key rotated once, about its page's origin.
@@ -26,22 +31,31 @@ def append(
 
 def page_strides(pages: Tensor, op: str, name: str) -> tuple[int, int]:
     """Strides of page and head; the two axes inside must be dense."""
-    inner = pages.shape[-1]
-    if pages.numel() and pages.stride()[2:] != (inner, 1):
+    page, head, row, one = pages.stride()
+    if (one != 1 or row != pages.shape[3]) and pages.numel():
         raise bad_value(op, name, "the last two axes contiguous", f"strides {pages.stride()}")
-    return pages.stride(0), pages.stride(1)
+    return page, head
 
 
 def _cpu(bound, axes, outs):
     k, v, pages = bound["k"], bound["v"], bound["k_pages"]
     inv_freq = bound["inv_freq"]
     _C.append(
-        k.data_ptr(), k.stride()[:2], v.data_ptr(), v.stride()[:2], pages.data_ptr(),
-        page_strides(pages, "append", "k_pages"), bound["v_pages"].data_ptr(),
-        page_strides(bound["v_pages"], "append", "v_pages"), bound["where"].data_ptr(),
-        address(inv_freq), 0 if inv_freq is None else inv_freq.numel(),
-        (axes["T"], axes["Hkv"], axes["D"], axes["P"], axes["N"]), DTYPE_CODE[k.dtype],
-        DTYPE_CODE[pages.dtype], get_num_threads(),
+        k.data_ptr(),
+        k.stride()[:2],
+        v.data_ptr(),
+        v.stride()[:2],
+        pages.data_ptr(),
+        page_strides(pages, "append", "k_pages"),
+        bound["v_pages"].data_ptr(),
+        page_strides(bound["v_pages"], "append", "v_pages"),
+        bound["where"].data_ptr(),
+        address(inv_freq),
+        0 if inv_freq is None else inv_freq.numel(),
+        (axes["T"], axes["Hkv"], axes["D"], axes["P"], axes["N"]),
+        DTYPE_CODE[k.dtype],
+        DTYPE_CODE[pages.dtype],
+        get_num_threads(),
     )
 
 

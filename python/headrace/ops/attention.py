@@ -9,9 +9,17 @@ from .registry import DTYPE_CODE, address, call, register
 
 
 def attention(
-    q: Tensor, k: Tensor, v: Tensor, *, window: int | None = None, sinks: int = 0,
-    sink_logits: Tensor | None = None, causal: bool = True, scale: float | None = None,
-    softcap: float = 0.0, return_lse: bool = False,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    window: int | None = None,
+    sinks: int = 0,
+    sink_logits: Tensor | None = None,
+    causal: bool = True,
+    scale: float | None = None,
+    softcap: float = 0.0,
+    return_lse: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Attention over contiguous keys, in the layout of torch's scaled_dot_product_attention.
 
@@ -27,8 +35,16 @@ def attention(
     Raises TypeError, ValueError or NotImplementedError naming the argument.
     """
     o, lse = call(
-        "attention", q, k, v, window=window, sinks=sinks, sink_logits=sink_logits, causal=causal,
-        scale=scale, softcap=softcap,
+        "attention",
+        q,
+        k,
+        v,
+        window=window,
+        sinks=sinks,
+        sink_logits=sink_logits,
+        causal=causal,
+        scale=scale,
+        softcap=softcap,
     )
     return (o, lse) if return_lse else o
 
@@ -38,11 +54,23 @@ def _cpu(bound, axes, outs):
     window = bound["window"]
     unlimited = axes["Lq"] + axes["Lk"]
     _C.attention(
-        q.data_ptr(), q.stride()[:3], k.data_ptr(), k.stride()[:3], v.data_ptr(), v.stride()[:3],
+        q.data_ptr(),
+        q.stride()[:3],
+        k.data_ptr(),
+        k.stride()[:3],
+        v.data_ptr(),
+        v.stride()[:3],
         (axes["B"], axes["Hq"], axes["Hkv"], axes["Lq"], axes["Lk"], axes["D"]),
-        DTYPE_CODE[q.dtype], unlimited if window is None else min(window, unlimited),
-        0 if window is None else bound["sinks"], bound["causal"], bound["scale"], bound["softcap"],
-        address(bound["sink_logits"]), o.data_ptr(), lse.data_ptr(), bound["split"],
+        DTYPE_CODE[q.dtype],
+        unlimited if window is None else min(window, unlimited),
+        0 if window is None else bound["sinks"],
+        bound["causal"],
+        bound["scale"],
+        bound["softcap"],
+        address(bound["sink_logits"]),
+        o.data_ptr(),
+        lse.data_ptr(),
+        bound["split"],
         get_num_threads(),
     )
 

@@ -22,9 +22,16 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 def _cpu(bound, axes, outs):
     x, weight, (y,) = bound["x"], bound["weight"], outs
     _C.linear(
-        x.data_ptr(), x.stride(0), weight.data_ptr(), weight.stride(0), address(bound["bias"]),
-        y.data_ptr(), (axes["T"], axes["N"], axes["K"]), DTYPE_CODE[x.dtype],
-        DTYPE_CODE[weight.dtype], get_num_threads(),
+        x.data_ptr(),
+        x.stride(0),
+        weight.data_ptr(),
+        weight.stride(0),
+        address(bound["bias"]),
+        y.data_ptr(),
+        (axes["T"], axes["N"], axes["K"]),
+        DTYPE_CODE[x.dtype],
+        DTYPE_CODE[weight.dtype],
+        get_num_threads(),
     )
 
 

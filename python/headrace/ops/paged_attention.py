@@ -10,10 +10,20 @@ from .registry import DTYPE_CODE, address, call, register
 
 
 def paged_attention(
-    q: Tensor, k_pages: Tensor, v_pages: Tensor, entries: Tensor, entry_indptr: Tensor,
-    q_indptr: Tensor, q_pos: Tensor, *, q_order: Tensor | None = None,
-    inv_freq: Tensor | None = None, scale: float | None = None, softcap: float = 0.0,
-    sink_logits: Tensor | None = None, split: int = 4096,
+    q: Tensor,
+    k_pages: Tensor,
+    v_pages: Tensor,
+    entries: Tensor,
+    entry_indptr: Tensor,
+    q_indptr: Tensor,
+    q_pos: Tensor,
+    *,
+    q_order: Tensor | None = None,
+    inv_freq: Tensor | None = None,
+    scale: float | None = None,
+    softcap: float = 0.0,
+    sink_logits: Tensor | None = None,
+    split: int = 4096,
 ) -> tuple[Tensor, Tensor]:
     """Attention of many streams, each over its own view of shared pages; gives (o, lse).
 
@@ -33,8 +43,19 @@ def paged_attention(
     Raises TypeError, ValueError or NotImplementedError naming the argument.
     """
     return call(
-        "paged_attention", q, k_pages, v_pages, entries, entry_indptr, q_indptr, q_pos,
-        q_order=q_order, inv_freq=inv_freq, scale=scale, softcap=softcap, sink_logits=sink_logits,
+        "paged_attention",
+        q,
+        k_pages,
+        v_pages,
+        entries,
+        entry_indptr,
+        q_indptr,
+        q_pos,
+        q_order=q_order,
+        inv_freq=inv_freq,
+        scale=scale,
+        softcap=softcap,
+        sink_logits=sink_logits,
         split=split,
     )
 
@@ -44,13 +65,28 @@ def _cpu(bound, axes, outs):
     order = bound["q_pos"] if bound["q_order"] is None else bound["q_order"]
     inv_freq = bound["inv_freq"]
     _C.paged_attention(
-        q.data_ptr(), q.stride()[:2], k.data_ptr(), page_strides(k, "paged_attention", "k_pages"),
-        v.data_ptr(), page_strides(v, "paged_attention", "v_pages"), bound["entries"].data_ptr(),
-        bound["entry_indptr"].data_ptr(), bound["q_indptr"].data_ptr(), bound["q_pos"].data_ptr(),
-        order.data_ptr(), address(inv_freq), 0 if inv_freq is None else inv_freq.numel(),
+        q.data_ptr(),
+        q.stride()[:2],
+        k.data_ptr(),
+        page_strides(k, "paged_attention", "k_pages"),
+        v.data_ptr(),
+        page_strides(v, "paged_attention", "v_pages"),
+        bound["entries"].data_ptr(),
+        bound["entry_indptr"].data_ptr(),
+        bound["q_indptr"].data_ptr(),
+        bound["q_pos"].data_ptr(),
+        order.data_ptr(),
+        address(inv_freq),
+        0 if inv_freq is None else inv_freq.numel(),
         (axes["T"], axes["Hq"], axes["Hkv"], axes["D"], axes["P"], axes["N"], axes["B"], axes["E"]),
-        DTYPE_CODE[q.dtype], DTYPE_CODE[k.dtype], bound["scale"], bound["softcap"],
-        address(bound["sink_logits"]), o.data_ptr(), lse.data_ptr(), bound["split"],
+        DTYPE_CODE[q.dtype],
+        DTYPE_CODE[k.dtype],
+        bound["scale"],
+        bound["softcap"],
+        address(bound["sink_logits"]),
+        o.data_ptr(),
+        lse.data_ptr(),
+        bound["split"],
         get_num_threads(),
     )
 
