@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Streaming inference: unbounded streams through a model at constant memory and constant time per step."""
+"""Streaming inference: unbounded streams through a model at constant memory and time per step."""
 
 import torch  # noqa: F401  (first: the extension shares torch's OpenMP runtime)
 
