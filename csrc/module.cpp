@@ -8,6 +8,7 @@
 #include <array>
 
 #include "attention.h"
+#include "build_info.h"
 #include "common/isa.h"
 #include "linear.h"
 
