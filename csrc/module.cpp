@@ -8,6 +8,7 @@
 #include <array>
 
 #include "attention.h"
+#include "build_info.h"
 #include "common/isa.h"
 #include "linear.h"
 #include "probe.h"
@@ -166,6 +167,7 @@ void linear(Address x, std::int64_t x_row, Address weight, std::int64_t w_row, A
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
+  headrace::active_isa();  // an impossible HEADRACE_ISA fails here, as the ImportError that it is
   m.doc() = "Compiled kernels of headrace; the public functions are in headrace.ops.";
   m.def("available_isas", &headrace::available_isas, "Levels this machine has, slowest first.");
   m.def("active_isa", [] { return std::string(headrace::isa_name(headrace::active_isa())); });

@@ -159,7 +159,7 @@ PAGED_ATTENTION = OpSpec(
     depth=lambda axes, bound: axes["E"] * axes["P"] + axes["D"],
     values=_paged_values,
     gpu=("triton", "cuda"),
-    source="query-side rotation: ReKV (2025) and InfLLM (2024), one angle per block; here per entry",
+    source="query-side rotation: ReKV (2025), InfLLM (2024), one angle per block; here per entry",
     doc="attention over a view: sinks, windows and shared or retrieved pages in one softmax",
 )
 

@@ -31,7 +31,8 @@ def current() -> str:
 def use_backend(name: str) -> Iterator[None]:
     """Runs every op of the block on one backend: auto, reference, cpu, triton or cuda.
 
-    Raises ValueError for an unknown name; an op that the backend lacks raises BackendError when called.
+    Raises ValueError for an unknown name; an op that the backend lacks raises BackendError when
+    called.
     """
     global _current
     before, _current = _current, _valid(name, "use_backend")

@@ -101,7 +101,7 @@ class OpSpec:
         return bound
 
     def check(self, bound: Mapping[str, Any]) -> Axes:
-        """Sizes of the named axes. Raises TypeError or ValueError that names the first bad argument."""
+        """Sizes of the named axes. Raises TypeError or ValueError naming the first bad argument."""
         quick = self._quick(bound)
         if quick is not None:
             self.values(bound, quick)

@@ -20,9 +20,9 @@ def append(
 ) -> None:
     """Writes keys and values into pages, in place; each key rotated once, about its page's origin.
 
-    k, v [T, Hkv, D]; k_pages [N, Hkv, D, P] (keys are columns) and v_pages [N, Hkv, P, D], of any of
-    fp32, bf16, fp16; where int64 [T, 3]: page, slot, and offset, the token's logical position minus the
-    origin of its page. inv_freq fp64 [R] with 2R <= D: dimension i turns with i + R by
+    k, v [T, Hkv, D]; k_pages [N, Hkv, D, P] (keys are columns) and v_pages [N, Hkv, P, D], of any
+    of fp32, bf16, fp16; where int64 [T, 3]: page, slot, and offset, the token's logical position
+    minus the origin of its page. inv_freq fp64 [R] with 2R <= D: dimension i turns with i + R by
     offset * inv_freq[i]; None stores keys as they are. A slot named twice holds one of the two.
     Raises TypeError or ValueError naming the argument, before anything is written.
     """

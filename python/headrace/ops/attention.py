@@ -23,16 +23,16 @@ def attention(
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Attention over contiguous keys, in the layout of torch's scaled_dot_product_attention.
 
-    q [B, Hq, Lq, D], k and v [B, Hkv, Lk, D] (fp32, bf16 or fp16; Hkv divides Hq; D a multiple of 16 up
-    to 256), aligned at the bottom right: query i stands at t = i + Lk - Lq. It sees key j iff
+    q [B, Hq, Lq, D], k and v [B, Hkv, Lk, D] (fp32, bf16 or fp16; Hkv divides Hq; D a multiple of
+    16 up to 256), aligned at the bottom right: query i stands at t = i + Lk - Lq. It sees key j iff
     (j <= t, when causal) and (j < sinks, or t - window < j < t + window); window None: no window.
     The window counts the query itself. Positions are the caller's: q and k come rotated.
     sink_logits fp32 [Hq]: a learned term exp(b) in the denominator. softcap c > 0 maps logits x to
     c tanh(x / c). scale defaults to D ** -0.5.
 
-    Gives o [B, Hq, Lq, D], and with return_lse also lse fp32 [B, Hq, Lq] (natural logarithm, without
-    the learned sink). A row that sees nothing gives 0 and -inf. Only visible tiles are read.
-    Raises TypeError, ValueError or NotImplementedError naming the argument.
+    Gives o [B, Hq, Lq, D], and with return_lse also lse fp32 [B, Hq, Lq] (natural logarithm,
+    without the learned sink). A row that sees nothing gives 0 and -inf. Only visible tiles are
+    read. Raises TypeError, ValueError or NotImplementedError naming the argument.
     """
     o, lse = call(
         "attention",

@@ -28,19 +28,19 @@ def paged_attention(
     """Attention of many streams, each over its own view of shared pages; gives (o, lse).
 
     q [T, Hq, D], not rotated; stream b owns rows q_indptr[b]:q_indptr[b+1] and entries
-    entry_indptr[b]:entry_indptr[b+1] (both int32 [B+1]). k_pages [N, Hkv, D, P] and v_pages
-    [N, Hkv, P, D] as `append` wrote them, in any of fp32, bf16, fp16, whatever q's dtype.
-    entries int64 [E, 7], the columns of `headrace.memory.view`: page, first, count, origin, cap, order,
-    reach. Slot first+i holds a key of order `order+i`, seen by a query of order t iff order+i <= t and
-    t - (order+i) < reach. The query is rotated by min(q_pos - origin, cap) steps; keys never are.
+    entry_indptr[b]:entry_indptr[b+1] (both int32 [B+1]). k_pages [N, Hkv, D, P] and v_pages [N,
+    Hkv, P, D] as `append` wrote them, in any of fp32, bf16, fp16, whatever q's dtype. entries int64
+    [E, 7], the columns of `headrace.memory.view`: page, first, count, origin, cap, order, reach.
+    Slot first+i holds a key of order `order+i`, seen by a query of order t iff order+i <= t and t -
+    (order+i) < reach. The query is rotated by min(q_pos - origin, cap) steps; keys never are.
     q_pos, q_order int64 [T] (q_order defaults to q_pos); inv_freq fp64 [R], 2R <= D, None for no
     rotation; softcap c > 0 maps logits x to c tanh(x / c); sink_logits fp32 [Hq] adds exp(b) to the
     denominator once. scale defaults to D ** -0.5.
 
-    o [T, Hq, D] in q's dtype; lse fp32 [T, Hq], natural logarithm, without the learned sink. A row that
-    sees nothing gives 0 and -inf. Row bits do not depend on the other streams, on the slot of a page in
-    the pool, or on the number of threads; `split` (tokens per split of a long view) changes rounding.
-    Raises TypeError, ValueError or NotImplementedError naming the argument.
+    o [T, Hq, D] in q's dtype; lse fp32 [T, Hq], natural logarithm, without the learned sink. A row
+    that sees nothing gives 0 and -inf. Row bits do not depend on the other streams, on the slot of
+    a page in the pool, or on the number of threads; `split` (tokens per split of a long view)
+    changes rounding. Raises TypeError, ValueError or NotImplementedError naming the argument.
     """
     return call(
         "paged_attention",
