@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The contract of an op, as data.
 
-An `OpSpec` says what an op takes and gives: its schema, the named axes and dtypes of every tensor, how
-many operations and bytes it costs, the reference that defines it, and how far a kernel may be from that
-reference. Registration, argument checks, fake functions, tests, benchmarks and the docs table read it.
+An `OpSpec` says what an op takes and gives: its schema, the named axes and dtypes of every tensor,
+how many operations and bytes it costs, the reference that defines it, and how far a kernel may be
+from that reference. Registration, argument checks, fake functions, tests, benchmarks and the docs
+table read it.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ Axes = dict[str, int]
 class Arg:
     """A tensor argument: its axes by name (`"T Hq D"`, `"... D"`, `"B+1"`, or a number) and dtypes.
 
-    `like` names another argument whose dtype this one must have. An optional argument may be None.
+    `like` names another argument whose dtype this one must have. An optional one may be None
     `contiguous` is "last" (the last axis has stride 1), "all" or "any".
     """
 
@@ -59,8 +60,8 @@ class OpSpec:
     """Everything the project knows of an op except its kernels. See the module's docstring.
 
     schema: torch schema without the name. values: extra checks that need no data (`f(bound, axes)`).
-    flops, bytes: models over `(axes, bound)`. depth: length of the longest sum that one output adds up,
-    from the same, from which the tolerance follows. gpu: implementations that a GPU would run.
+    flops, bytes: models over `(axes, bound)`. depth: length of the longest sum that one output adds
+    up, from the same, from which the tolerance follows. gpu: implementations that a GPU would run.
     """
 
     name: str
@@ -87,8 +88,8 @@ class OpSpec:
     def tolerance(self, dtype: torch.dtype, axes: Axes, bound: Mapping[str, Any]) -> float:
         """Largest RMS error, relative to the RMS of the reference in fp64, that a kernel may have.
 
-        One rounding of the result to `dtype`, plus fp32 accumulation whose error grows with the square
-        root of the number of terms; the factor 4 covers exponentials and angles.
+        One rounding of the result to `dtype`, plus fp32 accumulation whose error grows with the
+        square root of the number of terms; the factor 4 covers exponentials and angles.
         """
         return ROUNDOFF[dtype] + 4 * ROUNDOFF[torch.float32] * math.sqrt(
             self.depth(axes, bound) + 1
@@ -146,10 +147,10 @@ class OpSpec:
 
 
 def _quick_check(args: tuple[Arg, ...]) -> Callable[[Mapping[str, Any]], Axes | None]:
-    """A function that gives the axes of good arguments, or None for those that need a closer look.
+    """A function that gives the axes of good arguments, or None for those to look at closer.
 
-    Checking is a third of the cost of a small call when a loop over the contract does it; this is the
-    same contract written out, once per op. It accepts less than the loop, never more.
+    Checking is a third of the cost of a small call when a loop over the contract does it; this is
+    the same contract written out, once per op. It accepts less than the loop, never more.
     """
     lines, known, axes = ["def quick(b):"], set[str](), set[str]()
     for a in args:
