@@ -102,7 +102,7 @@ struct AttentionKernels {
   void (*dense)(const DenseArgs&, const DenseItem&, float* scratch);
   void (*dense_merge)(const DenseArgs&, const DenseItem&);
   // Tokens [begin, end) lie in consecutive slots of one page; at most 16 of them.
-  void (*append)(const AppendArgs&, std::int64_t begin, std::int64_t end, int head, float* scratch);
+  void (*append)(const AppendArgs&, std::int64_t begin, std::int64_t end, float* scratch);
   void (*merge)(const MergeArgs&, std::int64_t begin, std::int64_t end);
 };
 

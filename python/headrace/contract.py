@@ -10,6 +10,7 @@ table read it.
 from __future__ import annotations
 
 import math
+from ast import literal_eval
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -35,7 +36,7 @@ Axes = dict[str, int]
 class Arg:
     """A tensor argument: its axes by name (`"T Hq D"`, `"... D"`, `"B+1"`, or a number) and dtypes.
 
-    `like` names another argument whose dtype this one must have. An optional one may be None
+    `like` names another argument whose dtype this one must have. An optional one may be None.
     `contiguous` is "last" (the last axis has stride 1), "all" or "any".
     """
 
@@ -59,7 +60,7 @@ class Out:
 class OpSpec:
     """Everything the project knows of an op except its kernels. See the module's docstring.
 
-    schema: torch schema without the name. values: extra checks that need no data (`f(bound, axes)`).
+    schema: torch schema without the name. values: extra checks without data, `f(bound, axes)`.
     flops, bytes: models over `(axes, bound)`. depth: length of the longest sum that one output adds
     up, from the same, from which the tolerance follows. gpu: implementations that a GPU would run.
     """
@@ -79,10 +80,14 @@ class OpSpec:
     source: str = ""
     doc: str = ""
     parameters: tuple[str, ...] = field(init=False)
+    defaults: Mapping[str, Any] = field(init=False)
     _quick: Callable[[Mapping[str, Any]], Axes | None] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "parameters", _parameter_names(self.schema))
+        parameters = _parameters(self.schema)
+        defaults = {name: literal_eval(text) for name, text in parameters if text is not None}
+        object.__setattr__(self, "parameters", tuple(name for name, _ in parameters))
+        object.__setattr__(self, "defaults", defaults)
         object.__setattr__(self, "_quick", _quick_check(self.args))
 
     def tolerance(self, dtype: torch.dtype, axes: Axes, bound: Mapping[str, Any]) -> float:
@@ -96,10 +101,8 @@ class OpSpec:
         )
 
     def bind(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """Arguments by the names of the schema."""
-        bound = dict(zip(self.parameters, args, strict=False))
-        bound.update(kwargs)
-        return bound
+        """Arguments by the names of the schema, with its defaults."""
+        return {**self.defaults, **dict(zip(self.parameters, args, strict=False)), **kwargs}
 
     def check(self, bound: Mapping[str, Any]) -> Axes:
         """Sizes of the named axes. Raises TypeError or ValueError naming the first bad argument."""
@@ -204,7 +207,8 @@ def _quick_check(args: tuple[Arg, ...]) -> Callable[[Mapping[str, Any]], Axes | 
     return scope["quick"]
 
 
-def _parameter_names(schema: str) -> tuple[str, ...]:
+def _parameters(schema: str) -> list[tuple[str, str | None]]:
+    """Names and default texts of a schema's parameters, in order."""
     inside = schema[schema.index("(") + 1 : schema.index(") ->")]
     depth, parts, start = 0, [], 0
     for i, c in enumerate(inside + ","):
@@ -212,7 +216,12 @@ def _parameter_names(schema: str) -> tuple[str, ...]:
         if c == "," and depth == 0:
             parts.append(inside[start:i].strip())
             start = i + 1
-    return tuple(p.split("=")[0].split()[-1] for p in parts if p and p != "*")
+    found = []
+    for part in parts:
+        if part and part != "*":
+            head, _, default = part.partition("=")
+            found.append((head.split()[-1], default or None))
+    return found
 
 
 def _name(dtype: torch.dtype) -> str:

@@ -38,11 +38,8 @@ def register(spec: OpSpec, cpu: Kernel) -> None:
     """Defines `torch.ops.headrace.<name>` with CPU and CUDA kernels and a fake function."""
     _LIBRARY.define(spec.name + spec.schema)
     _SPECS[spec.name] = spec
-    arguments = getattr(torch.ops.headrace, spec.name).default._schema.arguments
-    defaults = {a.name: a.default_value for a in arguments if a.has_default_value()}
-
     def bind(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[dict[str, Any], Axes]:
-        bound = defaults | spec.bind(*args, **kwargs)
+        bound = spec.bind(*args, **kwargs)
         axes = spec.check(bound)
         if bound.get("scale", 0) is None:
             bound["scale"] = axes["D"] ** -0.5
