@@ -9,8 +9,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-import headrace
 import pytest
+
+import headrace
 from headrace import cli, info
 
 ROOT = Path(__file__).resolve().parents[1]

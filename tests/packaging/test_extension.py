@@ -7,8 +7,9 @@ import shutil
 import subprocess
 from pathlib import Path
 
-import headrace
 import pytest
+
+import headrace
 from headrace import _C
 
 PACKAGE = Path(headrace.__file__).parent

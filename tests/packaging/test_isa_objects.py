@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+
 from headrace import _C
 
 ROOT = Path(__file__).resolve().parents[2]
