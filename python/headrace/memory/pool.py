@@ -24,8 +24,14 @@ class PagePool:
     """
 
     def __init__(
-        self, layers: int, pages: int, kv_heads: int, head_dim: int, page_size: int = 64,
-        dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu",
+        self,
+        layers: int,
+        pages: int,
+        kv_heads: int,
+        head_dim: int,
+        page_size: int = 64,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
     ) -> None:
         for name, value in (("layers", layers), ("pages", pages), ("kv_heads", kv_heads)):
             if value < 1:
@@ -79,7 +85,10 @@ class PagePool:
         free."""
         if count > len(self._free):
             raise bad_value(
-                "step", "pool_pages", f"{count} free pages", f"{len(self._free)} of {self.pages}",
+                "step",
+                "pool_pages",
+                f"{count} free pages",
+                f"{len(self._free)} of {self.pages}",
                 "raise pool_pages, or close streams and release marks",
             )
         taken = [heapq.heappop(self._free) for _ in range(count)]

@@ -47,9 +47,15 @@ class Model(Protocol):
 
 
 def wrap(
-    model: Model, *, memory: Region, positions: Positions | None = None,
-    pool_pages: int | None = None, page_size: int = 64, dtype: torch.dtype = torch.float32,
-    exact: bool = False, chunk: int = 256,
+    model: Model,
+    *,
+    memory: Region,
+    positions: Positions | None = None,
+    pool_pages: int | None = None,
+    page_size: int = 64,
+    dtype: torch.dtype = torch.float32,
+    exact: bool = False,
+    chunk: int = 256,
 ) -> Engine:
     """An engine that streams through a model.
 
@@ -62,8 +68,14 @@ def wrap(
     argument.
     """
     return Engine(
-        model, memory, positions if positions is not None else InCache(), pool_pages, page_size,
-        dtype, exact, chunk,
+        model,
+        memory,
+        positions if positions is not None else InCache(),
+        pool_pages,
+        page_size,
+        dtype,
+        exact,
+        chunk,
     )
 
 
@@ -71,13 +83,25 @@ class Engine:
     """Streams through one model over one page pool; made by `wrap`. To be used from one thread."""
 
     def __init__(
-        self, model: Model, memory: Region, positions: Positions, pool_pages: int | None,
-        page_size: int, dtype: torch.dtype, exact: bool, chunk: int,
+        self,
+        model: Model,
+        memory: Region,
+        positions: Positions,
+        pool_pages: int | None,
+        page_size: int,
+        dtype: torch.dtype,
+        exact: bool,
+        chunk: int,
     ) -> None:
         for name in ("config", "inv_freq", "sink_logits"):
             if not hasattr(model, name):
-                raise bad_type("wrap", "model", "a decoder, such as headrace.models.load gives",
-                               type(model).__name__, f"it has no {name}")
+                raise bad_type(
+                    "wrap",
+                    "model",
+                    "a decoder, such as headrace.models.load gives",
+                    type(model).__name__,
+                    f"it has no {name}",
+                )
         if not isinstance(positions, Positions):
             raise bad_type("wrap", "positions", "InCache() or Absolute()", repr(positions))
         for name, value in (("chunk", chunk), ("pool_pages", pool_pages)):
@@ -90,8 +114,13 @@ class Engine:
         self.vocab: int = c.vocab
         self.device = model.inv_freq.device
         self.pool = PagePool(
-            c.layers, pool_pages or _default_pages(self.plan, page_size, chunk), c.kv_heads,
-            c.head_dim, page_size, dtype, self.device,
+            c.layers,
+            pool_pages or _default_pages(self.plan, page_size, chunk),
+            c.kv_heads,
+            c.head_dim,
+            page_size,
+            dtype,
+            self.device,
         )
         self._inv_freq = model.inv_freq.double()
         self._linear: Callable[..., Tensor] = ops.linear if exact else F.linear
@@ -163,7 +192,8 @@ class Engine:
         step = view.View.of(
             [where for _, where in grown],
             [view.entries(t, self.plan, oldest=p) for t, p in zip(tables, starts, strict=True)],
-            starts, self.device,
+            starts,
+            self.device,
         )
         out = self.model(torch.cat(chunks), self._attend(step), self._linear)
         logits = out.float().split([len(c) for c in chunks])
@@ -178,7 +208,12 @@ class Engine:
             sink_logits = self.model.sink_logits(layer)
             ops.append(k, v, *pages, step.where, inv_freq=self._inv_freq)
             o, _ = ops.paged_attention(
-                q, *pages, step.entries, step.entry_indptr, step.q_indptr, step.q_pos,
+                q,
+                *pages,
+                step.entries,
+                step.entry_indptr,
+                step.q_indptr,
+                step.q_pos,
                 inv_freq=self._inv_freq,
                 sink_logits=None if sink_logits is None else sink_logits.float().contiguous(),
             )
@@ -222,8 +257,11 @@ class _Run:
     def report(self, plan: Plan, ms: float) -> Report:
         alive = plan.alive(self.table.tokens)
         return Report(
-            tokens=len(self.tokens), nll=torch.cat(self._nll) if self._nll else torch.zeros(0),
-            alive=alive, evicted=self.table.tokens - alive, ms=ms,
+            tokens=len(self.tokens),
+            nll=torch.cat(self._nll) if self._nll else torch.zeros(0),
+            alive=alive,
+            evicted=self.table.tokens - alive,
+            ms=ms,
             logits=torch.cat(self._logits) if self._logits else None,
         )
 

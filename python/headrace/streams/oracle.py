@@ -25,7 +25,10 @@ BLOCK = 64
 
 @torch.inference_mode()
 def oracle(
-    model: Any, tokens: Tensor, memory: Region, positions: Positions,
+    model: Any,
+    tokens: Tensor,
+    memory: Region,
+    positions: Positions,
     dtype: torch.dtype = torch.float64,
 ) -> Tensor:
     """Logits [T, vocab] after each of tokens int64 [T], by the definitions of memory and positions
@@ -55,7 +58,11 @@ def oracle(
 
 @torch.inference_mode()
 def recompute(
-    model: Any, tokens: Tensor, memory: Region, positions: Positions | None = None, *,
+    model: Any,
+    tokens: Tensor,
+    memory: Region,
+    positions: Positions | None = None,
+    *,
     at: Sequence[int],
 ) -> Tensor:
     """Logits [len(at), vocab] after the tokens numbered `at`, from re-encoding what is alive there.
