@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .. import backends
 from ..contract import Axes, OpSpec
-from ..errors import BackendError, bad_value
+from ..errors import BackendError, bad_type, bad_value
 
 # fn(bound arguments, axes, outputs to fill)
 Kernel = Callable[[Mapping[str, Any], Axes, list[Tensor]], None]
@@ -113,7 +113,36 @@ def call(name: str, *args: Any, **kwargs: Any) -> Any:
             name, "inputs", "tensors without requires_grad", "one that requires grad",
             "the op has no backward; call it under torch.no_grad()",
         )
-    return op(*args, **kwargs)
+    try:
+        return op(*args, **kwargs)
+    except RuntimeError:
+        if (error := _mistyped(op.default._schema.arguments, name, args, kwargs)) is not None:
+            raise error from None
+        raise
+
+
+_KINDS: dict[str, tuple[Any, str]] = {
+    "Tensor": (Tensor, "a tensor"),
+    "int": (int, "an integer"),
+    "float": ((int, float), "a number"),
+    "bool": (bool, "True or False"),
+}
+
+
+def _mistyped(schema: Any, name: str, args: Any, kwargs: Any) -> Exception | None:
+    """The error that names the first argument which torch's schema refuses; None when all fit."""
+    given = dict(zip((a.name for a in schema), args, strict=False)) | kwargs
+    for a in schema:
+        text = str(a.type)
+        kind, wanted = _KINDS[text.removeprefix("Optional[").removesuffix("]")]
+        value = given.get(a.name, a.default_value)
+        if isinstance(value, kind):
+            if kind is int and not -(2**63) <= value < 2**63:
+                return bad_value(name, a.name, "an integer of 64 bits", value)
+        elif value is not None or not text.startswith("Optional["):
+            got = "None" if value is None else type(value).__name__
+            return bad_type(name, a.name, wanted, got)
+    return None
 
 
 def _as_tensor(x: Any) -> Any:
