@@ -103,16 +103,26 @@ def call(name: str, *args: Any, **kwargs: Any) -> Any:
 
     Raises ValueError when autograd would have to record it: the ops have no backward.
     """
-    op = getattr(torch.ops.headrace, name)
     values = [*args, *kwargs.values()]
     if any(isinstance(x, np.ndarray) for x in values):
-        out = op(*map(_as_tensor, args), **{k: _as_tensor(v) for k, v in kwargs.items()})
+        given = dict(zip(_SPECS[name].parameters, args, strict=False)) | kwargs
+        for arg in _SPECS[name].mutates:
+            if isinstance(given[arg], np.ndarray) and not given[arg].flags.writeable:
+                raise bad_value(name, arg, "an array that may be written", "one that is read-only")
+        args = tuple(map(_as_tensor, args))
+        kwargs = {k: _as_tensor(v) for k, v in kwargs.items()}
+        out = _checked(name, args, kwargs)
         return tuple(o.numpy() for o in out) if isinstance(out, tuple) else _as_array(out)
     if torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in values):
         raise bad_value(
             name, "inputs", "tensors without requires_grad", "one that requires grad",
             "the op has no backward; call it under torch.no_grad()",
         )
+    return _checked(name, args, kwargs)
+
+
+def _checked(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    op = getattr(torch.ops.headrace, name)
     try:
         return op(*args, **kwargs)
     except RuntimeError:
