@@ -195,6 +195,8 @@ def dense(
     v = normal(gen, batch, kv_heads, k_len, dim, dtype=dtype)
     if layout == "heads last":  # [B, L, H, D] seen as [B, H, L, D]
         q, k, v = (x.transpose(1, 2).contiguous().transpose(1, 2) for x in (q, k, v))
+    elif layout == "every third":  # rows of a longer sequence
+        q, k, v = (strided(x.transpose(0, 2), "rows").transpose(0, 2) for x in (q, k, v))
     else:
         q, k, v = (strided(x, layout) for x in (q, k, v))
     kwargs = dict(kwargs)
