@@ -64,7 +64,7 @@ void check_entry(const std::int64_t* e, std::int64_t index, std::int64_t pages, 
     refuse(at + "expected pages in [0, " + std::to_string(pages) + "), got " +
            std::to_string(e[kPage]) + " in entry " + std::to_string(index));
   }
-  if (e[kFirst] < 0 || e[kCount] < 0 || e[kFirst] + e[kCount] > page_size) {
+  if (e[kFirst] < 0 || e[kCount] < 0 || e[kCount] > page_size || e[kFirst] > page_size - e[kCount]) {
     refuse(at + "expected first and count within a page of " + std::to_string(page_size) +
            " slots, got first " + std::to_string(e[kFirst]) + " and count " +
            std::to_string(e[kCount]) + " in entry " + std::to_string(index));

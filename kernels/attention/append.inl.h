@@ -71,7 +71,7 @@ void merge(const MergeArgs& a, std::int64_t begin, std::int64_t end) {
   for (std::int64_t r = begin; r < end; ++r) {
     const float la = a.lse_a[r], lb = a.lse_b[r];
     const float top = la > lb ? la : lb;
-    if (top == -kInf) {
+    if (la == -kInf && lb == -kInf) {
       for (int d = 0; d < a.dim; d += kW) store_any(a.o, r * a.dim + d, a.dtype, zero());
       a.lse[r] = -kInf;
       continue;

@@ -88,7 +88,9 @@ struct MergeArgs {
 constexpr int kTile = 64;
 constexpr int kBlockRows = 64;
 
-inline int block_positions(int group) { return group >= kBlockRows ? 1 : kBlockRows / group; }
+inline int block_positions(int group) {
+  return group < 1 || group >= kBlockRows ? 1 : kBlockRows / group;
+}
 
 // fp32 words of scratch that one item needs.
 inline std::int64_t attention_scratch(int positions, int group, int dim, int half) {

@@ -251,6 +251,8 @@ def _match(op: str, arg: Arg, value: Tensor, axes: Axes) -> None:
         if axis.isdigit():
             want = int(axis)
         elif axis.endswith("+1"):
+            if size == 0:
+                raise bad_value(op, arg.name, f"1 element or more in [{arg.axes}]", "shape (0,)")
             want = axes.setdefault(axis[:-2], int(size) - 1) + 1
         else:
             want = axes.setdefault(axis, int(size))
@@ -260,7 +262,12 @@ def _match(op: str, arg: Arg, value: Tensor, axes: Axes) -> None:
             )
     if arg.contiguous == "all" and not value.is_contiguous():
         raise bad_value(op, arg.name, "a contiguous tensor", f"strides {value.stride()}")
-    if arg.contiguous == "last" and value.numel() and value.stride(-1) != 1:
+    if (
+        arg.contiguous == "last"
+        and value.numel()
+        and value.shape[-1] > 1
+        and (value.stride(-1) != 1)
+    ):
         raise bad_value(
             op,
             arg.name,
