@@ -48,9 +48,10 @@ def main() -> None:
     options = vars(p.parse_args())
     torch.set_num_threads(options.pop("threads"))
     out, resume, text = options.pop("out"), options.pop("resume"), options.pop("text")
-    if options["sequence"] < 1 or options["tokens"] % options["sequence"]:
-        p.error("--tokens must be a multiple of --sequence")
-    train(Run(**options), out, resume, text)
+    try:
+        train(Run(**options), out, resume, text)
+    except ValueError as error:
+        p.error(str(error))
 
 
 if __name__ == "__main__":
