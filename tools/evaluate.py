@@ -17,7 +17,7 @@ from headrace.models.training.evaluate import CONTEXT, evaluate, first_mass, tab
 def main() -> None:
     p = argparse.ArgumentParser(description=__doc__)
     p.add_argument("model", help="a packaged name or the path of a .safetensors file")
-    p.add_argument("--streams", type=int, default=16)
+    p.add_argument("--streams", type=int, default=8)
     p.add_argument(
         "--length",
         type=int,
@@ -25,7 +25,7 @@ def main() -> None:
         help="bytes in a stream, a multiple of 1024, at least 2048",
     )
     p.add_argument(
-        "--samples", type=int, default=2048, help="places where the window is encoded anew"
+        "--samples", type=int, default=1024, help="places where the window is encoded anew"
     )
     p.add_argument("--threads", type=int, default=1)
     p.add_argument(

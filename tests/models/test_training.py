@@ -223,3 +223,19 @@ def test_bad_runs(fields):
 def test_resuming_needs_a_state(texts, tmp_path):
     with pytest.raises(ValueError, match="expected the state of an earlier run"):
         train(Run(**SMALL, steps=1, sequence=128, block=16), tmp_path / "x", True, [texts])
+
+
+def test_training_goes_on_from_given_weights(texts, tmp_path):
+    fields = {**SMALL, "window": 32, "sinks": 0, "sequence": 128, "block": 16}
+    first = train(Run(**fields, steps=4), tmp_path / "first.safetensors", extra=[texts])
+    before = [p.detach().clone() for p in first.parameters()]
+    learned = Run(**fields, steps=4, sink_logits=True)
+    out = tmp_path / "second.safetensors"
+    second = train(learned, out, extra=[texts], stop=0, initial=first)
+    assert second.learned_sinks.abs().max() == 0
+    for got, want in zip(
+        [p for name, p in second.named_parameters() if name != "learned_sinks"], before, strict=True
+    ):
+        assert torch.equal(got, want)
+    with pytest.raises(ValueError, match=r"^train\(initial\): expected the shapes of"):
+        train(Run(**{**fields, "width": 96}, steps=4), out, extra=[texts], initial=first)

@@ -58,7 +58,7 @@ def recomputed(model: Decoder, streams: Tensor, places: Tensor, context: int = C
 
 
 def evaluate(
-    model: Decoder, held_out: Tensor, count: int = 16, length: int = 8192, samples: int = 2048
+    model: Decoder, held_out: Tensor, count: int = 8, length: int = 8192, samples: int = 1024
 ) -> list[Row]:
     """Rows for the memory nearest to the model's training (first) and for the others that people
     use.

@@ -110,15 +110,19 @@ def train(
     resume: bool = False,
     extra: list[Path] | None = None,
     stop: int | None = None,
+    initial: Decoder | None = None,
 ) -> Decoder:
     """Train, print a line every 50 steps, leave the model at `out` and a state to resume from
     beside it.
 
-    stop: step to leave off at, with the schedule of the whole run.
+    stop: step to leave off at, with the schedule of the whole run. initial: weights to begin with;
+    learned sinks that it lacks begin at 0.
     """
     torch.manual_seed(run.seed)
     text, held_out = data.split(extra)
     model = Decoder(run.config())
+    if initial is not None:
+        _begin(model, initial)
     loss_of = _Weights(model, run.attend(model))
     hidden = [
         p for name, p in model.named_parameters() if name.startswith("blocks.") and p.ndim == 2
@@ -179,6 +183,17 @@ def train(
     _store(state, model, optimisers, step, seconds)
     save(model, out, _provenance(run, step, seconds))
     return model
+
+
+def _begin(model: Decoder, initial: Decoder) -> None:
+    given, wanted = initial.state_dict(), model.state_dict()
+    if {k: v.shape for k, v in given.items() if k != "learned_sinks"} != {
+        k: v.shape for k, v in wanted.items() if k != "learned_sinks"
+    }:
+        raise ValueError(
+            f"train(initial): expected the shapes of {model.config}, got {initial.config}"
+        )
+    model.load_state_dict({k: given.get(k, v) for k, v in wanted.items()})
 
 
 def _provenance(run: Run, step: int, seconds: float) -> dict[str, str]:
