@@ -199,7 +199,7 @@ class Engine:
             starts,
             self.device,
         )
-        out = self.model(torch.cat(chunks), self._attend(step), self._linear)
+        out = self.model(torch.cat(chunks), self._attend(step), linear=self._linear)
         logits = out.float().split([len(c) for c in chunks])
         for run, table, read, rows in zip(runs, tables, chunks, logits, strict=True):
             with interrupts.deferred():
