@@ -11,7 +11,7 @@ from .tiny import TinyDecoder, tokens
 MEMORY = Sink(4) + Window(24)
 
 
-@pytest.fixture()
+@pytest.fixture
 def engine():
     return wrap(TinyDecoder(), memory=MEMORY)
 
