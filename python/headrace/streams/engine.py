@@ -104,8 +104,13 @@ class Engine:
                 )
         if not isinstance(positions, Positions):
             raise bad_type("wrap", "positions", "InCache() or Absolute()", repr(positions))
-        for name, value in (("chunk", chunk), ("pool_pages", pool_pages)):
-            if value is not None and (not isinstance(value, int) or value < 1):
+        sizes = {"chunk": chunk, "page_size": page_size, "pool_pages": pool_pages}
+        for name, value in sizes.items():
+            if value is None and name == "pool_pages":
+                continue
+            if isinstance(value, bool) or not isinstance(value, int):
+                raise bad_type("wrap", name, "a whole number", repr(value))
+            if value < 1:
                 raise bad_value("wrap", name, "1 or more", value)
         self.model, self.memory, self.positions = model, memory, positions
         self.exact, self.chunk = exact, chunk
@@ -142,18 +147,17 @@ class Engine:
         return self._adopt(Stream(self, Lease(self.pool, Table(position, position))))
 
     def close(self) -> None:
-        """Closes every stream and gives the pool's memory back."""
+        """Closes every stream and gives the pool's memory back. Closing twice is fine."""
         for stream in list(self._streams):
             stream.close()
+        self.pool.close()
         self.closed = True
-        del self.pool
 
     def __enter__(self) -> Engine:
         return self
 
     def __exit__(self, *exc: object) -> None:
-        if not self.closed:
-            self.close()
+        self.close()
 
     def step(self, batch: Mapping[Stream, Tokens], *, logits: bool = False) -> dict[Stream, Report]:
         """Feeds tokens to many streams, one model call for all of them; long inputs go in chunks.
@@ -164,7 +168,7 @@ class Engine:
         self._check_open("step")
         began = time.perf_counter()
         fed = {stream: self._tokens(stream, tokens) for stream, tokens in batch.items()}
-        runs = {s: _Run(s._lease.table, s._last, tokens, logits) for s, tokens in fed.items()}
+        runs = {s: _Run(s._lease.table, s._last, x, self.vocab, logits) for s, x in fed.items()}
         edit = Edit(self.pool, self.plan)
         try:
             with torch.inference_mode():
@@ -195,7 +199,7 @@ class Engine:
             starts,
             self.device,
         )
-        out = self.model(torch.cat(chunks), self._attend(step), self._linear)
+        out = self.model(torch.cat(chunks), self._attend(step), linear=self._linear)
         logits = out.float().split([len(c) for c in chunks])
         for run, table, read, rows in zip(runs, tables, chunks, logits, strict=True):
             with interrupts.deferred():
@@ -239,10 +243,13 @@ class Engine:
 class _Run:
     """A stream on its way through a step: what it will be if the step succeeds."""
 
-    def __init__(self, table: Table, last: Tensor | None, tokens: Tensor, keep: bool) -> None:
+    def __init__(
+        self, table: Table, last: Tensor | None, tokens: Tensor, vocab: int, keep: bool
+    ) -> None:
         self.table, self.last, self.tokens = table, last, tokens
-        self._nll: list[Tensor] = []
-        self._logits: list[Tensor] | None = [] if keep else None
+        self._keep = keep
+        self._nll = [torch.empty(0, device=tokens.device)]
+        self._logits = [torch.empty(0, vocab, device=tokens.device)]
 
     def score(self, tokens: Tensor, logits: Tensor) -> None:
         """Scores tokens [n] against what predicted them; logits [n, V] are those after each."""
@@ -251,18 +258,18 @@ class _Run:
         said = before.gather(1, tokens[:, None])[:, 0]
         self._nll.append(torch.logsumexp(before, -1) - said)
         self.last = logits[-1].clone()
-        if self._logits is not None:
+        if self._keep:
             self._logits.append(logits)
 
     def report(self, plan: Plan, ms: float) -> Report:
         alive = plan.alive(self.table.tokens)
         return Report(
             tokens=len(self.tokens),
-            nll=torch.cat(self._nll) if self._nll else torch.zeros(0),
+            nll=torch.cat(self._nll),
             alive=alive,
             evicted=self.table.tokens - alive,
             ms=ms,
-            logits=torch.cat(self._logits) if self._logits else None,
+            logits=torch.cat(self._logits) if self._keep else None,
         )
 
 

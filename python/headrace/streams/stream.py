@@ -68,7 +68,7 @@ class Stream:
 
     def generate(
         self,
-        prompt: Tokens = b"",
+        prompt: Tokens = (),
         *,
         max_new: int,
         temperature: float = 0.0,
@@ -89,7 +89,7 @@ class Stream:
         if not temperature >= 0:
             raise bad_value("say", "temperature", "0 (greedy) or more", temperature)
         ending = self._ending(stop)
-        read = ids(prompt if len(prompt) else [], engine.vocab, engine.device, "say")
+        read = ids(prompt, engine.vocab, engine.device, "say")
         if self._last is None and not len(read):
             raise bad_value("say", "prompt", "at least one token in an empty stream", "none")
         return self._generate(read, max_new, temperature, _generator(seed), ending)
@@ -116,7 +116,7 @@ class Stream:
 
     def say(
         self,
-        prompt: Tokens = b"",
+        prompt: Tokens = (),
         *,
         max_new: int,
         temperature: float = 0.0,
