@@ -14,6 +14,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 
 from headrace import _C, ops
 from tests.completeness import LEVELS, missing
+from tests.ops import samples
 from tests.ops.samples import SAMPLES
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -150,12 +151,26 @@ def test_compiles_into_one_graph(name, index):
     assert counter.frame_count == 1
 
 
-def test_other_lengths_do_not_compile_again():
+LENGTHS = {
+    "append": lambda n: samples.append(1, tokens=n, page_size=256),
+    "attention": lambda n: samples.dense(1, q_len=n, k_len=2 * n, window=17, sinks=4),
+    "linear": lambda n: samples.linear(1, rows=n),
+    "merge_states": lambda n: samples.states(1, tokens=n),
+    "paged_attention": lambda n: samples.paged(1, [samples.StreamShape(n + 40, n, 64, 4)]),
+}
+
+
+@pytest.mark.parametrize("name", OPS)
+def test_other_lengths_do_not_compile_again(name):
     torch._dynamo.reset()
     counter = CompileCounterWithBackend("aot_eager")
-    compiled = torch.compile(ops.linear, fullgraph=True, backend=counter, dynamic=True)
-    weight = torch.randn(7, 20)
-    for rows in (3, 5, 8, 64, 200):
-        x = torch.randn(rows, 20)
-        assert torch.equal(compiled(x, weight), ops.linear(x, weight))
+    _, kwargs = LENGTHS[name](3)
+    eager = public_call(name, {k: v for k, v in kwargs.items() if not torch.is_tensor(v)})
+    compiled = torch.compile(eager, fullgraph=True, backend=counter, dynamic=True)
+    for n in (3, 5, 8, 33, 70):
+        args, _ = LENGTHS[name](n)
+        for got, want in zip(
+            results(name, compiled, args), results(name, eager, args), strict=True
+        ):
+            torch.testing.assert_close(got, want, rtol=0, atol=0, equal_nan=True)
     assert counter.frame_count == 1

@@ -253,9 +253,9 @@ def _match(op: str, arg: Arg, value: Tensor, axes: Axes) -> None:
         elif axis.endswith("+1"):
             if size == 0:
                 raise bad_value(op, arg.name, f"1 element or more in [{arg.axes}]", "shape (0,)")
-            want = axes.setdefault(axis[:-2], int(size) - 1) + 1
+            want = axes.setdefault(axis[:-2], size - 1) + 1
         else:
-            want = axes.setdefault(axis, int(size))
+            want = axes.setdefault(axis, size)
         if want != size:
             raise bad_value(
                 op, arg.name, f"{axis} = {want} in [{arg.axes}]", f"shape {tuple(value.shape)}"
