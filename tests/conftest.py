@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Shared fixtures: every ISA level of the machine, poisoned and guarded results, fixed hypothesis runs."""
+"""Shared fixtures: ISA levels, poisoned and guarded results, fixed hypothesis runs."""
 
 from __future__ import annotations
 
@@ -10,12 +10,11 @@ ROOT = str(Path(__file__).resolve().parents[1])
 if ROOT not in sys.path:  # so that `from tests.ops import ...` works however pytest is started
     sys.path.insert(0, ROOT)
 
+import headrace  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
-from hypothesis import HealthCheck, settings  # noqa: E402
-
-import headrace  # noqa: E402
 from headrace import _C  # noqa: E402
+from hypothesis import HealthCheck, settings  # noqa: E402
 
 settings.register_profile(
     "fixed",
@@ -82,7 +81,7 @@ class Guarded:
 
 @pytest.fixture
 def guarded(monkeypatch):
-    """Every result that an op makes is full of NaN when the kernel gets it, and stands between guards."""
+    """Results are full of NaN when the kernel gets them, and stand between guard bands."""
     guard = Guarded()
     monkeypatch.setattr(torch.Tensor, "new_empty", lambda *a, **k: guard.new_empty(*a, **k))
     yield guard

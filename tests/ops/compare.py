@@ -5,16 +5,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import headrace
 import torch
+from headrace import _C, ops
 from torch import Tensor
-
-from headrace import ops
 
 
 @dataclass(frozen=True)
 class Distance:
-    """RMS error over the RMS of the reference, largest error over the largest value; inf on a mismatch
-    of NaN or infinities."""
+    """RMS error over the RMS of the reference, largest error over the largest value.
+
+    Infinite where NaN or infinities differ.
+    """
 
     rms: float
     peak: float
@@ -22,7 +24,7 @@ class Distance:
 
 
 def distance(got: Tensor, want: Tensor, floor: float = 0.0) -> Distance:
-    """Compares in fp64. Errors are relative to the reference, whose scale counts as `floor` at least."""
+    """Compares in fp64, relative to the reference, whose scale counts as `floor` at least."""
     assert got.shape == want.shape, f"shape {tuple(got.shape)}, reference {tuple(want.shape)}"
     got, want = got.double(), want.double()
     finite = want.isfinite()
@@ -44,7 +46,7 @@ def distance(got: Tensor, want: Tensor, floor: float = 0.0) -> Distance:
 
 
 def bind(name: str, args: tuple, kwargs: dict) -> tuple[dict, dict]:
-    """All arguments of a call by name, with the defaults of the schema, and the sizes of its axes."""
+    """All arguments of a call by name, defaults included, and the sizes of its axes."""
     spec = ops.specs()[name]
     schema = getattr(torch.ops.headrace, name).default._schema
     bound = {a.name: a.default_value for a in schema.arguments if a.has_default_value()}
@@ -87,9 +89,9 @@ def tolerances(name: str, args: tuple, kwargs: dict, outs: tuple[Tensor, ...]) -
 def check(name: str, args: tuple, kwargs: dict, label: object = "", got=None, want=None) -> None:
     """Runs the op (or takes what it gave) and holds it against the reference within its tolerance.
 
-    Besides the RMS, which a single wrong row could hide from, no element may be off by more than eight
-    tolerances of the largest value. The second result of an attention op is a logarithm: its absolute
-    error is what counts, so its scale is 1 at least.
+    Besides the RMS, which a single wrong row could hide from, no element may be off by more than
+    eight tolerances of the largest value. The second result of an attention op is a logarithm: its
+    absolute error is what counts, so its scale is 1 at least.
     """
     got = run(name, args, kwargs) if got is None else got
     want = reference(name, args, kwargs) if want is None else want
@@ -100,9 +102,18 @@ def check(name: str, args: tuple, kwargs: dict, label: object = "", got=None, wa
             f"{name}[{i}] {label}: rms {d.rms:.2e} peak {d.peak:.2e} of {limit:.2e},"
             f" max abs {d.max_abs:.2e}"
         )
-        assert d.rms <= limit and d.peak <= 8 * limit, (
+        far = max(d.rms, d.peak / 8)
+        assert far <= limit, (
             f"{name}[{i}] {label}: rms {d.rms:.2e}, peak {d.peak:.2e}, tolerance {limit:.2e}"
         )
+
+
+def check_levels(name: str, args: tuple, kwargs: dict, label: object = "") -> None:
+    """`check` at every ISA level of this machine, against one run of the reference."""
+    want = reference(name, args, kwargs)
+    for level in _C.available_isas():
+        with headrace.use_isa(level):
+            check(name, args, kwargs, f"{level} {label}", want=want)
 
 
 def same_bits(a: Tensor, b: Tensor) -> bool:

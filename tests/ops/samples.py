@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Valid argument sets of every op, with views, poison around what may be read, and the odd sizes."""
+"""Valid arguments of every op: views, odd sizes, poison around what may be read."""
 
 from __future__ import annotations
 

@@ -3,14 +3,14 @@ from __future__ import annotations
 
 import re
 
+import headrace
 import numpy as np
 import pytest
 import torch
+from headrace import _C, ops
 from hypothesis import given
 from hypothesis import strategies as st
 
-import headrace
-from headrace import _C, ops
 from tests.ops import compare, samples
 
 pytestmark = pytest.mark.usefixtures("two_threads")
@@ -203,7 +203,7 @@ def test_numpy_pages_that_must_not_change():
 
 
 def test_beyond_two_to_the_31_elements(isa):
-    """Addresses in a pool of more than 2^31 elements; only the last page's memory is ever touched."""
+    """Addresses in a pool of more than 2^31 elements; only the last page is ever touched."""
     heads, dim, size = 1, 256, 128
     pages = 2**31 // (heads * dim * size) + 2
     try:
@@ -253,7 +253,8 @@ ERRORS = [
     ({"v_pages": torch.Tensor.half}, TypeError,
      "append(v_pages): expected float32, as k_pages, got float16"),
     ({"where": torch.Tensor.int}, TypeError, "append(where): expected int64, got int32"),
-    ({"inv_freq": torch.Tensor.float}, TypeError, "append(inv_freq): expected float64, got float32"),
+    ({"inv_freq": torch.Tensor.float}, TypeError,
+     "append(inv_freq): expected float64, got float32"),
     ({"where": lambda x: x.tolist()}, TypeError, "append(where): expected a tensor, got list"),
     ({"k": lambda x: None}, TypeError, "append(k): expected a tensor, got None"),
     ({"k": lambda x: x[:, :1]}, ValueError,

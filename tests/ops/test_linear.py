@@ -6,11 +6,10 @@ import re
 import numpy as np
 import pytest
 import torch
+from headrace import ops
 from hypothesis import given
 from hypothesis import strategies as st
 
-import headrace
-from headrace import _C, ops
 from tests.ops import compare, samples
 
 pytestmark = pytest.mark.usefixtures("guarded", "two_threads")
@@ -21,7 +20,7 @@ OUTPUTS = (0, 1, 5, 6, 7, 95, 96, 97, 193)
 
 
 @pytest.mark.parametrize("pair", PAIRS, ids=str)
-def test_grid(isa, pair):
+def test_grid(pair):
     grid = samples.cover(
         1,
         40,
@@ -33,14 +32,14 @@ def test_grid(isa, pair):
     )
     for i, case in enumerate(grid):
         args, kwargs = samples.linear(i, dtype=pair[0], weight_dtype=pair[1], **case)
-        compare.check("linear", args, kwargs, case)
+        compare.check_levels("linear", args, kwargs, case)
 
 
 @pytest.mark.parametrize("depth", [1, 15, 16, 17, 130])
-def test_every_small_width(isa, depth):
+def test_every_small_width(depth):
     for outputs in (*range(1, 8), 97):
         args, kwargs = samples.linear(depth, 67, depth, outputs)
-        compare.check("linear", args, kwargs, outputs)
+        compare.check_levels("linear", args, kwargs, outputs)
 
 
 @pytest.mark.parametrize("pair", PAIRS[::4], ids=str)
@@ -114,13 +113,11 @@ def test_results_round_to_nearest_even(isa, dtype):
     st.integers(1, 110),
     st.sampled_from(PAIRS),
     st.booleans(),
-    st.sampled_from(_C.available_isas()),
     st.integers(0, 2**20),
 )
-def test_random_shapes(rows, depth, outputs, pair, bias, isa, seed):
+def test_random_shapes(rows, depth, outputs, pair, bias, seed):
     args, kwargs = samples.linear(seed, rows, depth, outputs, *pair, bias)
-    with headrace.use_isa(isa):
-        compare.check("linear", args, kwargs, (rows, depth, outputs, pair, bias, isa))
+    compare.check_levels("linear", args, kwargs, (rows, depth, outputs, pair, bias))
 
 
 def test_sensitive_to_every_term():
