@@ -82,7 +82,7 @@ def fold(
     p = tl.exp2(s - base[:, None])
     shrink = tl.exp2(m - base)
     l = l * shrink + tl.sum(p, 1)
-    acc = acc * shrink[:, None] + product(p.to(v.dtype), v, LOW)
+    acc = acc * shrink[:, None] + product(p.to(v.dtype) if LOW else p, v, LOW)
     return acc, top, l
 
 
