@@ -232,12 +232,13 @@ def paged_kernel(
                 k_pages + page * k_page + kv_head * k_head + d[:, None] * P + slot[None, :],
                 mask=(d < D)[:, None] & touched[None, :], other=0.0,
             )
-            vt = tl.load(
-                v_pages + page * v_page + kv_head * v_head + slot[:, None] * D + d[None, :],
-                mask=inside[:, None] & (d < D)[None, :], other=0.0,
-            )
             age = order[:, None] - (key_order + slot - first)[None, :]
             seen = inside[None, :] & (age >= 0) & (age < reach)
+            used = inside & (tl.max(seen.to(tl.int32), 0) > 0)
+            vt = tl.load(
+                v_pages + page * v_page + kv_head * v_head + slot[:, None] * D + d[None, :],
+                mask=used[:, None] & (d < D)[None, :], other=0.0,
+            )
             acc, m, l = fold(turned, kt, vt, seen, acc, m, l, scale, softcap, CAPPED, True, LOW)
 
     if splits == 1:

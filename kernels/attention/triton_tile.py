@@ -67,8 +67,8 @@ def fold(
 ):
     """Takes one tile of keys [D, N] and values [N, D] into the running state of rows q [M, D].
 
-    m and l are the maximum (of logits times log2 e) and the sum. A key that no row of the tile sees
-    reaches nothing, whatever its memory holds.
+    m and l are the maximum (of logits times log2 e) and the sum. Values of keys that no row sees must
+    come in as 0: their weight is 0, but 0 times NaN is not.
     """
     s = product(q, k, LOW) * scale
     if CAPPED:
@@ -76,7 +76,6 @@ def fold(
     s *= LOG2E
     if MASKED:
         s = tl.where(seen, s, float("-inf"))
-        v = tl.where(tl.max(seen.to(tl.int32), 0)[:, None] > 0, v, 0.0)
     top = tl.maximum(m, tl.max(s, 1))
     base = tl.where(top == float("-inf"), 0.0, top)
     p = tl.exp2(s - base[:, None])
