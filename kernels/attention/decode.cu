@@ -1,0 +1,460 @@
+// SPDX-License-Identifier: Apache-2.0
+// paged_attention for decode rows: every query row on its own, its view cut into splits of whole
+// entries (plan.h), the query heads of a kv head together, so that keys and values are read once.
+//
+// plan numbers the splits on the device, attend runs them on a grid that does not depend on their
+// number, join puts the splits of a row together in order. No host value depends on the view, so a
+// captured graph replays over edited views. Not yet seen running on a GPU.
+#include "kernels/common/device.cuh"
+#include "plan.h"
+#include "rotary.h"
+
+namespace headrace {
+namespace {
+
+constexpr int kWarps = 4, kThreads = 32 * kWarps, kMaxDim = 256, kTileSlots = 64, kPlanRows = 1024;
+
+struct Split {
+  int64_t seen, stop;  // visible tokens before the first entry; the first number that is not its own
+  int32_t row, entry, last, unused;
+};
+
+}  // namespace
+
+// What the caller hands over; tensors as pointers, strides in elements. Mirrored in cuda.py.
+struct Decode {
+  const void *q, *k, *v;
+  void* o;
+  float* lse;
+  const int64_t* entries;
+  const int32_t *entry_indptr, *q_indptr;
+  const int64_t *q_pos, *q_order;
+  const double* inv_freq;
+  const float* sink_logits;
+  Split* splits;     // [capacity]
+  int32_t* starts;   // [rows + 1]
+  float* partial;    // [capacity, q_heads, dim + 2]
+  int64_t q_row, q_head, k_page, k_head, v_page, v_head, pages, capacity, split;
+  int32_t row0, rows, streams, q_heads, kv_heads, dim, page_size, half, q_dtype, kv_dtype;
+  float scale, softcap;
+};
+
+namespace {
+
+__device__ inline int64_t warp_inclusive(int64_t x, int lane) {
+  for (int o = 1; o < 32; o *= 2) {
+    const int64_t other = __shfl_up_sync(kAll, x, o);
+    if (lane >= o) x += other;
+  }
+  return x;
+}
+
+// One block: the first split of every row, then the entries at which splits start.
+__global__ void __launch_bounds__(1024) plan_kernel(const Decode a) {
+  __shared__ int64_t seen[kPlanRows];
+  __shared__ int32_t first_split[kPlanRows];
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, warps = blockDim.x / 32;
+  int32_t done = 0;
+  for (int base = 0; base < a.rows; base += kPlanRows) {
+    const int n = a.rows - base < kPlanRows ? a.rows - base : kPlanRows;
+    for (int r = warp; r < n; r += warps) {
+      const int row = a.row0 + base + r, stream = owner(a.q_indptr, a.streams, row);
+      const int last = a.entry_indptr[stream + 1];
+      int64_t sum = 0;
+      for (int e = a.entry_indptr[stream] + lane; e < last; e += 32) {
+        const Range keys =
+            entry_keys(a.entries + int64_t{e} * 7, a.pages, a.page_size, a.q_order[row]);
+        sum += keys.hi - keys.lo;
+      }
+      for (int o = 16; o > 0; o /= 2) sum += __shfl_xor_sync(kAll, sum, o);
+      if (lane == 0) seen[r] = sum;
+    }
+    __syncthreads();
+    for (int r = lane; warp == 0 && r - lane < n; r += 32) {
+      const int64_t mine =
+          r < n ? split_count(seen[r], split_tokens(seen[r], a.split, a.page_size)) : 0;
+      const int64_t end = done + warp_inclusive(mine, lane);
+      if (r < n) {
+        first_split[r] = static_cast<int32_t>(end - mine);
+        a.starts[base + r] = static_cast<int32_t>(end - mine);
+        if (base + r + 1 == a.rows) a.starts[a.rows] = static_cast<int32_t>(end);
+      }
+      done = static_cast<int32_t>(__shfl_sync(kAll, end, 31));
+    }
+    __syncthreads();
+    for (int r = warp; r < n; r += warps) {
+      const int row = a.row0 + base + r, stream = owner(a.q_indptr, a.streams, row);
+      const int last = a.entry_indptr[stream + 1];
+      const int64_t tokens = split_tokens(seen[r], a.split, a.page_size);
+      const int count = split_count(seen[r], tokens);
+      Split* out = a.splits + first_split[r];
+      int64_t passed = 0;
+      int started = -1;  // the last split that has an entry
+      for (int e0 = a.entry_indptr[stream]; e0 < last; e0 += 32) {
+        const int e = e0 + lane;
+        int64_t keys = 0;
+        if (e < last) {
+          const Range range =
+              entry_keys(a.entries + int64_t{e} * 7, a.pages, a.page_size, a.q_order[row]);
+          keys = range.hi - range.lo;
+        }
+        const int64_t end = passed + warp_inclusive(keys, lane), begin = end - keys;
+        const int mine = keys > 0 ? static_cast<int>(begin / tokens) : -1;
+        int top = mine;
+        for (int o = 1; o < 32; o *= 2) {
+          const int other = __shfl_up_sync(kAll, top, o);
+          if (lane >= o && other > top) top = other;
+        }
+        int before = __shfl_up_sync(kAll, top, 1);
+        if (lane == 0 || before < started) before = started;
+        if (mine > before) out[mine] = {begin, (mine + 1) * tokens, row, e, last, 0};
+        passed = __shfl_sync(kAll, end, 31);
+        const int newest = __shfl_sync(kAll, top, 31);
+        if (newest > started) started = newest;
+      }
+      for (int s = started + 1 + lane; s < count; s += 32) out[s] = {0, 0, row, last, last, 0};
+    }
+    __syncthreads();
+  }
+}
+
+// c tanh(x / c); a series where 1 - exp would cancel.
+__device__ inline float soft_cap(float x, float cap) {
+  const float y = x / cap, a = fabsf(y), z = y * y;
+  const float e = exp2f(a * (-2.f * kLog2e));
+  const float near =
+      a * (1.f + z * (-1.f / 3 + z * (2.f / 15 + z * (-17.f / 315 + z * (62.f / 2835)))));
+  const float t = a < 0.25f ? near : (1.f - e) / (1.f + e);
+  return y < 0 ? -cap * t : cap * t;
+}
+
+// Resident blocks of a multiprocessor that leave the registers a block needs.
+constexpr int blocks_for(int heads) { return heads > 4 ? 2 : heads > 1 ? 3 : 4; }
+
+__device__ inline float finite_base(float m) { return m == -INFINITY ? 0.f : m; }
+
+// Splits, kv heads and groups of G query heads, taken in turn by a fixed grid. A warp takes whole
+// tiles of up to 64 slots: logits with lanes along the tokens of a transposed key page, values with
+// lanes along the head dimension.
+template <class T, int G>
+__global__ void __launch_bounds__(kThreads, blocks_for(G)) attend_kernel(const Decode a) {
+  constexpr int kVec = Vec<T>::size, kLanes = kTileSlots / kVec, kStep = 32 / kLanes;
+  constexpr int kUnroll = G > 4 ? 2 : 4, kValueUnroll = G > 4 ? 1 : 4;
+  constexpr int kChunks = kMaxDim / (32 * kVec);  // 16-byte words of a value row that a lane owns
+  alignas(16) __shared__ float plain[kMaxDim * G];           // [dim][G], scaled
+  alignas(16) __shared__ float slabs[kWarps][kMaxDim * G];   // rotated queries; sums at the end
+  alignas(16) __shared__ float weights[kWarps][kTileSlots * G];
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  const int group = a.q_heads / a.kv_heads, passes = (group + G - 1) / G, dim = a.dim;
+  float* turned = slabs[warp];
+  float* weight = weights[warp];
+
+  // Wide groups have no registers to keep these in.
+  constexpr int kKept = G > 4 ? 1 : kMaxDim / 64;
+  int64_t step[kKept];
+#pragma unroll
+  for (int j = 0; j < kKept; ++j) {
+    const int i = lane + 32 * j;
+    step[j] = i < a.half ? phase_step(a.inv_freq[i]) : 0;
+  }
+  // Lanes along a key row, and along a value row.
+  const int token_lane = lane % kLanes, depth_lane = lane / kLanes;
+  const int words = dim / kVec, across = words < 32 ? words : 32, abreast = 32 / across;
+  const int word = lane % across, token_of = lane / across;
+
+  const int64_t units = static_cast<int64_t>(a.starts[a.rows]) * a.kv_heads * passes;
+  for (int64_t unit = blockIdx.x; unit < units; unit += gridDim.x) {
+    const int pass = static_cast<int>(unit % passes);
+    const int kv_head = static_cast<int>(unit / passes % a.kv_heads);
+    const int64_t item = unit / passes / a.kv_heads;
+    const Split split = a.splits[item];
+    const int head0 = kv_head * group + pass * G;
+    const int heads = group - pass * G < G ? group - pass * G : G;
+    const float scale = a.softcap > 0.f ? a.scale : a.scale * kLog2e;
+    __syncthreads();  // the sums of the unit before are read
+    for (int i = threadIdx.x; i < dim * G; i += kThreads) {
+      const int d = i / G, g = i % G;
+      plain[i] =
+          g < heads
+              ? load_any(a.q, split.row * a.q_row + (head0 + g) * a.q_head + d, a.q_dtype) * scale
+              : 0.f;
+    }
+    __syncthreads();
+
+    float m[G], l[G], o[G][kChunks * kVec];
+#pragma unroll
+    for (int g = 0; g < G; ++g) {
+      m[g] = -INFINITY;
+      l[g] = 0.f;
+#pragma unroll
+      for (int j = 0; j < kChunks * kVec; ++j) o[g][j] = 0.f;
+    }
+    const int64_t order = a.q_order[split.row], position = a.q_pos[split.row];
+    int64_t seen = split.seen, distance_now = 0;
+    bool ready = false;
+    int tile = 0;
+    for (int e = split.entry; e < split.last && seen < split.stop; ++e) {
+      const int64_t* entry = a.entries + int64_t{e} * 7;
+      const Range keys = entry_keys(entry, a.pages, a.page_size, order);
+      if (keys.lo >= keys.hi) continue;
+      seen += keys.hi - keys.lo;
+      const int from = static_cast<int>(entry[1] + keys.lo), to = static_cast<int>(entry[1] + keys.hi);
+      for (int base = from / kTileSlots * kTileSlots; base < to; base += kTileSlots, ++tile) {
+        if (tile % kWarps != warp) continue;
+        const float* query = plain;
+        if (a.half > 0) {
+          query = turned;
+          const int64_t steps = distance(position, entry[3], entry[4]);
+          if (!ready || steps != distance_now) {
+            ready = true;
+            distance_now = steps;
+            __syncwarp();
+#pragma unroll
+            for (int j = 0; j < kMaxDim / 64; ++j) {
+              const int i = lane + 32 * j;
+              if (i >= a.half) break;
+              float c, s;
+              cos_sin(phase(steps, j < kKept ? step[j % kKept] : phase_step(a.inv_freq[i])), &c, &s);
+#pragma unroll
+              for (int g = 0; g < G; ++g) {
+                const float x = plain[i * G + g], y = plain[(i + a.half) * G + g];
+                turned[i * G + g] = x * c - y * s;
+                turned[(i + a.half) * G + g] = y * c + x * s;
+              }
+            }
+            for (int i = 2 * a.half * G + lane; i < dim * G; i += 32) turned[i] = plain[i];
+            __syncwarp();
+          }
+        }
+
+        const int slot = base + token_lane * kVec;
+        float s[G][kVec];
+#pragma unroll
+        for (int g = 0; g < G; ++g) {
+#pragma unroll
+          for (int j = 0; j < kVec; ++j) s[g][j] = 0.f;
+        }
+        if (slot < to && slot + kVec > from) {
+          const T* k = static_cast<const T*>(a.k) + entry[0] * a.k_page + kv_head * a.k_head + slot;
+#pragma unroll kUnroll
+          for (int d = depth_lane; d < dim; d += kStep) {
+            const Vec<T> x = load_vec(k + static_cast<int64_t>(d) * a.page_size);
+#pragma unroll
+            for (int g = 0; g < G; ++g) {
+              const float by = query[d * G + g];
+#pragma unroll
+              for (int j = 0; j < kVec; ++j) s[g][j] += by * widen(x.at[j]);
+            }
+          }
+        }
+        // Each step leaves the sum of more rows of the head dimension in every lane.
+#pragma unroll
+        for (int by = kLanes; by < 32; by *= 2) {
+#pragma unroll
+          for (int g = 0; g < G; ++g) {
+#pragma unroll
+            for (int j = 0; j < kVec; ++j) s[g][j] += __shfl_xor_sync(kAll, s[g][j], by);
+          }
+        }
+#pragma unroll
+        for (int g = 0; g < G; ++g) {
+          float top = -INFINITY;
+#pragma unroll
+          for (int j = 0; j < kVec; ++j) {
+            if (a.softcap > 0.f) s[g][j] = soft_cap(s[g][j], a.softcap) * kLog2e;
+            if (slot + j < from || slot + j >= to) s[g][j] = -INFINITY;
+            top = fmaxf(top, s[g][j]);
+          }
+#pragma unroll
+          for (int by = 1; by < kLanes; by *= 2) top = fmaxf(top, __shfl_xor_sync(kAll, top, by));
+          top = fmaxf(top, m[g]);
+          const float shift = finite_base(top), shrink = exp2f(m[g] - shift);
+          m[g] = top;
+          l[g] *= shrink;
+#pragma unroll
+          for (int j = 0; j < kVec; ++j) {
+            s[g][j] = exp2f(s[g][j] - shift);
+            l[g] += s[g][j];
+          }
+#pragma unroll
+          for (int j = 0; j < kChunks * kVec; ++j) o[g][j] *= shrink;
+        }
+        if (depth_lane == 0) {
+#pragma unroll
+          for (int j = 0; j < kVec; ++j) {
+#pragma unroll
+            for (int g = 0; g < G; ++g) weight[(token_lane * kVec + j) * G + g] = s[g][j];
+          }
+        }
+        __syncwarp();
+
+        const int start = from > base ? from : base;
+        const int end = to < base + kTileSlots ? to : base + kTileSlots;
+        const T* v = static_cast<const T*>(a.v) + entry[0] * a.v_page + kv_head * a.v_head;
+        if (token_of < abreast) {
+#pragma unroll kValueUnroll
+          for (int t = start + token_of; t < end; t += abreast) {
+#pragma unroll
+            for (int c = 0; c < kChunks; ++c) {
+              const int at = word + 32 * c;
+              if (c > 0 && at >= words) break;
+              const Vec<T> x = load_vec(v + static_cast<int64_t>(t) * dim + at * kVec);
+#pragma unroll
+              for (int g = 0; g < G; ++g) {
+                const float by = weight[(t - base) * G + g];
+#pragma unroll
+                for (int j = 0; j < kVec; ++j) o[g][c * kVec + j] += by * widen(x.at[j]);
+              }
+            }
+          }
+        }
+        __syncwarp();
+      }
+    }
+
+    // Lanes, then warps, into one state, in a fixed order. A warp's weights are used up by now: their
+    // place takes its maxima and sums.
+#pragma unroll
+    for (int g = 0; g < G; ++g) {
+#pragma unroll
+      for (int by = 1; by < kLanes; by *= 2) l[g] += __shfl_xor_sync(kAll, l[g], by);
+      if (lane == 0) {
+        weight[g] = m[g];
+        weight[G + g] = l[g];
+      }
+    }
+    __syncthreads();
+    float shrink[G];
+#pragma unroll
+    for (int g = 0; g < G; ++g) {
+      float top = weights[0][g];
+      for (int w = 1; w < kWarps; ++w) top = fmaxf(top, weights[w][g]);
+      shrink[g] = exp2f(m[g] - finite_base(top));
+    }
+    for (int turn = 0; turn < abreast; ++turn) {
+      if (token_of == turn) {
+#pragma unroll
+        for (int c = 0; c < kChunks; ++c) {
+          const int at = word + 32 * c;
+          if (c > 0 && at >= words) break;
+#pragma unroll
+          for (int j = 0; j < kVec; ++j) {
+#pragma unroll
+            for (int g = 0; g < G; ++g) {
+              float* to = turned + (at * kVec + j) * G + g;
+              const float x = o[g][c * kVec + j] * shrink[g];
+              *to = turn == 0 ? x : *to + x;
+            }
+          }
+        }
+      }
+      __syncwarp();
+    }
+    __syncthreads();
+    float* out = a.partial + (item * a.q_heads + head0) * (dim + 2);
+    for (int i = threadIdx.x; i < dim * heads; i += kThreads) {
+      const int g = i / dim, d = i % dim;
+      float sum = 0.f;
+      for (int w = 0; w < kWarps; ++w) sum += slabs[w][d * G + g];
+      out[g * (dim + 2) + d] = sum;
+    }
+    if (static_cast<int>(threadIdx.x) < heads) {
+      const int g = threadIdx.x;
+      float top = weights[0][g], sum = 0.f;
+      for (int w = 1; w < kWarps; ++w) top = fmaxf(top, weights[w][g]);
+      for (int w = 0; w < kWarps; ++w) sum += weights[w][G + g] * exp2f(weights[w][g] - finite_base(top));
+      out[g * (dim + 2) + dim] = top;
+      out[g * (dim + 2) + dim + 1] = sum;
+    }
+  }
+}
+
+// One row and head: joins its splits; the learned sink joins the denominator here and nowhere else.
+__global__ void __launch_bounds__(kThreads) join_kernel(const Decode a) {
+  __shared__ float share[kMaxSplits];
+  const int r = blockIdx.x / a.q_heads, head = blockIdx.x % a.q_heads, lane = threadIdx.x % 32;
+  const int64_t first = a.starts[r];
+  const int count = static_cast<int>(a.starts[r + 1] - first), words = a.dim + 2;
+  const float* from = a.partial + (first * a.q_heads + head) * words;
+  const int64_t next = static_cast<int64_t>(a.q_heads) * words;
+  const int64_t out = static_cast<int64_t>(a.row0 + r) * a.q_heads + head;
+  if (threadIdx.x < 32) {
+    float top = -INFINITY, sum = 0.f;
+    for (int i = lane; i < count; i += 32) top = fmaxf(top, from[i * next + a.dim]);
+    for (int o = 16; o > 0; o /= 2) top = fmaxf(top, __shfl_xor_sync(kAll, top, o));
+    for (int i = lane; i < count; i += 32) {
+      const float by = exp2f(from[i * next + a.dim] - finite_base(top));
+      share[i] = by;
+      sum += by * from[i * next + a.dim + 1];
+    }
+    for (int o = 16; o > 0; o /= 2) sum += __shfl_xor_sync(kAll, sum, o);
+    float by = sum == 0.f ? 0.f : 1.f / sum;
+    if (a.sink_logits && sum != 0.f) {
+      const float b = a.sink_logits[head] * kLog2e, most = fmaxf(b, top);
+      const float mine = exp2f(top - most);
+      by = mine / (sum * mine + exp2f(b - most));
+    }
+    for (int i = lane; i < count; i += 32) share[i] *= by;
+    if (lane == 0) a.lse[out] = sum == 0.f ? -INFINITY : top * kLn2 + logf(sum);
+  }
+  __syncthreads();
+  for (int d = threadIdx.x; d < a.dim; d += kThreads) {
+    float sum = 0.f;
+    for (int i = 0; i < count; ++i) sum += share[i] * from[i * next + d];
+    store_any(a.o, out * a.dim + d, a.q_dtype, sum);
+  }
+}
+
+template <class T>
+cudaError_t attend(const Decode& a, int blocks, void* stream) {
+  const int group = a.q_heads / a.kv_heads;
+  if (group == 1) return launch(attend_kernel<T, 1>, blocks, kThreads, stream, a);
+  if (group == 2) return launch(attend_kernel<T, 2>, blocks, kThreads, stream, a);
+  if (group <= 4) return launch(attend_kernel<T, 4>, blocks, kThreads, stream, a);
+  return launch(attend_kernel<T, 8>, blocks, kThreads, stream, a);
+}
+
+}  // namespace
+}  // namespace headrace
+
+// Splits that `rows` rows may need, when no stream's view holds more than `tokens` slots.
+HEADRACE_EXPORT int64_t headrace_cuda_decode_capacity(int64_t rows, int64_t tokens, int64_t split,
+                                                      int64_t page_size) {
+  const int64_t each = headrace::split_count(
+      tokens, headrace::split_tokens(tokens < 1 ? 1 : tokens, split, page_size));
+  // A shorter view may be cut finer: up to kMaxSplits splits of the least length.
+  const int64_t least = headrace::split_tokens(0, split, page_size);
+  const int64_t finest = (tokens + least - 1) / least;
+  const int64_t most = finest < headrace::kMaxSplits ? finest : headrace::kMaxSplits;
+  return rows * (most > each ? most : each);
+}
+
+HEADRACE_EXPORT int64_t headrace_cuda_decode_bytes() { return sizeof(headrace::Decode); }
+HEADRACE_EXPORT int64_t headrace_cuda_split_bytes() { return sizeof(headrace::Split); }
+
+// Launches on `stream` of the current device; gives a cudaError_t. Allocates nothing, syncs nothing.
+HEADRACE_EXPORT int headrace_cuda_paged_attention(const headrace::Decode* a, void* stream) {
+  int device = 0, processors = 1;
+  cudaError_t error = cudaGetDevice(&device);
+  if (!error) error = cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device);
+  if (!error) error = headrace::launch(headrace::plan_kernel, 1, 1024, stream, *a);
+  if (error) return error;
+  const int group = a->q_heads / a->kv_heads, passes = (group + 7) / 8;
+  const int64_t units = a->capacity * a->kv_heads * passes;
+  const int64_t resident = static_cast<int64_t>(processors) * headrace::blocks_for(group);
+  const int blocks = static_cast<int>(units < resident ? units : resident);
+  if (a->kv_dtype == headrace::kF32) {
+    error = headrace::attend<float>(*a, blocks, stream);
+  } else if (a->kv_dtype == headrace::kBF16) {
+    error = headrace::attend<headrace::bf16>(*a, blocks, stream);
+  } else {
+    error = headrace::attend<__half>(*a, blocks, stream);
+  }
+  if (error) return error;
+  const int64_t outputs = static_cast<int64_t>(a->rows) * a->q_heads;
+  return headrace::launch(headrace::join_kernel, outputs, headrace::kThreads, stream, *a);
+}
+
+HEADRACE_EXPORT const char* headrace_cuda_error(int code) {
+  return cudaGetErrorString(static_cast<cudaError_t>(code));
+}

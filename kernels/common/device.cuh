@@ -1,0 +1,87 @@
+// SPDX-License-Identifier: Apache-2.0
+// Numbers, wide loads and launches for the CUDA kernels. Compiles without nvcc too, against a stand-in
+// for the runtime, so that tests run kernels on a CPU.
+#pragma once
+#include <cuda_fp16.h>
+#include <cuda_runtime.h>
+#include <stdint.h>
+
+#define HEADRACE_EXPORT extern "C" __attribute__((visibility("default")))
+
+namespace headrace {
+namespace {
+
+enum DType : int { kF32, kBF16, kF16 };
+
+struct bf16 {
+  uint16_t bits;
+};
+
+__device__ inline float widen(float x) { return x; }
+__device__ inline float widen(bf16 x) { return __uint_as_float(static_cast<uint32_t>(x.bits) << 16); }
+__device__ inline float widen(__half x) { return __half2float(x); }
+
+template <class T>
+__device__ inline T narrow(float x);
+template <>
+__device__ inline float narrow<float>(float x) {
+  return x;
+}
+template <>
+__device__ inline __half narrow<__half>(float x) {
+  return __float2half_rn(x);
+}
+template <>
+__device__ inline bf16 narrow<bf16>(float x) {
+  const uint32_t bits = __float_as_uint(x);
+  if (x != x) return {static_cast<uint16_t>((bits >> 16) | 0x40)};
+  return {static_cast<uint16_t>((bits + 0x7fff + ((bits >> 16) & 1)) >> 16)};
+}
+
+__device__ inline float load_any(const void* p, int64_t i, int dtype) {
+  if (dtype == kF32) return static_cast<const float*>(p)[i];
+  if (dtype == kBF16) return widen(static_cast<const bf16*>(p)[i]);
+  return widen(static_cast<const __half*>(p)[i]);
+}
+__device__ inline void store_any(void* p, int64_t i, int dtype, float x) {
+  if (dtype == kF32) {
+    static_cast<float*>(p)[i] = x;
+  } else if (dtype == kBF16) {
+    static_cast<bf16*>(p)[i] = narrow<bf16>(x);
+  } else {
+    static_cast<__half*>(p)[i] = narrow<__half>(x);
+  }
+}
+
+// 16 bytes of T, loaded and stored as one word.
+template <class T>
+struct alignas(16) Vec {
+  static constexpr int size = 16 / sizeof(T);
+  T at[size];
+};
+template <class T>
+__device__ inline Vec<T> load_vec(const T* p) {
+  return *reinterpret_cast<const Vec<T>*>(p);
+}
+
+constexpr unsigned kAll = 0xffffffffu;
+constexpr float kLog2e = 1.44269504088896f, kLn2 = 0.693147180559945f;
+
+#ifdef __CUDACC__
+template <class... Params, class... Args>
+inline cudaError_t launch(void (*kernel)(Params...), int64_t blocks, int threads, void* stream,
+                          const Args&... args) {
+  kernel<<<static_cast<unsigned>(blocks), threads, 0, static_cast<cudaStream_t>(stream)>>>(args...);
+  return cudaGetLastError();
+}
+#else
+template <class... Params, class... Args>
+inline cudaError_t launch(void (*kernel)(Params...), int64_t blocks, int threads, void*,
+                          const Args&... args) {
+  emulate(static_cast<unsigned>(blocks), threads, [&] { kernel(args...); });
+  return 0;
+}
+#endif
+
+}  // namespace
+}  // namespace headrace

@@ -1,0 +1,160 @@
+// SPDX-License-Identifier: Apache-2.0
+// A stand-in for the CUDA runtime that runs kernels on one CPU thread: every CUDA thread is a fiber,
+// and fibers change at barriers and warp shuffles. One block runs at a time; a barrier that not all
+// of its threads reach ends the process.
+#pragma once
+#include <math.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <ucontext.h>
+
+#include <functional>
+#include <memory>
+#include <vector>
+
+#define __global__
+#define __device__
+#define __host__
+#define __shared__ static
+#define __launch_bounds__(...)
+
+using cudaError_t = int;
+using cudaStream_t = void*;
+enum { cudaDevAttrMultiProcessorCount = 16 };
+struct Index {
+  unsigned x = 0, y = 0, z = 0;
+};
+inline Index threadIdx, blockIdx, blockDim, gridDim;
+
+inline int emulated_processors = 2;
+inline cudaError_t cudaGetDevice(int* d) { return *d = 0; }
+inline cudaError_t cudaDeviceGetAttribute(int* v, int, int) {
+  *v = emulated_processors;
+  return 0;
+}
+inline const char* cudaGetErrorString(cudaError_t) { return "emulated"; }
+
+namespace emulation {
+
+struct Barrier {
+  int expected = 0, arrived = 0;
+  unsigned generation = 0;
+};
+struct Fiber {
+  ucontext_t context;
+  std::unique_ptr<char[]> stack;
+  Barrier* at = nullptr;
+  unsigned generation = 0;
+  bool done = false;
+};
+inline std::vector<Fiber> fibers;
+inline std::vector<Barrier> warps;
+inline Barrier block;
+inline std::vector<uint64_t> exchange;  // a word for every thread
+inline ucontext_t scheduler;
+inline std::function<void()> body;
+inline int current = 0;
+
+inline void entry() {
+  body();
+  fibers[current].done = true;
+  swapcontext(&fibers[current].context, &scheduler);
+}
+
+inline void wait(Barrier& b) {
+  Fiber& me = fibers[current];
+  if (++b.arrived == b.expected) {
+    b.arrived = 0;
+    ++b.generation;
+    return;
+  }
+  me.at = &b;
+  me.generation = b.generation;
+  swapcontext(&me.context, &scheduler);
+}
+
+}  // namespace emulation
+
+template <class F>
+inline void emulate(unsigned blocks, int threads, F run) {
+  using namespace emulation;
+  constexpr size_t kStack = 64 * 1024;
+  body = run;
+  gridDim.x = blocks;
+  blockDim.x = threads;
+  for (unsigned b = 0; b < blocks; ++b) {
+    blockIdx.x = b;
+    fibers = std::vector<Fiber>(threads);
+    warps.assign(threads / 32, Barrier{32});
+    block = Barrier{threads};
+    exchange.assign(threads, 0);
+    for (Fiber& f : fibers) {
+      f.stack.reset(new char[kStack]);
+      getcontext(&f.context);
+      f.context.uc_stack.ss_sp = f.stack.get();
+      f.context.uc_stack.ss_size = kStack;
+      f.context.uc_link = &scheduler;
+      makecontext(&f.context, entry, 0);
+    }
+    for (int left = threads; left > 0;) {
+      bool moved = false;
+      left = 0;
+      for (int t = 0; t < threads; ++t) {
+        Fiber& f = fibers[t];
+        if (f.done) continue;
+        ++left;
+        if (f.at && f.at->generation == f.generation) continue;
+        f.at = nullptr;
+        current = t;
+        threadIdx.x = t;
+        moved = true;
+        swapcontext(&scheduler, &f.context);
+      }
+      if (left > 0 && !moved) {
+        fprintf(stderr, "emulation: a barrier was not reached by all of its threads\n");
+        abort();
+      }
+    }
+  }
+}
+
+inline void __syncthreads() { emulation::wait(emulation::block); }
+inline void __syncwarp() { emulation::wait(emulation::warps[emulation::current / 32]); }
+
+template <class T>
+inline T emulated_exchange(T x, int from_lane, bool valid) {
+  using namespace emulation;
+  const int me = current, base = me / 32 * 32;
+  memcpy(&exchange[me], &x, sizeof(T));
+  __syncwarp();
+  T got = x;
+  if (valid) memcpy(&got, &exchange[base + from_lane], sizeof(T));
+  __syncwarp();
+  return got;
+}
+template <class T>
+inline T __shfl_xor_sync(unsigned, T x, int by) {
+  return emulated_exchange(x, (emulation::current % 32) ^ by, true);
+}
+template <class T>
+inline T __shfl_up_sync(unsigned, T x, int by) {
+  const int lane = emulation::current % 32;
+  return emulated_exchange(x, lane - by, lane >= by);
+}
+template <class T>
+inline T __shfl_sync(unsigned, T x, int lane) {
+  return emulated_exchange(x, lane, true);
+}
+
+inline float __uint_as_float(uint32_t x) {
+  float y;
+  memcpy(&y, &x, 4);
+  return y;
+}
+inline uint32_t __float_as_uint(float x) {
+  uint32_t y;
+  memcpy(&y, &x, 4);
+  return y;
+}

@@ -1,0 +1,189 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every Triton kernel compiles for sm_80 and sm_90 on a machine without a GPU.
+
+The cases are the launches themselves: ops run with a recorder in the place of Triton's launcher, so
+that what is compiled here is what a GPU would be asked to compile.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import os
+import pkgutil
+import sys
+
+import pytest
+import torch
+
+triton = pytest.importorskip("triton", reason="triton is not installed; pip install triton")
+if os.environ.get("TRITON_INTERPRET") == "1":
+    pytest.skip("TRITON_INTERPRET=1 turns the compiler off", allow_module_level=True)
+
+from triton.backends.compiler import GPUTarget  # noqa: E402
+from triton.compiler import ASTSource  # noqa: E402
+from triton.runtime.jit import JITFunction  # noqa: E402
+
+import headrace  # noqa: E402
+import headrace.kernels  # noqa: E402
+from headrace.kernels.common import triton as common  # noqa: E402
+
+SHARED_LIMIT = {80: 163 * 1024, 90: 227 * 1024}  # bytes a block may take
+TYPES = {
+    torch.float32: "*fp32", torch.float16: "*fp16", torch.bfloat16: "*bf16",
+    torch.float64: "*fp64", torch.int32: "*i32", torch.int64: "*i64",
+}
+DTYPES = [torch.float32, torch.float16, torch.bfloat16]
+
+
+def kernels():
+    """Every function of the package that is launched, by name: those that end in _kernel."""
+    found = {}
+    for info in pkgutil.walk_packages(headrace.kernels.__path__, "headrace.kernels."):
+        if "triton" not in info.name.rsplit(".", 1)[-1]:
+            continue
+        for name, value in vars(importlib.import_module(info.name)).items():
+            if isinstance(value, JITFunction) and name.endswith("_kernel"):
+                found[name] = value
+    return found
+
+
+@pytest.fixture
+def launches(monkeypatch):
+    kernels()  # modules are loaded before they are patched
+    made = []
+
+    def run(fn, *args, grid=None, warmup=False, **kwargs):
+        made.append((fn, args, kwargs))
+
+    monkeypatch.setattr(JITFunction, "run", run)
+    for name, module in list(sys.modules.items()):
+        if name.startswith("headrace.") and hasattr(module, "on_device"):
+            monkeypatch.setattr(module, "on_device", lambda op, x: contextlib.nullcontext())
+    return made
+
+
+def compile_launch(fn, args, kwargs, capability):
+    options = {"num_warps", "num_stages", "enable_fp_fusion"}
+    values = dict(zip(fn.arg_names, args, strict=False))
+    values |= {k: v for k, v in kwargs.items() if k not in options}
+    signature, constants, attributes = {}, {}, {}
+    for i, param in enumerate(fn.params):
+        value = values[param.name]
+        if param.is_constexpr or value is None:
+            signature[param.name] = "constexpr"
+            constants[param.name] = value
+        elif isinstance(value, torch.Tensor):
+            signature[param.name] = TYPES[value.dtype]
+            attributes[(i,)] = [["tt.divisibility", 16]]
+        elif isinstance(value, float):
+            signature[param.name] = "fp32"
+        elif value == 1 and not param.do_not_specialize:
+            signature[param.name] = "constexpr"
+            constants[param.name] = value
+        else:
+            signature[param.name] = "i32" if abs(value) < 2**31 else "i64"
+            if value % 16 == 0 and not param.do_not_specialize:
+                attributes[(i,)] = [["tt.divisibility", 16]]
+    source = ASTSource(fn=fn, signature=signature, constexprs=constants, attrs=attributes)
+    picked = {k: v for k, v in kwargs.items() if k in options}
+    return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=picked)
+
+
+def attention(dtype, dim, **more):
+    q = torch.zeros(2, 4, more.pop("q_len", 130), dim, dtype=dtype)
+    k = torch.zeros(2, 2, 4096, dim, dtype=dtype)
+    torch.ops.headrace.attention(q, k, k, **more)
+
+
+def paged(dtype, dim, page=64, **more):
+    q = torch.zeros(3, 8, dim, dtype=dtype)
+    pages = torch.zeros(64, 2, dim, page, dtype=more.pop("kv", dtype))
+    indptr = torch.tensor([0, 1, 3], dtype=torch.int32)
+    torch.ops.headrace.paged_attention(
+        q, pages, pages.mT.contiguous(), torch.zeros(64, 7, dtype=torch.int64), indptr, indptr,
+        torch.zeros(3, dtype=torch.int64), **more,
+    )
+
+
+def append(dtype, dim, **more):
+    k, pages = torch.zeros(33, 2, dim, dtype=dtype), torch.zeros(9, 2, dim, 64, dtype=dtype)
+    where = torch.zeros(33, 3, dtype=torch.int64)
+    torch.ops.headrace.append(k, k, pages, pages.mT.contiguous(), where, **more)
+
+
+def merge_states(dtype, dim):
+    o, lse = torch.zeros(5, 4, dim, dtype=dtype), torch.zeros(5, 4)
+    torch.ops.headrace.merge_states(o, lse, o, lse)
+
+
+def linear(dtype, n, bias):
+    x, w = torch.zeros(7, 512, dtype=dtype), torch.zeros(n, 512, dtype=dtype)
+    torch.ops.headrace.linear(x, w, torch.zeros(n, dtype=dtype) if bias else None)
+
+
+def freqs(dim):
+    return torch.ones(dim // 2, dtype=torch.float64)
+
+
+SINK = torch.zeros(4)
+CASES = {
+    "window": lambda t: attention(t, 128, window=2048, sinks=4),
+    "dense": lambda t: attention(t, 128, sink_logits=SINK, softcap=3.0),
+    "both-sides": lambda t: attention(t, 80, window=64, causal=False),
+    "wide": lambda t: attention(t, 256, window=64),
+    "decode": lambda t: attention(t, 128, q_len=1, sink_logits=SINK),
+    "paged": lambda t: paged(t, 128, inv_freq=freqs(128)),
+    "paged-narrow": lambda t: paged(t, 64, inv_freq=freqs(64)),
+    "paged-odd": lambda t: paged(t, 96, page=48, inv_freq=freqs(64), softcap=2.0),
+    "paged-wide": lambda t: paged(t, 256, page=128, sink_logits=torch.zeros(8), inv_freq=freqs(256)),
+    "paged-still": lambda t: paged(t, 128),
+    "append": lambda t: append(t, 128, inv_freq=freqs(128)),
+    "append-still": lambda t: append(t, 80),
+    "merge": lambda t: merge_states(t, 128),
+    "linear": lambda t: linear(t, 4096, True),
+    "linear-wide": lambda t: linear(t, 16384, False),
+}
+MIXED = {"paged-mixed": lambda t: paged(t, 128, kv=torch.float16, inv_freq=freqs(128))}
+
+
+def names_of(made):
+    return {fn.__name__ for fn, _, _ in made}
+
+
+@pytest.mark.parametrize("capability", [80, 90])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("case", CASES)
+def test_compiles(case, dtype, capability, launches):
+    with headrace.use_backend("triton"):
+        CASES[case](dtype)
+    assert launches
+    for fn, args, kwargs in launches:
+        binary = compile_launch(fn, args, kwargs, capability)
+        assert f"sm_{capability}" in binary.asm["ptx"]
+        assert binary.asm["cubin"]
+        assert binary.metadata.shared <= SHARED_LIMIT[capability], (fn.__name__, binary.metadata)
+
+
+def test_compiles_mixed_dtypes(launches):
+    with headrace.use_backend("triton"):
+        MIXED["paged-mixed"](torch.float32)
+    for fn, args, kwargs in launches:
+        assert compile_launch(fn, args, kwargs, 90).asm["cubin"]
+
+
+def test_every_kernel_has_a_case(launches):
+    with headrace.use_backend("triton"):
+        for case in CASES.values():
+            case(torch.float16)
+    assert set(kernels()) == names_of(launches)
+
+
+def test_products_run_on_tensor_cores(launches):
+    with headrace.use_backend("triton"):
+        CASES["window"](torch.bfloat16)
+        CASES["paged"](torch.bfloat16)
+    made = {fn.__name__: compile_launch(fn, a, k, 90).asm["ptx"] for fn, a, k in launches}
+    for name in ("attention_kernel", "paged_kernel"):
+        assert "mma" in made[name], name
+        assert ".bf16" in made[name], name
