@@ -127,12 +127,13 @@ void attention(const DenseArgs& args, std::int64_t batch, std::int64_t split, in
   for (std::int64_t b = 0; b < batch; ++b) {
     for (int head = 0; head < args.kv_heads; ++head) {
       // The last positions see most; they go first, so that the threads end together.
-      for (std::int64_t i = (args.q_len - 1) / block * block; args.q_len > 0 && i >= 0; i -= block) {
+      for (std::int64_t i = (args.q_len - 1) / block * block; args.q_len > 0 && i >= 0;
+           i -= block) {
         const int n = static_cast<int>(std::min<std::int64_t>(block, args.q_len - i));
         const std::int64_t oldest = i + args.k_len - args.q_len, newest = oldest + n - 1;
         const Range sinks = visible_sinks(newest, args.sinks, args.k_len, args.causal);
-        const Range rest = visible_window(oldest, newest, args.sinks, args.window, args.k_len,
-                                          args.causal);
+        const Range rest =
+            visible_window(oldest, newest, args.sinks, args.window, args.k_len, args.causal);
         const std::int64_t tokens = sinks.hi - sinks.lo + rest.hi - rest.lo;
         work += static_cast<double>(tokens) * n * group * args.dim * 2;
         add_splits(items, DenseItem{i, static_cast<int>(b), head, n, {}}, tokens, split,
@@ -148,9 +149,10 @@ void append(const AppendArgs& args, std::int64_t tokens, std::int64_t pages, int
   for (std::int64_t t = 0; t < tokens; ++t) {
     const std::int64_t page = args.where[t * 3], slot = args.where[t * 3 + 1];
     if (page < 0 || page >= pages || slot < 0 || slot >= args.page_size) {
-      refuse("append(where): expected pages in [0, " + std::to_string(pages) + ") and slots in [0, " +
-             std::to_string(args.page_size) + "), got page " + std::to_string(page) + " and slot " +
-             std::to_string(slot) + " for token " + std::to_string(t));
+      refuse("append(where): expected pages in [0, " + std::to_string(pages) +
+             ") and slots in [0, " + std::to_string(args.page_size) + "), got page " +
+             std::to_string(page) + " and slot " + std::to_string(slot) + " for token " +
+             std::to_string(t));
     }
   }
   constexpr std::int64_t kRun = 16;

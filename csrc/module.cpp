@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // The Python binding: integers in (addresses, sizes, strides in elements), nothing out. Shapes and
-// dtypes are checked in Python, where the tensors are; what only the values can tell is checked here.
+// dtypes are checked in Python, where the tensors are; what only the values can tell is checked
+// here.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -67,9 +68,9 @@ void paged_attention(Address q, Strides2 q_strides, Address k, Strides2 k_stride
 }
 
 void attention(Address q, Strides3 q_strides, Address k, Strides3 k_strides, Address v,
-               Strides3 v_strides, std::array<std::int64_t, 6> sizes, int dtype, std::int64_t window,
-               std::int64_t sinks, bool causal, float scale, float softcap, Address sink_logits,
-               Address o, Address lse, std::int64_t split, int threads) {
+               Strides3 v_strides, std::array<std::int64_t, 6> sizes, int dtype,
+               std::int64_t window, std::int64_t sinks, bool causal, float scale, float softcap,
+               Address sink_logits, Address o, Address lse, std::int64_t split, int threads) {
   const auto [batch, q_heads, kv_heads, q_len, k_len, dim] = sizes;
   headrace::DenseArgs args{};
   args.q = at<const void>(q);
@@ -102,8 +103,8 @@ void attention(Address q, Strides3 q_strides, Address k, Strides3 k_strides, Add
 
 void append(Address k, Strides2 k_strides, Address v, Strides2 v_strides, Address k_pages,
             Strides2 k_page_strides, Address v_pages, Strides2 v_page_strides, Address where,
-            Address inv_freq, int half, std::array<std::int64_t, 5> sizes, int dtype, int page_dtype,
-            int threads) {
+            Address inv_freq, int half, std::array<std::int64_t, 5> sizes, int dtype,
+            int page_dtype, int threads) {
   const auto [tokens, kv_heads, dim, page_size, pages] = sizes;
   headrace::AppendArgs args{};
   args.k = at<const void>(k);
@@ -146,10 +147,17 @@ void merge_states(Address o_a, Address lse_a, Address o_b, Address lse_b, Addres
 
 void linear(Address x, std::int64_t x_row, Address weight, std::int64_t w_row, Address bias,
             Address y, Strides3 sizes, int x_dtype, int w_dtype, int threads) {
-  const headrace::LinearArgs args{at<const void>(x), at<const void>(weight), at<const void>(bias),
-                                  at<void>(y),       sizes[0],               sizes[1],
-                                  sizes[2],          x_row,                  w_row,
-                                  x_dtype,           w_dtype};
+  const headrace::LinearArgs args{at<const void>(x),
+                                  at<const void>(weight),
+                                  at<const void>(bias),
+                                  at<void>(y),
+                                  sizes[0],
+                                  sizes[1],
+                                  sizes[2],
+                                  x_row,
+                                  w_row,
+                                  x_dtype,
+                                  w_dtype};
   py::gil_scoped_release nogil;
   headrace::linear(args, threads);
 }
@@ -157,6 +165,7 @@ void linear(Address x, std::int64_t x_row, Address weight, std::int64_t w_row, A
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
+  headrace::active_isa();  // an impossible HEADRACE_ISA fails here, as the ImportError that it is
   m.doc() = "Compiled kernels of headrace; the public functions are in headrace.ops.";
   m.def("available_isas", &headrace::available_isas, "Levels this machine has, slowest first.");
   m.def("active_isa", [] { return std::string(headrace::isa_name(headrace::active_isa())); });

@@ -40,9 +40,12 @@ std::atomic<int>& slot() {
 
 const char* isa_name(Isa level) {
   switch (level) {
-    case Isa::kAvx512: return "avx512";
-    case Isa::kAvx2: return "avx2";
-    default: return "scalar";
+    case Isa::kAvx512:
+      return "avx512";
+    case Isa::kAvx2:
+      return "avx2";
+    default:
+      return "scalar";
   }
 }
 
@@ -59,7 +62,8 @@ bool isa_available(Isa level) {
       __asm__("cpuid" : "=a"(a), "=b"(b), "=c"(f16c), "=d"(d) : "0"(1), "2"(0));
       return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && (f16c >> 29 & 1);
     }
-    default: return true;
+    default:
+      return true;
   }
 #else
   return level == Isa::kScalar;

@@ -13,14 +13,17 @@ const char* isa_name(Isa level);
 bool isa_available(Isa level);
 std::vector<std::string> available_isas();  // slowest first
 Isa active_isa();
-void force_isa(const std::string& name);    // throws std::invalid_argument; "" restores the default
+void force_isa(const std::string& name);  // throws std::invalid_argument; "" restores the default
 
 template <class Table>
 const Table& pick(const Table& scalar, const Table& avx2, const Table& avx512) {
   switch (active_isa()) {
-    case Isa::kAvx512: return avx512;
-    case Isa::kAvx2: return avx2;
-    default: return scalar;
+    case Isa::kAvx512:
+      return avx512;
+    case Isa::kAvx2:
+      return avx2;
+    default:
+      return scalar;
   }
 }
 

@@ -15,8 +15,7 @@ namespace headrace {
 // Scratch for every thread of one call, aligned to cache lines.
 class Scratch {
  public:
-  Scratch(std::int64_t words_per_thread, int threads)
-      : words_((words_per_thread + 15) / 16 * 16) {
+  Scratch(std::int64_t words_per_thread, int threads) : words_((words_per_thread + 15) / 16 * 16) {
     const std::size_t bytes = static_cast<std::size_t>(words_) * threads * sizeof(float);
     base_ = bytes ? static_cast<float*>(std::aligned_alloc(64, bytes)) : nullptr;
     if (bytes && !base_) throw std::bad_alloc();

@@ -56,9 +56,7 @@ inline F round(F a) {
 inline F scale2(F x, F n) { return {_mm512_scalef_ps(x.v, n.v)}; }
 // Lanes i with lo <= i < hi keep a, the others take b.
 inline F keep(F a, F b, int lo, int hi) {
-  const auto upto = [](int n) {
-    return n <= 0 ? 0u : n >= 16 ? 0xffffu : (1u << n) - 1u;
-  };
+  const auto upto = [](int n) { return n <= 0 ? 0u : n >= 16 ? 0xffffu : (1u << n) - 1u; };
   return {_mm512_mask_blend_ps(static_cast<__mmask16>(upto(hi) & ~upto(lo)), b.v, a.v)};
 }
 

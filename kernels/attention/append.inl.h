@@ -15,9 +15,9 @@ inline void append_run(const AppendArgs& a, std::int64_t begin, std::int64_t end
                        float* scratch) {
   constexpr int kRun = 16;
   const int n = static_cast<int>(end - begin), dim = a.dim;
-  float* row = scratch;               // [dim]
-  float* turned = row + dim;          // [dim]
-  float* columns = turned + dim;      // [dim][kRun]
+  float* row = scratch;           // [dim]
+  float* turned = row + dim;      // [dim]
+  float* columns = turned + dim;  // [dim][kRun]
   float* cosine = columns + dim * kRun;
   float* sine = cosine + a.half;
   const std::int64_t page = a.where[begin * 3], slot = a.where[begin * 3 + 1];

@@ -25,11 +25,11 @@ struct Share {
 };
 
 struct PagedArgs {
-  const void* q;              // [T, Hq, D]
-  const void* k;              // [N, Hkv, D, P]
-  const void* v;              // [N, Hkv, P, D]
-  void* o;                    // [T, Hq, D] contiguous
-  float* lse;                 // [T, Hq] contiguous
+  const void* q;                // [T, Hq, D]
+  const void* k;                // [N, Hkv, D, P]
+  const void* v;                // [N, Hkv, P, D]
+  void* o;                      // [T, Hq, D] contiguous
+  float* lse;                   // [T, Hq] contiguous
   const std::int64_t* entries;  // [E, kEntryFields]
   const std::int64_t* q_pos;    // [T]
   const std::int64_t* q_order;  // [T]
@@ -41,10 +41,10 @@ struct PagedArgs {
 
 // One block of query rows of one stream and one kv head.
 struct PagedItem {
-  std::int64_t row;        // first row in q
-  std::int64_t entry;      // first entry of the stream
-  std::int64_t entries;    // how many
-  int positions;           // query positions in the block
+  std::int64_t row;      // first row in q
+  std::int64_t entry;    // first entry of the stream
+  std::int64_t entries;  // how many
+  int positions;         // query positions in the block
   int kv_head;
   Share share;
 };

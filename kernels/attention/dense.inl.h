@@ -27,11 +27,11 @@ inline void pack_keys(const T* k, std::int64_t stride, int tokens, int dim, floa
 template <class T>
 inline void dense_block(const DenseArgs& a, const DenseItem& it, float* scratch) {
   const int group = a.q_heads / a.kv_heads, n = it.positions, rows = n * group, dim = a.dim;
-  float* q = scratch;                // [rows][dim]
-  float* o = q + rows * dim;         // [rows][dim]
-  float* s = o + rows * dim;         // [rows][kTile]
-  float* keys = s + rows * kTile;    // [dim][kTile]
-  float* m = keys + dim * kTile;     // [rows]
+  float* q = scratch;              // [rows][dim]
+  float* o = q + rows * dim;       // [rows][dim]
+  float* s = o + rows * dim;       // [rows][kTile]
+  float* keys = s + rows * kTile;  // [dim][kTile]
+  float* m = keys + dim * kTile;   // [rows]
   const Rows st{o, m, m + rows, rows, dim};
 
   const float cap = a.softmax.softcap;
@@ -53,7 +53,8 @@ inline void dense_block(const DenseArgs& a, const DenseItem& it, float* scratch)
     const Range seen =
         part == 0 ? headrace::visible_sinks(newest, a.sinks, a.k_len, a.causal)
                   : headrace::visible_window(oldest, newest, a.sinks, a.window, a.k_len, a.causal);
-    const std::int64_t begin = seen.lo + headrace::clamp(it.share.begin - passed, 0, seen.hi - seen.lo);
+    const std::int64_t begin =
+        seen.lo + headrace::clamp(it.share.begin - passed, 0, seen.hi - seen.lo);
     const std::int64_t end = seen.lo + headrace::clamp(it.share.end - passed, 0, seen.hi - seen.lo);
     passed += seen.hi - seen.lo;
     for (std::int64_t t = begin; t < end; t += kTile) {
@@ -77,10 +78,10 @@ inline void dense_block(const DenseArgs& a, const DenseItem& it, float* scratch)
   if (it.share.splits > 1) return keep_partial(it.share, st);
   for (int r = 0; r < rows; ++r) {
     const int head = it.kv_head * group + r % group;
-    const std::int64_t at =
-        (static_cast<std::int64_t>(it.batch) * a.q_heads + head) * a.q_len + it.position + r / group;
-    finish_row(o + r * dim, st.m[r], st.l[r], dim, sink_of(a.softmax, head), a.o, at * dim,
-               a.dtype, a.lse + at);
+    const std::int64_t at = (static_cast<std::int64_t>(it.batch) * a.q_heads + head) * a.q_len +
+                            it.position + r / group;
+    finish_row(o + r * dim, st.m[r], st.l[r], dim, sink_of(a.softmax, head), a.o, at * dim, a.dtype,
+               a.lse + at);
   }
 }
 
@@ -94,8 +95,8 @@ void dense_merge(const DenseArgs& a, const DenseItem& it) {
   const int group = a.q_heads / a.kv_heads, rows = it.positions * group;
   for (int r = 0; r < rows; ++r) {
     const int head = it.kv_head * group + r % group;
-    const std::int64_t at =
-        (static_cast<std::int64_t>(it.batch) * a.q_heads + head) * a.q_len + it.position + r / group;
+    const std::int64_t at = (static_cast<std::int64_t>(it.batch) * a.q_heads + head) * a.q_len +
+                            it.position + r / group;
     merge_splits(it.share, r, rows, a.dim, sink_of(a.softmax, head), a.o, at * a.dim, a.dtype,
                  a.lse + at);
   }

@@ -16,13 +16,13 @@ inline const float* sink_of(const headrace::Softmax& s, int head) {
 template <class T>
 inline void paged_block(const PagedArgs& a, const PagedItem& it, float* scratch) {
   const int group = a.q_heads / a.kv_heads, n = it.positions, rows = n * group, dim = a.dim;
-  float* plain = scratch;                       // [rows][dim], scaled queries
-  float* turned = plain + rows * dim;           // [rows][dim], rotated for the current origin
-  float* o = turned + rows * dim;               // [rows][dim]
-  float* s = o + rows * dim;                    // [rows][kTile]
-  float* m = s + rows * kTile;                  // [rows]
+  float* plain = scratch;              // [rows][dim], scaled queries
+  float* turned = plain + rows * dim;  // [rows][dim], rotated for the current origin
+  float* o = turned + rows * dim;      // [rows][dim]
+  float* s = o + rows * dim;           // [rows][kTile]
+  float* m = s + rows * kTile;         // [rows]
   const Rows st{o, m, m + rows, rows, dim};
-  float* cosine = m + 2 * rows;                 // [n][half]
+  float* cosine = m + 2 * rows;  // [n][half]
   float* sine = cosine + n * a.half;
   const std::int64_t* pos = a.q_pos + it.row;
   const std::int64_t* order = a.q_order + it.row;
@@ -70,8 +70,10 @@ inline void paged_block(const PagedArgs& a, const PagedItem& it, float* scratch)
     }
 
     const std::int64_t slot = entry[headrace::kFirst];
-    const T* k = static_cast<const T*>(a.k) + entry[headrace::kPage] * a.k_page + it.kv_head * a.k_head;
-    const T* v = static_cast<const T*>(a.v) + entry[headrace::kPage] * a.v_page + it.kv_head * a.v_head;
+    const T* k =
+        static_cast<const T*>(a.k) + entry[headrace::kPage] * a.k_page + it.kv_head * a.k_head;
+    const T* v =
+        static_cast<const T*>(a.v) + entry[headrace::kPage] * a.v_page + it.kv_head * a.v_head;
     const std::int64_t end = slot + seen.lo + upto;
     // Tiles start on a vector, so that the partial ones at the ends never leave the page.
     for (std::int64_t t = slot + seen.lo + mine; t < end;) {
@@ -81,8 +83,8 @@ inline void paged_block(const PagedArgs& a, const PagedItem& it, float* scratch)
       product<false>(q, dim, k + base, a.page_size, dim, s, kTile, rows, cols);
       for (int r = 0; r < rows; ++r) {
         const std::int64_t at = order[r / group];
-        const Range row = headrace::visible(at, at, entry[headrace::kOrder], entry[headrace::kReach],
-                                            entry[headrace::kCount]);
+        const Range row = headrace::visible(at, at, entry[headrace::kOrder],
+                                            entry[headrace::kReach], entry[headrace::kCount]);
         const int lo = static_cast<int>(headrace::clamp(slot + row.lo, t, stop) - base);
         const int hi = static_cast<int>(headrace::clamp(slot + row.hi, t, stop) - base);
         softmax_row(s + r * kTile, cols, lo, hi, cap, r, st);

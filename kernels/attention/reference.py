@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the attention ops mean, in plain torch. Computes in fp64 when the inputs are, else in fp32."""
+"""What the attention ops mean, in plain torch. Computes in fp64 for fp64 inputs, else in fp32."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ PAGE, FIRST, COUNT, ORIGIN, CAP, ORDER, REACH = range(7)
 
 
 def rotate(x: Tensor, distance: Tensor, inv_freq: Tensor | None) -> Tensor:
-    """x [..., D] turned by distance [...] steps: dimension i pairs with i + half (half = len(inv_freq))."""
+    """x [..., D] turned by distance [...] steps: dimension i pairs with i + len(inv_freq)."""
     if inv_freq is None:
         return x
     half = inv_freq.numel()
@@ -23,7 +23,7 @@ def rotate(x: Tensor, distance: Tensor, inv_freq: Tensor | None) -> Tensor:
 def attend(
     logits: Tensor, v: Tensor, seen: Tensor, softcap: float, sink_logits: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """logits [..., H, Lq, Lk] and v [..., H, Lk, D] under mask `seen`; lse leaves the learned sink out."""
+    """logits [..., H, Lq, Lk], v [..., H, Lk, D] masked by `seen`; lse without the learned sink."""
     if softcap > 0:
         logits = softcap * torch.tanh(logits / softcap)
     logits = logits.masked_fill(~seen, -torch.inf)
@@ -54,7 +54,17 @@ def attention(q, k, v, window, sinks, sink_logits, causal, scale, softcap):
 
 
 def paged_attention(
-    q, k_pages, v_pages, entries, entry_indptr, q_indptr, q_pos, q_order, inv_freq, scale, softcap,
+    q,
+    k_pages,
+    v_pages,
+    entries,
+    entry_indptr,
+    q_indptr,
+    q_pos,
+    q_order,
+    inv_freq,
+    scale,
+    softcap,
     sink_logits,
 ):
     """Attention over a view of pages; see headrace.ops.paged_attention."""
@@ -86,7 +96,7 @@ def paged_attention(
 
 
 def append(k, v, k_pages, v_pages, where, inv_freq):
-    """Rotates keys about their page's origin and writes keys and values into their slots, in place."""
+    """Rotates keys about their page's origin; writes keys and values into their slots in place."""
     dtype = torch.promote_types(k.dtype, torch.float32)
     turned = rotate(k.to(dtype).transpose(0, 1), where[:, 2], inv_freq).transpose(0, 1)
     k_pages[where[:, 0], :, :, where[:, 1]] = turned.to(k_pages.dtype)

@@ -39,7 +39,11 @@ def _attention_values(bound, axes):
     window, sinks = bound["window"], bound["sinks"]
     if window is not None and window < 1:
         raise bad_value(
-            "attention", "window", "1 or more, or None", window, "the window counts the query itself"
+            "attention",
+            "window",
+            "1 or more, or None",
+            window,
+            "the window counts the query itself",
         )
     if sinks < 0:
         raise bad_value("attention", "sinks", "0 or more", sinks)
@@ -155,7 +159,7 @@ PAGED_ATTENTION = OpSpec(
     depth=lambda axes, bound: axes["E"] * axes["P"] + axes["D"],
     values=_paged_values,
     gpu=("triton", "cuda"),
-    source="query-side rotation: ReKV (2025) and InfLLM (2024), one angle per block; here per entry",
+    source="query-side rotation: ReKV (2025), InfLLM (2024), one angle per block; here per entry",
     doc="attention over a view: sinks, windows and shared or retrieved pages in one softmax",
 )
 

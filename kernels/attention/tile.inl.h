@@ -23,8 +23,8 @@ constexpr int kCols = F::registers == 32 ? 4 : 2;
 
 // c[M][N * kW] (+)= a[M][depth] * b[depth][N * kW]; b is widened as it is read.
 template <int M, int N, bool Accumulate, class T>
-inline void block_product(const float* a, std::int64_t lda, const T* b, std::int64_t ldb,
-                          int depth, float* c, std::int64_t ldc) {
+inline void block_product(const float* a, std::int64_t lda, const T* b, std::int64_t ldb, int depth,
+                          float* c, std::int64_t ldc) {
   F acc[M][N];
   for (int m = 0; m < M; ++m) {
     for (int n = 0; n < N; ++n) acc[m][n] = Accumulate ? load(c + m * ldc + n * kW) : zero();
@@ -52,12 +52,18 @@ inline void row_blocks(const float* a, std::int64_t lda, const T* b, std::int64_
   a += m * lda;
   c += m * ldc;
   switch (rows - m) {
-    case 1: return block_product<1, N, Accumulate>(a, lda, b, ldb, depth, c, ldc);
-    case 2: return block_product<2, N, Accumulate>(a, lda, b, ldb, depth, c, ldc);
-    case 3: return block_product<3, N, Accumulate>(a, lda, b, ldb, depth, c, ldc);
-    case 4: return block_product<4, N, Accumulate>(a, lda, b, ldb, depth, c, ldc);
-    case 5: return block_product<5, N, Accumulate>(a, lda, b, ldb, depth, c, ldc);
-    default: return;
+    case 1:
+      return block_product<1, N, Accumulate>(a, lda, b, ldb, depth, c, ldc);
+    case 2:
+      return block_product<2, N, Accumulate>(a, lda, b, ldb, depth, c, ldc);
+    case 3:
+      return block_product<3, N, Accumulate>(a, lda, b, ldb, depth, c, ldc);
+    case 4:
+      return block_product<4, N, Accumulate>(a, lda, b, ldb, depth, c, ldc);
+    case 5:
+      return block_product<5, N, Accumulate>(a, lda, b, ldb, depth, c, ldc);
+    default:
+      return;
   }
 }
 
@@ -188,7 +194,8 @@ inline void angles(std::int64_t distance, const double* inv_freq, int half, floa
     const double turns = shifted - kRound;
     const float r = static_cast<float>((a - turns * kHigh) - turns * kLow);
     const float z = r * r;
-    const float sine = r + r * z * (-1.6666654611e-1f + z * (8.3321608736e-3f + z * -1.9515295891e-4f));
+    const float sine =
+        r + r * z * (-1.6666654611e-1f + z * (8.3321608736e-3f + z * -1.9515295891e-4f));
     const float cosine =
         1.f - 0.5f * z +
         z * z * (4.166664568298827e-2f + z * (-1.388731625493765e-3f + z * 2.443315711809948e-5f));

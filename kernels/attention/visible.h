@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Which slots a query sees, and at what distance: the integer half of a view, the same on CPU and GPU.
+// Which slots a query sees, and at what distance: the integer half of a view, the same on CPU and
+// GPU.
 #pragma once
 #include <cstdint>
 

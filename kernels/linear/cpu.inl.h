@@ -66,7 +66,8 @@ inline void dots(const LinearArgs& a, const X* x, const W* w, std::int64_t row, 
     const int left = static_cast<int>(a.depth - k);
     for (int n = 0; n < N; ++n) {
       const F y = load_tail(w + n * a.w_row + k, left);
-      for (int m = 0; m < M; ++m) acc[m][n] = fma(load_tail(x + m * a.x_row + k, left), y, acc[m][n]);
+      for (int m = 0; m < M; ++m)
+        acc[m][n] = fma(load_tail(x + m * a.x_row + k, left), y, acc[m][n]);
     }
   }
   for (int m = 0; m < M; ++m) {

@@ -1,9 +1,29 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Streaming inference: unbounded streams through a model at constant memory and constant time per step."""
+"""Streaming inference: unbounded streams through a model at constant memory and time per step."""
 
-import torch  # noqa: F401  (first: the extension shares torch's OpenMP runtime)
+from __future__ import annotations
 
-from . import ops
-from .backends import use_backend, use_isa
+from typing import Any
 
 __all__ = ["ops", "use_backend", "use_isa"]
+
+# What went wrong when the package loaded. It is told at the first use of anything that needs it, so
+# that `headrace info` can look at a broken installation.
+load_error: Exception | None = None
+
+try:
+    import torch  # noqa: F401  (first: the extension shares torch's OpenMP runtime)
+
+    from . import ops
+    from .backends import use_backend, use_isa
+except Exception as error:
+    load_error = error
+
+
+def __getattr__(name: str) -> Any:
+    if load_error is not None and name in (*__all__, "_C"):
+        got = f"{type(load_error).__name__}: {load_error}".splitlines()[0]
+        raise ImportError(
+            f"headrace({name}): expected the package to load, got {got}; see `headrace info`"
+        ) from load_error
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

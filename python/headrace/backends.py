@@ -31,7 +31,8 @@ def current() -> str:
 def use_backend(name: str) -> Iterator[None]:
     """Runs every op of the block on one backend: auto, reference, cpu, triton or cuda.
 
-    Raises ValueError for an unknown name; an op that the backend lacks raises BackendError when called.
+    Raises ValueError for an unknown name; an op that the backend lacks raises BackendError when
+    called.
     """
     global _current
     before, _current = _current, _valid(name, "use_backend")
@@ -60,7 +61,9 @@ def resolve(device: str, gpu: tuple[str, ...]) -> str:
     if _current == "auto":
         return "cpu" if device == "cpu" else gpu[-1]
     if _current == "cuda" and device == "cpu":
-        raise BackendError("use_backend(name): expected CUDA tensors for backend cuda, got cpu tensors")
+        raise BackendError(
+            "use_backend(name): expected CUDA tensors for backend cuda, got cpu tensors"
+        )
     if _current == "cpu" and device != "cpu":
         raise BackendError(f"use_backend(name): expected cpu tensors for backend cpu, got {device}")
     return _current

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The contract of an op, as data.
 
-An `OpSpec` says what an op takes and gives: its schema, the named axes and dtypes of every tensor, how
-many operations and bytes it costs, the reference that defines it, and how far a kernel may be from that
-reference. Registration, argument checks, fake functions, tests, benchmarks and the docs table read it.
+An `OpSpec` says what an op takes and gives: its schema, the named axes and dtypes of every tensor,
+how many operations and bytes it costs, the reference that defines it, and how far a kernel may be
+from that reference. Registration, argument checks, fake functions, tests, benchmarks and the docs
+table read it.
 """
 
 from __future__ import annotations
@@ -58,9 +59,10 @@ class Out:
 class OpSpec:
     """Everything the project knows of an op except its kernels. See the module's docstring.
 
-    schema: torch schema without the name. values: extra checks that need no data (`f(bound, axes)`).
-    flops, bytes: models over `(axes, bound)`. depth: length of the longest sum that one output adds up,
-    from the same, from which the tolerance follows. gpu: implementations that a GPU would run.
+    schema: torch schema without the name. values: extra checks that need no data (`f(bound,
+    axes)`). flops, bytes: models over `(axes, bound)`. depth: length of the longest sum that one
+    output adds up, from the same, from which the tolerance follows. gpu: implementations that a GPU
+    would run.
     """
 
     name: str
@@ -85,10 +87,12 @@ class OpSpec:
     def tolerance(self, dtype: torch.dtype, axes: Axes, bound: Mapping[str, Any]) -> float:
         """Largest RMS error, relative to the RMS of the reference in fp64, that a kernel may have.
 
-        One rounding of the result to `dtype`, plus fp32 accumulation whose error grows with the square
-        root of the number of terms; the factor 4 covers exponentials and angles.
+        One rounding of the result to `dtype`, plus fp32 accumulation whose error grows with the
+        square root of the number of terms; the factor 4 covers exponentials and angles.
         """
-        return ROUNDOFF[dtype] + 4 * ROUNDOFF[torch.float32] * math.sqrt(self.depth(axes, bound) + 1)
+        return ROUNDOFF[dtype] + 4 * ROUNDOFF[torch.float32] * math.sqrt(
+            self.depth(axes, bound) + 1
+        )
 
     def bind(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Arguments by the names of the schema."""
@@ -97,7 +101,7 @@ class OpSpec:
         return bound
 
     def check(self, bound: Mapping[str, Any]) -> Axes:
-        """Sizes of the named axes. Raises TypeError or ValueError that names the first bad argument."""
+        """Sizes of the named axes. Raises TypeError or ValueError naming the first bad argument."""
         axes: Axes = {}
         device: torch.device | None = None
         for arg in self.args:
@@ -186,6 +190,9 @@ def _match(op: str, arg: Arg, value: Tensor, axes: Axes) -> None:
         raise bad_value(op, arg.name, "a contiguous tensor", f"strides {value.stride()}")
     if arg.contiguous == "last" and value.numel() and value.stride(-1) != 1:
         raise bad_value(
-            op, arg.name, "stride 1 along the last axis", f"strides {value.stride()}",
+            op,
+            arg.name,
+            "stride 1 along the last axis",
+            f"strides {value.stride()}",
             "call .contiguous() first",
         )

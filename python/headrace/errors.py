@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How a mistake is told: one line that names the op, the argument, what was expected and what came."""
+"""How a mistake is told: one line that names op, argument, what was expected and what came."""
 
 from __future__ import annotations
 

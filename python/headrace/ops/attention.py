@@ -9,26 +9,42 @@ from .registry import DTYPE_CODE, address, call, register
 
 
 def attention(
-    q: Tensor, k: Tensor, v: Tensor, *, window: int | None = None, sinks: int = 0,
-    sink_logits: Tensor | None = None, causal: bool = True, scale: float | None = None,
-    softcap: float = 0.0, return_lse: bool = False,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    window: int | None = None,
+    sinks: int = 0,
+    sink_logits: Tensor | None = None,
+    causal: bool = True,
+    scale: float | None = None,
+    softcap: float = 0.0,
+    return_lse: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Attention over contiguous keys, in the layout of torch's scaled_dot_product_attention.
 
-    q [B, Hq, Lq, D], k and v [B, Hkv, Lk, D] (fp32, bf16 or fp16; Hkv divides Hq; D a multiple of 16 up
-    to 256), aligned at the bottom right: query i stands at t = i + Lk - Lq. It sees key j iff
+    q [B, Hq, Lq, D], k and v [B, Hkv, Lk, D] (fp32, bf16 or fp16; Hkv divides Hq; D a multiple of
+    16 up to 256), aligned at the bottom right: query i stands at t = i + Lk - Lq. It sees key j iff
     (j <= t, when causal) and (j < sinks, or t - window < j < t + window); window None: no window.
     The window counts the query itself. Positions are the caller's: q and k come rotated.
     sink_logits fp32 [Hq]: a learned term exp(b) in the denominator. softcap c > 0 maps logits x to
     c tanh(x / c). scale defaults to D ** -0.5.
 
-    Gives o [B, Hq, Lq, D], and with return_lse also lse fp32 [B, Hq, Lq] (natural logarithm, without
-    the learned sink). A row that sees nothing gives 0 and -inf. Only visible tiles are read.
-    Raises TypeError, ValueError or NotImplementedError naming the argument.
+    Gives o [B, Hq, Lq, D], and with return_lse also lse fp32 [B, Hq, Lq] (natural logarithm,
+    without the learned sink). A row that sees nothing gives 0 and -inf. Only visible tiles are
+    read. Raises TypeError, ValueError or NotImplementedError naming the argument.
     """
     o, lse = call(
-        "attention", q, k, v, window=window, sinks=sinks, sink_logits=sink_logits, causal=causal,
-        scale=scale, softcap=softcap,
+        "attention",
+        q,
+        k,
+        v,
+        window=window,
+        sinks=sinks,
+        sink_logits=sink_logits,
+        causal=causal,
+        scale=scale,
+        softcap=softcap,
     )
     return (o, lse) if return_lse else o
 
@@ -38,11 +54,23 @@ def _cpu(bound, axes, outs):
     window = bound["window"]
     unlimited = axes["Lq"] + axes["Lk"]
     _C.attention(
-        q.data_ptr(), q.stride()[:3], k.data_ptr(), k.stride()[:3], v.data_ptr(), v.stride()[:3],
+        q.data_ptr(),
+        q.stride()[:3],
+        k.data_ptr(),
+        k.stride()[:3],
+        v.data_ptr(),
+        v.stride()[:3],
         (axes["B"], axes["Hq"], axes["Hkv"], axes["Lq"], axes["Lk"], axes["D"]),
-        DTYPE_CODE[q.dtype], unlimited if window is None else min(window, unlimited),
-        0 if window is None else bound["sinks"], bound["causal"], bound["scale"], bound["softcap"],
-        address(bound["sink_logits"]), o.data_ptr(), lse.data_ptr(), bound["split"],
+        DTYPE_CODE[q.dtype],
+        unlimited if window is None else min(window, unlimited),
+        0 if window is None else bound["sinks"],
+        bound["causal"],
+        bound["scale"],
+        bound["softcap"],
+        address(bound["sink_logits"]),
+        o.data_ptr(),
+        lse.data_ptr(),
+        bound["split"],
         get_num_threads(),
     )
 

@@ -8,9 +8,7 @@ from ..kernels.attention.spec import MERGE_STATES
 from .registry import DTYPE_CODE, call, register
 
 
-def merge_states(
-    o_a: Tensor, lse_a: Tensor, o_b: Tensor, lse_b: Tensor
-) -> tuple[Tensor, Tensor]:
+def merge_states(o_a: Tensor, lse_a: Tensor, o_b: Tensor, lse_b: Tensor) -> tuple[Tensor, Tensor]:
     """The attention state over the union of two disjoint sets of keys.
 
     o_a, o_b [T, H, D] (fp32, bf16 or fp16); lse_a, lse_b [T, H] fp32, natural logarithm, without a
@@ -24,9 +22,16 @@ def merge_states(
 def _cpu(bound, axes, outs):
     o, lse = outs
     _C.merge_states(
-        bound["o_a"].data_ptr(), bound["lse_a"].data_ptr(), bound["o_b"].data_ptr(),
-        bound["lse_b"].data_ptr(), o.data_ptr(), lse.data_ptr(), axes["T"] * axes["H"], axes["D"],
-        DTYPE_CODE[o.dtype], get_num_threads(),
+        bound["o_a"].data_ptr(),
+        bound["lse_a"].data_ptr(),
+        bound["o_b"].data_ptr(),
+        bound["lse_b"].data_ptr(),
+        o.data_ptr(),
+        lse.data_ptr(),
+        axes["T"] * axes["H"],
+        axes["D"],
+        DTYPE_CODE[o.dtype],
+        get_num_threads(),
     )
 
 

@@ -10,31 +10,52 @@ from .registry import DTYPE_CODE, address, call, register
 
 
 def paged_attention(
-    q: Tensor, k_pages: Tensor, v_pages: Tensor, entries: Tensor, entry_indptr: Tensor,
-    q_indptr: Tensor, q_pos: Tensor, *, q_order: Tensor | None = None,
-    inv_freq: Tensor | None = None, scale: float | None = None, softcap: float = 0.0,
-    sink_logits: Tensor | None = None, split: int = 4096,
+    q: Tensor,
+    k_pages: Tensor,
+    v_pages: Tensor,
+    entries: Tensor,
+    entry_indptr: Tensor,
+    q_indptr: Tensor,
+    q_pos: Tensor,
+    *,
+    q_order: Tensor | None = None,
+    inv_freq: Tensor | None = None,
+    scale: float | None = None,
+    softcap: float = 0.0,
+    sink_logits: Tensor | None = None,
+    split: int = 4096,
 ) -> tuple[Tensor, Tensor]:
     """Attention of many streams, each over its own view of shared pages; gives (o, lse).
 
     q [T, Hq, D], not rotated; stream b owns rows q_indptr[b]:q_indptr[b+1] and entries
-    entry_indptr[b]:entry_indptr[b+1] (both int32 [B+1]). k_pages [N, Hkv, D, P] and v_pages
-    [N, Hkv, P, D] as `append` wrote them, in any of fp32, bf16, fp16, whatever q's dtype.
-    entries int64 [E, 7], the columns of `headrace.memory.view`: page, first, count, origin, cap, order,
-    reach. Slot first+i holds a key of order `order+i`, seen by a query of order t iff order+i <= t and
-    t - (order+i) < reach. The query is rotated by min(q_pos - origin, cap) steps; keys never are.
+    entry_indptr[b]:entry_indptr[b+1] (both int32 [B+1]). k_pages [N, Hkv, D, P] and v_pages [N,
+    Hkv, P, D] as `append` wrote them, in any of fp32, bf16, fp16, whatever q's dtype. entries int64
+    [E, 7], the columns of `headrace.memory.view`: page, first, count, origin, cap, order, reach.
+    Slot first+i holds a key of order `order+i`, seen by a query of order t iff order+i <= t and t -
+    (order+i) < reach. The query is rotated by min(q_pos - origin, cap) steps; keys never are.
     q_pos, q_order int64 [T] (q_order defaults to q_pos); inv_freq fp64 [R], 2R <= D, None for no
     rotation; softcap c > 0 maps logits x to c tanh(x / c); sink_logits fp32 [Hq] adds exp(b) to the
     denominator once. scale defaults to D ** -0.5.
 
-    o [T, Hq, D] in q's dtype; lse fp32 [T, Hq], natural logarithm, without the learned sink. A row that
-    sees nothing gives 0 and -inf. Row bits do not depend on the other streams, on the slot of a page in
-    the pool, or on the number of threads; `split` (tokens per split of a long view) changes rounding.
-    Raises TypeError, ValueError or NotImplementedError naming the argument.
+    o [T, Hq, D] in q's dtype; lse fp32 [T, Hq], natural logarithm, without the learned sink. A row
+    that sees nothing gives 0 and -inf. Row bits do not depend on the other streams, on the slot of
+    a page in the pool, or on the number of threads; `split` (tokens per split of a long view)
+    changes rounding. Raises TypeError, ValueError or NotImplementedError naming the argument.
     """
     return call(
-        "paged_attention", q, k_pages, v_pages, entries, entry_indptr, q_indptr, q_pos,
-        q_order=q_order, inv_freq=inv_freq, scale=scale, softcap=softcap, sink_logits=sink_logits,
+        "paged_attention",
+        q,
+        k_pages,
+        v_pages,
+        entries,
+        entry_indptr,
+        q_indptr,
+        q_pos,
+        q_order=q_order,
+        inv_freq=inv_freq,
+        scale=scale,
+        softcap=softcap,
+        sink_logits=sink_logits,
         split=split,
     )
 
@@ -44,13 +65,28 @@ def _cpu(bound, axes, outs):
     order = bound["q_pos"] if bound["q_order"] is None else bound["q_order"]
     inv_freq = bound["inv_freq"]
     _C.paged_attention(
-        q.data_ptr(), q.stride()[:2], k.data_ptr(), page_strides(k, "paged_attention", "k_pages"),
-        v.data_ptr(), page_strides(v, "paged_attention", "v_pages"), bound["entries"].data_ptr(),
-        bound["entry_indptr"].data_ptr(), bound["q_indptr"].data_ptr(), bound["q_pos"].data_ptr(),
-        order.data_ptr(), address(inv_freq), 0 if inv_freq is None else inv_freq.numel(),
+        q.data_ptr(),
+        q.stride()[:2],
+        k.data_ptr(),
+        page_strides(k, "paged_attention", "k_pages"),
+        v.data_ptr(),
+        page_strides(v, "paged_attention", "v_pages"),
+        bound["entries"].data_ptr(),
+        bound["entry_indptr"].data_ptr(),
+        bound["q_indptr"].data_ptr(),
+        bound["q_pos"].data_ptr(),
+        order.data_ptr(),
+        address(inv_freq),
+        0 if inv_freq is None else inv_freq.numel(),
         (axes["T"], axes["Hq"], axes["Hkv"], axes["D"], axes["P"], axes["N"], axes["B"], axes["E"]),
-        DTYPE_CODE[q.dtype], DTYPE_CODE[k.dtype], bound["scale"], bound["softcap"],
-        address(bound["sink_logits"]), o.data_ptr(), lse.data_ptr(), bound["split"],
+        DTYPE_CODE[q.dtype],
+        DTYPE_CODE[k.dtype],
+        bound["scale"],
+        bound["softcap"],
+        address(bound["sink_logits"]),
+        o.data_ptr(),
+        lse.data_ptr(),
+        bound["split"],
         get_num_threads(),
     )
 

@@ -110,7 +110,10 @@ def call(name: str, *args: Any, **kwargs: Any) -> Any:
         return tuple(o.numpy() for o in out) if isinstance(out, tuple) else _as_array(out)
     if torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in values):
         raise bad_value(
-            name, "inputs", "tensors without requires_grad", "one that requires grad",
+            name,
+            "inputs",
+            "tensors without requires_grad",
+            "one that requires grad",
             "the op has no backward; call it under torch.no_grad()",
         )
     return op(*args, **kwargs)

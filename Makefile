@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: Apache-2.0
+# Everything from a bare checkout: Python 3.10 or later and a C++17 compiler are enough. The virtual
+# environment, the installed package and the stamps that make re-runs quick all live in VENV.
+
+VENV ?= .venv
+# A first Python of 3.10 or later; name one with PYTHON=...
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python3.10 python3.14 python; do \
+  $$p -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null && echo $$p && break; done)
+# AUTO, ON or OFF; see cmake/cuda.cmake.
+HEADRACE_CUDA ?= AUTO
+DEMO_ARGS ?= --demo
+BENCH_ARGS ?= --quick
+PYTEST_ARGS ?=
+
+ROOT := $(abspath .)
+BIN := $(abspath $(VENV))/bin
+# Checks run from a directory that holds none of the sources, so they see what was installed.
+AWAY := $(abspath $(VENV))/away
+CXX_SOURCES = $(shell find csrc kernels -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
+
+# The content of what gets installed, and of what gets installed with it, as file names of stamps.
+hash = $(shell find $(1) -type f -not -name '*.pyc' -print0 2>/dev/null | LC_ALL=C sort -z \
+  | xargs -0 sha256sum | sha256sum | cut -c 1-16)
+RUN := $(VENV)/stamp-run-$(call hash,pyproject.toml constraints-dev.txt)
+DEV := $(VENV)/stamp-dev-$(call hash,pyproject.toml constraints-dev.txt)
+BUILT := $(VENV)/stamp-built-$(HEADRACE_CUDA)-$(call hash,pyproject.toml CMakeLists.txt README.md \
+  LICENSE cmake csrc kernels python)
+PIP = $(BIN)/python -m pip --disable-pip-version-check --quiet
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint format bench wheel clean install
+
+help:
+	@echo "make demo    stream real text through the shipped model (DEMO_ARGS='$(DEMO_ARGS)')"
+	@echo "make test    lint, then every test, against the installed package (PYTEST_ARGS=)"
+	@echo "make lint    ruff, clang-format, mypy         make format   rewrite the sources in style"
+	@echo "make bench   headrace bench $(BENCH_ARGS)           make wheel    build into dist/"
+	@echo "make clean   remove $(VENV), build/ and dist/"
+
+$(VENV)/bin/python:
+	@test -n "$(PYTHON)" || { echo "make: expected Python 3.10 or later on PATH, found none;" \
+	  "name one with PYTHON=..."; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+# Dependency groups need pip 25.1. The build requirements go into the environment itself: without
+# isolation a rebuild compiles only what changed.
+$(RUN): | $(VENV)/bin/python
+	$(PIP) install --upgrade "pip>=25.1" -c constraints-dev.txt
+	$(PIP) install -c constraints-dev.txt --group run --group build
+	@rm -f $(VENV)/stamp-run-* && touch $@
+
+$(DEV): | $(RUN)
+	$(PIP) install -c constraints-dev.txt --group test --group lint
+	@rm -f $(VENV)/stamp-dev-* && touch $@
+
+$(BUILT): | $(RUN)
+	$(PIP) install --no-build-isolation --no-deps --force-reinstall \
+	  -C build-dir=$(VENV)/build -C cmake.define.HEADRACE_CUDA=$(HEADRACE_CUDA) .
+	@mkdir -p $(AWAY)
+	@rm -f $(VENV)/stamp-built-* && touch $@
+
+install: $(BUILT)
+
+demo: $(BUILT)
+	$(BIN)/headrace stream $(DEMO_ARGS)
+
+bench: $(BUILT)
+	$(BIN)/headrace bench $(BENCH_ARGS)
+
+lint: $(DEV) $(BUILT)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run -Werror $(CXX_SOURCES)
+	cd $(AWAY) && $(BIN)/mypy --config-file $(ROOT)/pyproject.toml -p headrace
+
+# The interpreter is chosen when Triton's decorator runs, so that suite is a process of its own.
+test: lint
+	cd $(AWAY) && $(BIN)/python -m pytest -c $(ROOT)/pyproject.toml --rootdir $(ROOT) \
+	  --ignore $(ROOT)/tests/triton_interpreter $(PYTEST_ARGS) $(ROOT)/tests
+	@if [ -d tests/triton_interpreter ]; then set -x; cd $(AWAY) && \
+	  TRITON_INTERPRET=1 $(BIN)/python -m pytest -c $(ROOT)/pyproject.toml --rootdir $(ROOT) \
+	  $(PYTEST_ARGS) $(ROOT)/tests/triton_interpreter; fi
+
+format: $(DEV)
+	$(BIN)/ruff check --fix-only --quiet .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(CXX_SOURCES)
+
+wheel: $(RUN)
+	$(PIP) wheel --no-deps -w dist .
+
+clean:
+	rm -rf $(VENV) build dist

@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: Apache-2.0
+# Addresses are data pointers as integers, 0 for none; strides and sizes count elements. Dtypes are
+# the codes of headrace.ops.registry. The public functions, with their checks, are in headrace.ops.
+from typing import TypedDict
+
+class BuildInfo(TypedDict):
+    compiler: str
+    flags: str
+    cuda: str
+    openmp: int
+
+def available_isas() -> list[str]: ...
+def active_isa() -> str: ...
+def force_isa(name: str) -> None: ...
+def build_info() -> BuildInfo: ...
+def paged_attention(
+    q: int,
+    q_strides: tuple[int, ...],
+    k_pages: int,
+    k_strides: tuple[int, ...],
+    v_pages: int,
+    v_strides: tuple[int, ...],
+    entries: int,
+    entry_indptr: int,
+    q_indptr: int,
+    q_pos: int,
+    q_order: int,
+    inv_freq: int,
+    half: int,
+    sizes: tuple[int, int, int, int, int, int, int, int],
+    q_dtype: int,
+    kv_dtype: int,
+    scale: float,
+    softcap: float,
+    sink_logits: int,
+    o: int,
+    lse: int,
+    split: int,
+    threads: int,
+    /,
+) -> None: ...
+def attention(
+    q: int,
+    q_strides: tuple[int, ...],
+    k: int,
+    k_strides: tuple[int, ...],
+    v: int,
+    v_strides: tuple[int, ...],
+    sizes: tuple[int, int, int, int, int, int],
+    dtype: int,
+    window: int,
+    sinks: int,
+    causal: bool,
+    scale: float,
+    softcap: float,
+    sink_logits: int,
+    o: int,
+    lse: int,
+    split: int,
+    threads: int,
+    /,
+) -> None: ...
+def append(
+    k: int,
+    k_strides: tuple[int, ...],
+    v: int,
+    v_strides: tuple[int, ...],
+    k_pages: int,
+    k_page_strides: tuple[int, ...],
+    v_pages: int,
+    v_page_strides: tuple[int, ...],
+    where: int,
+    inv_freq: int,
+    half: int,
+    sizes: tuple[int, int, int, int, int],
+    dtype: int,
+    page_dtype: int,
+    threads: int,
+    /,
+) -> None: ...
+def merge_states(
+    o_a: int,
+    lse_a: int,
+    o_b: int,
+    lse_b: int,
+    o: int,
+    lse: int,
+    rows: int,
+    dim: int,
+    dtype: int,
+    threads: int,
+    /,
+) -> None: ...
+def linear(
+    x: int,
+    x_row: int,
+    weight: int,
+    w_row: int,
+    bias: int,
+    y: int,
+    sizes: tuple[int, int, int],
+    x_dtype: int,
+    w_dtype: int,
+    threads: int,
+    /,
+) -> None: ...
