@@ -24,12 +24,12 @@ class Interrupted(Exception):
 
 class Guard:
     """While active, SIGINT and SIGTERM raise Interrupted at `check` or while `waiting`; a second one
-    raises at once.
+    raises at once, and none does after `finish`.
     """
 
     def __init__(self) -> None:
         self._asked: int | None = None
-        self._waiting = False
+        self._waiting = self._finishing = False
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Guard:
@@ -44,13 +44,17 @@ class Guard:
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         again, self._asked = self._asked is not None, number
-        if self._waiting or again:
+        if (self._waiting or again) and not self._finishing:
             raise Interrupted(number)
 
     def check(self) -> None:
         """Raises Interrupted when asked to stop."""
         if self._asked is not None:
             raise Interrupted(self._asked)
+
+    def finish(self) -> None:
+        """From here on nothing raises: what was done is being written."""
+        self._finishing = True
 
     @contextmanager
     def waiting(self) -> Iterator[None]:

@@ -34,6 +34,9 @@ COLUMNS = (
 )
 
 
+WIDTHS = (12, 11, 9, 7, 8, 10, 7, 7, 11)
+
+
 def cells(track: Track) -> tuple[str, ...]:
     """One row: the figures of a policy so far. ppl 100k is over the last 100k; times are per step."""
     span, last = track.all, track.last.total
@@ -95,12 +98,11 @@ class Lines:
         self.total = total
         self.started = time.monotonic()
         self.due = self.started + self.EVERY
-        self.widths = [max(12, len(c)) for c in COLUMNS]
         print(title, flush=True)
         self._row(COLUMNS)
 
     def _row(self, row: Sequence[str]) -> None:
-        print("  ".join(c.rjust(w) for c, w in zip(row, self.widths, strict=True)), flush=True)
+        print("  ".join(c.rjust(w) for c, w in zip(row, WIDTHS, strict=True)), flush=True)
 
     def update(self, tracks: Sequence[Track], force: bool = False) -> None:
         now = time.monotonic()

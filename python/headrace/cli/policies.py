@@ -11,11 +11,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from .. import Absolute, Engine, InCache, Sink, Window, wrap
+from ..memory import Sink, Window
+from ..streams import Absolute, Engine, InCache, wrap
 from .fail import Fail
 from .track import HUNDRED_K, Track
 
 NAMES = ("sinks-window", "window", "dense", "recompute")
+PAGE_SIZE = 64  # tokens
 Bytes = np.ndarray[Any, np.dtype[np.uint8]]
 
 
@@ -76,8 +78,10 @@ class Streamed:
         """The tokens at start .. of the stream, in one step. `before` is not needed here."""
         track = self.track
         if self.limit is not None and start + len(tokens) > self.limit:
-            track.ended = f"at {start} tokens, the limit of what it may keep"
-            return
+            track.ended = f"at {self.limit:,} tokens, the limit of what it may keep"
+            tokens = tokens[: self.limit - start]
+            if not len(tokens):
+                return
         ids = torch.from_numpy(tokens.astype(np.int64))
         began = time.perf_counter()
         report = self.stream.feed(ids)
@@ -85,11 +89,12 @@ class Streamed:
         nll = report.nll
         scored = len(tokens) - (start == 0)
         total = float(nll[len(tokens) - scored :].double().sum())
-        track.evicted += report.evicted
+        track.evicted = report.evicted
         track.alive = report.alive
-        track.add(start, len(tokens), scored, total, seconds, self.engine.pool.resident_bytes)
+        track.add(start, len(tokens), scored, total, seconds, self.engine.resident_bytes)
         for position in picks:
-            self.sampled[position] = float(nll[position - start])
+            if position < start + len(tokens):
+                self.sampled[position] = float(nll[position - start])
 
     def single_steps(self, count: int) -> list[float]:
         """Seconds of `count` steps of one token each, on a copy of the stream that is then gone."""
@@ -131,7 +136,7 @@ class Recomputed:
                 report = stream.feed(context)
                 seconds = time.perf_counter() - began
                 nll = float(report.nll[-1])
-                kept = self.engine.pool.resident_bytes
+                kept = self.engine.resident_bytes
             finally:
                 stream.close()
             self.sampled[position] = nll
@@ -157,14 +162,20 @@ def _engine(model: Any, policy: str, s: Settings) -> Engine:
         "dense": (Window(None), Absolute()),
         "recompute": (Window(None), Absolute()),
     }[policy]
-    longest = {"dense": s.dense_limit, "recompute": s.capacity + 1}.get(policy, s.capacity + s.chunk)
-    pages = s.pool_pages
-    if pages is None:
-        pages = -(-longest // PAGE_SIZE) + 8
-    return wrap(model, memory=memory, positions=positions, pool_pages=pages, page_size=PAGE_SIZE)
+    return wrap(
+        model, memory=memory, positions=positions, pool_pages=s.pool_pages or _pages(policy, s),
+        page_size=PAGE_SIZE, chunk=s.chunk,
+    )
 
 
-PAGE_SIZE = 64  # tokens
+def _pages(policy: str, s: Settings) -> int:
+    """Enough for one stream and a copy of it that reads a few tokens."""
+    if policy == "dense":
+        return -(-s.dense_limit // PAGE_SIZE) + 2
+    if policy == "recompute":
+        return -(-(s.capacity + 1) // PAGE_SIZE)
+    window = -(-s.capacity // PAGE_SIZE) + 1
+    return -(-s.sinks // PAGE_SIZE) + 2 * window + -(-s.chunk // PAGE_SIZE) + 4
 
 
 def check_tokens(model: Any) -> None:

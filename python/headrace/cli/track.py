@@ -111,6 +111,7 @@ class Track:
         self.kv_bytes = self.kv_bytes_peak = 0
         self.kv_bytes_100k: int | None = None
         self.alive = 0
+        self.single_step: float | None = None  # seconds of a step of one token
         self.ended: str | None = None  # why it stopped before the text did
 
     def add(
@@ -177,6 +178,7 @@ class Track:
             "last_100k": _span(self.last.total, self.last.times()),
             "step_ms_p50": _ms(self.step_times.quantile(0.5)),
             "step_ms_p99": _ms(self.step_times.quantile(0.99)),
+            "single_token_step_ms": _ms(self.single_step),
             "tokens_kept": self.alive,
             "evicted_tokens": self.evicted,
             "evicted_windows": _round(self.windows_out),
