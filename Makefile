@@ -28,13 +28,14 @@ BUILT := $(VENV)/stamp-built-$(HEADRACE_CUDA)-$(call hash,pyproject.toml CMakeLi
 PIP = $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format bench wheel clean install
+.PHONY: help demo test lint format bench wheel asan clean install
 
 help:
 	@echo "make demo    stream real text through the shipped model (DEMO_ARGS='$(DEMO_ARGS)')"
 	@echo "make test    lint, then every test, against the installed package (PYTEST_ARGS=)"
 	@echo "make lint    ruff, clang-format, mypy         make format   rewrite the sources in style"
 	@echo "make bench   headrace bench $(BENCH_ARGS)           make wheel    build into dist/"
+	@echo "make asan    the op tests under AddressSanitizer and UBSan"
 	@echo "make clean   remove $(VENV), build/ and dist/"
 
 $(VENV)/bin/python:
@@ -80,6 +81,16 @@ test: lint
 	@if [ -d tests/triton_interpreter ]; then set -x; cd $(AWAY) && \
 	  TRITON_INTERPRET=1 $(BIN)/python -m pytest -c $(ROOT)/pyproject.toml --rootdir $(ROOT) \
 	  $(PYTEST_ARGS) $(ROOT)/tests/triton_interpreter; fi
+
+# The op tests on a build with AddressSanitizer and UBSan, beside the installed one.
+asan: $(DEV)
+	$(PIP) install --no-build-isolation --no-deps --upgrade --target $(VENV)/asan \
+	  -C build-dir=$(VENV)/build-asan -C cmake.define.HEADRACE_CUDA=OFF \
+	  -C cmake.define.HEADRACE_SANITIZE=ON .
+	cd $(AWAY) && PYTHONPATH=$(abspath $(VENV))/asan ASAN_OPTIONS=detect_leaks=0 \
+	  LD_PRELOAD="$$($${CXX:-c++} -print-file-name=libasan.so)" \
+	  $(BIN)/python -m pytest -c $(ROOT)/pyproject.toml --rootdir $(ROOT) -p no:cacheprovider \
+	  $(PYTEST_ARGS) $(ROOT)/tests/ops
 
 format: $(DEV)
 	$(BIN)/ruff check --fix-only --quiet .

@@ -11,6 +11,11 @@ else()
   set(HEADRACE_ISAS scalar)
 endif()
 
+set(HEADRACE_KERNEL_FLAGS "-O3 -ffp-contract=off -fno-math-errno")
+separate_arguments(headrace_kernel_options UNIX_COMMAND "${HEADRACE_KERNEL_FLAGS}")
+set(HEADRACE_SANITIZE_FLAGS
+  -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer -g)
+
 function(headrace_isa_objects target)
   foreach(isa IN LISTS HEADRACE_ISAS)
     set(sources "")
@@ -20,10 +25,10 @@ function(headrace_isa_objects target)
     add_library(headrace_${isa} OBJECT ${sources})
     target_include_directories(headrace_${isa} PRIVATE ${CMAKE_SOURCE_DIR})
     # The last two warnings are false alarms of GCC 12's own AVX-512 headers.
-    target_compile_options(headrace_${isa} PRIVATE ${HEADRACE_ISA_FLAGS_${isa}} -O3
-      -ffp-contract=off -fno-math-errno -Wall -Wextra -Wno-uninitialized -Wno-maybe-uninitialized)
+    target_compile_options(headrace_${isa} PRIVATE ${HEADRACE_ISA_FLAGS_${isa}}
+      ${headrace_kernel_options} -Wall -Wextra -Wno-uninitialized -Wno-maybe-uninitialized)
     if(HEADRACE_SANITIZE)
-      target_compile_options(headrace_${isa} PRIVATE -fsanitize=address,undefined -g)
+      target_compile_options(headrace_${isa} PRIVATE ${HEADRACE_SANITIZE_FLAGS})
     endif()
     target_sources(${target} PRIVATE $<TARGET_OBJECTS:headrace_${isa}>)
   endforeach()

@@ -8,8 +8,10 @@
 #include <array>
 
 #include "attention.h"
+#include "build_info.h"
 #include "common/isa.h"
 #include "linear.h"
+#include "probe.h"
 
 namespace py = pybind11;
 using headrace::Softmax;
@@ -186,4 +188,13 @@ PYBIND11_MODULE(_C, m) {
   m.def("append", &append);
   m.def("merge_states", &merge_states);
   m.def("linear", &linear);
+  m.def("multiply_add_rate", &headrace::multiply_add_rate, py::arg("seconds"), py::arg("threads"),
+        py::call_guard<py::gil_scoped_release>());
+  m.def(
+      "read_seconds",
+      [](Address data, std::int64_t words, int passes, int threads) {
+        return headrace::read_seconds(at<const float>(data), words, passes, threads);
+      },
+      py::arg("data"), py::arg("words"), py::arg("passes"), py::arg("threads"),
+      py::call_guard<py::gil_scoped_release>());
 }

@@ -74,13 +74,21 @@ inline void paged_block(const PagedArgs& a, const PagedItem& it, float* scratch)
         static_cast<const T*>(a.k) + entry[headrace::kPage] * a.k_page + it.kv_head * a.k_head;
     const T* v =
         static_cast<const T*>(a.v) + entry[headrace::kPage] * a.v_page + it.kv_head * a.v_head;
+    const T* upcoming = nullptr;
+    if (e + 1 < it.entry + it.entries) {
+      upcoming = static_cast<const T*>(a.k) +
+                 (entry + headrace::kEntryFields)[headrace::kPage] * a.k_page +
+                 it.kv_head * a.k_head;
+    }
     const std::int64_t end = slot + seen.lo + upto;
     // Tiles start on a vector, so that the partial ones at the ends never leave the page.
     for (std::int64_t t = slot + seen.lo + mine; t < end;) {
       const std::int64_t base = t - t % kW;
       const std::int64_t stop = base + kTile < end ? base + kTile : end;
       const int cols = static_cast<int>((stop - base + kW - 1) / kW * kW);
-      product<false>(q, dim, k + base, a.page_size, dim, s, kTile, rows, cols);
+      const std::int64_t tile_bytes = static_cast<std::int64_t>(cols) * dim * sizeof(T);
+      product<false>(q, dim, k + base, a.page_size, dim, s, kTile, rows, cols, v + base * dim,
+                     tile_bytes);
       for (int r = 0; r < rows; ++r) {
         const std::int64_t at = order[r / group];
         const Range row = headrace::visible(at, at, entry[headrace::kOrder],
@@ -89,8 +97,9 @@ inline void paged_block(const PagedArgs& a, const PagedItem& it, float* scratch)
         const int hi = static_cast<int>(headrace::clamp(slot + row.hi, t, stop) - base);
         softmax_row(s + r * kTile, cols, lo, hi, cap, r, st);
       }
+      const T* next = stop < end ? k + stop : upcoming;
       product<true>(s + (t - base), kTile, v + t * dim, dim, static_cast<int>(stop - t), st.o, dim,
-                    rows, dim);
+                    rows, dim, next, tile_bytes);
       t = stop;
     }
   }

@@ -21,10 +21,16 @@ constexpr float kInf = __builtin_inff();
 constexpr int kRows = 6;
 constexpr int kCols = F::registers == 32 ? 4 : 2;
 
+// Bytes to pull towards the cache while a product runs: `step` of them at each step of its depth.
+struct Ahead {
+  const char* at;
+  std::int64_t step;
+};
+
 // c[M][N * kW] (+)= a[M][depth] * b[depth][N * kW]; b is widened as it is read.
 template <int M, int N, bool Accumulate, class T>
 inline void block_product(const float* a, std::int64_t lda, const T* b, std::int64_t ldb, int depth,
-                          float* c, std::int64_t ldc) {
+                          float* c, std::int64_t ldc, Ahead ahead) {
   F acc[M][N];
   for (int m = 0; m < M; ++m) {
     for (int n = 0; n < N; ++n) acc[m][n] = Accumulate ? load(c + m * ldc + n * kW) : zero();
@@ -32,6 +38,9 @@ inline void block_product(const float* a, std::int64_t lda, const T* b, std::int
   for (int i = 0; i < depth; ++i) {
     F row[N];
     for (int n = 0; n < N; ++n) row[n] = load(b + i * ldb + n * kW);
+    for (std::int64_t line = 0; line < ahead.step; line += 64) {
+      __builtin_prefetch(ahead.at + i * ahead.step + line);
+    }
     for (int m = 0; m < M; ++m) {
       const F x = set1(a[m * lda + i]);
       for (int n = 0; n < N; ++n) acc[m][n] = fma(x, row[n], acc[m][n]);
@@ -44,43 +53,46 @@ inline void block_product(const float* a, std::int64_t lda, const T* b, std::int
 
 template <int N, bool Accumulate, class T>
 inline void row_blocks(const float* a, std::int64_t lda, const T* b, std::int64_t ldb, int depth,
-                       float* c, std::int64_t ldc, int rows) {
+                       float* c, std::int64_t ldc, int rows, Ahead ahead) {
   int m = 0;
-  for (; m + kRows <= rows; m += kRows) {
-    block_product<kRows, N, Accumulate>(a + m * lda, lda, b, ldb, depth, c + m * ldc, ldc);
+  for (; m + kRows <= rows; m += kRows, ahead.step = 0) {
+    block_product<kRows, N, Accumulate>(a + m * lda, lda, b, ldb, depth, c + m * ldc, ldc, ahead);
   }
   a += m * lda;
   c += m * ldc;
   switch (rows - m) {
     case 1:
-      return block_product<1, N, Accumulate>(a, lda, b, ldb, depth, c, ldc);
+      return block_product<1, N, Accumulate>(a, lda, b, ldb, depth, c, ldc, ahead);
     case 2:
-      return block_product<2, N, Accumulate>(a, lda, b, ldb, depth, c, ldc);
+      return block_product<2, N, Accumulate>(a, lda, b, ldb, depth, c, ldc, ahead);
     case 3:
-      return block_product<3, N, Accumulate>(a, lda, b, ldb, depth, c, ldc);
+      return block_product<3, N, Accumulate>(a, lda, b, ldb, depth, c, ldc, ahead);
     case 4:
-      return block_product<4, N, Accumulate>(a, lda, b, ldb, depth, c, ldc);
+      return block_product<4, N, Accumulate>(a, lda, b, ldb, depth, c, ldc, ahead);
     case 5:
-      return block_product<5, N, Accumulate>(a, lda, b, ldb, depth, c, ldc);
+      return block_product<5, N, Accumulate>(a, lda, b, ldb, depth, c, ldc, ahead);
     default:
       return;
   }
 }
 
 // c[rows][cols] (+)= a[rows][depth] * b[depth][cols], cols a multiple of kW. Every element adds its
-// terms in the order of depth, whatever block it falls in.
+// terms in the order of depth, whatever block it falls in. Meanwhile the `bytes` at `next` come
+// nearer.
 template <bool Accumulate, class T>
 inline void product(const float* a, std::int64_t lda, const T* b, std::int64_t ldb, int depth,
-                    float* c, std::int64_t ldc, int rows, int cols) {
+                    float* c, std::int64_t ldc, int rows, int cols, const void* next = nullptr,
+                    std::int64_t bytes = 0) {
+  Ahead ahead{static_cast<const char*>(next), next ? bytes / depth / 64 * 64 : 0};
   int n = 0;
-  for (; n + kCols * kW <= cols; n += kCols * kW) {
-    row_blocks<kCols, Accumulate>(a, lda, b + n, ldb, depth, c + n, ldc, rows);
+  for (; n + kCols * kW <= cols; n += kCols * kW, ahead.step = 0) {
+    row_blocks<kCols, Accumulate>(a, lda, b + n, ldb, depth, c + n, ldc, rows, ahead);
   }
   const int left = (cols - n) / kW;
-  if (left == 1) row_blocks<1, Accumulate>(a, lda, b + n, ldb, depth, c + n, ldc, rows);
+  if (left == 1) row_blocks<1, Accumulate>(a, lda, b + n, ldb, depth, c + n, ldc, rows, ahead);
   if constexpr (kCols == 4) {
-    if (left == 2) row_blocks<2, Accumulate>(a, lda, b + n, ldb, depth, c + n, ldc, rows);
-    if (left == 3) row_blocks<3, Accumulate>(a, lda, b + n, ldb, depth, c + n, ldc, rows);
+    if (left == 2) row_blocks<2, Accumulate>(a, lda, b + n, ldb, depth, c + n, ldc, rows, ahead);
+    if (left == 3) row_blocks<3, Accumulate>(a, lda, b + n, ldb, depth, c + n, ldc, rows, ahead);
   }
 }
 

@@ -5,7 +5,10 @@ from __future__ import annotations
 
 from typing import Any
 
-__all__ = ["ops", "use_backend", "use_isa"]
+__all__ = [
+    "Absolute", "Engine", "InCache", "PagePool", "Report", "Sink", "Stream", "Window", "ops",
+    "oracle", "presets", "recompute", "use_backend", "use_isa", "wrap",
+]
 
 # What went wrong when the package loaded. It is told at the first use of anything that needs it, so
 # that `headrace info` can look at a broken installation.
@@ -14,8 +17,10 @@ load_error: Exception | None = None
 try:
     import torch  # noqa: F401  (first: the extension shares torch's OpenMP runtime)
 
-    from . import ops
+    from . import ops, presets
     from .backends import use_backend, use_isa
+    from .memory import PagePool, Sink, Window
+    from .streams import Absolute, Engine, InCache, Report, Stream, oracle, recompute, wrap
 except Exception as error:
     load_error = error
 

@@ -103,12 +103,13 @@ def call(name: str, *args: Any, **kwargs: Any) -> Any:
 
     Raises ValueError when autograd would have to record it: the ops have no backward.
     """
-    op = getattr(torch.ops.headrace, name)
-    values = [*args, *kwargs.values()]
-    if any(isinstance(x, np.ndarray) for x in values):
+    op = getattr(torch.ops.headrace, name).default
+    if isinstance(args[0], np.ndarray):
         out = op(*map(_as_tensor, args), **{k: _as_tensor(v) for k, v in kwargs.items()})
         return tuple(o.numpy() for o in out) if isinstance(out, tuple) else _as_array(out)
-    if torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in values):
+    if torch.is_grad_enabled() and any(
+        isinstance(x, Tensor) and x.requires_grad for x in (*args, *kwargs.values())
+    ):
         raise bad_value(
             name,
             "inputs",

@@ -1,0 +1,21 @@
+// SPDX-License-Identifier: Apache-2.0
+// What the machine can do at most, measured: the floors that benchmarks hold kernels against.
+#pragma once
+#include <cstdint>
+
+namespace headrace {
+
+struct ProbeKernels {
+  // Runs `rounds` rounds of independent multiply-adds in registers; gives the multiply-adds done.
+  std::int64_t (*multiply_add)(std::int64_t rounds, float* sink);
+  // Reads words [begin, end) of a buffer once.
+  void (*read)(const float* data, std::int64_t begin, std::int64_t end, float* sink);
+};
+
+}  // namespace headrace
+
+extern "C" {
+extern const headrace::ProbeKernels headrace_probe_scalar;
+extern const headrace::ProbeKernels headrace_probe_avx2;
+extern const headrace::ProbeKernels headrace_probe_avx512;
+}

@@ -1,0 +1,42 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "args.h"
+#include "csrc/simd/vec.h"
+
+namespace {
+
+std::int64_t multiply_add(std::int64_t rounds, float* sink) {
+  constexpr int kChains = 12;  // more than latency times units
+  F acc[kChains];
+  for (int i = 0; i < kChains; ++i) acc[i] = set1(static_cast<float>(i));
+  const F a = set1(0.999f), b = set1(1e-3f);
+  for (std::int64_t r = 0; r < rounds; ++r) {
+    for (int i = 0; i < kChains; ++i) acc[i] = fma(acc[i], a, b);
+  }
+  F sum = zero();
+  for (int i = 0; i < kChains; ++i) sum = add(sum, acc[i]);
+  *sink = hsum(sum);
+  return rounds * kChains * kW;
+}
+
+void read(const float* data, std::int64_t begin, std::int64_t end, float* sink) {
+  F acc[8];
+  for (int i = 0; i < 8; ++i) acc[i] = zero();
+  std::int64_t at = begin;
+  for (; at + 8 * kW <= end; at += 8 * kW) {
+    for (int i = 0; i < 8; ++i) acc[i] = add(acc[i], load(data + at + i * kW));
+  }
+  float rest = 0.f;
+  for (; at < end; ++at) rest += data[at];
+  for (int i = 1; i < 8; ++i) acc[0] = add(acc[0], acc[i]);
+  *sink = hsum(acc[0]) + rest;
+}
+
+}  // namespace
+
+#define HEADRACE_JOIN_(a, b) a##b
+#define HEADRACE_JOIN(a, b) HEADRACE_JOIN_(a, b)
+
+extern "C" const headrace::ProbeKernels HEADRACE_JOIN(headrace_probe_, HEADRACE_LEVEL) = {
+    multiply_add,
+    read,
+};

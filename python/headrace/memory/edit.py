@@ -1,0 +1,138 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How a step edits page tables: all of it, or nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import NamedTuple
+
+from .pool import PagePool
+from .regions import Plan
+from .table import Page, Table
+
+EPOCH = 1024
+"""Window pages share an origin within so many positions: one rotated query serves them all."""
+
+
+class _Growth(NamedTuple):
+    """Tokens lo..hi-1 that go to the end of a run of pages, `room` of them into its last page."""
+
+    run: tuple[Page, ...]
+    lo: int
+    hi: int
+    room: int
+
+    def fresh(self, page_size: int) -> int:
+        """How many pages more it takes."""
+        return -(-(self.hi - self.lo - self.room) // page_size)
+
+
+class Edit:
+    """Changes to the tables of one pool, all of them or none.
+
+    `extend` and `trim` make new tables and leave the old ones valid; `commit` gives up the pages
+    that only the old ones needed, `undo` those that only the new ones have.
+    """
+
+    def __init__(self, pool: PagePool, plan: Plan) -> None:
+        self._pool, self._plan = pool, plan
+        self._taken: set[int] = set()
+        self._retired: list[int] = []
+        self._filled: dict[int, int] = {}
+
+    def extend(
+        self, tables: Sequence[Table], counts: Sequence[int]
+    ) -> list[tuple[Table, list[tuple[int, int, int]]]]:
+        """Room for `counts` more tokens: each new table, and (page, slot, offset) of every token.
+
+        ValueError when the pool has too few pages; then call `undo`.
+        """
+        plans = [self._claim(table, n) for table, n in zip(tables, counts, strict=True)]
+        size = self._pool.page_size
+        fresh = self._pool.take(sum(g.fresh(size) for growths in plans for g in growths))
+        self._taken.update(fresh)
+        pages = iter(fresh)
+        grown = []
+        for table, n, (pinned, window) in zip(tables, counts, plans, strict=True):
+            where: list[tuple[int, int, int]] = []
+            new = replace(
+                table, end=table.end + n, pinned=self._grow(pinned, table.start, pages, where),
+                window=self._grow(window, None, pages, where),
+            )
+            grown.append((new, where))
+        return grown
+
+    def _claim(self, table: Table, n: int) -> tuple[_Growth, _Growth]:
+        """Splits n tokens into pinned and window ones and claims the free slots of the tail."""
+        border = min(max(table.end, table.start + self._plan.pinned), table.end + n)
+        return (
+            _Growth(table.pinned, table.end, border, self._room(table.pinned, table.end, border)),
+            _Growth(table.window, border, table.end + n,
+                    self._room(table.window, border, table.end + n)),
+        )
+
+    def _room(self, run: tuple[Page, ...], lo: int, hi: int) -> int:
+        """Slots that tokens lo..hi-1 may use in the last page: none if another wrote there."""
+        if not run or lo == hi:
+            return 0
+        page, pool = run[-1], self._pool
+        if pool.filled[page.id] != lo - page.start:
+            return 0
+        room = min(pool.page_size - (lo - page.start), hi - lo)
+        self._fill(page, lo + room)
+        return room
+
+    def _fill(self, page: Page, stop: int) -> None:
+        filled = self._pool.filled
+        self._filled.setdefault(page.id, filled[page.id])
+        filled[page.id] = stop - page.start
+
+    def _grow(
+        self, growth: _Growth, origin: int | None, fresh: Iterator[int],
+        where: list[tuple[int, int, int]],
+    ) -> tuple[Page, ...]:
+        run, at, room = list(growth.run), growth.lo, growth.room
+        while at < growth.hi:
+            if room == 0:
+                run.append(Page(next(fresh), at, at - at % EPOCH if origin is None else origin))
+                room = min(self._pool.page_size, growth.hi - at)
+                self._fill(run[-1], at + room)
+            page = run[-1]
+            where += [(page.id, p - page.start, p - page.origin) for p in range(at, at + room)]
+            at, room = at + room, 0
+        return tuple(run)
+
+    def trim(self, table: Table) -> Table:
+        """Lets go of window pages that no query to come can reach.
+
+        A stream keeps as many pages as its window may ever span, so that in the long run it holds a
+        constant number.
+        """
+        window, keep = table.window, self._plan.window_pages(self._pool.page_size)
+        alive_from = table.end - self._plan.reach + 1
+        dead = 0
+        while len(window) - dead > keep and window[dead + 1].start <= alive_from:
+            dead += 1
+        for page in window[:dead]:
+            if page.id in self._taken:  # came and went within this edit
+                self._taken.remove(page.id)
+                self._filled.pop(page.id)
+                self._pool.drop([page.id])
+            else:
+                self._retired.append(page.id)
+        return replace(table, window=window[dead:]) if dead else table
+
+    def commit(self) -> None:
+        self._pool.drop(self._retired)
+        self._forget()
+
+    def undo(self) -> None:
+        for page, before in self._filled.items():
+            self._pool.filled[page] = before
+        self._pool.drop(self._taken)
+        self._forget()
+
+    def _forget(self) -> None:
+        self._taken, self._retired, self._filled = set(), [], {}
+

@@ -1,0 +1,109 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Page tables: which pages a stream reads, and who holds them.
+
+A table never changes; a step makes a new one. To remember a moment of a stream (a mark) or to start
+another from it (a fork) is therefore to hold the same table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import NamedTuple
+
+from .pool import PagePool
+from .regions import Plan
+
+
+class Page(NamedTuple):
+    """A page as its holders see it: slot i holds the token at logical position start + i."""
+
+    id: int
+    start: int
+    origin: int
+
+
+@dataclass(frozen=True)
+class Table:
+    """The pages of a stream whose tokens have positions start..end-1.
+
+    pinned: pages of the first tokens, about the origin `start`. window: the run of pages of the
+    others, each ending where the next begins, the last one at `end`.
+    """
+
+    start: int
+    end: int
+    pinned: tuple[Page, ...] = ()
+    window: tuple[Page, ...] = ()
+
+    @property
+    def tokens(self) -> int:
+        """Tokens read so far, alive or not."""
+        return self.end - self.start
+
+    @property
+    def tail(self) -> Page | None:
+        """The page written last."""
+        return (self.pinned + self.window)[-1] if self.pinned or self.window else None
+
+    @property
+    def page_ids(self) -> list[int]:
+        return [page.id for page in self.pinned + self.window]
+
+    def pinned_spans(self, plan: Plan) -> Iterator[tuple[Page, int]]:
+        """Pinned pages with the position after the last token of each."""
+        return _spans(self.pinned, min(self.end, self.start + plan.pinned))
+
+    def window_spans(self) -> Iterator[tuple[Page, int]]:
+        """Window pages with the position after the last token of each."""
+        return _spans(self.window, self.end)
+
+
+def _spans(run: tuple[Page, ...], end: int) -> Iterator[tuple[Page, int]]:
+    for page, after in pairwise(run):
+        yield page, after.start
+    if run:
+        yield run[-1], end
+
+
+class Lease:
+    """Holds the pages of a table, for a stream or for a mark, until released or forgotten."""
+
+    def __init__(self, pool: PagePool, table: Table) -> None:
+        self._pool: PagePool | None = pool
+        self.table = table
+        pool.hold(table.page_ids)
+
+    @property
+    def released(self) -> bool:
+        return self._pool is None
+
+    def share(self) -> Lease:
+        """Another lease on the same table."""
+        assert self._pool is not None
+        return Lease(self._pool, self.table)
+
+    def rewind(self, to: Lease) -> None:
+        """Goes back to the table of another lease.
+
+        The slots that follow in its last page are free again if these two leases are the only
+        holders; if not, the next token begins a page.
+        """
+        pool = self._pool
+        assert pool is not None
+        table, left = to.table, self.table
+        pool.hold(table.page_ids)
+        self.table = table
+        pool.drop(left.page_ids)
+        tail = table.tail
+        if tail and pool.holders(tail.id) == 2:
+            pool.filled[tail.id] = table.end - tail.start
+
+    def release(self) -> None:
+        pool, self._pool = self._pool, None
+        if pool is not None:
+            pool.drop(self.table.page_ids)
+
+    def __del__(self) -> None:
+        self.release()

@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Views: what the queries of one step read, all of it integers.
+
+A view is a list of entries per stream, each with the columns below; `headrace.ops.paged_attention`
+says what they mean to a query. Positions are logical: the k-th token of a stream has position start
++ k.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .regions import UNLIMITED, Plan
+from .table import Table
+
+PAGE, FIRST, COUNT, ORIGIN, CAP, ORDER, REACH = range(7)
+
+__all__ = [
+    "CAP", "COUNT", "FIRST", "ORDER", "ORIGIN", "PAGE", "REACH", "UNLIMITED", "View", "entries",
+]
+
+def entries(table: Table, plan: Plan, oldest: int) -> list[list[int]]:
+    """What queries at positions `oldest` and later read of a stream: one row of seven per page.
+
+    Pinned tokens come first, with their cap; window tokens follow with their reach, cut down to
+    those that the oldest query still sees.
+    """
+    rows = [
+        [page.id, 0, stop - page.start, page.origin, plan.cap, page.start, UNLIMITED]
+        for page, stop in table.pinned_spans(plan)
+    ]
+    alive_from = oldest - plan.reach + 1
+    for page, stop in table.window_spans():
+        first = max(page.start, alive_from)
+        if first < stop:
+            slot = first - page.start
+            rows.append(
+                [page.id, slot, stop - first, page.origin, UNLIMITED, first, plan.reach]
+            )
+    return rows
+
+
+@dataclass(frozen=True)
+class View:
+    """The integer arguments of `append` and `paged_attention` for one step of many streams.
+
+    where int64 [T, 3]; entries int64 [E, 7]; entry_indptr, q_indptr int32 [B+1]; q_pos int64 [T].
+    """
+
+    where: Tensor
+    entries: Tensor
+    entry_indptr: Tensor
+    q_indptr: Tensor
+    q_pos: Tensor
+
+    @staticmethod
+    def of(
+        wheres: Sequence[list[tuple[int, int, int]]], views: Sequence[list[list[int]]],
+        starts: Sequence[int], device: torch.device,
+    ) -> View:
+        """From each stream's slots to write, its entries, and the position of its first query."""
+        where = [row for rows in wheres for row in rows]
+        flat = [row for rows in views for row in rows]
+        positions = [
+            start + i for start, rows in zip(starts, wheres, strict=True) for i in range(len(rows))
+        ]
+        return View(
+            torch.tensor(where, dtype=torch.int64).view(-1, 3).to(device),
+            torch.tensor(flat, dtype=torch.int64).view(-1, 7).to(device),
+            _offsets(views).to(device),
+            _offsets(wheres).to(device),
+            torch.tensor(positions, dtype=torch.int64).to(device),
+        )
+
+
+def _offsets(lists: Sequence[list]) -> Tensor:
+    return torch.tensor([0, *map(len, lists)], dtype=torch.int32).cumsum(0, dtype=torch.int32)

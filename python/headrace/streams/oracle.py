@@ -1,0 +1,114 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a stream must equal, and what it is measured against; two things, kept apart.
+
+`oracle` is correctness: a dense forward over the whole history in which query t sees exactly the
+tokens alive at t, at the distances of t. A stream equals it to rounding. `recompute` is a quality
+baseline, and another function: it encodes the survivors from scratch, so nothing of the evicted
+tokens is left in them.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..memory import Region
+from .positions import InCache, Positions
+
+BLOCK = 64
+"""Queries whose distances to all keys are in memory at a time."""
+
+
+@torch.inference_mode()
+def oracle(
+    model: Any, tokens: Tensor, memory: Region, positions: Positions,
+    dtype: torch.dtype = torch.float64,
+) -> Tensor:
+    """Logits [T, vocab] after each of tokens int64 [T], by the definitions of memory and positions
+    alone.
+
+    Computed in `dtype` by a copy of the model; takes time and memory quadratic in T.
+    """
+    number = torch.arange(len(tokens), device=tokens.device)
+    query, key = number[:, None], number[None, :]
+    seen = memory.keeps(query, key)
+    distance = positions.distance(query, key, seen)
+    inv_freq = model.inv_freq.double()
+
+    def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        q, k, v = _heads(q, k, v)
+        outs = []
+        for rows in number.split(BLOCK):
+            turn = _turn(distance[rows], inv_freq, q.dtype)  # [rows, T, D/2]
+            scores = torch.einsum(
+                "hti,hji,tji->htj", _pairs(q[:, rows]), _pairs(k).conj(), turn
+            ).real
+            outs.append(_softmax(scores, seen[rows], model.sink_logits(layer)) @ v)
+        return torch.cat(outs, 1).transpose(0, 1)
+
+    return copy.deepcopy(model).to(dtype)(tokens, attend)
+
+
+@torch.inference_mode()
+def recompute(
+    model: Any, tokens: Tensor, memory: Region, positions: Positions | None = None, *,
+    at: Sequence[int],
+) -> Tensor:
+    """Logits [len(at), vocab] after the tokens numbered `at`, from re-encoding what is alive there.
+
+    At each number t the tokens that query t sees are run through the model afresh, causally, as if
+    nothing else had ever been read; positions are their ranks (InCache) or their numbers
+    (Absolute).
+    """
+    ranked = positions is None or isinstance(positions, InCache)
+    number = torch.arange(len(tokens), device=tokens.device)
+    rows = []
+    for t in at:
+        alive = number[memory.keeps(number.new_tensor(t), number)]
+        where = torch.arange(len(alive), device=tokens.device) if ranked else alive - alive[0]
+        rows.append(model(tokens[alive], _causal(model, where))[-1])
+    return torch.stack(rows)
+
+
+def _causal(model: Any, where: Tensor) -> Callable[..., Tensor]:
+    """Dense causal attention at rotary positions `where` [T]."""
+    seen = torch.ones(len(where), len(where), dtype=torch.bool, device=where.device).tril()
+
+    def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        q, k, v = _heads(q, k, v)
+        turn = _turn(where, model.inv_freq.double(), q.dtype)
+        q, k = (torch.view_as_real(_pairs(x) * turn).flatten(-2) for x in (q, k))
+        return (_softmax(q @ k.mT, seen, model.sink_logits(layer)) @ v).transpose(0, 1)
+
+    return attend
+
+
+def _heads(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """[Hq, T, D] each, the query scaled, keys and values once per query head."""
+    group = q.shape[1] // k.shape[1]
+    k, v = (x.repeat_interleave(group, 1).transpose(0, 1) for x in (k, v))
+    return q.transpose(0, 1) * q.shape[-1] ** -0.5, k, v
+
+
+def _pairs(x: Tensor) -> Tensor:
+    """[..., D] as [..., D/2] complex numbers: dimension i pairs with i + D/2."""
+    return torch.complex(*x.chunk(2, -1))
+
+
+def _turn(steps: Tensor, inv_freq: Tensor, dtype: torch.dtype) -> Tensor:
+    """exp(i * steps * inv_freq), complex numbers over `dtype`; the angles are fp64."""
+    angle = steps[..., None] * inv_freq
+    return torch.complex(angle.cos().to(dtype), angle.sin().to(dtype))
+
+
+def _softmax(scores: Tensor, seen: Tensor, sink_logits: Tensor | None) -> Tensor:
+    """Weights [H, Tq, Tk] of what is seen; a learned sink [H] takes its share and gives nothing."""
+    scores = scores.masked_fill(~seen, -torch.inf)
+    if sink_logits is None:
+        return scores.softmax(-1)
+    extra = sink_logits.to(scores.dtype)[:, None, None].expand(*scores.shape[:2], 1)
+    return torch.cat([scores, extra], -1).softmax(-1)[..., :-1]

@@ -1,0 +1,57 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Position schemes: at what distance a query sees a token that is still alive.
+
+Like a region, a scheme says it twice: `distance` is the definition, which the oracle reads; `place`
+turns it into integers of the plan.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from torch import Tensor
+
+from ..memory import UNLIMITED, Plan
+
+
+class Positions:
+    """Gives every alive pair (query, key) a rotary distance."""
+
+    def distance(self, query: Tensor, key: Tensor, seen: Tensor) -> Tensor:
+        """int64 [Tq, Tk] for query numbers [Tq, 1] and key numbers 0..Tk-1 as [1, Tk]; seen bool
+        [Tq, Tk].
+
+        Says nothing of pairs that are not seen.
+        """
+        raise NotImplementedError
+
+    def place(self, plan: Plan) -> Plan:
+        """The plan with its cap."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Absolute(Positions):
+    """Every token keeps its number in the stream; distances to sinks grow without end."""
+
+    def distance(self, query: Tensor, key: Tensor, seen: Tensor) -> Tensor:
+        return query - key
+
+    def place(self, plan: Plan) -> Plan:
+        return replace(plan, cap=UNLIMITED)
+
+
+@dataclass(frozen=True)
+class InCache(Positions):
+    """Every token has its rank among those alive (StreamingLLM; Xiao et al., 2023).
+
+    What is evicted leaves no gap, so no distance exceeds the number of tokens alive.
+    """
+
+    def distance(self, query: Tensor, key: Tensor, seen: Tensor) -> Tensor:
+        rank = seen.cumsum(-1)
+        return rank[..., -1:] - rank
+
+    def place(self, plan: Plan) -> Plan:
+        bounded = plan.reach < UNLIMITED
+        return replace(plan, cap=plan.pinned + plan.reach - 1 if bounded else UNLIMITED)

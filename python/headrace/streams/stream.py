@@ -1,0 +1,174 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A stream: tokens go in without end, its pages stay as many as its memory says."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from ..errors import bad_type, bad_value
+from ..memory import Lease
+from .report import Report
+from .tokens import BYTES, Tokens, ids
+
+if TYPE_CHECKING:
+    from .engine import Engine
+
+
+class Mark:
+    """A moment of a stream to come back to; holds its pages until released or forgotten."""
+
+    def __init__(self, stream: Stream, lease: Lease, last: Tensor | None) -> None:
+        self.stream, self._lease, self._last = stream, lease, last
+
+    def release(self) -> None:
+        """Lets the pages go; the mark cannot be used any more."""
+        self._lease.release()
+
+
+class Stream:
+    """One sequence of tokens through the model of an engine; made by `Engine.open`."""
+
+    def __init__(self, engine: Engine, lease: Lease, last: Tensor | None = None) -> None:
+        self.engine = engine
+        self._lease = lease
+        self._last = last  # logits [V] that predict the next token
+
+    @property
+    def closed(self) -> bool:
+        return self._lease.released
+
+    @property
+    def tokens(self) -> int:
+        """Tokens read so far."""
+        return self._lease.table.tokens
+
+    @property
+    def alive(self) -> int:
+        """Tokens that the next query sees."""
+        return self.engine.plan.alive(self.tokens)
+
+    @property
+    def pages(self) -> list[int]:
+        """Ids of the pages it holds."""
+        return self._lease.table.page_ids
+
+    @property
+    def position(self) -> int:
+        """Logical position of the next token."""
+        return self._lease.table.end
+
+    def feed(self, tokens: Tokens, *, logits: bool = False) -> Report:
+        """Reads tokens: int64 [T], a list, an array, or bytes for a byte model. See
+        `Engine.step`."""
+        return self.engine.step({self: tokens}, logits=logits)[self]
+
+    def generate(
+        self, prompt: Tokens = b"", *, max_new: int, temperature: float = 0.0,
+        seed: int | None = None, stop: int | Tokens | None = None,
+    ) -> Iterator[int]:
+        """Reads the prompt, then yields tokens as the model continues; each is read by the stream
+        too.
+
+        temperature 0 takes the likeliest token, the lowest id among equals; more samples, with a
+        generator of its own (`seed` None: a fresh one). Ends after max_new tokens, or after `stop`:
+        a token, or tokens in a row, which are part of what comes out.
+        """
+        self._check_open("say")
+        engine = self.engine
+        if isinstance(max_new, bool) or not isinstance(max_new, int) or max_new < 0:
+            raise bad_value("say", "max_new", "0 tokens or more", max_new)
+        if not temperature >= 0:
+            raise bad_value("say", "temperature", "0 (greedy) or more", temperature)
+        ending = self._ending(stop)
+        read = ids(prompt if len(prompt) else [], engine.vocab, engine.device, "say")
+        if self._last is None and not len(read):
+            raise bad_value("say", "prompt", "at least one token in an empty stream", "none")
+        return self._generate(read, max_new, temperature, _generator(seed), ending)
+
+    def _generate(
+        self, prompt: Tensor, max_new: int, temperature: float, generator: torch.Generator,
+        ending: list[int],
+    ) -> Iterator[int]:
+        if len(prompt):
+            self.feed(prompt)
+        said: list[int] = []
+        while len(said) < max_new:
+            assert self._last is not None
+            token = _pick(self._last, temperature, generator)
+            self.feed([token])
+            said.append(token)
+            yield token
+            if ending and said[-len(ending) :] == ending:
+                return
+
+    def say(
+        self, prompt: Tokens = b"", *, max_new: int, temperature: float = 0.0,
+        seed: int | None = None, stop: int | Tokens | None = None,
+    ) -> bytes | list[int]:
+        """All that `generate` yields: bytes from a byte model, else a list of tokens."""
+        said = list(self.generate(
+            prompt, max_new=max_new, temperature=temperature, seed=seed, stop=stop
+        ))
+        return bytes(said) if self.engine.vocab == BYTES else said
+
+    def fork(self) -> Stream:
+        """A stream that goes on from here on its own, sharing all pages so far."""
+        self._check_open("fork")
+        return self.engine._adopt(Stream(self.engine, self._lease.share(), self._last))
+
+    def mark(self) -> Mark:
+        """Remembers this moment, for `rollback`."""
+        self._check_open("mark")
+        return Mark(self, self._lease.share(), self._last)
+
+    def rollback(self, mark: Mark) -> None:
+        """Makes the stream what it was at the mark, which stays valid."""
+        self._check_open("rollback")
+        if not isinstance(mark, Mark):
+            raise bad_type("rollback", "mark", "a mark of this stream", type(mark).__name__)
+        if mark.stream is not self:
+            raise bad_value("rollback", "mark", "a mark of this stream", "one of another")
+        if mark._lease.released:
+            raise bad_value("rollback", "mark", "a mark that holds its pages", "a released one")
+        self._lease.rewind(mark._lease)
+        self._last = mark._last
+
+    def close(self) -> None:
+        """Gives the pages back. Closing twice is fine."""
+        self._lease.release()
+
+    def __enter__(self) -> Stream:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def _check_open(self, op: str) -> None:
+        if self.closed:
+            raise bad_value(op, "stream", "an open stream", "a closed one")
+
+    def _ending(self, stop: int | Tokens | None) -> list[int]:
+        if stop is None:
+            return []
+        one = [stop] if isinstance(stop, int) else stop
+        return ids(one, self.engine.vocab, self.engine.device, "say").tolist()
+
+
+def _generator(seed: int | None) -> torch.Generator:
+    generator = torch.Generator()
+    if seed is None:
+        generator.seed()
+    else:
+        generator.manual_seed(seed)
+    return generator
+
+
+def _pick(logits: Tensor, temperature: float, generator: torch.Generator) -> int:
+    if temperature == 0:
+        return int(logits.argmax())
+    chances = torch.softmax(logits.double().cpu() / temperature, -1)
+    return int(torch.multinomial(chances, 1, generator=generator))

@@ -1,0 +1,57 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Token ids, from whatever a caller holds them in."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..errors import bad_type, bad_value
+
+BYTES = 256
+"""Vocabulary of a model that reads bytes."""
+
+Tokens = Tensor | np.ndarray | Sequence[int] | bytes | bytearray | memoryview | str
+
+
+def ids(tokens: Any, vocab: int, device: torch.device, op: str = "feed") -> Tensor:
+    """int64 [T] on `device` from a tensor, an array, a sequence of ints or, for a byte model, bytes
+    or text (as UTF-8). TypeError or ValueError, one line, when they are not tokens of this
+    model."""
+    if isinstance(tokens, str):
+        tokens = tokens.encode()
+    if isinstance(tokens, (bytes, bytearray, memoryview)):
+        if vocab != BYTES:
+            raise bad_type(op, "tokens", f"token ids below {vocab}", type(tokens).__name__,
+                           "only a model of 256 tokens reads bytes")
+        tokens = np.frombuffer(tokens, dtype=np.uint8)
+    made = tokens if isinstance(tokens, Tensor) else _from_host(tokens, op).to(device)
+    if made.device != device:
+        raise bad_value(op, "tokens", f"a tensor on {device}", made.device)
+    if made.dtype.is_floating_point or made.dtype.is_complex or made.dtype == torch.bool:
+        raise bad_type(op, "tokens", "whole numbers, int64", str(made.dtype).removeprefix("torch."))
+    if made.dim() != 1:
+        raise bad_value(op, "tokens", "one axis, [T]", list(made.shape))
+    made = made.long()
+    if made.numel():
+        low, high = int(made.min()), int(made.max())
+        if low < 0 or high >= vocab:
+            raise bad_value(op, "tokens", f"ids in [0, {vocab})", low if low < 0 else high)
+    return made
+
+
+def _from_host(tokens: Any, op: str) -> Tensor:
+    try:
+        array = np.asarray(tokens)
+    except (TypeError, ValueError) as error:  # lists within lists, of different lengths
+        raise bad_value(op, "tokens", "one axis, [T]", type(tokens).__name__) from error
+    if array.size == 0 and array.ndim == 1:
+        return torch.zeros(0, dtype=torch.int64)
+    if array.dtype.kind not in "iu":
+        got = f"{type(tokens).__name__} of {array.dtype}"
+        raise bad_type(op, "tokens", "whole numbers, int64", got)
+    return torch.from_numpy(array.astype(np.int64))

@@ -1,0 +1,84 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What importing headrace does, and what it must not do. Each case is a process of its own."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+
+
+def python(code, **environment):
+    """stdout, stderr and status of a fresh interpreter."""
+    env = {**os.environ, **environment}
+    for name in ("HEADRACE_ISA", "HEADRACE_BACKEND"):
+        if name not in environment:
+            env.pop(name, None)
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=120
+    )
+    return done
+
+
+def test_import_starts_nothing():
+    done = python(
+        "import sys, json, torch\n"
+        "events = []\n"
+        "sys.addaudithook(lambda name, args: events.append(name) if name in\n"
+        "    ('subprocess.Popen', 'os.system', 'os.exec', 'os.fork', 'socket.connect') else None)\n"
+        "import headrace, headrace.ops\n"
+        "print(json.dumps({'triton': 'triton' in sys.modules, 'events': events,\n"
+        "    'inductor': 'torch._inductor.compile_fx' in sys.modules,\n"
+        "    'cuda': torch.cuda.is_initialized(), 'error': repr(headrace.load_error),\n"
+        "    'ops': len(headrace.ops.specs())}))\n"
+    )
+    assert done.returncode == 0, done.stderr
+    seen = json.loads(done.stdout)
+    assert seen.pop("ops") > 0
+    assert seen == {
+        "triton": False, "events": [], "inductor": False, "cuda": False, "error": "None",
+    }
+
+
+@pytest.mark.parametrize("level", ["scalar", "avx2", "avx512"])
+def test_isa_variable(level):
+    from headrace import _C
+
+    done = python("from headrace import _C; print(_C.active_isa())", HEADRACE_ISA=level)
+    if level in _C.available_isas():
+        assert done.stdout.strip() == level
+    else:
+        assert done.returncode != 0
+        assert f"got '{level}'" in done.stderr
+
+
+def test_impossible_isa_raises_at_import():
+    done = python("import headrace.ops", HEADRACE_ISA="avx9")
+    assert done.returncode != 0
+    last = done.stderr.strip().splitlines()[-1]
+    assert re.match(r"ImportError: headrace\(\w+\): expected", last), last
+    assert "HEADRACE_ISA: expected one of scalar" in last
+    assert "got 'avx9'" in last
+
+
+def test_impossible_isa_raises_at_first_use():
+    done = python("import headrace\nprint('imported')\nheadrace.ops", HEADRACE_ISA="avx9")
+    assert done.stdout.strip() == "imported"
+    assert done.returncode != 0
+    assert "got 'avx9'" in done.stderr.strip().splitlines()[-1]
+
+
+def test_unknown_backend_raises():
+    done = python("from headrace import ops", HEADRACE_BACKEND="gpu")
+    assert done.returncode != 0
+    last = done.stderr.strip().splitlines()[-1]
+    assert "expected one of auto, reference, cpu, triton, cuda, got 'gpu'" in last
+
+
+def test_unknown_names_stay_attribute_errors():
+    import headrace
+
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = headrace.nothing
