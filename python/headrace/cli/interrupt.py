@@ -13,7 +13,7 @@ from typing import Any
 from .fail import INTERRUPTED, TERMINATED
 
 
-class Interrupted(Exception):
+class Interrupted(Exception):  # noqa: N818
     """The user, or the system, asked to stop."""
 
     def __init__(self, number: int) -> None:
@@ -23,8 +23,8 @@ class Interrupted(Exception):
 
 
 class Guard:
-    """While active, SIGINT and SIGTERM raise Interrupted at `check` or while `waiting`; a second one
-    raises at once, and none does after `finish`.
+    """While active, SIGINT and SIGTERM raise Interrupted at `check` or while `waiting`; a second
+    one raises at once, and none does after `finish`.
     """
 
     def __init__(self) -> None:

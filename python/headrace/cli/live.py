@@ -6,7 +6,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 from .track import Track
 
@@ -30,7 +30,15 @@ def view(total: int | None, title: str) -> View:
 
 
 COLUMNS = (
-    "policy", "tokens", "tokens/s", "ppl", "ppl 100k", "KV cache", "p50 ms", "p99 ms", "windows out"
+    "policy",
+    "tokens",
+    "tokens/s",
+    "ppl",
+    "ppl 100k",
+    "KV cache",
+    "p50 ms",
+    "p99 ms",
+    "windows out",
 )
 
 
@@ -38,7 +46,7 @@ WIDTHS = (12, 11, 9, 7, 8, 10, 7, 7, 11)
 
 
 def cells(track: Track) -> tuple[str, ...]:
-    """One row: the figures of a policy so far. ppl 100k is over the last 100k; times are per step."""
+    """One row: a policy so far. ppl 100k is over the last 100k tokens; times are per step."""
     span, last = track.all, track.last.total
     rate = span.tokens / span.seconds if span.seconds else 0.0
     return (
@@ -146,7 +154,7 @@ class Table:
         self.due = now + self.EVERY
         self.live.update(self._draw(tracks), refresh=True)
 
-    def _draw(self, tracks: Sequence[Track]):  # type: ignore[no-untyped-def]
+    def _draw(self, tracks: Sequence[Track]) -> Any:
         from rich import box
         from rich.console import Group
         from rich.progress_bar import ProgressBar
@@ -159,7 +167,7 @@ class Table:
         for track in tracks:
             grid.add_row(*cells(track), style="dim" if track.ended else "")
         front = max((t.position for t in tracks), default=0)
-        parts = [grid, Text(progress(front, self.total, self.started), style="dim")]
+        parts: list[Any] = [grid, Text(progress(front, self.total, self.started), style="dim")]
         if self.total:
             parts.append(ProgressBar(total=self.total, completed=front, width=78))
         return Group(*parts)

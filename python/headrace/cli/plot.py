@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The picture of a run: perplexity, memory and time per token over the stream, a line per policy."""
+"""The picture of a run: perplexity, memory and time per token, a line per policy."""
 
 from __future__ import annotations
 
@@ -31,7 +31,8 @@ def plot(report: dict[str, Any], path: Path) -> None:
 
     runs = [run for run in report["policies"] if run["series"]["start"]]
     figure = Figure(figsize=(9.6, 8.4), dpi=150, facecolor="white", layout="constrained")
-    figure.get_layout_engine().set(h_pad=0.09, w_pad=0.1)  # type: ignore[union-attr]
+    engine: Any = figure.get_layout_engine()
+    engine.set(h_pad=0.09, w_pad=0.1)
     axes = figure.subplots(3, 1, sharex=True, height_ratios=(1.35, 1, 1))
     logarithmic = _ends_early(runs)
     for ax, (key, title, unit) in zip(axes, PANELS, strict=True):
@@ -91,11 +92,6 @@ def _panel(ax: Any, runs: list[dict[str, Any]], key: str, unit: float, logarithm
 def _value_axes(axes: Any, runs: list[dict[str, Any]]) -> None:
     from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
-    units = {
-        "perplexity": ("", lambda v, _: f"{v:g}"),
-        "kv_bytes": ("", lambda v, _: _size(v)),
-        "ms_per_token_p50": ("", lambda v, _: f"{v:g} \N{MICRO SIGN}s" if v < 1e3 else f"{v / 1e3:g} ms"),
-    }
     for ax, (key, _, unit) in zip(axes, PANELS, strict=True):
         values = [v * unit for run in runs for v in run["series"][key] if v]
         if not values:
@@ -107,10 +103,12 @@ def _value_axes(axes: Any, runs: list[dict[str, Any]]) -> None:
             ax.yaxis.set_minor_formatter(NullFormatter())
             ax.set_ylim(low / 1.3, high * 1.3)
         else:
-            ax.set_ylim(0 if key != "perplexity" else max(0.0, low - 0.15 * (high - low) - 0.05),
-                        high * 1.12)
+            ax.set_ylim(
+                0 if key != "perplexity" else max(0.0, low - 0.15 * (high - low) - 0.05),
+                high * 1.12,
+            )
             ax.yaxis.set_major_locator(MaxNLocator(5))
-        ax.yaxis.set_major_formatter(FuncFormatter(units[key][1]))
+        ax.yaxis.set_major_formatter(FuncFormatter(FORMATS[key]))
 
 
 def _position_axis(ax: Any, runs: list[dict[str, Any]], logarithmic: bool) -> None:
@@ -135,3 +133,16 @@ def _count(v: float) -> str:
 
 def _size(kib: float) -> str:
     return f"{kib:g} KiB" if kib < 1024 else f"{kib / 1024:g} MiB"
+
+
+def _time(microseconds: float) -> str:
+    if microseconds < 1e3:
+        return f"{microseconds:g} \N{MICRO SIGN}s"
+    return f"{microseconds / 1e3:g} ms"
+
+
+FORMATS = {
+    "perplexity": lambda v, _: f"{v:g}",
+    "kv_bytes": lambda v, _: _size(v),
+    "ms_per_token_p50": lambda v, _: _time(v),
+}

@@ -16,7 +16,7 @@ from ..streams import Absolute, Engine, InCache, wrap
 from .fail import Fail
 from .track import HUNDRED_K, Track
 
-NAMES = ("sinks-window", "window", "dense", "recompute")
+NAMES = ["sinks-window", "window", "dense", "recompute"]
 PAGE_SIZE = 64  # tokens
 Bytes = np.ndarray[Any, np.dtype[np.uint8]]
 
@@ -42,8 +42,9 @@ class Settings:
 class Samples:
     """Random positions of the stream at which policies are compared pairwise.
 
-    A quarter is spread over the logarithm of the position; where the length of the stream is known, a
-    quarter goes to the first 100k tokens and half to the last. `count` is what to expect in all.
+    A quarter is spread over the logarithm of the position; where the length of the stream is
+    known, a quarter goes to the first 100k tokens and half to the last. `count` is the number to
+    expect in all.
     """
 
     def __init__(self, count: int, total: int | None, seed: int) -> None:
@@ -114,8 +115,8 @@ class Streamed:
 
 
 class Recomputed:
-    """The quality baseline: for each sampled position, the tokens before it are read afresh, as many
-    as the bounded policies keep. Per token this costs what a window of tokens costs.
+    """The quality baseline: for each sampled position, the tokens before it are read afresh, as
+    many as the bounded policies keep. Per token this costs what a window of tokens costs.
     """
 
     def __init__(self, model: Any, s: Settings) -> None:
@@ -163,8 +164,12 @@ def _engine(model: Any, policy: str, s: Settings) -> Engine:
         "recompute": (Window(None), Absolute()),
     }[policy]
     return wrap(
-        model, memory=memory, positions=positions, pool_pages=s.pool_pages or _pages(policy, s),
-        page_size=PAGE_SIZE, chunk=s.chunk,
+        model,
+        memory=memory,
+        positions=positions,
+        pool_pages=s.pool_pages or _pages(policy, s),
+        page_size=PAGE_SIZE,
+        chunk=s.chunk,
     )
 
 
@@ -181,4 +186,6 @@ def _pages(policy: str, s: Settings) -> int:
 def check_tokens(model: Any) -> None:
     """Raises Fail unless the model reads bytes."""
     if model.config.vocab != 256:
-        raise Fail(f"stream(--model): expected a model of 256 tokens, bytes; got {model.config.vocab}")
+        raise Fail(
+            f"stream(--model): expected a model of 256 tokens, bytes; got {model.config.vocab}"
+        )

@@ -24,9 +24,9 @@ FORMAT = "headrace.stream-report.1"
 
 
 def check_target(option: str, path: Path) -> None:
-    """Raises Fail unless a file can be made at path; leaves nothing behind."""
+    """Raises Fail unless a file can be made at path. option: how to name it, `command(--x)`."""
     if path.is_dir():
-        raise Fail(f"stream({option}): expected a file name, got the folder {path}")
+        raise Fail(f"{option}: expected a file name, got the folder {path}")
     try:
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".part")
         os.close(handle)
@@ -34,7 +34,7 @@ def check_target(option: str, path: Path) -> None:
         if path.exists():
             path.open("ab").close()
     except OSError as error:
-        raise Fail(f"stream({option}): cannot write {path}: {reason(error)}") from None
+        raise Fail(f"{option}: cannot write {path}: {reason(error)}") from None
 
 
 def write(report: Mapping[str, Any], path: Path) -> None:
@@ -45,7 +45,7 @@ def write(report: Mapping[str, Any], path: Path) -> None:
         os.replace(part, path)
     except OSError as error:
         part.unlink(missing_ok=True)
-        raise Fail(f"stream(--report): cannot write {path}: {reason(error)}", 1) from None
+        raise Fail(f"cannot write {path}: {reason(error)}", 1) from None
 
 
 def machine() -> dict[str, Any]:
@@ -89,8 +89,8 @@ def resident_set() -> int | None:
 def compare(
     ours: Mapping[int, float], theirs: Mapping[int, float], since: int = 0
 ) -> dict[str, Any] | None:
-    """Mean nll of two policies at the positions >= since that both scored, and their difference with
-    its standard error; None for fewer than two positions.
+    """Mean nll of two policies at the positions >= since that both scored, and their difference
+    with its standard error; None for fewer than two positions.
     """
     at = sorted(p for p in ours.keys() & theirs.keys() if p >= since)
     if len(at) < 2:

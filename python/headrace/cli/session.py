@@ -38,9 +38,9 @@ class Session:
         self.plot_path: Path | None = args.plot or self.report_path.with_suffix(".png")
         if args.no_plot:
             self.plot_path = None
-        report.check_target("--report", self.report_path)
+        report.check_target("stream(--report)", self.report_path)
         if self.plot_path:
-            report.check_target("--plot", self.plot_path)
+            report.check_target("stream(--plot)", self.plot_path)
         if args.threads:
             torch.set_num_threads(args.threads)
         with guard.waiting():
@@ -70,8 +70,13 @@ class Session:
             length = config.window or int(self.training.get("sequence", 256)) - sinks
             window = max(1, length)
         return Settings(
-            window=window, sinks=sinks, chunk=args.chunk, dense_limit=args.dense_limit,
-            samples=args.samples, seed=args.seed, pool_pages=args.pool_pages,
+            window=window,
+            sinks=sinks,
+            chunk=args.chunk,
+            dense_limit=args.dense_limit,
+            samples=args.samples,
+            seed=args.seed,
+            pool_pages=args.pool_pages,
         )
 
     def _total(self) -> int | None:
@@ -81,10 +86,12 @@ class Session:
 
     def run(self) -> int:
         """Reads to the end, or to what stops it; writes the report; gives the exit status."""
-        names = policies.NAMES if self.args.compare else (self.args.policy or "sinks-window",)
+        names: tuple[str, ...] = (
+            policies.NAMES if self.args.compare else (self.args.policy or "sinks-window",)
+        )
         if self.args.compare and self.settings.sinks == 0:
-            names = tuple(name for name in names if name != "window")
-            self.notes.append("without sinks, sinks-window and window are the same: one is left out")
+            names = [name for name in names if name != "window"]
+            self.notes.append("without sinks, window is the same as sinks-window: left out")
         self.runners = [policies.runner(name, self.model, self.settings) for name in names]
         status, stopped, why = 0, "at the end", ""
         view: live.View | None = None
@@ -179,15 +186,17 @@ class Session:
     def _lines(self) -> list[str]:
         lines = []
         if self.text.passes > 1:
-            lines.append(f"the text has {self.text.size:,} bytes and was read {self.text.passes} times")
+            lines.append(
+                f"the text has {self.text.size:,} bytes and was read {self.text.passes} times"
+            )
         for r in self.runners:
             if r.track.ended:
                 lines.append(f"{r.track.policy} stopped {r.track.ended}")
         for name, pair in self._pairs()["last_100k"].items():
             lines.append(
-                f"last 100k, {pair['positions']} positions: {name} {pair['nll']:.3f} nats per byte, "
-                f"recompute {pair['nll_recompute']:.3f}; difference {pair['difference']:+.3f} "
-                f"\N{PLUS-MINUS SIGN} {pair['standard_error']:.3f}"
+                f"last 100k, {pair['positions']} positions, nats per byte: "
+                f"{name} {pair['nll']:.3f}, recompute {pair['nll_recompute']:.3f}, "
+                f"difference {pair['difference']:+.3f} \N{PLUS-MINUS SIGN} {pair['standard_error']:.3f}"
             )
         return lines
 

@@ -9,11 +9,12 @@ import re
 import sys
 from pathlib import Path
 
-from .fail import Fail, reason
+from .fail import Fail, one_line_errors, reason
 from .interrupt import Guard, Interrupted
 
 POLICIES = ("sinks-window", "window", "dense", "recompute")
 MISTAKES = (ValueError, NotImplementedError, MemoryError, OSError, RuntimeError)
+REPORT = Path("headrace-report.json")
 DEFAULTS = {"tokens": None, "dense_limit": 32_000, "samples": 1000}
 DEMO = {"tokens": 1_000_000, "dense_limit": 16_000, "samples": 500}
 EPILOG = """
@@ -28,7 +29,9 @@ def count(text: str) -> int:
     match = re.fullmatch(r"(\d[\d_]*(?:\.\d+)?)\s*([kKmMgG]?)", text.strip())
     if not match:
         raise argparse.ArgumentTypeError(f"expected a number such as 100k or 4M, got {text!r}")
-    value = float(match[1].replace("_", "")) * {"": 1, "k": 1e3, "m": 1e6, "g": 1e9}[match[2].lower()]
+    value = (
+        float(match[1].replace("_", "")) * {"": 1, "k": 1e3, "m": 1e6, "g": 1e9}[match[2].lower()]
+    )
     if value != int(value):
         raise argparse.ArgumentTypeError(f"expected a whole number of tokens, got {text!r}")
     return int(value)
@@ -52,11 +55,14 @@ def natural(text: str) -> int:
 def add(parser: argparse.ArgumentParser) -> None:
     """The options."""
     parser.epilog = EPILOG
-    # One line, without the usage before it.
-    parser.error = lambda line: parser.exit(2, f"{parser.prog}: {line}\n")  # type: ignore[method-assign]
-    parser.add_argument("files", nargs="*", metavar="FILE", help="text to read; - is standard input")
+    one_line_errors(parser)
     parser.add_argument(
-        "--tokens", type=positive, metavar="N",
+        "files", nargs="*", metavar="FILE", help="text to read; - is standard input"
+    )
+    parser.add_argument(
+        "--tokens",
+        type=positive,
+        metavar="N",
         help="tokens to read, such as 100k or 4M; a text that is shorter starts again"
         " (default: the files once)",
     )
@@ -65,7 +71,9 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--model", default="bytes-stream", metavar="NAME|PATH", help="a packaged model or a file"
     )
-    parser.add_argument("--window", type=positive, metavar="N", help="newest tokens kept, with the query")
+    parser.add_argument(
+        "--window", type=positive, metavar="N", help="newest tokens kept, with the query"
+    )
     parser.add_argument("--sinks", type=natural, metavar="N", help="first tokens kept for ever")
     parser.add_argument("--chunk", type=positive, default=256, metavar="N", help="tokens of a step")
     parser.add_argument(
@@ -73,17 +81,23 @@ def add(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--binary", action="store_true", help="take files with zero bytes too")
     parser.add_argument(
-        "--dense-limit", type=positive, metavar="N",
+        "--dense-limit",
+        type=positive,
+        metavar="N",
         help="where the dense policy, whose memory grows, stops (default: 32k tokens)",
     )
     parser.add_argument(
-        "--samples", type=positive, metavar="N",
+        "--samples",
+        type=positive,
+        metavar="N",
         help="positions to recompute, chosen at random (default: 1000)",
     )
     parser.add_argument("--seed", type=natural, default=0, metavar="N", help="of those positions")
-    parser.add_argument("--pool-pages", type=positive, metavar="N", help="pages of 64 tokens in all")
+    parser.add_argument(
+        "--pool-pages", type=positive, metavar="N", help="pages of 64 tokens in all"
+    )
     parser.add_argument("--threads", type=positive, metavar="N", help="of the processor")
-    parser.add_argument("--report", type=Path, default=Path("headrace-report.json"), metavar="PATH")
+    parser.add_argument("--report", type=Path, default=REPORT, metavar="PATH")
     parser.add_argument("--plot", type=Path, metavar="PATH", help="default: the report's, as .png")
     parser.add_argument("--no-plot", action="store_true")
     parser.add_argument("--demo", action="store_true", help="a comparison of about two minutes")

@@ -44,7 +44,7 @@ class Text:
 
     @property
     def live(self) -> bool:
-        """Whether bytes arrive from elsewhere, so that waiting for a full chunk would delay them."""
+        """Whether bytes arrive as somebody sends them: do not wait for a full chunk."""
         return self.size is None
 
     @property
@@ -53,8 +53,8 @@ class Text:
         return -(-self.taken // (self.size + 1)) if self.size else int(self.taken > 0)
 
     def read(self, count: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
-        """Up to `count` bytes, uint8 [n]; fewer where a live source has no more now or at the end of
-        a text that does not cycle; empty at its end. Raises Fail when the source cannot be read.
+        """Up to `count` bytes, uint8 [n]; fewer where a live source has no more now or at the end
+        of a text that does not cycle; empty after it. Raises Fail when it cannot be read.
         """
         parts: list[bytes] = []
         missing = count
@@ -84,8 +84,8 @@ class Text:
 
 def from_files(names: list[str], binary: bool) -> Text:
     """The files in the order given, a zero byte between two. "-" is standard input; it and other
-    pipes come alone. Raises Fail for one that cannot be read, holds zero bytes (unless `binary`), or
-    when there is no text at all.
+    pipes come alone. Raises Fail for one that cannot be read or holds zero bytes (unless `binary`),
+    or when there is no text at all.
     """
     pipes = [name for name in names if name == "-" or _is_pipe(name)]
     if pipes and len(names) > 1:
@@ -93,7 +93,8 @@ def from_files(names: list[str], binary: bool) -> Text:
     if pipes == ["-"]:
         if sys.stdin is None or sys.stdin.closed:
             raise Fail("stream(-): expected text on standard input, got a closed one")
-        return _from_pipe(sys.stdin.buffer.raw, "standard input", binary)  # type: ignore[attr-defined]
+        stdin: Any = sys.stdin.buffer
+        return _from_pipe(stdin.raw, "standard input", binary)
     if pipes:
         try:
             return _from_pipe(open(pipes[0], "rb", buffering=0), pipes[0], binary)
@@ -119,8 +120,8 @@ def _from_pipe(raw: io.RawIOBase, name: str, binary: bool) -> Text:
 
 
 def from_library(held_out: bool) -> Text:
-    """The sources (and documentation, where installed) of the running CPython, in the order of their
-    paths' hashes: a fixed shuffle, so that the text does not drift from folder to folder.
+    """The sources (and documentation, where installed) of the running CPython, in the order of
+    their paths' hashes: a fixed shuffle, so that the text does not drift from folder to folder.
 
     held_out: only the files that the packaged models were not trained on.
     Raises Fail where there are none.

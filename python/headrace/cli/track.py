@@ -97,7 +97,7 @@ class Track:
     """The record of one policy over one stream."""
 
     def __init__(self, policy: str, capacity: int | None, sampled: bool = False) -> None:
-        """capacity: tokens that the policy keeps, None when all. sampled: only at some positions."""
+        """capacity: tokens that it keeps, None when all. sampled: at some positions only."""
         self.policy = policy
         self.capacity = capacity
         self.sampled = sampled
