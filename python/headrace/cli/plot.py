@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ def plot(report: dict[str, Any], path: Path) -> None:
     axes = figure.subplots(3, 1, sharex=True, height_ratios=(1.35, 1, 1))
     logarithmic = _ends_early(runs)
     for ax, (key, title, unit) in zip(axes, PANELS, strict=True):
-        _panel(ax, runs, key, unit, logarithmic)
+        _panel(ax, report, runs, key, unit, logarithmic)
         ax.set_title(title, loc="left", fontsize=10.5, fontweight="bold", color=INK, pad=7)
     _value_axes(axes, runs)
     _position_axis(axes[-1], runs, logarithmic)
@@ -63,19 +64,30 @@ def _ends_early(runs: list[dict[str, Any]]) -> bool:
     return bool(ends) and min(ends) * WIDE < max(ends)
 
 
-def _panel(ax: Any, runs: list[dict[str, Any]], key: str, unit: float, logarithmic: bool) -> None:
+def _panel(
+    ax: Any, report: dict[str, Any], runs: list[dict[str, Any]], key: str, unit: float, log: bool
+) -> None:
     for run in runs:
-        series = run["series"]
-        x = [(a + b) / 2 for a, b in zip(series["start"], series["end"], strict=True)]
-        y = [v * unit for v in series[key]]
         colour = COLOURS[run["policy"]]
         front = run["policy"] == "sinks-window"
-        label = run["policy"] + (" (sampled)" if run["sampled"] else "")
-        style: dict[str, Any] = {"color": colour, "lw": 2.0 if front else 1.5, "label": label}
-        style["zorder"] = 4 if front else 3
+        style: dict[str, Any] = {"color": colour, "label": run["policy"]}
+        style |= {"lw": 2.0, "zorder": 4} if front else {"lw": 1.5, "zorder": 3}
+        estimate = report.get("recompute_estimate")
         if run["sampled"]:
-            style |= {"ls": (0, (4, 2)), "lw": 1.3, "zorder": 5}
-        ax.plot(x, y, **style)
+            style |= {"ls": (0, (4, 2)), "lw": 1.2, "zorder": 5}
+            style["label"] = f"recompute ({run['scored_tokens']:,} positions)"
+        if run["sampled"] and key == "perplexity" and estimate and estimate["position"]:
+            x, y = estimate["position"], estimate["perplexity"]
+            ends = [
+                [v - u for u, v in zip(estimate["low"], y, strict=True)],
+                [u - v for u, v in zip(estimate["high"], y, strict=True)],
+            ]
+            ax.errorbar(x, y, ends, marker="o", ms=3.5, elinewidth=1, **style)
+        else:
+            # Equal steps to the eye: a logarithmic axis would crowd its right end.
+            x, y = _curve(run["series"], key, 24 if log else 200, log)
+            y = [v * unit for v in y]
+            ax.plot(x, y, **style)
         if run["ended"] != "with the text":
             ax.plot(x[-1], y[-1], marker="o", ms=5, color=colour, zorder=6)
     for side in ("top", "right"):
@@ -85,12 +97,40 @@ def _panel(ax: Any, runs: list[dict[str, Any]], key: str, unit: float, logarithm
     ax.grid(axis="y", color="#e4e4e4", lw=0.8)
     ax.set_axisbelow(True)
     ax.tick_params(colors=INK, labelsize=9, length=3)
-    if logarithmic:
+    if log:
         ax.set_xscale("log")
 
 
+def _curve(
+    series: dict[str, list[Any]], key: str, points: int, log: bool
+) -> tuple[list[float], list[float]]:
+    """A value per stretch, of which no more than about `points` lie in the whole (log: in every
+    factor of e) of the stream. Perplexities average as nats, times and bytes as they are.
+    """
+    x: list[float] = []
+    y: list[float] = []
+    names = ("start", "end", "scored", key)
+    stretch: list[tuple[Any, ...]] = []
+    rows = list(zip(*(series[n] for n in names), strict=True))
+    for row in rows:
+        stretch.append(row)
+        first, end = stretch[0][0], row[1]
+        wanted = first / points if log else rows[-1][1] / points
+        if end - first < wanted and row is not rows[-1]:
+            continue
+        weight = sum(r[2] for r in stretch)
+        if key == "perplexity":
+            mean = math.exp(sum(math.log(r[3]) * r[2] for r in stretch) / weight)
+        else:
+            mean = sum(r[3] * r[2] for r in stretch) / weight
+        x.append((first + end) / 2)
+        y.append(mean)
+        stretch = []
+    return x, y
+
+
 def _value_axes(axes: Any, runs: list[dict[str, Any]]) -> None:
-    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
     for ax, (key, _, unit) in zip(axes, PANELS, strict=True):
         values = [v * unit for run in runs for v in run["series"][key] if v]
@@ -99,7 +139,13 @@ def _value_axes(axes: Any, runs: list[dict[str, Any]]) -> None:
         low, high = min(values), max(values)
         if high > WIDE * low:
             ax.set_yscale("log")
-            ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 60 * low else (1,)))
+            if key == "kv_bytes":
+                ax.set_yscale("log", base=2)
+                ax.yaxis.set_major_locator(LogLocator(base=2, numticks=7))
+                ax.yaxis.set_minor_locator(NullLocator())
+            else:
+                subs = (1, 2, 5) if high < 60 * low else (1,)
+                ax.yaxis.set_major_locator(LogLocator(subs=subs))
             ax.yaxis.set_minor_formatter(NullFormatter())
             ax.set_ylim(low / 1.3, high * 1.3)
         else:

@@ -9,16 +9,18 @@ import os
 import platform
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from .. import _C
 from .fail import Fail, reason
+from .track import Bin
 
 FORMAT = "headrace.stream-report.1"
 
@@ -107,6 +109,31 @@ def compare(
         "difference": round(gap, 6),
         "standard_error": round(math.sqrt(spread / n), 6),
     }
+
+
+def estimate(
+    bins: Sequence[Bin], ours: Mapping[int, float], theirs: Mapping[int, float], points: int = 16
+) -> dict[str, list[float]]:
+    """The perplexity of a sampled policy along the stream, from what it differs from one that read
+    every token (bins, and nll `ours` by position): far less noisy than its samples. low and high
+    are two standard errors away. Empty without samples.
+    """
+    at = sorted(ours.keys() & theirs.keys())
+    made: dict[str, list[float]] = {"position": [], "perplexity": [], "low": [], "high": []}
+    for group in np.array_split(np.array(at), max(1, min(points, len(at) // 16))):
+        pair = compare(ours, {int(p): theirs[int(p)] for p in group})
+        read = [
+            b for b in bins if b.scored and b.end > group[:1].sum() and b.start <= group[-1:].sum()
+        ]
+        if pair is None or not read:
+            continue
+        whole = sum(b.nll for b in read) / sum(b.scored for b in read)
+        middle, twice = whole - pair["difference"], 2 * pair["standard_error"]
+        made["position"].append(float(np.median(group)))
+        made["perplexity"].append(round(math.exp(middle), 5))
+        made["low"].append(round(math.exp(middle - twice), 5))
+        made["high"].append(round(math.exp(middle + twice), 5))
+    return made
 
 
 def command() -> list[str]:

@@ -86,9 +86,7 @@ class Session:
 
     def run(self) -> int:
         """Reads to the end, or to what stops it; writes the report; gives the exit status."""
-        names: tuple[str, ...] = (
-            policies.NAMES if self.args.compare else (self.args.policy or "sinks-window",)
-        )
+        names = policies.NAMES if self.args.compare else [self.args.policy or "sinks-window"]
         if self.args.compare and self.settings.sinks == 0:
             names = [name for name in names if name != "window"]
             self.notes.append("without sinks, window is the same as sinks-window: left out")
@@ -193,10 +191,10 @@ class Session:
             if r.track.ended:
                 lines.append(f"{r.track.policy} stopped {r.track.ended}")
         for name, pair in self._pairs()["last_100k"].items():
+            gap = f"{pair['difference']:+.3f} \N{PLUS-MINUS SIGN} {pair['standard_error']:.3f}"
             lines.append(
                 f"last 100k, {pair['positions']} positions, nats per byte: "
-                f"{name} {pair['nll']:.3f}, recompute {pair['nll_recompute']:.3f}, "
-                f"difference {pair['difference']:+.3f} \N{PLUS-MINUS SIGN} {pair['standard_error']:.3f}"
+                f"{name} {pair['nll']:.3f}, recompute {pair['nll_recompute']:.3f}, difference {gap}"
             )
         return lines
 
@@ -261,10 +259,20 @@ class Session:
             "resident_set_bytes": {"at_100k": self.rss_100k, "at_end": report.resident_set()},
             "policies": [r.track.summary() for r in self.runners],
             "versus_recompute": self._pairs(),
+            "recompute_estimate": self._estimate(),
         }
 
+    def _recomputed(self) -> policies.Recomputed | None:
+        return next((r for r in self.runners if isinstance(r, policies.Recomputed)), None)
+
+    def _estimate(self) -> dict[str, list[float]] | None:
+        base, ours = self._recomputed(), self.runners[0]
+        if base is None or base is ours:
+            return None
+        return report.estimate(ours.track.bins, ours.sampled, base.sampled)
+
     def _pairs(self) -> dict[str, dict[str, Any]]:
-        base = next((r for r in self.runners if isinstance(r, policies.Recomputed)), None)
+        base = self._recomputed()
         pairs: dict[str, dict[str, Any]] = {"all": {}, "last_100k": {}}
         if base is None:
             return pairs

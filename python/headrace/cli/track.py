@@ -153,6 +153,7 @@ class Track:
         return {
             "start": [b.start for b in full],
             "end": [b.end for b in full],
+            "scored": [b.scored for b in full],
             "perplexity": [_round(b.perplexity) for b in full],
             "kv_bytes": [b.kv_bytes for b in full],
             "ms_per_token_p50": [_round(1e3 * float(np.median(b.steps))) for b in full],
