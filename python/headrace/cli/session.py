@@ -35,11 +35,14 @@ class Session:
         if args.compare and args.policy:
             raise Fail("stream(--policy): expected one of --policy and --compare, got both")
         self.report_path: Path = args.report
-        self.plot_path: Path | None = args.plot or self.report_path.with_suffix(".png")
-        if args.no_plot:
-            self.plot_path = None
         report.check_target("stream(--report)", self.report_path)
-        if self.plot_path:
+        self.plot_path: Path | None = None
+        if not args.no_plot:
+            self.plot_path = args.plot or self.report_path.with_suffix(".png")
+            if self.plot_path == self.report_path:
+                raise Fail(
+                    f"stream(--plot): expected another file than --report, got {args.report}"
+                )
             report.check_target("stream(--plot)", self.plot_path)
         if args.threads:
             torch.set_num_threads(args.threads)
@@ -109,7 +112,11 @@ class Session:
             status, stopped, why = 1, reason(error), f"headrace stream: {reason(error)}"
         self.guard.finish()
         status = self._show(view, status)
-        written = self._write(stopped, status)
+        try:
+            written = self._write(stopped, status)
+        except Fail as fail:
+            status, written = status or fail.status, str(fail)
+            why = why or "headrace stream: finished"
         if why:
             read = max((r.track.position for r in self.runners), default=0)
             print(f"{why}, after {read:,} tokens; {written}", file=sys.stderr)
