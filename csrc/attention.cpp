@@ -64,7 +64,7 @@ void check_entry(const std::int64_t* e, std::int64_t index, std::int64_t pages, 
     refuse(at + "expected pages in [0, " + std::to_string(pages) + "), got " +
            std::to_string(e[kPage]) + " in entry " + std::to_string(index));
   }
-  if (e[kFirst] < 0 || e[kCount] < 0 || e[kFirst] + e[kCount] > page_size) {
+  if (e[kFirst] < 0 || e[kCount] < 0 || e[kCount] > page_size || e[kFirst] > page_size - e[kCount]) {
     refuse(at + "expected first and count within a page of " + std::to_string(page_size) +
            " slots, got first " + std::to_string(e[kFirst]) + " and count " +
            std::to_string(e[kCount]) + " in entry " + std::to_string(index));
@@ -164,13 +164,10 @@ void append(const AppendArgs& args, std::int64_t tokens, std::int64_t pages, int
   }
   if (tokens == 0) return;
   runs.push_back(tokens);
-  const std::int64_t count = static_cast<std::int64_t>(runs.size() - 1) * args.kv_heads;
   const int team = useful_threads(threads, 8.0 * tokens * args.kv_heads * args.dim);
-  const Scratch scratch(args.dim * (kRun + 2) + 2 * args.half + 64, team);
-  parallel(count, team, [&](std::int64_t i, int t) {
-    const std::int64_t run = i / args.kv_heads;
-    kernels().append(args, runs[run], runs[run + 1], static_cast<int>(i % args.kv_heads),
-                     scratch.of(t));
+  const Scratch scratch((kRun + 1) * args.dim + 2 * kRun * args.half, team);
+  parallel(static_cast<std::int64_t>(runs.size()) - 1, team, [&](std::int64_t i, int t) {
+    kernels().append(args, runs[i], runs[i + 1], scratch.of(t));
   });
 }
 

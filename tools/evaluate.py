@@ -11,13 +11,13 @@ from pathlib import Path
 import torch
 from headrace.models import load
 from headrace.models.training import data
-from headrace.models.training.evaluate import evaluate, table
+from headrace.models.training.evaluate import CONTEXT, evaluate, first_mass, table
 
 
 def main() -> None:
     p = argparse.ArgumentParser(description=__doc__)
     p.add_argument("model", help="a packaged name or the path of a .safetensors file")
-    p.add_argument("--streams", type=int, default=16)
+    p.add_argument("--streams", type=int, default=8)
     p.add_argument(
         "--length",
         type=int,
@@ -25,7 +25,7 @@ def main() -> None:
         help="bytes in a stream, a multiple of 1024, at least 2048",
     )
     p.add_argument(
-        "--samples", type=int, default=2048, help="places where the window is encoded anew"
+        "--samples", type=int, default=1024, help="places where the window is encoded anew"
     )
     p.add_argument("--threads", type=int, default=1)
     p.add_argument(
@@ -39,12 +39,12 @@ def main() -> None:
         p.error(f"--length: expected a multiple of 1024, at least 2048, got {options.length}")
     torch.set_num_threads(options.threads)
     held_out = data.split(options.text)[1]
+    model = load(options.model)
+    print(table(evaluate(model, held_out, options.streams, options.length, options.samples)))
+    mass = first_mass(model, data.spread(held_out, 64, CONTEXT))
     print(
-        table(
-            evaluate(
-                load(options.model), held_out, options.streams, options.length, options.samples
-            )
-        )
+        f"\nattention on the first 4 of {CONTEXT} keys: mean over heads {mass.mean():.3f}, "
+        f"strongest head {mass.max():.3f}, an even spread gives {4 / (0.72 * CONTEXT):.3f}"
     )
 
 

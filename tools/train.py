@@ -9,11 +9,12 @@ import argparse
 from pathlib import Path
 
 import torch
+from headrace.models import load
 from headrace.models.training.loop import Run, train
 
 
 def main() -> None:
-    d = Run()
+    d = Run(steps=1)
     p = argparse.ArgumentParser(description=__doc__)
     p.add_argument("--attention", choices=("window", "dense"), default=d.attention)
     p.add_argument(
@@ -33,6 +34,10 @@ def main() -> None:
     bound.add_argument("--minutes", type=float, help="wall-clock length of the run")
     bound.add_argument("--steps", type=int, help="length of the run in steps; reproducible")
     p.add_argument("--seed", type=int, default=d.seed)
+    p.add_argument("--muon-rate", type=float, default=d.muon_rate)
+    p.add_argument("--adam-rate", type=float, default=d.adam_rate)
+    p.add_argument("--decay", type=float, default=d.decay, help="last part, with a falling rate")
+    p.add_argument("--initial", help="a packaged name or a file: the weights to begin with")
     p.add_argument("--threads", type=int, default=1)
     p.add_argument("--width", type=int, default=d.width)
     p.add_argument("--layers", type=int, default=d.layers)
@@ -47,10 +52,13 @@ def main() -> None:
     )
     options = vars(p.parse_args())
     torch.set_num_threads(options.pop("threads"))
+    initial = options.pop("initial")
     out, resume, text = options.pop("out"), options.pop("resume"), options.pop("text")
-    if options["sequence"] < 1 or options["tokens"] % options["sequence"]:
-        p.error("--tokens must be a multiple of --sequence")
-    train(Run(**options), out, resume, text)
+    try:
+        begin = None if initial is None else load(initial)
+        train(Run(**options), out, resume, text, initial=begin)
+    except ValueError as error:
+        p.error(str(error))
 
 
 if __name__ == "__main__":

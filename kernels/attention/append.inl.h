@@ -8,55 +8,70 @@ namespace {
 using headrace::AppendArgs;
 using headrace::MergeArgs;
 
-// Keys of up to 16 tokens in consecutive slots: rotated about the origin of their page and stored
-// as columns; values as rows.
+// Keys of up to kRun tokens in consecutive slots of a page, all heads: rotated about the origin of
+// the page and stored as columns; values as rows.
+constexpr int kRun = 16;
+
 template <class T>
-inline void append_run(const AppendArgs& a, std::int64_t begin, std::int64_t end, int head,
-                       float* scratch) {
-  constexpr int kRun = 16;
+inline void append_run(const AppendArgs& a, std::int64_t begin, std::int64_t end, float* scratch) {
   const int n = static_cast<int>(end - begin), dim = a.dim;
-  float* row = scratch;           // [dim]
-  float* turned = row + dim;      // [dim]
-  float* columns = turned + dim;  // [dim][kRun]
-  float* cosine = columns + dim * kRun;
-  float* sine = cosine + a.half;
+  float* row = scratch;                 // [dim]
+  float* turned = row + dim;            // [kRun][dim]
+  float* cosine = turned + kRun * dim;  // [kRun][half]
+  float* sine = cosine + kRun * a.half;
   const std::int64_t page = a.where[begin * 3], slot = a.where[begin * 3 + 1];
-  T* k = static_cast<T*>(a.k_pages) + page * a.k_page + head * a.k_page_head + slot;
-  T* v = static_cast<T*>(a.v_pages) + page * a.v_page + head * a.v_page_head + slot * dim;
-  for (int i = 0; i < n; ++i) {
-    const std::int64_t token = begin + i, at = token * a.k_row + head * a.k_head;
-    for (int d = 0; d < dim; d += kW) store(row + d, load_any(a.k, at + d, a.dtype));
-    const float* key = row;
-    if (a.inv_freq) {
-      angles(a.where[token * 3 + 2], a.inv_freq, a.half, cosine, sine);
-      rotate(row, cosine, sine, a.half, dim, turned);
-      key = turned;
+  if (a.inv_freq) {
+    for (int i = 0; i < n; ++i) {
+      angles(a.where[(begin + i) * 3 + 2], a.inv_freq, a.half, cosine + i * a.half,
+             sine + i * a.half);
     }
-    for (int d = 0; d < dim; ++d) columns[d * kRun + i] = key[d];
-    const std::int64_t from = token * a.v_row + head * a.v_head;
-    for (int d = 0; d < dim; d += kW) store(v + i * dim + d, load_any(a.v, from + d, a.dtype));
   }
-  for (int i = n; i < kRun; ++i) {
-    for (int d = 0; d < dim; ++d) columns[d * kRun + i] = 0.f;
-  }
-  for (int d = 0; d < dim; ++d) {
-    T narrow[kRun];
-    for (int i = 0; i < kRun; i += kW) store(narrow + i, load(columns + d * kRun + i));
-    memcpy(k + static_cast<std::int64_t>(d) * a.page_size, narrow, n * sizeof(T));
+  for (int i = n * dim; i < kRun * dim; i += kW) store(turned + i, zero());
+  for (int head = 0; head < a.kv_heads; ++head) {
+    T* k = static_cast<T*>(a.k_pages) + page * a.k_page + head * a.k_page_head + slot;
+    T* v = static_cast<T*>(a.v_pages) + page * a.v_page + head * a.v_page_head + slot * dim;
+    for (int i = 0; i < n; ++i) {
+      const std::int64_t at = (begin + i) * a.k_row + head * a.k_head;
+      float* to = a.inv_freq ? row : turned + i * dim;
+      for (int d = 0; d < dim; d += kW) store(to + d, load_any(a.k, at + d, a.dtype));
+      if (a.inv_freq) {
+        rotate(row, cosine + i * a.half, sine + i * a.half, a.half, dim, turned + i * dim);
+      }
+      const std::int64_t from = (begin + i) * a.v_row + head * a.v_head;
+      for (int d = 0; d < dim; d += kW) store(v + i * dim + d, load_any(a.v, from + d, a.dtype));
+    }
+    for (int d = 0; d < dim; d += kW) {
+      for (int i = 0; i < n; i += kW) {
+        F block[kW];
+        for (int j = 0; j < kW; ++j) block[j] = load(turned + (i + j) * dim + d);
+        transpose(block);
+        const int upto = n - i < kW ? n - i : kW;
+        for (int j = 0; j < kW; ++j) {
+          T* column = k + static_cast<std::int64_t>(d + j) * a.page_size + i;
+          if (upto == kW) {
+            store(column, block[j]);
+          } else {
+            T narrow[kW];
+            store(narrow, block[j]);
+            memcpy(column, narrow, upto * sizeof(T));
+          }
+        }
+      }
+    }
   }
 }
 
-void append(const AppendArgs& a, std::int64_t begin, std::int64_t end, int head, float* scratch) {
-  if (a.page_dtype == headrace::kF32) return append_run<float>(a, begin, end, head, scratch);
-  if (a.page_dtype == headrace::kBF16) return append_run<bf16>(a, begin, end, head, scratch);
-  return append_run<fp16>(a, begin, end, head, scratch);
+void append(const AppendArgs& a, std::int64_t begin, std::int64_t end, float* scratch) {
+  if (a.page_dtype == headrace::kF32) return append_run<float>(a, begin, end, scratch);
+  if (a.page_dtype == headrace::kBF16) return append_run<bf16>(a, begin, end, scratch);
+  return append_run<fp16>(a, begin, end, scratch);
 }
 
 void merge(const MergeArgs& a, std::int64_t begin, std::int64_t end) {
   for (std::int64_t r = begin; r < end; ++r) {
     const float la = a.lse_a[r], lb = a.lse_b[r];
     const float top = la > lb ? la : lb;
-    if (top == -kInf) {
+    if (la == -kInf && lb == -kInf) {
       for (int d = 0; d < a.dim; d += kW) store_any(a.o, r * a.dim + d, a.dtype, zero());
       a.lse[r] = -kInf;
       continue;

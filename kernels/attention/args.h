@@ -88,7 +88,9 @@ struct MergeArgs {
 constexpr int kTile = 64;
 constexpr int kBlockRows = 64;
 
-inline int block_positions(int group) { return group >= kBlockRows ? 1 : kBlockRows / group; }
+inline int block_positions(int group) {
+  return group < 1 || group >= kBlockRows ? 1 : kBlockRows / group;
+}
 
 // fp32 words of scratch that one item needs.
 inline std::int64_t attention_scratch(int positions, int group, int dim, int half) {
@@ -102,7 +104,7 @@ struct AttentionKernels {
   void (*dense)(const DenseArgs&, const DenseItem&, float* scratch);
   void (*dense_merge)(const DenseArgs&, const DenseItem&);
   // Tokens [begin, end) lie in consecutive slots of one page; at most 16 of them.
-  void (*append)(const AppendArgs&, std::int64_t begin, std::int64_t end, int head, float* scratch);
+  void (*append)(const AppendArgs&, std::int64_t begin, std::int64_t end, float* scratch);
   void (*merge)(const MergeArgs&, std::int64_t begin, std::int64_t end);
 };
 

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import math
+
 from headrace.contract import F32, F64, I32, I64, Arg, OpSpec, Out
 from headrace.errors import bad_value, unsupported
 
@@ -27,8 +29,10 @@ def _rotary(op, bound, axes):
 
 
 def _common(op, bound):
-    if bound["softcap"] < 0:
-        raise bad_value(op, "softcap", "0 (off) or more", bound["softcap"])
+    if not 0 <= bound["softcap"] < math.inf:
+        raise bad_value(op, "softcap", "0 (off) or a finite number above", bound["softcap"])
+    if bound["scale"] is not None and not math.isfinite(bound["scale"]):
+        raise bad_value(op, "scale", "a finite number or None", bound["scale"])
     if bound.get("split", 1) < 1:
         raise bad_value(op, "split", "1 token or more", bound["split"])
 

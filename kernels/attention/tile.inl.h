@@ -111,10 +111,20 @@ inline F soft_cap(F x, float cap) {
   const F e = exp2(mul(magnitude, set1(-2.f * kLog2e)));
   const F t = div(sub(set1(1.f), e), add(set1(1.f), e));
   const F flipped = mul(t, set1(cap * kLog2e));
-  float in[kW], out[kW];
+  // Near 0 the difference 1 - e has no digits left; the series has all of them.
+  const F z = mul(y, y);
+  F p = set1(2.1869488e-2f);
+  p = fma(p, z, set1(-5.3968254e-2f));
+  p = fma(p, z, set1(1.3333333e-1f));
+  p = fma(p, z, set1(-3.3333333e-1f));
+  p = fma(p, z, set1(1.f));
+  float in[kW], out[kW], near[kW];
   store(in, y);
   store(out, flipped);
-  for (int i = 0; i < kW; ++i) out[i] = in[i] < 0.f ? -out[i] : out[i];
+  store(near, mul(mul(y, p), set1(cap * kLog2e)));
+  for (int i = 0; i < kW; ++i) {
+    out[i] = in[i] > -0.25f && in[i] < 0.25f ? near[i] : in[i] < 0.f ? -out[i] : out[i];
+  }
   return load(out);
 }
 

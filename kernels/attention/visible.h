@@ -13,6 +13,8 @@
 namespace headrace {
 namespace {
 
+constexpr std::int64_t kUnlimited = std::int64_t{1} << 62;
+
 struct Range {
   std::int64_t lo, hi;
 };
@@ -25,7 +27,8 @@ HEADRACE_HD std::int64_t clamp(std::int64_t x, std::int64_t lo, std::int64_t hi)
 // queries of orders oldest..newest (by any of them; by the one, when they are equal).
 HEADRACE_HD Range visible(std::int64_t oldest, std::int64_t newest, std::int64_t order,
                           std::int64_t reach, std::int64_t count) {
-  const std::int64_t lo = clamp(oldest - reach + 1 - order, 0, count);
+  const std::int64_t back = reach < kUnlimited ? reach : kUnlimited;  // so that nothing overflows
+  const std::int64_t lo = clamp(oldest - back + 1 - order, 0, count);
   return {lo, clamp(newest - order + 1, lo, count)};
 }
 

@@ -6,8 +6,21 @@ from __future__ import annotations
 from typing import Any
 
 __all__ = [
-    "Absolute", "Engine", "InCache", "PagePool", "Report", "Sink", "Stream", "Window", "ops",
-    "oracle", "presets", "recompute", "use_backend", "use_isa", "wrap",
+    "Absolute",
+    "Engine",
+    "InCache",
+    "PagePool",
+    "Report",
+    "Sink",
+    "Stream",
+    "Window",
+    "ops",
+    "oracle",
+    "presets",
+    "recompute",
+    "use_backend",
+    "use_isa",
+    "wrap",
 ]
 
 # What went wrong when the package loaded. It is told at the first use of anything that needs it, so

@@ -1,14 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """The contract of an op, as data.
 
-An `OpSpec` says what an op takes and gives: its schema, the named axes and dtypes of every tensor, how
-many operations and bytes it costs, the reference that defines it, and how far a kernel may be from that
-reference. Registration, argument checks, fake functions, tests, benchmarks and the docs table read it.
+An `OpSpec` says what an op takes and gives: its schema, the named axes and dtypes of every tensor,
+how many operations and bytes it costs, the reference that defines it, and how far a kernel may be
+from that reference. Registration, argument checks, fake functions, tests, benchmarks and the docs
+table read it.
 """
 
 from __future__ import annotations
 
 import math
+from ast import literal_eval
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -34,7 +36,7 @@ Axes = dict[str, int]
 class Arg:
     """A tensor argument: its axes by name (`"T Hq D"`, `"... D"`, `"B+1"`, or a number) and dtypes.
 
-    `like` names another argument whose dtype this one must have. An optional argument may be None.
+    `like` names another argument whose dtype this one must have. An optional one may be None.
     `contiguous` is "last" (the last axis has stride 1), "all" or "any".
     """
 
@@ -58,9 +60,9 @@ class Out:
 class OpSpec:
     """Everything the project knows of an op except its kernels. See the module's docstring.
 
-    schema: torch schema without the name. values: extra checks that need no data (`f(bound, axes)`).
-    flops, bytes: models over `(axes, bound)`. depth: length of the longest sum that one output adds up,
-    from the same, from which the tolerance follows. gpu: implementations that a GPU would run.
+    schema: torch schema without the name. values: extra checks without data, `f(bound, axes)`.
+    flops, bytes: models over `(axes, bound)`. depth: length of the longest sum that one output adds
+    up, from the same, from which the tolerance follows. gpu: implementations that a GPU would run.
     """
 
     name: str
@@ -78,27 +80,29 @@ class OpSpec:
     source: str = ""
     doc: str = ""
     parameters: tuple[str, ...] = field(init=False)
+    defaults: Mapping[str, Any] = field(init=False)
     _quick: Callable[[Mapping[str, Any]], Axes | None] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "parameters", _parameter_names(self.schema))
+        parameters = _parameters(self.schema)
+        defaults = {name: literal_eval(text) for name, text in parameters if text is not None}
+        object.__setattr__(self, "parameters", tuple(name for name, _ in parameters))
+        object.__setattr__(self, "defaults", defaults)
         object.__setattr__(self, "_quick", _quick_check(self.args))
 
     def tolerance(self, dtype: torch.dtype, axes: Axes, bound: Mapping[str, Any]) -> float:
         """Largest RMS error, relative to the RMS of the reference in fp64, that a kernel may have.
 
-        One rounding of the result to `dtype`, plus fp32 accumulation whose error grows with the square
-        root of the number of terms; the factor 4 covers exponentials and angles.
+        One rounding of the result to `dtype`, plus fp32 accumulation whose error grows with the
+        square root of the number of terms; the factor 4 covers exponentials and angles.
         """
         return ROUNDOFF[dtype] + 4 * ROUNDOFF[torch.float32] * math.sqrt(
             self.depth(axes, bound) + 1
         )
 
     def bind(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """Arguments by the names of the schema."""
-        bound = dict(zip(self.parameters, args, strict=False))
-        bound.update(kwargs)
-        return bound
+        """Arguments by the names of the schema, with its defaults."""
+        return {**self.defaults, **dict(zip(self.parameters, args, strict=False)), **kwargs}
 
     def check(self, bound: Mapping[str, Any]) -> Axes:
         """Sizes of the named axes. Raises TypeError or ValueError naming the first bad argument."""
@@ -146,10 +150,10 @@ class OpSpec:
 
 
 def _quick_check(args: tuple[Arg, ...]) -> Callable[[Mapping[str, Any]], Axes | None]:
-    """A function that gives the axes of good arguments, or None for those that need a closer look.
+    """A function that gives the axes of good arguments, or None for those to look at closer.
 
-    Checking is a third of the cost of a small call when a loop over the contract does it; this is the
-    same contract written out, once per op. It accepts less than the loop, never more.
+    Checking is a third of the cost of a small call when a loop over the contract does it; this is
+    the same contract written out, once per op. It accepts less than the loop, never more.
     """
     lines, known, axes = ["def quick(b):"], set[str](), set[str]()
     for a in args:
@@ -203,7 +207,8 @@ def _quick_check(args: tuple[Arg, ...]) -> Callable[[Mapping[str, Any]], Axes | 
     return scope["quick"]
 
 
-def _parameter_names(schema: str) -> tuple[str, ...]:
+def _parameters(schema: str) -> list[tuple[str, str | None]]:
+    """Names and default texts of a schema's parameters, in order."""
     inside = schema[schema.index("(") + 1 : schema.index(") ->")]
     depth, parts, start = 0, [], 0
     for i, c in enumerate(inside + ","):
@@ -211,7 +216,12 @@ def _parameter_names(schema: str) -> tuple[str, ...]:
         if c == "," and depth == 0:
             parts.append(inside[start:i].strip())
             start = i + 1
-    return tuple(p.split("=")[0].split()[-1] for p in parts if p and p != "*")
+    found = []
+    for part in parts:
+        if part and part != "*":
+            head, _, default = part.partition("=")
+            found.append((head.split()[-1], default or None))
+    return found
 
 
 def _name(dtype: torch.dtype) -> str:
@@ -241,6 +251,8 @@ def _match(op: str, arg: Arg, value: Tensor, axes: Axes) -> None:
         if axis.isdigit():
             want = int(axis)
         elif axis.endswith("+1"):
+            if size == 0:
+                raise bad_value(op, arg.name, f"1 element or more in [{arg.axes}]", "shape (0,)")
             want = axes.setdefault(axis[:-2], int(size) - 1) + 1
         else:
             want = axes.setdefault(axis, int(size))
@@ -250,7 +262,12 @@ def _match(op: str, arg: Arg, value: Tensor, axes: Axes) -> None:
             )
     if arg.contiguous == "all" and not value.is_contiguous():
         raise bad_value(op, arg.name, "a contiguous tensor", f"strides {value.stride()}")
-    if arg.contiguous == "last" and value.numel() and value.stride(-1) != 1:
+    if (
+        arg.contiguous == "last"
+        and value.numel()
+        and value.shape[-1] > 1
+        and (value.stride(-1) != 1)
+    ):
         raise bad_value(
             op,
             arg.name,

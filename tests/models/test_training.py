@@ -6,7 +6,14 @@ import torch
 from headrace.models import Decoder, DecoderConfig, load
 from headrace.models.training import data
 from headrace.models.training.attention import banded, dense, rotate, rotation
-from headrace.models.training.evaluate import cached, evaluate, losses, recomputed, table
+from headrace.models.training.evaluate import (
+    cached,
+    evaluate,
+    first_mass,
+    losses,
+    recomputed,
+    table,
+)
 from headrace.models.training.loop import Run, rate, train
 
 
@@ -181,3 +188,54 @@ def test_evaluation(texts):
     torch.testing.assert_close(
         cached(model, stream, 252, 4)[:, :252], short[:, :252], rtol=1e-4, atol=1e-4
     )
+
+
+def test_mass_of_the_first_keys():
+    model = tiny().float()
+    text = torch.randint(0, 256, (2, 65))
+    with torch.no_grad():
+        for block in model.blocks:
+            block.query.zero_()  # no preferences: every key gets the same
+    want = sum(4 / (t + 1) for t in range(32, 64)) / 32
+    torch.testing.assert_close(first_mass(model, text), torch.full((2, 4), want))
+    model = tiny(sink_logits=True).float()
+    with torch.no_grad():
+        model.learned_sinks[1] = 40.0  # takes all
+    assert first_mass(model, text)[1].max() < 1e-3 < first_mass(model, text)[0].max()
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        dict(),
+        dict(minutes=1, steps=1),
+        dict(steps=0),
+        dict(minutes=-1.0),
+        dict(steps=1, attention="linear"),
+        dict(steps=1, tokens=4095),
+    ],
+)
+def test_bad_runs(fields):
+    with pytest.raises(ValueError, match=r"^Run.*got"):
+        Run(**fields)
+
+
+def test_resuming_needs_a_state(texts, tmp_path):
+    with pytest.raises(ValueError, match="expected the state of an earlier run"):
+        train(Run(**SMALL, steps=1, sequence=128, block=16), tmp_path / "x", True, [texts])
+
+
+def test_training_goes_on_from_given_weights(texts, tmp_path):
+    fields = {**SMALL, "window": 32, "sinks": 0, "sequence": 128, "block": 16}
+    first = train(Run(**fields, steps=4), tmp_path / "first.safetensors", extra=[texts])
+    before = [p.detach().clone() for p in first.parameters()]
+    learned = Run(**fields, steps=4, sink_logits=True)
+    out = tmp_path / "second.safetensors"
+    second = train(learned, out, extra=[texts], stop=0, initial=first)
+    assert second.learned_sinks.abs().max() == 0
+    for got, want in zip(
+        [p for name, p in second.named_parameters() if name != "learned_sinks"], before, strict=True
+    ):
+        assert torch.equal(got, want)
+    with pytest.raises(ValueError, match=r"^train\(initial\): expected the shapes of"):
+        train(Run(**{**fields, "width": 96}, steps=4), out, extra=[texts], initial=first)

@@ -7,8 +7,9 @@ import shutil
 import subprocess
 from pathlib import Path
 
-import headrace
 import pytest
+
+import headrace
 from headrace import _C
 
 PACKAGE = Path(headrace.__file__).parent
@@ -16,7 +17,7 @@ PACKAGE = Path(headrace.__file__).parent
 
 def readelf(flag):
     tool = shutil.which("readelf")
-    if not tool or not Path(_C.__file__).read_bytes()[:4] == b"\x7fELF":
+    if not tool or Path(_C.__file__).read_bytes()[:4] != b"\x7fELF":
         pytest.skip("readelf is not installed, or the extension is no ELF file")
     return subprocess.run(
         [tool, "-W", flag, _C.__file__], capture_output=True, text=True, check=True

@@ -38,7 +38,11 @@ def test_import_starts_nothing():
     seen = json.loads(done.stdout)
     assert seen.pop("ops") > 0
     assert seen == {
-        "triton": False, "events": [], "inductor": False, "cuda": False, "error": "None",
+        "triton": False,
+        "events": [],
+        "inductor": False,
+        "cuda": False,
+        "error": "None",
     }
 
 

@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+
 from headrace import _C
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -35,12 +36,8 @@ def flags(level):
 
 
 def compiled(source, target, level):
-    done = subprocess.run(
-        [tools(), "-std=c++17", "-fPIC", *flags(level), f"-I{ROOT}", "-c", str(source)]
-        + ["-o", str(target)],
-        capture_output=True,
-        text=True,
-    )
+    command = [tools(), "-std=c++17", "-fPIC", *flags(level), f"-I{ROOT}", "-c", str(source)]
+    done = subprocess.run([*command, "-o", str(target)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return target
 
@@ -75,7 +72,9 @@ def test_every_family_has_every_level():
     families = {p.parent for p in ROOT.glob("kernels/*/spec.py")}
     for family in families:
         assert {p.name for p in family.glob("cpu_*.cpp")} == {
-            "cpu_scalar.cpp", "cpu_avx2.cpp", "cpu_avx512.cpp",
+            "cpu_scalar.cpp",
+            "cpu_avx2.cpp",
+            "cpu_avx512.cpp",
         }, family.name
 
 

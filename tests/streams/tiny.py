@@ -70,3 +70,18 @@ class TinyDecoder(nn.Module):
 
     def norm(self, x, linear):
         return x / torch.sqrt(linear(x * x, self.mean) + 1e-6)
+
+
+def tokens(count: int, seed: int = 0) -> torch.Tensor:
+    """int64 [count], random bytes."""
+    return torch.randint(256, (count,), generator=torch.Generator().manual_seed(seed))
+
+
+def streamed(engine, fed, chunk, **kwargs) -> torch.Tensor:
+    """Logits [T, V] of a new stream that is fed `chunk` tokens at a time."""
+    with engine.open(**kwargs) as stream:
+        return torch.cat([stream.feed(part, logits=True).logits for part in fed.split(chunk)])
+
+
+def gap(a: torch.Tensor, b: torch.Tensor) -> float:
+    return float((a - b).abs().max())

@@ -8,6 +8,16 @@ from .table import Lease, Page, Table
 from .view import View
 
 __all__ = [
-    "UNLIMITED", "Edit", "Lease", "Page", "PagePool", "Plan", "Region", "Sink", "Table", "Union",
-    "View", "Window",
+    "UNLIMITED",
+    "Edit",
+    "Lease",
+    "Page",
+    "PagePool",
+    "Plan",
+    "Region",
+    "Sink",
+    "Table",
+    "Union",
+    "View",
+    "Window",
 ]

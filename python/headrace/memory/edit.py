@@ -57,7 +57,9 @@ class Edit:
         for table, n, (pinned, window) in zip(tables, counts, plans, strict=True):
             where: list[tuple[int, int, int]] = []
             new = replace(
-                table, end=table.end + n, pinned=self._grow(pinned, table.start, pages, where),
+                table,
+                end=table.end + n,
+                pinned=self._grow(pinned, table.start, pages, where),
                 window=self._grow(window, None, pages, where),
             )
             grown.append((new, where))
@@ -68,8 +70,9 @@ class Edit:
         border = min(max(table.end, table.start + self._plan.pinned), table.end + n)
         return (
             _Growth(table.pinned, table.end, border, self._room(table.pinned, table.end, border)),
-            _Growth(table.window, border, table.end + n,
-                    self._room(table.window, border, table.end + n)),
+            _Growth(
+                table.window, border, table.end + n, self._room(table.window, border, table.end + n)
+            ),
         )
 
     def _room(self, run: tuple[Page, ...], lo: int, hi: int) -> int:
@@ -89,7 +92,10 @@ class Edit:
         filled[page.id] = stop - page.start
 
     def _grow(
-        self, growth: _Growth, origin: int | None, fresh: Iterator[int],
+        self,
+        growth: _Growth,
+        origin: int | None,
+        fresh: Iterator[int],
         where: list[tuple[int, int, int]],
     ) -> tuple[Page, ...]:
         run, at, room = list(growth.run), growth.lo, growth.room
@@ -135,4 +141,3 @@ class Edit:
 
     def _forget(self) -> None:
         self._taken, self._retired, self._filled = set(), [], {}
-

@@ -7,7 +7,6 @@ import heapq
 from collections.abc import Iterable
 
 import torch
-from torch import Tensor
 
 from ..errors import bad_type, bad_value, unsupported
 
@@ -24,8 +23,14 @@ class PagePool:
     """
 
     def __init__(
-        self, layers: int, pages: int, kv_heads: int, head_dim: int, page_size: int = 64,
-        dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu",
+        self,
+        layers: int,
+        pages: int,
+        kv_heads: int,
+        head_dim: int,
+        page_size: int = 64,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
     ) -> None:
         for name, value in (("layers", layers), ("pages", pages), ("kv_heads", kv_heads)):
             if value < 1:
@@ -37,12 +42,20 @@ class PagePool:
         if dtype not in DTYPES:
             raise bad_type("PagePool", "dtype", "float32, bfloat16 or float16", dtype)
         self.page_size = page_size
-        self.k: Tensor = torch.empty(
-            layers, pages, kv_heads, head_dim, page_size, dtype=dtype, device=device
-        )
-        self.v: Tensor = torch.empty(
-            layers, pages, kv_heads, page_size, head_dim, dtype=dtype, device=device
-        )
+        try:
+            self.k = torch.empty(
+                layers, pages, kv_heads, head_dim, page_size, dtype=dtype, device=device
+            )
+            self.v = torch.empty(
+                layers, pages, kv_heads, page_size, head_dim, dtype=dtype, device=device
+            )
+        except (RuntimeError, MemoryError) as error:
+            values = 2 * layers * pages * kv_heads * head_dim * page_size
+            got = f"{values * dtype.itemsize / 2**30:.1f} GiB"
+            raise bad_value(
+                "PagePool", "pages", "a pool that fits in memory", got, "lower pool_pages"
+            ) from error
+        self.page_bytes = 2 * self.k[:, 0].numel() * self.k.element_size()
         self.filled = [0] * pages
         self._holders = [0] * pages
         self._free = list(range(pages))
@@ -61,11 +74,6 @@ class PagePool:
         return self.pages - self.free_pages
 
     @property
-    def page_bytes(self) -> int:
-        """Bytes of one page over all layers, keys and values."""
-        return 2 * self.k[:, 0].numel() * self.k.element_size()
-
-    @property
     def resident_bytes(self) -> int:
         """Bytes of the pages that somebody holds."""
         return self.live_pages * self.page_bytes
@@ -79,7 +87,10 @@ class PagePool:
         free."""
         if count > len(self._free):
             raise bad_value(
-                "step", "pool_pages", f"{count} free pages", f"{len(self._free)} of {self.pages}",
+                "step",
+                "pool_pages",
+                f"{count} free pages",
+                f"{len(self._free)} of {self.pages}",
                 "raise pool_pages, or close streams and release marks",
             )
         taken = [heapq.heappop(self._free) for _ in range(count)]
@@ -99,3 +110,8 @@ class PagePool:
             if self._holders[page] == 0:
                 self.filled[page] = 0
                 heapq.heappush(self._free, page)
+
+    def close(self) -> None:
+        """Gives the memory back; the pages and what holds them are void."""
+        self.k, self.v = self.k.new_empty(0), self.v.new_empty(0)
+        self.page_bytes = 0

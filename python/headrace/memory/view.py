@@ -20,8 +20,18 @@ from .table import Table
 PAGE, FIRST, COUNT, ORIGIN, CAP, ORDER, REACH = range(7)
 
 __all__ = [
-    "CAP", "COUNT", "FIRST", "ORDER", "ORIGIN", "PAGE", "REACH", "UNLIMITED", "View", "entries",
+    "CAP",
+    "COUNT",
+    "FIRST",
+    "ORDER",
+    "ORIGIN",
+    "PAGE",
+    "REACH",
+    "UNLIMITED",
+    "View",
+    "entries",
 ]
+
 
 def entries(table: Table, plan: Plan, oldest: int) -> list[list[int]]:
     """What queries at positions `oldest` and later read of a stream: one row of seven per page.
@@ -38,9 +48,7 @@ def entries(table: Table, plan: Plan, oldest: int) -> list[list[int]]:
         first = max(page.start, alive_from)
         if first < stop:
             slot = first - page.start
-            rows.append(
-                [page.id, slot, stop - first, page.origin, UNLIMITED, first, plan.reach]
-            )
+            rows.append([page.id, slot, stop - first, page.origin, UNLIMITED, first, plan.reach])
     return rows
 
 
@@ -59,8 +67,10 @@ class View:
 
     @staticmethod
     def of(
-        wheres: Sequence[list[tuple[int, int, int]]], views: Sequence[list[list[int]]],
-        starts: Sequence[int], device: torch.device,
+        wheres: Sequence[list[tuple[int, int, int]]],
+        views: Sequence[list[list[int]]],
+        starts: Sequence[int],
+        device: torch.device,
     ) -> View:
         """From each stream's slots to write, its entries, and the position of its first query."""
         where = [row for rows in wheres for row in rows]

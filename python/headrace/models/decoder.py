@@ -138,7 +138,7 @@ class Decoder(nn.Module):
                 block.output.zero_()
                 block.down.zero_()
 
-    def _apply(self, fn, recurse=True):  # type: ignore[no-untyped-def]
+    def _apply(self, fn, recurse=True):
         super()._apply(fn, recurse)
         # A cast of the weights must not touch the angles.
         self.inv_freq = _inverse_frequencies(self.config, self.embedding.device)

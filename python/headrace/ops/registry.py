@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .. import backends
 from ..contract import Axes, OpSpec
-from ..errors import BackendError, bad_value
+from ..errors import BackendError, bad_type, bad_value
 
 # fn(bound arguments, axes, outputs to fill)
 Kernel = Callable[[Mapping[str, Any], Axes, list[Tensor]], None]
@@ -38,11 +38,9 @@ def register(spec: OpSpec, cpu: Kernel) -> None:
     """Defines `torch.ops.headrace.<name>` with CPU and CUDA kernels and a fake function."""
     _LIBRARY.define(spec.name + spec.schema)
     _SPECS[spec.name] = spec
-    arguments = getattr(torch.ops.headrace, spec.name).default._schema.arguments
-    defaults = {a.name: a.default_value for a in arguments if a.has_default_value()}
 
     def bind(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[dict[str, Any], Axes]:
-        bound = defaults | spec.bind(*args, **kwargs)
+        bound = spec.bind(*args, **kwargs)
         axes = spec.check(bound)
         if bound.get("scale", 0) is None:
             bound["scale"] = axes["D"] ** -0.5
@@ -103,9 +101,14 @@ def call(name: str, *args: Any, **kwargs: Any) -> Any:
 
     Raises ValueError when autograd would have to record it: the ops have no backward.
     """
-    op = getattr(torch.ops.headrace, name).default
     if isinstance(args[0], np.ndarray):
-        out = op(*map(_as_tensor, args), **{k: _as_tensor(v) for k, v in kwargs.items()})
+        given = dict(zip(_SPECS[name].parameters, args, strict=False)) | kwargs
+        for arg in _SPECS[name].mutates:
+            if isinstance(given[arg], np.ndarray) and not given[arg].flags.writeable:
+                raise bad_value(name, arg, "an array that may be written", "one that is read-only")
+        out = _checked(
+            name, tuple(map(_as_tensor, args)), {k: _as_tensor(v) for k, v in kwargs.items()}
+        )
         return tuple(o.numpy() for o in out) if isinstance(out, tuple) else _as_array(out)
     if torch.is_grad_enabled() and any(
         isinstance(x, Tensor) and x.requires_grad for x in (*args, *kwargs.values())
@@ -117,7 +120,41 @@ def call(name: str, *args: Any, **kwargs: Any) -> Any:
             "one that requires grad",
             "the op has no backward; call it under torch.no_grad()",
         )
-    return op(*args, **kwargs)
+    return _checked(name, args, kwargs)
+
+
+def _checked(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    op = getattr(torch.ops.headrace, name).default
+    try:
+        return op(*args, **kwargs)
+    except RuntimeError:
+        if (error := _mistyped(op._schema.arguments, name, args, kwargs)) is not None:
+            raise error from None
+        raise
+
+
+_KINDS: dict[str, tuple[Any, str]] = {
+    "Tensor": (Tensor, "a tensor"),
+    "int": (int, "an integer"),
+    "float": ((int, float), "a number"),
+    "bool": (bool, "True or False"),
+}
+
+
+def _mistyped(schema: Any, name: str, args: Any, kwargs: Any) -> Exception | None:
+    """The error that names the first argument which torch's schema refuses; None when all fit."""
+    given = dict(zip((a.name for a in schema), args, strict=False)) | kwargs
+    for a in schema:
+        text = str(a.type)
+        kind, wanted = _KINDS[text.removeprefix("Optional[").removesuffix("]")]
+        value = given.get(a.name, a.default_value)
+        if isinstance(value, kind):
+            if kind is int and not -(2**63) <= value < 2**63:
+                return bad_value(name, a.name, "an integer of 64 bits", value)
+        elif value is not None or not text.startswith("Optional["):
+            got = "None" if value is None else type(value).__name__
+            return bad_type(name, a.name, wanted, got)
+    return None
 
 
 def _as_tensor(x: Any) -> Any:

@@ -49,6 +49,7 @@ def equality(
 
     tokens int64 [T], best several windows long, so that most of them are evicted on the way.
     """
+
     def engine(**options) -> Engine:
         return wrap(model, memory=memory, positions=positions, page_size=page_size, **options)
 

@@ -38,6 +38,8 @@ def check(
 
 
 PRESET = Preset(
-    "streaming_llm", "Xiao et al., ICLR 2024; github.com/mit-han-lab/streaming-llm",
-    streaming_llm, check,
+    "streaming_llm",
+    "Xiao et al., ICLR 2024; github.com/mit-han-lab/streaming-llm",
+    streaming_llm,
+    check,
 )

@@ -8,5 +8,13 @@ from .report import Report
 from .stream import Mark, Stream
 
 __all__ = [
-    "Absolute", "Engine", "InCache", "Mark", "Report", "Stream", "oracle", "recompute", "wrap",
+    "Absolute",
+    "Engine",
+    "InCache",
+    "Mark",
+    "Report",
+    "Stream",
+    "oracle",
+    "recompute",
+    "wrap",
 ]

@@ -47,9 +47,15 @@ class Model(Protocol):
 
 
 def wrap(
-    model: Model, *, memory: Region, positions: Positions | None = None,
-    pool_pages: int | None = None, page_size: int = 64, dtype: torch.dtype = torch.float32,
-    exact: bool = False, chunk: int = 256,
+    model: Model,
+    *,
+    memory: Region,
+    positions: Positions | None = None,
+    pool_pages: int | None = None,
+    page_size: int = 64,
+    dtype: torch.dtype = torch.float32,
+    exact: bool = False,
+    chunk: int = 256,
 ) -> Engine:
     """An engine that streams through a model.
 
@@ -62,8 +68,14 @@ def wrap(
     argument.
     """
     return Engine(
-        model, memory, positions if positions is not None else InCache(), pool_pages, page_size,
-        dtype, exact, chunk,
+        model,
+        memory,
+        positions if positions is not None else InCache(),
+        pool_pages,
+        page_size,
+        dtype,
+        exact,
+        chunk,
     )
 
 
@@ -71,17 +83,34 @@ class Engine:
     """Streams through one model over one page pool; made by `wrap`. To be used from one thread."""
 
     def __init__(
-        self, model: Model, memory: Region, positions: Positions, pool_pages: int | None,
-        page_size: int, dtype: torch.dtype, exact: bool, chunk: int,
+        self,
+        model: Model,
+        memory: Region,
+        positions: Positions,
+        pool_pages: int | None,
+        page_size: int,
+        dtype: torch.dtype,
+        exact: bool,
+        chunk: int,
     ) -> None:
         for name in ("config", "inv_freq", "sink_logits"):
             if not hasattr(model, name):
-                raise bad_type("wrap", "model", "a decoder, such as headrace.models.load gives",
-                               type(model).__name__, f"it has no {name}")
+                raise bad_type(
+                    "wrap",
+                    "model",
+                    "a decoder, such as headrace.models.load gives",
+                    type(model).__name__,
+                    f"it has no {name}",
+                )
         if not isinstance(positions, Positions):
             raise bad_type("wrap", "positions", "InCache() or Absolute()", repr(positions))
-        for name, value in (("chunk", chunk), ("pool_pages", pool_pages)):
-            if value is not None and (not isinstance(value, int) or value < 1):
+        sizes = {"chunk": chunk, "page_size": page_size, "pool_pages": pool_pages}
+        for name, value in sizes.items():
+            if value is None and name == "pool_pages":
+                continue
+            if isinstance(value, bool) or not isinstance(value, int):
+                raise bad_type("wrap", name, "a whole number", repr(value))
+            if value < 1:
                 raise bad_value("wrap", name, "1 or more", value)
         self.model, self.memory, self.positions = model, memory, positions
         self.exact, self.chunk = exact, chunk
@@ -90,8 +119,13 @@ class Engine:
         self.vocab: int = c.vocab
         self.device = model.inv_freq.device
         self.pool = PagePool(
-            c.layers, pool_pages or _default_pages(self.plan, page_size, chunk), c.kv_heads,
-            c.head_dim, page_size, dtype, self.device,
+            c.layers,
+            pool_pages or _default_pages(self.plan, page_size, chunk),
+            c.kv_heads,
+            c.head_dim,
+            page_size,
+            dtype,
+            self.device,
         )
         self._inv_freq = model.inv_freq.double()
         self._linear: Callable[..., Tensor] = ops.linear if exact else F.linear
@@ -113,18 +147,17 @@ class Engine:
         return self._adopt(Stream(self, Lease(self.pool, Table(position, position))))
 
     def close(self) -> None:
-        """Closes every stream and gives the pool's memory back."""
+        """Closes every stream and gives the pool's memory back. Closing twice is fine."""
         for stream in list(self._streams):
             stream.close()
+        self.pool.close()
         self.closed = True
-        del self.pool
 
     def __enter__(self) -> Engine:
         return self
 
     def __exit__(self, *exc: object) -> None:
-        if not self.closed:
-            self.close()
+        self.close()
 
     def step(self, batch: Mapping[Stream, Tokens], *, logits: bool = False) -> dict[Stream, Report]:
         """Feeds tokens to many streams, one model call for all of them; long inputs go in chunks.
@@ -135,7 +168,7 @@ class Engine:
         self._check_open("step")
         began = time.perf_counter()
         fed = {stream: self._tokens(stream, tokens) for stream, tokens in batch.items()}
-        runs = {s: _Run(s._lease.table, s._last, tokens, logits) for s, tokens in fed.items()}
+        runs = {s: _Run(s._lease.table, s._last, x, self.vocab, logits) for s, x in fed.items()}
         edit = Edit(self.pool, self.plan)
         try:
             with torch.inference_mode():
@@ -163,9 +196,10 @@ class Engine:
         step = view.View.of(
             [where for _, where in grown],
             [view.entries(t, self.plan, oldest=p) for t, p in zip(tables, starts, strict=True)],
-            starts, self.device,
+            starts,
+            self.device,
         )
-        out = self.model(torch.cat(chunks), self._attend(step), self._linear)
+        out = self.model(torch.cat(chunks), self._attend(step), linear=self._linear)
         logits = out.float().split([len(c) for c in chunks])
         for run, table, read, rows in zip(runs, tables, chunks, logits, strict=True):
             with interrupts.deferred():
@@ -178,7 +212,12 @@ class Engine:
             sink_logits = self.model.sink_logits(layer)
             ops.append(k, v, *pages, step.where, inv_freq=self._inv_freq)
             o, _ = ops.paged_attention(
-                q, *pages, step.entries, step.entry_indptr, step.q_indptr, step.q_pos,
+                q,
+                *pages,
+                step.entries,
+                step.entry_indptr,
+                step.q_indptr,
+                step.q_pos,
                 inv_freq=self._inv_freq,
                 sink_logits=None if sink_logits is None else sink_logits.float().contiguous(),
             )
@@ -204,10 +243,13 @@ class Engine:
 class _Run:
     """A stream on its way through a step: what it will be if the step succeeds."""
 
-    def __init__(self, table: Table, last: Tensor | None, tokens: Tensor, keep: bool) -> None:
+    def __init__(
+        self, table: Table, last: Tensor | None, tokens: Tensor, vocab: int, keep: bool
+    ) -> None:
         self.table, self.last, self.tokens = table, last, tokens
-        self._nll: list[Tensor] = []
-        self._logits: list[Tensor] | None = [] if keep else None
+        self._keep = keep
+        self._nll = [torch.empty(0, device=tokens.device)]
+        self._logits = [torch.empty(0, vocab, device=tokens.device)]
 
     def score(self, tokens: Tensor, logits: Tensor) -> None:
         """Scores tokens [n] against what predicted them; logits [n, V] are those after each."""
@@ -216,15 +258,18 @@ class _Run:
         said = before.gather(1, tokens[:, None])[:, 0]
         self._nll.append(torch.logsumexp(before, -1) - said)
         self.last = logits[-1].clone()
-        if self._logits is not None:
+        if self._keep:
             self._logits.append(logits)
 
     def report(self, plan: Plan, ms: float) -> Report:
         alive = plan.alive(self.table.tokens)
         return Report(
-            tokens=len(self.tokens), nll=torch.cat(self._nll) if self._nll else torch.zeros(0),
-            alive=alive, evicted=self.table.tokens - alive, ms=ms,
-            logits=torch.cat(self._logits) if self._logits else None,
+            tokens=len(self.tokens),
+            nll=torch.cat(self._nll),
+            alive=alive,
+            evicted=self.table.tokens - alive,
+            ms=ms,
+            logits=torch.cat(self._logits) if self._keep else None,
         )
 
 

@@ -25,7 +25,10 @@ BLOCK = 64
 
 @torch.inference_mode()
 def oracle(
-    model: Any, tokens: Tensor, memory: Region, positions: Positions,
+    model: Any,
+    tokens: Tensor,
+    memory: Region,
+    positions: Positions,
     dtype: torch.dtype = torch.float64,
 ) -> Tensor:
     """Logits [T, vocab] after each of tokens int64 [T], by the definitions of memory and positions
@@ -55,22 +58,27 @@ def oracle(
 
 @torch.inference_mode()
 def recompute(
-    model: Any, tokens: Tensor, memory: Region, positions: Positions | None = None, *,
+    model: Any,
+    tokens: Tensor,
+    memory: Region,
+    positions: Positions | None = None,
+    *,
     at: Sequence[int],
 ) -> Tensor:
     """Logits [len(at), vocab] after the tokens numbered `at`, from re-encoding what is alive there.
 
     At each number t the tokens that query t sees are run through the model afresh, causally, as if
-    nothing else had ever been read; positions are their ranks (InCache) or their numbers
-    (Absolute).
+    nothing else had ever been read, at the distances from t that `positions` (InCache() if None)
+    gives them.
     """
-    ranked = positions is None or isinstance(positions, InCache)
+    positions = InCache() if positions is None else positions
     number = torch.arange(len(tokens), device=tokens.device)
     rows = []
     for t in at:
-        alive = number[memory.keeps(number.new_tensor(t), number)]
-        where = torch.arange(len(alive), device=tokens.device) if ranked else alive - alive[0]
-        rows.append(model(tokens[alive], _causal(model, where))[-1])
+        query, key = number[t].view(1, 1), number[None, :]
+        seen = memory.keeps(query, key)
+        distance = positions.distance(query, key, seen)[seen]
+        rows.append(model(tokens[seen[0]], _causal(model, distance[0] - distance))[-1])
     return torch.stack(rows)
 
 

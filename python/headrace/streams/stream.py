@@ -67,8 +67,13 @@ class Stream:
         return self.engine.step({self: tokens}, logits=logits)[self]
 
     def generate(
-        self, prompt: Tokens = b"", *, max_new: int, temperature: float = 0.0,
-        seed: int | None = None, stop: int | Tokens | None = None,
+        self,
+        prompt: Tokens = (),
+        *,
+        max_new: int,
+        temperature: float = 0.0,
+        seed: int | None = None,
+        stop: int | Tokens | None = None,
     ) -> Iterator[int]:
         """Reads the prompt, then yields tokens as the model continues; each is read by the stream
         too.
@@ -84,13 +89,17 @@ class Stream:
         if not temperature >= 0:
             raise bad_value("say", "temperature", "0 (greedy) or more", temperature)
         ending = self._ending(stop)
-        read = ids(prompt if len(prompt) else [], engine.vocab, engine.device, "say")
+        read = ids(prompt, engine.vocab, engine.device, "say")
         if self._last is None and not len(read):
             raise bad_value("say", "prompt", "at least one token in an empty stream", "none")
         return self._generate(read, max_new, temperature, _generator(seed), ending)
 
     def _generate(
-        self, prompt: Tensor, max_new: int, temperature: float, generator: torch.Generator,
+        self,
+        prompt: Tensor,
+        max_new: int,
+        temperature: float,
+        generator: torch.Generator,
         ending: list[int],
     ) -> Iterator[int]:
         if len(prompt):
@@ -106,13 +115,18 @@ class Stream:
                 return
 
     def say(
-        self, prompt: Tokens = b"", *, max_new: int, temperature: float = 0.0,
-        seed: int | None = None, stop: int | Tokens | None = None,
+        self,
+        prompt: Tokens = (),
+        *,
+        max_new: int,
+        temperature: float = 0.0,
+        seed: int | None = None,
+        stop: int | Tokens | None = None,
     ) -> bytes | list[int]:
         """All that `generate` yields: bytes from a byte model, else a list of tokens."""
-        said = list(self.generate(
-            prompt, max_new=max_new, temperature=temperature, seed=seed, stop=stop
-        ))
+        said = list(
+            self.generate(prompt, max_new=max_new, temperature=temperature, seed=seed, stop=stop)
+        )
         return bytes(said) if self.engine.vocab == BYTES else said
 
     def fork(self) -> Stream:

@@ -26,8 +26,13 @@ def ids(tokens: Any, vocab: int, device: torch.device, op: str = "feed") -> Tens
         tokens = tokens.encode()
     if isinstance(tokens, (bytes, bytearray, memoryview)):
         if vocab != BYTES:
-            raise bad_type(op, "tokens", f"token ids below {vocab}", type(tokens).__name__,
-                           "only a model of 256 tokens reads bytes")
+            raise bad_type(
+                op,
+                "tokens",
+                f"token ids below {vocab}",
+                type(tokens).__name__,
+                "only a model of 256 tokens reads bytes",
+            )
         tokens = np.frombuffer(tokens, dtype=np.uint8)
     made = tokens if isinstance(tokens, Tensor) else _from_host(tokens, op).to(device)
     if made.device != device:

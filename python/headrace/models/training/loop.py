@@ -51,14 +51,29 @@ class Run:
     hidden: int = 1024
     block: int = 128
 
+    def __post_init__(self) -> None:
+        if (self.minutes is None) == (self.steps is None):
+            raise ValueError("Run(minutes, steps): expected one of the two, got both or neither")
+        if not (self.minutes or self.steps or 0) > 0:
+            raise ValueError(f"Run: expected a length above 0, got {self.minutes or self.steps}")
+        if self.attention not in ("window", "dense"):
+            raise ValueError(
+                f"Run(attention): expected 'window' or 'dense', got {self.attention!r}"
+            )
+        if self.sequence < 1 or self.tokens < 1 or self.tokens % self.sequence:
+            raise ValueError(
+                f"Run(tokens): expected a multiple of sequence={self.sequence}, got {self.tokens}"
+            )
+
     def config(self) -> DecoderConfig:
         windowed = self.attention == "window"
+        heads = max(2, self.width // 32)
         return DecoderConfig(
             width=self.width,
             layers=self.layers,
             hidden=self.hidden,
-            heads=max(2, self.width // 32),
-            kv_heads=max(2, self.width // 32) // (4 if self.width >= 256 else 2),
+            heads=heads,
+            kv_heads=heads // 4 if heads % 4 == 0 else 1,
             sink_logits=self.sink_logits,
             window=self.window if windowed else None,
             sinks=self.sinks if windowed else 0,
@@ -95,15 +110,19 @@ def train(
     resume: bool = False,
     extra: list[Path] | None = None,
     stop: int | None = None,
+    initial: Decoder | None = None,
 ) -> Decoder:
     """Train, print a line every 50 steps, leave the model at `out` and a state to resume from
     beside it.
 
-    stop: step to leave off at, with the schedule of the whole run.
+    stop: step to leave off at, with the schedule of the whole run. initial: weights to begin with;
+    learned sinks that it lacks begin at 0.
     """
     torch.manual_seed(run.seed)
     text, held_out = data.split(extra)
     model = Decoder(run.config())
+    if initial is not None:
+        _begin(model, initial)
     loss_of = _Weights(model, run.attend(model))
     hidden = [
         p for name, p in model.named_parameters() if name.startswith("blocks.") and p.ndim == 2
@@ -166,6 +185,17 @@ def train(
     return model
 
 
+def _begin(model: Decoder, initial: Decoder) -> None:
+    given, wanted = initial.state_dict(), model.state_dict()
+    if {k: v.shape for k, v in given.items() if k != "learned_sinks"} != {
+        k: v.shape for k, v in wanted.items() if k != "learned_sinks"
+    }:
+        raise ValueError(
+            f"train(initial): expected the shapes of {model.config}, got {initial.config}"
+        )
+    model.load_state_dict({k: given.get(k, v) for k, v in wanted.items()})
+
+
 def _provenance(run: Run, step: int, seconds: float) -> dict[str, str]:
     return {
         "training": json.dumps(
@@ -190,6 +220,8 @@ def _store(
 def _restore(
     path: Path, model: Decoder, optimisers: list[torch.optim.Optimizer]
 ) -> tuple[int, float]:
+    if not path.is_file():
+        raise ValueError(f"train(resume): expected the state of an earlier run at {path}, got none")
     with safe_open(path, framework="pt") as file:
         metadata = file.metadata()
         states: list[dict[int, dict[str, Tensor]]] = [{} for _ in optimisers]

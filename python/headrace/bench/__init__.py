@@ -1,0 +1,143 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Speed as ratios taken in one run: the kernel, the peer that people use today, and the floor."""
+
+from __future__ import annotations
+
+import math
+import platform
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+
+from .. import _C, ops
+from ..errors import bad_value
+from .cases import Case, cases
+from .timing import interleaved, matmul_rate, multiply_add_rate, reader
+
+__all__ = ["Row", "cases", "measure", "run", "table", "to_json"]
+
+
+@dataclass
+class Row:
+    """One measured shape. Times are medians in seconds; `notes` are ratios by name.
+
+    floor_s is the larger of the bytes over the read rate of a buffer of that size and the FLOPs
+    over the multiply-add rate, both measured in the same run. Without `ok` no ratio is shown.
+    """
+
+    op: str
+    shape: str
+    ours_s: float
+    peer_name: str
+    peer_s: float | None
+    floor_s: float
+    error: float
+    tolerance: float
+    ok: bool
+    notes: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def speedup(self) -> float | None:
+        """Peer's time over ours."""
+        return self.peer_s / self.ours_s if self.ok and self.peer_s else None
+
+    @property
+    def of_floor(self) -> float | None:
+        """Share of what the machine can do at most."""
+        return self.floor_s / self.ours_s if self.ok else None
+
+
+def measure(case: Case, seconds: float, fma: float, matmul: float) -> Row:
+    """Checks one case against its reference and times it beside its peer and its bytes."""
+    error, tolerance = case.check()
+    runs: dict[str, Callable[[], object]] = {"ours": case.ours, "read": reader(case.bytes)}
+    if case.peer is not None:
+        runs["peer"] = case.peer
+    times = interleaved(runs | case.others, seconds)
+    notes = {f"{name}, time ratio": times["ours"] / times[name] for name in case.others}
+    if case.flops / fma > times["read"]:
+        notes["share of matmul rate"] = case.flops / times["ours"] / matmul
+    return Row(
+        case.op,
+        case.shape,
+        times["ours"],
+        case.peer_name,
+        times.get("peer"),
+        max(times["read"], case.flops / fma),
+        error,
+        tolerance,
+        error <= tolerance,
+        notes,
+    )
+
+
+def run(
+    op: str | None = None, quick: bool = False, progress: Callable[[Row], None] | None = None
+) -> list[Row]:
+    """Benchmarks one op or all of them. quick: few shapes, under half a minute.
+
+    Raises ValueError for an unknown op.
+    """
+    if op is not None and op not in ops.specs():
+        raise bad_value("bench", "op", "one of " + ", ".join(sorted(ops.specs())), repr(op))
+    rows = []
+    with torch.no_grad():
+        fma, matmul = multiply_add_rate(), matmul_rate(1024 if quick else 2048)
+        for case in cases(op, quick):
+            rows.append(measure(case, 0.5 if quick else 3.0, fma, matmul))
+            if progress is not None:
+                progress(rows[-1])
+    return rows
+
+
+def table(rows: Iterable[Row]) -> str:
+    """The rows as text: time, check, ratio to the peer, share of the floor."""
+    head = ("op", "shape", "ours", "check", "peer", "speed-up", "of floor", "")
+    lines = [head, *(_cells(row) for row in rows)]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
+    texts = [
+        "  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip() for line in lines
+    ]
+    return "\n".join([texts[0], "-" * len(texts[0]), *texts[1:]])
+
+
+def _cells(row: Row) -> tuple[str, ...]:
+    mark = ("\u2713" if row.ok else "\u2717") + f" {row.error:.1e}"
+    speedup, share = row.speedup, row.of_floor
+    notes = ", ".join(f"{name} {value:.2f}" for name, value in row.notes.items()) if row.ok else ""
+    return (
+        row.op,
+        row.shape,
+        _time(row.ours_s),
+        mark,
+        row.peer_name,
+        "" if speedup is None else f"{speedup:.2f}x",
+        "" if share is None else f"{share:.0%}",
+        notes,
+    )
+
+
+def _time(seconds: float) -> str:
+    return f"{seconds * 1e6:.0f} us" if seconds < 1e-2 else f"{seconds * 1e3:.1f} ms"
+
+
+def to_json(rows: Iterable[Row]) -> dict[str, Any]:
+    """The rows, geometric means per op, and what they were measured on."""
+    rows = list(rows)
+    means = {}
+    for op in sorted({row.op for row in rows}):
+        ratios = [r.speedup for r in rows if r.op == op and r.speedup is not None]
+        if ratios:
+            means[op] = math.exp(sum(map(math.log, ratios)) / len(ratios))
+    return {
+        "machine": {
+            "processor": platform.processor() or platform.machine(),
+            "threads": torch.get_num_threads(),
+            "isa": _C.active_isa(),
+        },
+        "torch": torch.__version__,
+        "rows": [asdict(r) | {"speedup": r.speedup, "of_floor": r.of_floor} for r in rows],
+        "geometric_mean_speedup": means,
+    }

@@ -1,0 +1,52 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Timing that survives a busy machine: what is compared runs in turn, round after round."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from statistics import median
+
+import torch
+
+from .. import _C
+
+
+def interleaved(
+    runs: Mapping[str, Callable[[], object]], seconds: float, least: int = 3, most: int = 200
+) -> dict[str, float]:
+    """Median seconds of each callable. They take turns, so that a slow spell falls on all of them.
+
+    Stops after `seconds`, but not before `least` rounds nor after `most`. One round warms up.
+    """
+    for run in runs.values():
+        run()
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    start = time.perf_counter()
+    rounds = 0
+    while rounds < least or (rounds < most and time.perf_counter() - start < seconds):
+        for name, run in runs.items():
+            begin = time.perf_counter()
+            run()
+            times[name].append(time.perf_counter() - begin)
+        rounds += 1
+    return {name: median(values) for name, values in times.items()}
+
+
+def multiply_add_rate(seconds: float = 0.2) -> float:
+    """FLOP/s of the threads in use, from registers: two for each fp32 multiply-add."""
+    return 2 * _C.multiply_add_rate(seconds, torch.get_num_threads())
+
+
+def matmul_rate(size: int = 1536, seconds: float = 0.5) -> float:
+    """FLOP/s of torch's own fp32 matrix product of this size."""
+    a, b = torch.randn(size, size), torch.randn(size, size)
+    return 2 * size**3 / interleaved({"matmul": lambda: a @ b}, seconds)["matmul"]
+
+
+def reader(size: float) -> Callable[[], object]:
+    """Reads a buffer of `size` bytes once with every thread; to be timed beside a kernel."""
+    words = max(int(size) // 4, 1024)
+    buffer = torch.ones(words)
+    threads = torch.get_num_threads()
+    return lambda: (_C.read_seconds(buffer.data_ptr(), words, 1, threads), buffer)

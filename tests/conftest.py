@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Shared fixtures: every ISA level of the machine, poisoned and guarded results, fixed hypothesis runs."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+ROOT = str(Path(__file__).resolve().parents[1])
+if ROOT not in sys.path:  # so that `from tests.ops import ...` works however pytest is started
+    sys.path.insert(0, ROOT)
+
+import pytest  # noqa: E402
+import torch  # noqa: E402
+from hypothesis import HealthCheck, settings  # noqa: E402
+
+import headrace  # noqa: E402
+from headrace import _C  # noqa: E402
+
+settings.register_profile(
+    "fixed",
+    derandomize=True,
+    deadline=None,
+    max_examples=60,
+    database=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+)
+settings.load_profile("fixed")
+
+GUARD = 64  # elements before and behind every result
+SENTINEL = 1234.0  # exact in every dtype
+
+
+@pytest.fixture(params=_C.available_isas())
+def isa(request):
+    """Runs the test at one ISA level."""
+    with headrace.use_isa(request.param):
+        yield request.param
+
+
+@pytest.fixture
+def two_threads():
+    """Two threads for the kernels, and what was set before afterwards."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+class Guarded:
+    """Results made inside NaN-filled memory between two guard bands."""
+
+    def __init__(self):
+        self.made = []
+        self.count = 0
+        self.plain = torch.Tensor.new_empty
+
+    def new_empty(self, base, *size, **kwargs):
+        shape = size[0] if len(size) == 1 and not isinstance(size[0], int) else size
+        dtype = kwargs.get("dtype") or base.dtype
+        if (
+            base.device.type != "cpu"
+            or not dtype.is_floating_point
+            or type(base) is not torch.Tensor
+        ):
+            return self.plain(base, *size, **kwargs)
+        n = torch.Size(shape).numel()
+        flat = torch.full((n + 2 * GUARD,), SENTINEL, dtype=dtype)
+        flat[GUARD : GUARD + n] = torch.nan
+        self.made.append(flat)
+        self.count += 1
+        if len(self.made) > 16:
+            self.verify()
+        return flat[GUARD : GUARD + n].view(tuple(shape))
+
+    def verify(self):
+        for flat in self.made:
+            assert (flat[:GUARD] == SENTINEL).all(), "wrote before the start of a result"
+            assert (flat[-GUARD:] == SENTINEL).all(), "wrote behind the end of a result"
+        self.made.clear()
+
+
+@pytest.fixture
+def guarded(monkeypatch):
+    """Every result that an op makes is full of NaN when the kernel gets it, and stands between guards."""
+    guard = Guarded()
+    monkeypatch.setattr(torch.Tensor, "new_empty", lambda *a, **k: guard.new_empty(*a, **k))
+    yield guard
+    guard.verify()

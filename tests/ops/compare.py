@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How far a result is from the reference in fp64: RMS ratio, largest error, NaN and infinities."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from headrace import ops
+
+
+@dataclass(frozen=True)
+class Distance:
+    """RMS error over the RMS of the reference, largest error over the largest value; inf on a mismatch
+    of NaN or infinities."""
+
+    rms: float
+    peak: float
+    max_abs: float
+
+
+def distance(got: Tensor, want: Tensor, floor: float = 0.0) -> Distance:
+    """Compares in fp64. Errors are relative to the reference, whose scale counts as `floor` at least."""
+    assert got.shape == want.shape, f"shape {tuple(got.shape)}, reference {tuple(want.shape)}"
+    got, want = got.double(), want.double()
+    finite = want.isfinite()
+    same = torch.equal(got.isnan(), want.isnan()) and torch.equal(got.isfinite(), finite)
+    if not same or not torch.equal(got[want.isinf()], want[want.isinf()]):
+        return Distance(torch.inf, torch.inf, torch.inf)
+    if not finite.any():
+        return Distance(0.0, 0.0, 0.0)
+    got, want = got[finite], want[finite]
+    error = (got - want).abs()
+    scale = max(float(want.square().mean().sqrt()), floor)
+    top = max(float(want.abs().max()), floor)
+    rms, worst = float(error.square().mean().sqrt()), float(error.max())
+    if worst == 0.0:
+        return Distance(0.0, 0.0, 0.0)
+    if scale == 0.0:
+        return Distance(torch.inf, torch.inf, worst)
+    return Distance(rms / scale, worst / top, worst)
+
+
+def bind(name: str, args: tuple, kwargs: dict) -> tuple[dict, dict]:
+    """All arguments of a call by name, with the defaults of the schema, and the sizes of its axes."""
+    spec = ops.specs()[name]
+    schema = getattr(torch.ops.headrace, name).default._schema
+    bound = {a.name: a.default_value for a in schema.arguments if a.has_default_value()}
+    bound |= spec.bind(*args, **kwargs)
+    axes = spec.check(bound)
+    if bound.get("scale", 0) is None:
+        bound["scale"] = axes["D"] ** -0.5
+    return bound, axes
+
+
+def wide(x):
+    """Floating tensors in fp64, everything else as it is."""
+    return x.double() if isinstance(x, Tensor) and x.is_floating_point() else x
+
+
+def reference(name: str, args: tuple, kwargs: dict) -> tuple[Tensor, ...]:
+    """The results of the reference in fp64 (for an op that mutates: of what it mutates)."""
+    spec = ops.specs()[name]
+    bound, _ = bind(name, args, kwargs)
+    bound = {k: wide(v) for k, v in bound.items() if k != "split"}
+    bound |= {k: bound[k].clone() for k in spec.mutates}
+    out = spec.reference(**bound)
+    if spec.mutates:
+        return tuple(bound[k] for k in spec.mutates)
+    return out if isinstance(out, tuple) else (out,)
+
+
+def run(name: str, args: tuple, kwargs: dict) -> tuple[Tensor, ...]:
+    """The results of the registered op."""
+    out = getattr(torch.ops.headrace, name)(*args, **kwargs)
+    return out if isinstance(out, tuple) else (out,)
+
+
+def tolerances(name: str, args: tuple, kwargs: dict, outs: tuple[Tensor, ...]) -> list[float]:
+    """Largest RMS ratio of every result, from the contract of the op."""
+    bound, axes = bind(name, args, kwargs)
+    return [ops.specs()[name].tolerance(o.dtype, axes, bound) for o in outs]
+
+
+def check(name: str, args: tuple, kwargs: dict, label: object = "", got=None, want=None) -> None:
+    """Runs the op (or takes what it gave) and holds it against the reference within its tolerance.
+
+    Besides the RMS, which a single wrong row could hide from, no element may be off by more than eight
+    tolerances of the largest value. The second result of an attention op is a logarithm: its absolute
+    error is what counts, so its scale is 1 at least.
+    """
+    got = run(name, args, kwargs) if got is None else got
+    want = reference(name, args, kwargs) if want is None else want
+    limits = tolerances(name, args, kwargs, got)
+    for i, (g, w, limit) in enumerate(zip(got, want, limits, strict=True)):
+        d = distance(g, w, floor=1.0 if i else 0.0)
+        print(
+            f"{name}[{i}] {label}: rms {d.rms:.2e} peak {d.peak:.2e} of {limit:.2e},"
+            f" max abs {d.max_abs:.2e}"
+        )
+        assert d.rms <= limit and d.peak <= 8 * limit, (
+            f"{name}[{i}] {label}: rms {d.rms:.2e}, peak {d.peak:.2e}, tolerance {limit:.2e}"
+        )
+
+
+def same_bits(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors hold the same bits (NaN equals NaN of the same bits)."""
+    kind = {4: torch.int32, 2: torch.int16, 8: torch.int64}[a.element_size()]
+    return a.dtype == b.dtype and torch.equal(a.contiguous().view(kind), b.contiguous().view(kind))

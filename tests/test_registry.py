@@ -1,0 +1,161 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every registered op is whole, keeps torch's rules for an op, and compiles into one graph."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from torch._dynamo.testing import CompileCounterWithBackend
+
+from headrace import _C, ops
+from tests.completeness import LEVELS, missing
+from tests.ops.samples import SAMPLES
+
+ROOT = Path(__file__).resolve().parents[1]
+OPS = sorted(ops.specs())
+CASES = [pytest.param(name, i, id=f"{name}-{i}") for name in OPS for i in range(len(SAMPLES[name]))]
+
+
+@pytest.mark.parametrize("name", OPS)
+def test_op_is_whole(name):
+    assert missing(ROOT, ops.specs()[name]) == []
+
+
+def test_every_file_belongs_to_an_op():
+    """No kernel function, public function, test or bench is left without a registered op."""
+    for pattern in ("tests/ops/test_*.py", "bench/ops/bench_*.py"):
+        for path in ROOT.glob(pattern):
+            assert path.stem.split("_", 1)[1] in OPS, path
+    public = {p.stem for p in (ROOT / "python/headrace/ops").glob("*.py")} - {
+        "__init__",
+        "registry",
+    }
+    assert public == set(OPS)
+    assert set(ops.__all__) - {"specs"} == set(OPS)
+    assert set(SAMPLES) == set(OPS)
+
+
+@pytest.mark.parametrize("name", OPS)
+def test_runtime_parts(name):
+    assert callable(getattr(_C, name))
+    assert inspect.getdoc(getattr(ops, name))
+    assert getattr(torch.ops.headrace, name).default is not None
+    for key in ("CPU", "CUDA", "Meta"):
+        assert torch._C._dispatch_has_kernel_for_dispatch_key(f"headrace::{name}", key), key
+
+
+HIDDEN = {
+    "contract": ("kernels/linear/spec.py", 'name="linear"', "", "its contract"),
+    "reference": ("kernels/linear/reference.py", "def linear", "def other", "its reference"),
+    **{
+        level: (f"kernels/linear/cpu_{level}.cpp", None, None, f"cpu_{level}.cpp")
+        for level in LEVELS
+    },
+    "family": ("CMakeLists.txt", r"headrace_isa_objects\(_C[^)]*\)", "", "its family"),
+    "binding": ("csrc/module.cpp", r'm\.def\("linear"', "", "its binding"),
+    "stub": ("python/headrace/_C.pyi", r"def linear\b", "def other", "its stub"),
+    "triton": ("kernels/linear/triton.py", r"def linear\(", "def other(", "its launcher"),
+    "public": (
+        "python/headrace/ops/linear.py",
+        r"def linear\b",
+        "def other",
+        "its public function",
+    ),
+    "docstring": (
+        "python/headrace/ops/linear.py",
+        r'""".*?"""',
+        "pass",
+        "a docstring of its public",
+    ),
+    "export": ("python/headrace/ops/__init__.py", "from .linear", "from .other", "its name"),
+    "tests": ("tests/ops/test_linear.py", None, None, "tests in"),
+    "empty tests": ("tests/ops/test_linear.py", r"def test_", "def not_a_", "tests in"),
+    "bench": ("bench/ops/bench_linear.py", None, None, "a bench in"),
+}
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory):
+    """A copy of the sources."""
+    folder = tmp_path_factory.mktemp("tree")
+    for name in ("kernels", "csrc", "python", "tests", "bench"):
+        if (ROOT / name).is_dir():
+            shutil.copytree(
+                ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", "models")
+            )
+    shutil.copy(ROOT / "CMakeLists.txt", folder)
+    return folder
+
+
+@pytest.mark.parametrize("part", HIDDEN)
+def test_a_missing_part_is_reported(tree, part):
+    file, pattern, replacement, told = HIDDEN[part]
+    path, spec = tree / file, ops.specs()["linear"]
+    before, whole = path.read_bytes(), missing(tree, spec)
+    assert not any(told in line for line in whole), whole
+    try:
+        if pattern is None:
+            path.unlink()
+        else:
+            changed = re.sub(pattern, replacement, before.decode(), flags=re.DOTALL)
+            assert changed != before.decode()
+            path.write_text(changed)
+        lacks = missing(tree, spec)
+        assert any(told in line for line in lacks), (told, lacks)
+    finally:
+        path.write_bytes(before)
+    assert missing(tree, spec) == whole
+
+
+@pytest.mark.parametrize(("name", "index"), CASES)
+def test_opcheck(name, index):
+    args, kwargs = SAMPLES[name][index]()
+    torch.library.opcheck(getattr(torch.ops.headrace, name).default, args, kwargs)
+
+
+def public_call(name, kwargs):
+    """The public function, with the keywords of the op that it has."""
+    function = getattr(ops, name)
+    known = inspect.signature(function).parameters
+    kept = {key: value for key, value in kwargs.items() if key in known}
+    return lambda *args: function(*args, **kept)
+
+
+def results(name, function, args):
+    """What a call gives, and what it leaves in the arguments that it changes."""
+    copied = [a.clone() if isinstance(a, torch.Tensor) else a for a in args]
+    out = function(*copied)
+    spec = ops.specs()[name]
+    changed = [copied[spec.parameters.index(p)] for p in spec.mutates]
+    return [*(out if isinstance(out, tuple) else [] if out is None else [out]), *changed]
+
+
+@pytest.mark.parametrize(("name", "index"), CASES)
+def test_compiles_into_one_graph(name, index):
+    torch._dynamo.reset()
+    args, kwargs = SAMPLES[name][index]()
+    eager = public_call(name, kwargs)
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(eager, fullgraph=True, backend=counter)
+    want = results(name, eager, args)
+    for _ in range(3):
+        got = results(name, compiled, args)
+        for g, w in zip(got, want, strict=True):
+            torch.testing.assert_close(g, w, rtol=0, atol=0, equal_nan=True)
+    assert counter.frame_count == 1
+
+
+def test_other_lengths_do_not_compile_again():
+    torch._dynamo.reset()
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(ops.linear, fullgraph=True, backend=counter, dynamic=True)
+    weight = torch.randn(7, 20)
+    for rows in (3, 5, 8, 64, 200):
+        x = torch.randn(rows, 20)
+        assert torch.equal(compiled(x, weight), ops.linear(x, weight))
+    assert counter.frame_count == 1
