@@ -10,7 +10,12 @@ from collections.abc import Sequence
 from importlib import import_module
 
 # Imported only when called, so that one broken part does not take the others along.
-COMMANDS = {"info": "what is installed, what this machine has, and what is off and why"}
+COMMANDS = {
+    "stream": "read text without end through a model; report perplexity, memory and time",
+    "check": "prove on this machine that what is fast is also exact",
+    "bench": "time the ops beside a peer and the floor of this machine",
+    "info": "what is installed, what this machine has, and what is off and why",
+}
 
 # A user's mistake: told in one line, without a traceback.
 MISTAKES = (ImportError, NotImplementedError, OSError, RuntimeError, TypeError, ValueError)

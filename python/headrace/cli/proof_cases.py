@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Arguments on which `headrace check` holds every op against its reference."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+UNLIMITED = 2**62
+FAR = 4_000_000  # a position
+
+
+def _attention(seed: int, dtype: torch.dtype, dim: int, **options: Any) -> dict[str, Any]:
+    g = torch.Generator().manual_seed(seed)
+    q = torch.randn(1, 4, 67, dim, generator=g).to(dtype)
+    k, v = (torch.randn(1, 2, 131, dim, generator=g).to(dtype) for _ in range(2))
+    return {"q": q, "k": k, "v": v, **options}
+
+
+def paged(
+    seed: int, base: int = 0, dtype: torch.dtype = torch.float32, dim: int = 64, size: int = 16
+) -> dict[str, Any]:
+    """Two streams, 4 sinks and a window of 50, 5 queries at the end of 90 tokens each."""
+    g = torch.Generator().manual_seed(seed)
+    entries, owners = [], [0]
+    pages = itertools.count()
+    for _ in range(2):
+        entries.append([next(pages), 0, 4, base, 53, base, UNLIMITED])
+        for at in range(32, 90, size):
+            entries.append(
+                [next(pages), 0, min(size, 90 - at), base + at, UNLIMITED, base + at, 50]
+            )
+        owners.append(len(entries))
+    total = next(pages)
+    frequencies = 10000.0 ** (-torch.arange(0, dim, 2, dtype=torch.float64) / dim)
+    return {
+        "q": torch.randn(10, 4, dim, generator=g).to(dtype),
+        "k_pages": torch.randn(total, 2, dim, size, generator=g).to(dtype),
+        "v_pages": torch.randn(total, 2, size, dim, generator=g).to(dtype),
+        "entries": torch.tensor(entries),
+        "entry_indptr": torch.tensor(owners, dtype=torch.int32),
+        "q_indptr": torch.tensor([0, 5, 10], dtype=torch.int32),
+        "q_pos": torch.arange(base + 85, base + 90).repeat(2),
+        "inv_freq": frequencies,
+    }
+
+
+def _attention_cases() -> list[dict[str, Any]]:
+    return [
+        _attention(1, torch.float32, 64),
+        _attention(2, torch.float32, 80, window=33, sinks=4),
+        _attention(3, torch.float32, 32, window=33, sink_logits=torch.zeros(4), softcap=20.0),
+        _attention(4, torch.bfloat16, 128, window=40, sinks=2),
+        _attention(5, torch.float16, 256, causal=False),
+    ]
+
+
+def _paged_cases() -> list[dict[str, Any]]:
+    return [
+        paged(1),
+        paged(2, base=FAR),
+        paged(3, dtype=torch.bfloat16, dim=128),
+        paged(4, dtype=torch.float16, dim=96, size=32) | {"sink_logits": torch.ones(4)},
+        paged(5) | {"split": 16},
+    ]
+
+
+def _append_cases() -> list[dict[str, Any]]:
+    made = []
+    for seed, dtype in enumerate((torch.float32, torch.bfloat16, torch.float16)):
+        view = paged(seed, dtype=dtype)
+        g = torch.Generator().manual_seed(seed)
+        slots = torch.randperm(16, generator=g)[:9]
+        where = torch.stack([slots % 3, slots, slots * 7], 1)
+        k, v = (torch.randn(9, 2, 64, generator=g).to(dtype) for _ in range(2))
+        kept = {name: view[name] for name in ("k_pages", "v_pages", "inv_freq")}
+        made.append({"k": k, "v": v, "where": where, **kept})
+    return made
+
+
+def _merge_cases() -> list[dict[str, Any]]:
+    made = []
+    for seed, dtype in enumerate((torch.float32, torch.bfloat16, torch.float16)):
+        g = torch.Generator().manual_seed(seed)
+        o_a, o_b = (torch.randn(13, 4, 64, generator=g).to(dtype) for _ in range(2))
+        lse_a, lse_b = (torch.randn(13, 4, generator=g) * 4 for _ in range(2))
+        lse_a[0] = -torch.inf
+        made.append({"o_a": o_a, "lse_a": lse_a, "o_b": o_b, "lse_b": lse_b})
+    return made
+
+
+def _linear_cases() -> list[dict[str, Any]]:
+    made = []
+    for seed, dtype in enumerate((torch.float32, torch.bfloat16, torch.float16)):
+        g = torch.Generator().manual_seed(seed)
+        x, weight = torch.randn(33, 200, generator=g), torch.randn(129, 200, generator=g)
+        bias = torch.randn(129, generator=g)
+        made.append({"x": x.to(dtype), "weight": weight.to(dtype), "bias": bias.to(dtype)})
+    return made
+
+
+CASES: dict[str, Callable[[], list[dict[str, Any]]]] = {
+    "attention": _attention_cases,
+    "paged_attention": _paged_cases,
+    "append": _append_cases,
+    "merge_states": _merge_cases,
+    "linear": _linear_cases,
+}

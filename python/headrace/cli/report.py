@@ -1,0 +1,152 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The report of a run as data, and where it goes."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import platform
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from datetime import datetime, timezone
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from .. import _C
+from .fail import Fail, reason
+from .track import Bin
+
+FORMAT = "headrace.stream-report.1"
+
+
+def check_target(option: str, path: Path) -> None:
+    """Raises Fail unless a file can be made at path. option: how to name it, `command(--x)`."""
+    if path.is_dir():
+        raise Fail(f"{option}: expected a file name, got the folder {path}")
+    try:
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".part")
+        os.close(handle)
+        os.unlink(name)
+        if path.exists():
+            path.open("ab").close()
+    except OSError as error:
+        raise Fail(f"{option}: cannot write {path}: {reason(error)}") from None
+
+
+def write(report: Mapping[str, Any], path: Path) -> None:
+    """The file appears whole or not at all. Raises Fail when it cannot be written."""
+    part = path.with_name(path.name + ".part")
+    try:
+        part.write_text(json.dumps(report, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+        os.replace(part, path)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        raise Fail(f"cannot write {path}: {reason(error)}", 1) from None
+
+
+def machine() -> dict[str, Any]:
+    """Where the figures were taken."""
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return {
+        "cpu": _cpu(),
+        "processors": usable,
+        "threads": torch.get_num_threads(),
+        "isa": _C.active_isa(),
+        "platform": platform.platform(),
+        "python": platform.python_version(),
+    }
+
+
+def versions() -> dict[str, str]:
+    """Of the packages that the figures depend on."""
+    found = {}
+    for name in ("headrace", "torch", "numpy"):
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found[name] = "unknown"
+    return found
+
+
+def now() -> str:
+    """UTC, to the second."""
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
+
+
+def resident_set() -> int | None:
+    """Bytes of memory that the process holds now; None where the system does not say."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+    except (OSError, ValueError, IndexError):
+        return None
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def compare(
+    ours: Mapping[int, float], theirs: Mapping[int, float], since: int = 0
+) -> dict[str, Any] | None:
+    """Mean nll of two policies at the positions >= since that both scored, and their difference
+    with its standard error; None for fewer than two positions.
+    """
+    at = sorted(p for p in ours.keys() & theirs.keys() if p >= since)
+    if len(at) < 2:
+        return None
+    a, b = [ours[p] for p in at], [theirs[p] for p in at]
+    n = len(at)
+    mean_a, mean_b = math.fsum(a) / n, math.fsum(b) / n
+    gap = mean_a - mean_b
+    spread = math.fsum((x - y - gap) ** 2 for x, y in zip(a, b, strict=True)) / (n - 1)
+    return {
+        "positions": n,
+        "nll": round(mean_a, 6),
+        "nll_recompute": round(mean_b, 6),
+        "difference": round(gap, 6),
+        "standard_error": round(math.sqrt(spread / n), 6),
+    }
+
+
+def estimate(
+    bins: Sequence[Bin], ours: Mapping[int, float], theirs: Mapping[int, float], points: int = 16
+) -> dict[str, list[float]]:
+    """The perplexity of a sampled policy along the stream, from what it differs from one that read
+    every token (bins, and nll `ours` by position): far less noisy than its samples. low and high
+    are two standard errors away. Empty without samples.
+    """
+    at = sorted(ours.keys() & theirs.keys())
+    made: dict[str, list[float]] = {"position": [], "perplexity": [], "low": [], "high": []}
+    for group in np.array_split(np.array(at), max(1, min(points, len(at) // 16))):
+        pair = compare(ours, {int(p): theirs[int(p)] for p in group})
+        read = [
+            b for b in bins if b.scored and b.end > group[:1].sum() and b.start <= group[-1:].sum()
+        ]
+        if pair is None or not read:
+            continue
+        whole = sum(b.nll for b in read) / sum(b.scored for b in read)
+        middle, twice = whole - pair["difference"], 2 * pair["standard_error"]
+        made["position"].append(float(np.median(group)))
+        made["perplexity"].append(round(math.exp(middle), 5))
+        made["low"].append(round(math.exp(middle - twice), 5))
+        made["high"].append(round(math.exp(middle + twice), 5))
+    return made
+
+
+def command() -> list[str]:
+    """The command line as typed, without the folder of the program."""
+    return [Path(sys.argv[0]).name, *sys.argv[1:]]
+
+
+def _cpu() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            key, _, value = line.partition(":")
+            if key.strip() in ("model name", "Model") and value.strip():
+                return value.strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()

@@ -1,0 +1,51 @@
+# SPDX-License-Identifier: Apache-2.0
+import subprocess
+import sys
+
+import pytest
+import torch
+from headrace.models import Decoder, DecoderConfig, save
+
+WINDOW, SINKS = 28, 4
+MAIN = "import sys; from headrace.cli import main; sys.exit(main())"
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory):
+    """A file with a small random model in which every weight matters."""
+    torch.manual_seed(0)
+    config = DecoderConfig(
+        layers=2, width=48, heads=4, kv_heads=2, head_dim=16, hidden=64, window=WINDOW, sinks=SINKS
+    )
+    made = Decoder(config)
+    with torch.no_grad():
+        for p in made.parameters():
+            if p.ndim == 2:
+                p.normal_(std=1.2 * p.shape[1] ** -0.5)
+    path = tmp_path_factory.mktemp("model") / "small.safetensors"
+    save(made, path, {"training": '{"sequence": 64}'})
+    return str(path)
+
+
+@pytest.fixture
+def text(tmp_path):
+    """A text file of 4,000 bytes."""
+    path = tmp_path / "text.txt"
+    path.write_bytes(
+        (b"All that runs, runs down to the sea, and the sea is not full. " * 70)[:4000]
+    )
+    return str(path)
+
+
+@pytest.fixture(autouse=True)
+def _here(tmp_path, monkeypatch):
+    """Reports land in the test's own folder; one thread, as the machine may be busy."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.delenv("HEADRACE_TRACEBACK", raising=False)
+
+
+def start(*args, **options):
+    """The command in a process of its own."""
+    options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | options
+    return subprocess.Popen([sys.executable, "-c", MAIN, *map(str, args)], **options)
