@@ -7,10 +7,10 @@ import contextlib
 import ctypes
 
 import torch
+from headrace.kernels.common import cuda as device
 from torch import Tensor
 
 from headrace.errors import bad_value
-from headrace.kernels.common import cuda as device
 
 WORKSPACE = 256 << 20  # bytes of split states that one launch may take; more rows, more launches
 
@@ -36,10 +36,9 @@ class Decode(ctypes.Structure):
 class Merge(ctypes.Structure):
     """Mirrors struct Merge of merge.cu."""
 
-    _fields_ = (
-        [(name, ctypes.c_void_p) for name in ("o_a", "o_b", "lse_a", "lse_b", "o", "lse")]
-        + [("rows", ctypes.c_int64), ("dim", ctypes.c_int32), ("dtype", ctypes.c_int32)]
-    )
+    _fields_ = [
+        (name, ctypes.c_void_p) for name in ("o_a", "o_b", "lse_a", "lse_b", "o", "lse")
+    ] + [("rows", ctypes.c_int64), ("dim", ctypes.c_int32), ("dtype", ctypes.c_int32)]
 
 
 def _pages(name: str, pages: Tensor) -> tuple[int, int]:
@@ -49,7 +48,9 @@ def _pages(name: str, pages: Tensor) -> tuple[int, int]:
     aligned = pages.data_ptr() % 16 == 0 and all(s % wide == 0 for s in pages.stride()[:2])
     if pages.numel() and not (dense and aligned):
         raise bad_value(
-            "paged_attention", name, "the last two axes contiguous and 16-byte aligned",
+            "paged_attention",
+            name,
+            "the last two axes contiguous and 16-byte aligned",
             f"strides {pages.stride()}",
         )
     return pages.stride(0), pages.stride(1)
@@ -89,9 +90,24 @@ def paged_attention(bound, axes, outs, library=None):
         *map(device.address, (q, k, v, o, lse, bound["entries"], bound["entry_indptr"])),
         *map(device.address, (bound["q_indptr"], bound["q_pos"], order, inv_freq)),
         *map(device.address, (bound["sink_logits"], splits, starts, partial)),
-        *q.stride()[:2], *k_strides, *v_strides, axes["N"], capacity, bound["split"], 0, rows,
-        axes["B"], q_heads, axes["Hkv"], dim, page, 0 if inv_freq is None else inv_freq.numel(),
-        device.DTYPE_CODE[q.dtype], device.DTYPE_CODE[k.dtype], bound["scale"], bound["softcap"],
+        *q.stride()[:2],
+        *k_strides,
+        *v_strides,
+        axes["N"],
+        capacity,
+        bound["split"],
+        0,
+        rows,
+        axes["B"],
+        q_heads,
+        axes["Hkv"],
+        dim,
+        page,
+        0 if inv_freq is None else inv_freq.numel(),
+        device.DTYPE_CODE[q.dtype],
+        device.DTYPE_CODE[k.dtype],
+        bound["scale"],
+        bound["softcap"],
     )
     with _on(q):
         for row in range(0, tokens, rows):
@@ -108,7 +124,9 @@ def merge_states(bound, axes, outs, library=None):
         return
     call = Merge(
         *map(device.address, (bound["o_a"], bound["o_b"], bound["lse_a"], bound["lse_b"], o, lse)),
-        lse.numel(), axes["D"], device.DTYPE_CODE[o.dtype],
+        lse.numel(),
+        axes["D"],
+        device.DTYPE_CODE[o.dtype],
     )
     with _on(o):
         code = loaded.headrace_cuda_merge_states(ctypes.byref(call), device.stream_of(o))

@@ -19,7 +19,6 @@ from __future__ import annotations
 import torch
 import triton
 import triton.language as tl
-
 from headrace.kernels.common.triton import FUSION, low_precision, on_device, page_strides
 
 from .triton_dense import MAX_SPLIT, blocks_of
@@ -47,8 +46,18 @@ def _entries(entries, index, last, pages, oldest, newest, P: tl.constexpr):
 
 @triton.jit(do_not_specialize=["streams", "pages"])
 def paged_count_kernel(
-    plan, entries, entry_indptr, q_indptr, q_order, streams, pages, group, split,
-    P: tl.constexpr, BM: tl.constexpr, SPLIT_BLOCKS: tl.constexpr,
+    plan,
+    entries,
+    entry_indptr,
+    q_indptr,
+    q_order,
+    streams,
+    pages,
+    group,
+    split,
+    P: tl.constexpr,
+    BM: tl.constexpr,
+    SPLIT_BLOCKS: tl.constexpr,
 ):
     """Row of the plan, int64 [8], of a block: first row of the stream, rows, block of the stream,
     first and last entry, visible tokens, splits."""
@@ -114,11 +123,44 @@ def paged_cut_kernel(plan, work, blocks, BLOCK: tl.constexpr):
 
 @triton.jit(do_not_specialize=["blocks", "pages"])
 def paged_kernel(
-    q, k_pages, v_pages, o, lse, entries, q_pos, q_order, inv_freq, sink_logits, plan, work,
-    part_o, part_m, part_l, q_row, q_head, k_page, k_head, v_page, v_head, q_heads, kv_heads,
-    blocks, pages, half, split, scale, softcap,
-    D: tl.constexpr, BD: tl.constexpr, P: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
-    ROTARY: tl.constexpr, CAPPED: tl.constexpr, HAS_SINK: tl.constexpr, LOW: tl.constexpr,
+    q,
+    k_pages,
+    v_pages,
+    o,
+    lse,
+    entries,
+    q_pos,
+    q_order,
+    inv_freq,
+    sink_logits,
+    plan,
+    work,
+    part_o,
+    part_m,
+    part_l,
+    q_row,
+    q_head,
+    k_page,
+    k_head,
+    v_page,
+    v_head,
+    q_heads,
+    kv_heads,
+    blocks,
+    pages,
+    half,
+    split,
+    scale,
+    softcap,
+    D: tl.constexpr,
+    BD: tl.constexpr,
+    P: tl.constexpr,
+    BM: tl.constexpr,
+    BN: tl.constexpr,
+    ROTARY: tl.constexpr,
+    CAPPED: tl.constexpr,
+    HAS_SINK: tl.constexpr,
+    LOW: tl.constexpr,
 ):
     item = tl.program_id(0) // kv_heads
     kv_head = (tl.program_id(0) % kv_heads).to(tl.int64)
@@ -230,14 +272,16 @@ def paged_kernel(
             touched = (run + 16 > slot_lo) & (run < slot_hi)
             kt = tl.load(
                 k_pages + page * k_page + kv_head * k_head + d[:, None] * P + slot[None, :],
-                mask=(d < D)[:, None] & touched[None, :], other=0.0,
+                mask=(d < D)[:, None] & touched[None, :],
+                other=0.0,
             )
             age = order[:, None] - (key_order + slot - first)[None, :]
             seen = inside[None, :] & (age >= 0) & (age < reach)
             used = inside & (tl.max(seen.to(tl.int32), 0) > 0)
             vt = tl.load(
                 v_pages + page * v_page + kv_head * v_head + slot[:, None] * D + d[None, :],
-                mask=used[:, None] & (d < D)[None, :], other=0.0,
+                mask=used[:, None] & (d < D)[None, :],
+                other=0.0,
             )
             acc, m, l = fold(turned, kt, vt, seen, acc, m, l, scale, softcap, CAPPED, True, LOW)
 
@@ -259,8 +303,21 @@ def paged_kernel(
 
 @triton.jit(do_not_specialize=["blocks"])
 def paged_join_kernel(
-    o, lse, sink_logits, plan, work, part_o, part_m, part_l, q_heads, kv_heads, blocks,
-    D: tl.constexpr, BD: tl.constexpr, BM: tl.constexpr, HAS_SINK: tl.constexpr,
+    o,
+    lse,
+    sink_logits,
+    plan,
+    work,
+    part_o,
+    part_m,
+    part_l,
+    q_heads,
+    kv_heads,
+    blocks,
+    D: tl.constexpr,
+    BD: tl.constexpr,
+    BM: tl.constexpr,
+    HAS_SINK: tl.constexpr,
 ):
     """Joins the splits of one block and kv head, in order."""
     owner = tl.program_id(0) // kv_heads
@@ -318,22 +375,75 @@ def paged_attention(bound, axes, outs):
     has_sink = sink_logits is not None
     with on_device("paged_attention", q):
         paged_count_kernel[(blocks,)](
-            plan, bound["entries"], bound["entry_indptr"], bound["q_indptr"], order, axes["B"],
-            axes["N"], group, split, P=page, BM=rows, SPLIT_BLOCKS=SPLIT_BLOCKS, num_warps=2,
+            plan,
+            bound["entries"],
+            bound["entry_indptr"],
+            bound["q_indptr"],
+            order,
+            axes["B"],
+            axes["N"],
+            group,
+            split,
+            P=page,
+            BM=rows,
+            SPLIT_BLOCKS=SPLIT_BLOCKS,
+            num_warps=2,
             **FUSION,
         )
         paged_cut_kernel[(1,)](plan, work, blocks, BLOCK=1024, num_warps=4, **FUSION)
         paged_kernel[(items * kv_heads,)](
-            q, k, v, o, lse, bound["entries"], bound["q_pos"], order, inv_freq, sink_logits, plan,
-            work, *part, *q.stride()[:2], *page_strides("paged_attention", "k_pages", k),
-            *page_strides("paged_attention", "v_pages", v), q_heads, kv_heads, blocks, axes["N"],
-            0 if inv_freq is None else inv_freq.numel(), split, bound["scale"], bound["softcap"],
-            D=dim, BD=padded, P=page, BM=rows, BN=keys, ROTARY=inv_freq is not None,
-            CAPPED=bound["softcap"] > 0, HAS_SINK=has_sink, LOW=low, num_warps=warps,
-            num_stages=stages, **FUSION,
+            q,
+            k,
+            v,
+            o,
+            lse,
+            bound["entries"],
+            bound["q_pos"],
+            order,
+            inv_freq,
+            sink_logits,
+            plan,
+            work,
+            *part,
+            *q.stride()[:2],
+            *page_strides("paged_attention", "k_pages", k),
+            *page_strides("paged_attention", "v_pages", v),
+            q_heads,
+            kv_heads,
+            blocks,
+            axes["N"],
+            0 if inv_freq is None else inv_freq.numel(),
+            split,
+            bound["scale"],
+            bound["softcap"],
+            D=dim,
+            BD=padded,
+            P=page,
+            BM=rows,
+            BN=keys,
+            ROTARY=inv_freq is not None,
+            CAPPED=bound["softcap"] > 0,
+            HAS_SINK=has_sink,
+            LOW=low,
+            num_warps=warps,
+            num_stages=stages,
+            **FUSION,
         )
         if states:
             paged_join_kernel[(blocks * kv_heads,)](
-                o, lse, sink_logits, plan, work, *part, q_heads, kv_heads, blocks, D=dim,
-                BD=padded, BM=rows, HAS_SINK=has_sink, num_warps=warps, **FUSION,
+                o,
+                lse,
+                sink_logits,
+                plan,
+                work,
+                *part,
+                q_heads,
+                kv_heads,
+                blocks,
+                D=dim,
+                BD=padded,
+                BM=rows,
+                HAS_SINK=has_sink,
+                num_warps=warps,
+                **FUSION,
             )

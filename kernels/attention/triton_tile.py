@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import triton
 import triton.language as tl
-
 from headrace.kernels.common.triton import product
 
 LOG2E = tl.constexpr(1.4426950408889634)
@@ -36,8 +35,10 @@ def cos_sin(phase):
     r = (t.to(tl.int64) - (quarter.to(tl.int64) << 30)).to(tl.float32) * 1.4629180792671596e-9
     z = r * r
     s = r + r * z * (-1.6666654611e-1 + z * (8.3321608736e-3 + z * -1.9515295891e-4))
-    c = 1.0 - 0.5 * z + z * z * (
-        4.166664568298827e-2 + z * (-1.388731625493765e-3 + z * 2.443315711809948e-5)
+    c = (
+        1.0
+        - 0.5 * z
+        + z * z * (4.166664568298827e-2 + z * (-1.388731625493765e-3 + z * 2.443315711809948e-5))
     )
     swap = (quarter & 1) != 0
     cosine = tl.where(swap, s, c)
@@ -62,8 +63,18 @@ def soft_cap(x, cap):
 
 @triton.jit
 def fold(
-    q, k, v, seen, acc, m, l, scale, softcap,
-    CAPPED: tl.constexpr, MASKED: tl.constexpr, LOW: tl.constexpr,
+    q,
+    k,
+    v,
+    seen,
+    acc,
+    m,
+    l,
+    scale,
+    softcap,
+    CAPPED: tl.constexpr,
+    MASKED: tl.constexpr,
+    LOW: tl.constexpr,
 ):
     """Takes one tile of keys [D, N] and values [N, D] into the running state of rows q [M, D].
 

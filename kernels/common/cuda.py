@@ -63,7 +63,9 @@ def library() -> ctypes.CDLL:
 def check(op: str, code: int, loaded: ctypes.CDLL) -> None:
     """Raises RuntimeError for a cudaError_t other than success."""
     if code:
-        raise RuntimeError(f"{op}(launch): expected success, got {loaded.headrace_cuda_error(code).decode()}")
+        raise RuntimeError(
+            f"{op}(launch): expected success, got {loaded.headrace_cuda_error(code).decode()}"
+        )
 
 
 def stream_of(x: Tensor) -> int:

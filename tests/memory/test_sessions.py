@@ -7,11 +7,12 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from headrace import InCache, Sink, Window, wrap
-from headrace.memory import view
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from headrace import InCache, Sink, Window, wrap
+from headrace.memory import view
 
 
 class Recorder:

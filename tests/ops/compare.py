@@ -5,10 +5,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import headrace
 import torch
-from headrace import _C, ops
 from torch import Tensor
+
+import headrace
+from headrace import _C, ops
 
 
 @dataclass(frozen=True)

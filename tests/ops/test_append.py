@@ -3,14 +3,14 @@ from __future__ import annotations
 
 import re
 
-import headrace
 import numpy as np
 import pytest
 import torch
-from headrace import _C, ops
 from hypothesis import given
 from hypothesis import strategies as st
 
+import headrace
+from headrace import _C, ops
 from tests.ops import compare, samples
 
 pytestmark = pytest.mark.usefixtures("two_threads")

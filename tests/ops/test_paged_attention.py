@@ -8,11 +8,11 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from headrace import ops
 from headrace.kernels.attention.reference import CAP, COUNT, FIRST, ORDER, ORIGIN, PAGE, REACH
 from hypothesis import given
 from hypothesis import strategies as st
 
+from headrace import ops
 from tests.ops import compare, samples
 from tests.ops.samples import UNLIMITED, StreamShape
 
