@@ -45,7 +45,7 @@ def check(args, kwargs, label=""):
 def test_grid(isa):
     grid = samples.cover(
         1,
-        72,
+        54,
         pair=PAIRS,
         tokens=samples.LENGTHS,
         kv_heads=(1, 2, 5),

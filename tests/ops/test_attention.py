@@ -27,7 +27,7 @@ def both(args, **kwargs):
 def test_grid(dtype):
     grid = samples.cover(
         1,
-        44,
+        36,
         batch=(1, 1, 2, 3),
         kv_heads=(1, 2),
         group=GROUPS,

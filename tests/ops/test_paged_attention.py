@@ -54,7 +54,7 @@ def edited(args, column, f):
 def test_grid(dtype):
     grid = samples.cover(
         1,
-        40,
+        36,
         streams=BATCHES,
         kv_heads=(1, 2, 3),
         group=(1, 2, 3, 4, 5, 6, 7, 8, 16),
