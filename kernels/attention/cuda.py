@@ -75,12 +75,7 @@ def paged_attention(bound, axes, outs, library=None):
     order = bound["q_pos"] if bound["q_order"] is None else bound["q_order"]
     inv_freq = bound["inv_freq"]
 
-    def splits_of(rows: int) -> int:
-        most = loaded.headrace_cuda_decode_capacity(rows, axes["E"] * page, bound["split"], page)
-        # Rows of different streams share the entries: a row of each, and their splits besides.
-        return int(most)
-
-    each = splits_of(1)
+    each = loaded.headrace_cuda_decode_capacity(1, axes["E"] * page, bound["split"], page)
     rows = max(1, min(tokens, WORKSPACE // (each * q_heads * (dim + 2) * 4)))
     capacity = each * rows
     splits = q.new_empty(capacity * loaded.headrace_cuda_split_bytes(), dtype=torch.uint8)

@@ -139,7 +139,7 @@ __device__ inline float finite_base(float m) { return m == -INFINITY ? 0.f : m; 
 template <class T, int G>
 __global__ void __launch_bounds__(kThreads, blocks_for(G)) attend_kernel(const Decode a) {
   constexpr int kVec = Vec<T>::size, kLanes = kTileSlots / kVec, kStep = 32 / kLanes;
-  constexpr int kUnroll = G > 4 ? 2 : 4, kValueUnroll = G > 4 ? 1 : 4;
+  constexpr int kUnroll = G > 4 ? 1 : 4;
   constexpr int kChunks = kMaxDim / (32 * kVec);  // 16-byte words of a value row that a lane owns
   alignas(16) __shared__ float plain[kMaxDim * G];           // [dim][G], scaled
   alignas(16) __shared__ float slabs[kWarps][kMaxDim * G];   // rotated queries; sums at the end
@@ -292,7 +292,7 @@ __global__ void __launch_bounds__(kThreads, blocks_for(G)) attend_kernel(const D
         const int end = to < base + kTileSlots ? to : base + kTileSlots;
         const T* v = static_cast<const T*>(a.v) + entry[0] * a.v_page + kv_head * a.v_head;
         if (token_of < abreast) {
-#pragma unroll kValueUnroll
+#pragma unroll kUnroll
           for (int t = start + token_of; t < end; t += abreast) {
 #pragma unroll
             for (int c = 0; c < kChunks; ++c) {

@@ -269,7 +269,7 @@ def paged_kernel(
             inside = (slot >= slot_lo) & (slot < slot_hi)
             # Whole runs of 16 slots, which never leave the page, keep the loads wide.
             run = slot // 16 * 16
-            touched = (run + 16 > slot_lo) & (run < slot_hi)
+            touched = (run + 16 > slot_lo) & (run < slot_hi) & (slot_lo < slot_hi)
             kt = tl.load(
                 k_pages + page * k_page + kv_head * k_head + d[:, None] * P + slot[None, :],
                 mask=(d < D)[:, None] & touched[None, :],
