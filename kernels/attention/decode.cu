@@ -138,9 +138,11 @@ __device__ inline float finite_base(float m) { return m == -INFINITY ? 0.f : m; 
 // lanes along the head dimension.
 template <class T, int G>
 __global__ void __launch_bounds__(kThreads, blocks_for(G)) attend_kernel(const Decode a) {
-  constexpr int kVec = Vec<T>::size, kLanes = kTileSlots / kVec, kStep = 32 / kLanes;
-  constexpr int kUnroll = G > 4 ? 1 : 4;
-  constexpr int kChunks = kMaxDim / (32 * kVec);  // 16-byte words of a value row that a lane owns
+  // Wide groups leave registers for 4 elements of a key or value at a time.
+  using Word = Vec<T, (G > 4 ? 4 : 16 / sizeof(T))>;
+  constexpr int kVec = Word::size, kLanes = kTileSlots / kVec, kStep = 32 / kLanes;
+  constexpr int kUnroll = 4;
+  constexpr int kChunks = kMaxDim / (32 * kVec);  // words of a value row that a lane owns
   alignas(16) __shared__ float plain[kMaxDim * G];           // [dim][G], scaled
   alignas(16) __shared__ float slabs[kWarps][kMaxDim * G];   // rotated queries; sums at the end
   alignas(16) __shared__ float weights[kWarps][kTileSlots * G];
@@ -238,7 +240,7 @@ __global__ void __launch_bounds__(kThreads, blocks_for(G)) attend_kernel(const D
           const T* k = static_cast<const T*>(a.k) + entry[0] * a.k_page + kv_head * a.k_head + slot;
 #pragma unroll kUnroll
           for (int d = depth_lane; d < dim; d += kStep) {
-            const Vec<T> x = load_vec(k + static_cast<int64_t>(d) * a.page_size);
+            const Word x = load_vec<Word>(k + static_cast<int64_t>(d) * a.page_size);
 #pragma unroll
             for (int g = 0; g < G; ++g) {
               const float by = query[d * G + g];
@@ -298,7 +300,7 @@ __global__ void __launch_bounds__(kThreads, blocks_for(G)) attend_kernel(const D
             for (int c = 0; c < kChunks; ++c) {
               const int at = word + 32 * c;
               if (c > 0 && at >= words) break;
-              const Vec<T> x = load_vec(v + static_cast<int64_t>(t) * dim + at * kVec);
+              const Word x = load_vec<Word>(v + static_cast<int64_t>(t) * dim + at * kVec);
 #pragma unroll
               for (int g = 0; g < G; ++g) {
                 const float by = weight[(t - base) * G + g];

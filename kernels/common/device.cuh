@@ -53,15 +53,15 @@ __device__ inline void store_any(void* p, int64_t i, int dtype, float x) {
   }
 }
 
-// 16 bytes of T, loaded and stored as one word.
-template <class T>
-struct alignas(16) Vec {
-  static constexpr int size = 16 / sizeof(T);
-  T at[size];
+// N elements, loaded and stored as one word of up to 16 bytes.
+template <class T, int N = 16 / sizeof(T)>
+struct alignas(N * sizeof(T)) Vec {
+  static constexpr int size = N;
+  T at[N];
 };
-template <class T>
-__device__ inline Vec<T> load_vec(const T* p) {
-  return *reinterpret_cast<const Vec<T>*>(p);
+template <class V, class T>
+__device__ inline V load_vec(const T* p) {
+  return *reinterpret_cast<const V*>(p);
 }
 
 constexpr unsigned kAll = 0xffffffffu;
