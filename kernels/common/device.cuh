@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Numbers, wide loads and launches for the CUDA kernels. Compiles without nvcc too, against a stand-in
-// for the runtime, so that tests run kernels on a CPU.
+// Numbers, wide loads and launches for the CUDA kernels. Compiles without nvcc too, against a
+// stand-in for the runtime, so that tests run kernels on a CPU.
 #pragma once
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
@@ -18,7 +18,9 @@ struct bf16 {
 };
 
 __device__ inline float widen(float x) { return x; }
-__device__ inline float widen(bf16 x) { return __uint_as_float(static_cast<uint32_t>(x.bits) << 16); }
+__device__ inline float widen(bf16 x) {
+  return __uint_as_float(static_cast<uint32_t>(x.bits) << 16);
+}
 __device__ inline float widen(__half x) { return __half2float(x); }
 
 template <class T>

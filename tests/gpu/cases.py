@@ -67,14 +67,30 @@ def dense(dtype, shape, device="cpu", seed=0, **options):
 
 
 def paged(
-    dtype, device="cpu", seed=0, *, dim=32, page=16, heads=4, kv_heads=2, rotary=0.5,
-    streams=((3, 2), (1, 5)), softcap=0.0, sink_logits=False, split=4096, reach=None, cap=None,
-    kv=None, base=0, one_origin=False, gap=0,
+    dtype,
+    device="cpu",
+    seed=0,
+    *,
+    dim=32,
+    page=16,
+    heads=4,
+    kv_heads=2,
+    rotary=0.5,
+    streams=((3, 2), (1, 5)),
+    softcap=0.0,
+    sink_logits=False,
+    split=4096,
+    reach=None,
+    cap=None,
+    kv=None,
+    base=0,
+    one_origin=False,
+    gap=0,
 ):
     """Bound arguments of ops.paged_attention for streams of (rows, entries).
 
-    The first entry of a stream is pinned and capped, the rest have `reach`. Slots that no entry names
-    are NaN, and with `gap` (rows that far apart in order) so are keys that no row sees.
+    The first entry of a stream is pinned and capped, the rest have `reach`. Slots that no entry
+    names are NaN, and with `gap` (rows that far apart in order) so are keys that no row sees.
     """
     torch.manual_seed(seed)
     kv = kv or dtype
@@ -92,13 +108,21 @@ def paged(
             n = int(torch.randint(1, page - first + 1, ()))
             k[at, :, :, first : first + n] = torch.randn(kv_heads, dim, n).to(kv)
             v[at, :, first : first + n] = torch.randn(kv_heads, n, dim).to(kv)
-            entries.append([
-                at, first, n, base if one_origin else order,
-                cap if cap is not None and i == 0 else UNLIMITED, order,
-                reach if reach is not None and i else UNLIMITED,
-            ])
+            entries.append(
+                [
+                    at,
+                    first,
+                    n,
+                    base if one_origin else order,
+                    cap if cap is not None and i == 0 else UNLIMITED,
+                    order,
+                    reach if reach is not None and i else UNLIMITED,
+                ]
+            )
             order += n
-        mine = [order - 1 - gap * (rows - 1 - j) - (0 if gap else rows - 1 - j) for j in range(rows)]
+        mine = [
+            order - 1 - gap * (rows - 1 - j) - (0 if gap else rows - 1 - j) for j in range(rows)
+        ]
         pos += mine
         if gap:
             for at, first, n, _, _, start, far in entries[begin:]:
@@ -112,12 +136,17 @@ def paged(
         n = int(dim * rotary)
         frequencies = 10000.0 ** (-torch.arange(n, dtype=torch.float64) / n)
     bound = dict(
-        q=torch.randn(q_indptr[-1], heads, dim).to(dtype), k_pages=k, v_pages=v,
+        q=torch.randn(q_indptr[-1], heads, dim).to(dtype),
+        k_pages=k,
+        v_pages=v,
         entries=torch.tensor(entries, dtype=torch.int64).reshape(-1, 7),
         entry_indptr=torch.tensor(entry_indptr, dtype=torch.int32),
         q_indptr=torch.tensor(q_indptr, dtype=torch.int32),
-        q_pos=torch.tensor(pos, dtype=torch.int64), inv_freq=frequencies, softcap=softcap,
-        sink_logits=torch.randn(heads) if sink_logits else None, split=split,
+        q_pos=torch.tensor(pos, dtype=torch.int64),
+        inv_freq=frequencies,
+        softcap=softcap,
+        sink_logits=torch.randn(heads) if sink_logits else None,
+        split=split,
     )
     return {n: x.to(device) if isinstance(x, torch.Tensor) else x for n, x in bound.items()}
 
@@ -169,7 +198,11 @@ def truth(op, bound):
     for name, x in arguments.items():
         if isinstance(x, torch.Tensor):
             x = x.cpu()
-            x = torch.nan_to_num(x.double(), nan=0.0, neginf=-torch.inf) if x.is_floating_point() else x
+            x = (
+                torch.nan_to_num(x.double(), nan=0.0, neginf=-torch.inf)
+                if x.is_floating_point()
+                else x
+            )
         exact[name] = x
     if exact.get("scale", 0) is None:
         exact["scale"] = exact["q"].shape[-1] ** -0.5
@@ -198,8 +231,11 @@ def compare(op, bound, outs):
         if want.dim() == bound[spec.args[0].name].dim() - 1:  # lse
             hidden = want == -torch.inf
             assert torch.equal(got == -torch.inf, hidden)
-            low = max(ROUNDOFF[x.dtype] for x in bound.values() if isinstance(x, torch.Tensor)
-                      and x.dtype in ROUNDOFF)
+            low = max(
+                ROUNDOFF[x.dtype]
+                for x in bound.values()
+                if isinstance(x, torch.Tensor) and x.dtype in ROUNDOFF
+            )
             near = 1e-5 if low < 1e-6 else 4 * low
             assert float((got - want)[~hidden].abs().max() if (~hidden).any() else 0) <= near
             continue

@@ -15,10 +15,11 @@ import torch
 if not torch.cuda.is_available():
     pytest.skip("needs a GPU that torch can use", allow_module_level=True)
 
+from headrace.kernels.common import cuda as device
+
 import headrace
 from headrace import ops
 from headrace.errors import BackendError
-from headrace.kernels.common import cuda as device
 
 cases = SimpleNamespace(**runpy.run_path(str(Path(__file__).parent / "cases.py")))
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
@@ -74,8 +75,17 @@ def test_paged_attention(name, dtype, backend):
 @pytest.mark.parametrize("dim", [64, 80, 96, 112, 128, 192, 256])
 def test_paged_attention_of_real_shapes(dim, heads, backend):
     bound = cases.paged(
-        torch.bfloat16, DEVICE, dim=dim, page=64, heads=heads, kv_heads=8, base=4_000_000,
-        streams=((1, 80), (1, 3), (70, 40), (1, 17)), reach=2000, cap=2003, sink_logits=True,
+        torch.bfloat16,
+        DEVICE,
+        dim=dim,
+        page=64,
+        heads=heads,
+        kv_heads=8,
+        base=4_000_000,
+        streams=((1, 80), (1, 3), (70, 40), (1, 17)),
+        reach=2000,
+        cap=2003,
+        sink_logits=True,
     )
     cases.compare("paged_attention", bound, run("paged_attention", bound, backend))
 
@@ -89,8 +99,11 @@ def test_a_stream_has_the_same_bits_alone_and_in_a_batch(dtype, backend):
     two = torch.tensor([0, 1], dtype=torch.int32, device=DEVICE)
     for b in range(16):
         alone = many | dict(
-            q=many["q"][b : b + 1], q_pos=many["q_pos"][b : b + 1], q_indptr=two,
-            entries=many["entries"][30 * b : 30 * b + 30].contiguous(), entry_indptr=two * 30,
+            q=many["q"][b : b + 1],
+            q_pos=many["q_pos"][b : b + 1],
+            q_indptr=two,
+            entries=many["entries"][30 * b : 30 * b + 30].contiguous(),
+            entry_indptr=two * 30,
         )
         o1, lse1 = run("paged_attention", alone, backend)
         assert torch.equal(o[b : b + 1], o1)
@@ -132,10 +145,17 @@ def test_linear_rows_have_the_same_bits_alone(dtype):
 
 @pytest.mark.parametrize("backend", [TRITON, CUDA])
 def test_a_graph_replays_over_edited_views(backend):
-    """1,000 replays of one captured decode step; between them, only integers on the device change."""
+    """1,000 replays of one captured decode step; between them, integers on the device change."""
     bound = cases.paged(
-        torch.bfloat16, DEVICE, dim=128, page=64, heads=32, kv_heads=8,
-        streams=((1, 40), (1, 33), (1, 5)), reach=1500, cap=1503,
+        torch.bfloat16,
+        DEVICE,
+        dim=128,
+        page=64,
+        heads=32,
+        kv_heads=8,
+        streams=((1, 40), (1, 33), (1, 5)),
+        reach=1500,
+        cap=1503,
     )
     bound["k_pages"].nan_to_num_(0.5)  # edits below may name any slot
     bound["v_pages"].nan_to_num_(0.5)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The CUDA C++ kernels compile for sm_80 and sm_90a without spills; the library is self-contained."""
+"""The CUDA C++ kernels compile for sm_80 and sm_90a without spills, into a library of their own."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import subprocess
 from pathlib import Path
 
 import pytest
-
 from headrace.kernels.common import cuda as device
 
 ROOT = Path(__file__).parents[2]
@@ -20,7 +19,9 @@ pytestmark = pytest.mark.skipif(NVCC is None, reason="nvcc is not on PATH")
 
 
 def nvcc(*arguments):
-    done = subprocess.run([NVCC, "-std=c++17", f"-I{ROOT}", *arguments], capture_output=True, text=True)
+    done = subprocess.run(
+        [NVCC, "-std=c++17", f"-I{ROOT}", *arguments], capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout + done.stderr
 
@@ -33,8 +34,13 @@ def test_there_are_sources():
 @pytest.mark.parametrize("source", SOURCES, ids=lambda p: p.stem)
 def test_compiles_without_spills(source, arch, tmp_path):
     report = nvcc(
-        "-cubin", f"-gencode=arch=compute_{arch},code=sm_{arch}", "-Xptxas", "-v", str(source),
-        "-o", str(tmp_path / "out.cubin"),
+        "-cubin",
+        f"-gencode=arch=compute_{arch},code=sm_{arch}",
+        "-Xptxas",
+        "-v",
+        str(source),
+        "-o",
+        str(tmp_path / "out.cubin"),
     )
     spills = re.findall(r"(\d+) bytes spill stores, (\d+) bytes spill loads", report)
     assert spills
@@ -46,8 +52,15 @@ def test_compiles_without_spills(source, arch, tmp_path):
 def test_library_needs_no_cuda_runtime(tmp_path):
     library = tmp_path / "cuda.so"
     nvcc(
-        "-shared", "-Xcompiler", "-fPIC,-fvisibility=hidden", "-cudart", "static",
-        "-gencode=arch=compute_80,code=compute_80", *map(str, SOURCES), "-o", str(library),
+        "-shared",
+        "-Xcompiler",
+        "-fPIC,-fvisibility=hidden",
+        "-cudart",
+        "static",
+        "-gencode=arch=compute_80,code=compute_80",
+        *map(str, SOURCES),
+        "-o",
+        str(library),
     )
     loaded = device.open_library(library)  # every entry point is there, without a driver
     assert loaded.headrace_cuda_merge_bytes() > 0

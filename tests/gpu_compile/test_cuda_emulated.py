@@ -15,11 +15,11 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from headrace.kernels.attention import cuda
+from headrace.kernels.common import cuda as device
 
 import headrace  # noqa: F401  (registers the ops)
 from headrace import ops
-from headrace.kernels.attention import cuda
-from headrace.kernels.common import cuda as device
 
 ROOT = Path(__file__).parents[2]
 cases = SimpleNamespace(**runpy.run_path(str(ROOT / "tests" / "gpu" / "cases.py")))
@@ -38,7 +38,9 @@ void angle(double freq, std::int64_t distance, float* out) {
 std::int64_t split_tokens(std::int64_t seen, std::int64_t wanted, std::int64_t page) {
   return headrace::split_tokens(seen, wanted, page);
 }
-int split_count(std::int64_t seen, std::int64_t tokens) { return headrace::split_count(seen, tokens); }
+int split_count(std::int64_t seen, std::int64_t tokens) {
+  return headrace::split_count(seen, tokens);
+}
 int owner(const std::int32_t* p, int streams, int row) { return headrace::owner(p, streams, row); }
 }
 """
@@ -46,9 +48,20 @@ int owner(const std::int32_t* p, int streams, int row) { return headrace::owner(
 
 def build(out, sources, *flags):
     command = [
-        COMPILER, "-std=c++17", "-O1", "-shared", "-fPIC", "-Wno-unknown-pragmas", f"-I{ROOT}",
-        f"-I{Path(__file__).parent / 'emulated'}", *flags, "-x", "c++", *map(str, sources),
-        "-o", str(out),
+        COMPILER,
+        "-std=c++17",
+        "-O1",
+        "-shared",
+        "-fPIC",
+        "-Wno-unknown-pragmas",
+        f"-I{ROOT}",
+        f"-I{Path(__file__).parent / 'emulated'}",
+        *flags,
+        "-x",
+        "c++",
+        *map(str, sources),
+        "-o",
+        str(out),
     ]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -124,7 +137,9 @@ def test_a_stream_has_the_same_bits_alone_and_among_others(library):
     many = cases.paged(torch.float32, streams=((1, 3), (1, 20), (1, 2)), split=16, reach=400)
     o, lse = run("paged_attention", many, library)
     alone = many | dict(
-        q=many["q"][1:2], q_pos=many["q_pos"][1:2], entries=many["entries"][3:23],
+        q=many["q"][1:2],
+        q_pos=many["q_pos"][1:2],
+        entries=many["entries"][3:23],
         q_indptr=torch.tensor([0, 1], dtype=torch.int32),
         entry_indptr=torch.tensor([0, 20], dtype=torch.int32),
     )

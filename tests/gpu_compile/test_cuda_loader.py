@@ -5,10 +5,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from headrace.kernels.common import cuda as device
 
 import headrace
 from headrace.errors import BackendError
-from headrace.kernels.common import cuda as device
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")

@@ -19,7 +19,7 @@ if os.environ.get("TRITON_INTERPRET") != "1":
     pytest.skip("needs TRITON_INTERPRET=1 and a process of its own", allow_module_level=True)
 pytest.importorskip("triton", reason="triton is not installed; pip install triton")
 
-import headrace  # noqa: E402
+import headrace
 
 cases = SimpleNamespace(**runpy.run_path(str(Path(__file__).parents[1] / "gpu" / "cases.py")))
 DTYPES = [torch.float32, torch.float16]
@@ -56,7 +56,9 @@ def test_a_stream_has_the_same_bits_alone_and_among_others():
     o, lse = run("paged_attention", many)
     rows, entries = slice(1, 3), slice(3, 7)
     alone = many | dict(
-        q=many["q"][rows], q_pos=many["q_pos"][rows], entries=many["entries"][entries],
+        q=many["q"][rows],
+        q_pos=many["q_pos"][rows],
+        entries=many["entries"][entries],
         q_indptr=torch.tensor([0, 2], dtype=torch.int32),
         entry_indptr=torch.tensor([0, 4], dtype=torch.int32),
     )
@@ -83,7 +85,9 @@ def test_append(kv, rotary):
     want = cases.truth("append", bound)
     run("append", bound)
     for pages, exact in zip((bound["k_pages"], bound["v_pages"]), want, strict=True):
-        assert torch.allclose(pages.double(), exact, atol=1e-6, rtol=2 * 2.0**-11 if kv != torch.float32 else 1e-6)
+        assert torch.allclose(
+            pages.double(), exact, atol=1e-6, rtol=2 * 2.0**-11 if kv != torch.float32 else 1e-6
+        )
 
 
 def test_append_leaves_other_slots_alone():
