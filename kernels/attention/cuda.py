@@ -22,6 +22,11 @@ _POINTERS = (
 )
 
 
+def suits(op: str, axes: dict[str, int]) -> bool:
+    """Whether "auto" takes this backend: it runs here, and streams bring few rows each."""
+    return device.available() and (op == "merge_states" or axes["T"] <= 8 * axes["B"])
+
+
 class Decode(ctypes.Structure):
     """Mirrors struct Decode of decode.cu."""
 
@@ -63,8 +68,8 @@ def _on(x: Tensor) -> contextlib.AbstractContextManager[object]:
 def paged_attention(bound, axes, outs, library=None):
     """`headrace.ops.paged_attention` on CUDA tensors: any rows, made for one to a few per stream.
 
-    Views are cut every 256 tokens (less if `split` says so, a page at least; a 64th of the view when
-    it is longer than 16,384). `library` is for tests that bring their own.
+    Views are cut every 256 tokens (less if `split` says so, a page at least; a 64th of the view
+    when it is longer than 16,384). `library` is for tests that bring their own.
     """
     loaded = library or device.library()
     q, k, v, (o, lse) = bound["q"], bound["k_pages"], bound["v_pages"], outs
@@ -75,12 +80,7 @@ def paged_attention(bound, axes, outs, library=None):
     order = bound["q_pos"] if bound["q_order"] is None else bound["q_order"]
     inv_freq = bound["inv_freq"]
 
-    def splits_of(rows: int) -> int:
-        most = loaded.headrace_cuda_decode_capacity(rows, axes["E"] * page, bound["split"], page)
-        # Rows of different streams share the entries: a row of each, and their splits besides.
-        return int(most)
-
-    each = splits_of(1)
+    each = loaded.headrace_cuda_decode_capacity(1, axes["E"] * page, bound["split"], page)
     rows = max(1, min(tokens, WORKSPACE // (each * q_heads * (dim + 2) * 4)))
     capacity = each * rows
     splits = q.new_empty(capacity * loaded.headrace_cuda_split_bytes(), dtype=torch.uint8)

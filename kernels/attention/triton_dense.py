@@ -1,21 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """`attention` in Triton: a block of query rows over its sinks, then over its window.
 
-Rows of a block are the query heads of one kv head, position by position, so that keys and values are
-read once per kv head. Tiles outside the block's visible range are not read. A call whose rows fill one
-block (decode) cuts its keys into splits of fixed size. Not yet seen running on a GPU.
+Rows of a block are the query heads of one kv head, position by position, so that keys and values
+are read once per kv head. Tiles outside the block's visible range are not read. A call whose rows
+fill one block (decode) cuts its keys into splits of fixed size. Not yet seen running on a GPU.
 """
 
 from __future__ import annotations
 
-import torch
 import triton
 import triton.language as tl
-from headrace.kernels.common.triton import FUSION, low_precision, on_device, power_of_two
 
 from .triton_tile import finish, fold, join
-
-MAX_SPLIT = 512  # keys of a split; smaller if the caller says so
 
 
 @triton.jit
@@ -327,92 +323,3 @@ def attention_join_kernel(
     mask = valid[:, None] & (d[None, :] < D)
     tl.store(o + out[:, None] * D + d[None, :], y.to(o.dtype.element_ty), mask=mask)
     tl.store(lse + out, stat, mask=valid)
-
-
-def blocks_of(dim: int, low: bool) -> tuple[int, int, int, int, int]:
-    """(rows, keys, padded head dimension, warps, stages) of a block."""
-    padded = power_of_two(dim)
-    if low:
-        return (64 if padded <= 128 else 32), 64, padded, (4 if padded <= 64 else 8), 2
-    return (32 if padded <= 128 else 16), 32, padded, (4 if padded <= 64 else 8), 1
-
-
-def attention(bound, axes, outs):
-    """`headrace.ops.attention` on CUDA tensors (or, interpreted, small CPU tensors)."""
-    q, k, v, (o, lse) = bound["q"], bound["k"], bound["v"], outs
-    batches, q_heads, kv_heads = axes["B"], axes["Hq"], axes["Hkv"]
-    q_len, k_len, dim = axes["Lq"], axes["Lk"], axes["D"]
-    if o.numel() == 0:
-        return
-    low = low_precision(q, k, v)
-    rows, keys, padded, warps, stages = blocks_of(dim, low)
-    group = q_heads // kv_heads
-    windowed = bound["window"] is not None
-    unlimited = q_len + k_len
-    window = min(bound["window"], unlimited) if windowed else unlimited
-    sinks = min(bound["sinks"], k_len) if windowed else 0
-    blocks = triton.cdiv(q_len * group, rows)
-    split, splits = unlimited + 1, 1
-    if blocks == 1:
-        split = min(bound["split"], MAX_SPLIT)
-        hull = window + q_len if bound["causal"] else 2 * window + q_len
-        splits = triton.cdiv(max(1, min(k_len, hull + sinks)), split)
-    sink_logits = bound["sink_logits"]
-    part = [o.new_empty(0, dtype=torch.float32)] * 3
-    if splits > 1:
-        states = batches * kv_heads * splits * rows
-        part = [o.new_empty(states * n, dtype=torch.float32) for n in (dim, 1, 1)]
-    capped = bound["softcap"] > 0
-    with on_device("attention", q):
-        attention_kernel[(blocks * splits * kv_heads * batches,)](
-            q,
-            k,
-            v,
-            o,
-            lse,
-            *part,
-            sink_logits,
-            *q.stride()[:3],
-            *k.stride()[:3],
-            *v.stride()[:3],
-            q_heads,
-            kv_heads,
-            q_len,
-            k_len,
-            window,
-            sinks,
-            split,
-            splits,
-            bound["scale"],
-            bound["softcap"],
-            D=dim,
-            BD=padded,
-            BM=rows,
-            BN=keys,
-            BS=16 if sinks <= 16 else keys,
-            WINDOWED=windowed,
-            CAUSAL=bound["causal"],
-            CAPPED=capped,
-            HAS_SINK=sink_logits is not None,
-            LOW=low,
-            num_warps=warps,
-            num_stages=stages,
-            **FUSION,
-        )
-        if splits > 1:
-            attention_join_kernel[(batches * kv_heads,)](
-                o,
-                lse,
-                *part,
-                sink_logits,
-                q_heads,
-                kv_heads,
-                q_len,
-                splits,
-                D=dim,
-                BD=padded,
-                BM=rows,
-                HAS_SINK=sink_logits is not None,
-                num_warps=warps,
-                **FUSION,
-            )

@@ -95,7 +95,7 @@ def merge_states_kernel(
 
 
 def append(bound, axes, outs):
-    """`headrace.ops.append` on CUDA tensors. A token whose page or slot is outside is not written."""
+    """`headrace.ops.append` on CUDA tensors. A token with no page or slot inside is not written."""
     k, v, k_pages, v_pages = bound["k"], bound["v"], bound["k_pages"], bound["v_pages"]
     to_k = page_strides("append", "k_pages", k_pages)
     to_v = page_strides("append", "v_pages", v_pages)

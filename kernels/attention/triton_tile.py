@@ -28,7 +28,7 @@ def phase_step(freq):
 
 @triton.jit
 def cos_sin(phase):
-    """cos and sin, fp32, of an int64 phase. Only the residue below an eighth of a turn is rounded."""
+    """cos and sin, fp32, of an int64 phase. Only what is left of an eighth of a turn is rounded."""
     t = (phase >> 32).to(tl.int32)
     # 64-bit here: the sum may pass 2**31.
     quarter = ((t.to(tl.int64) + (1 << 29)) >> 30).to(tl.int32)
@@ -78,8 +78,8 @@ def fold(
 ):
     """Takes one tile of keys [D, N] and values [N, D] into the running state of rows q [M, D].
 
-    m and l are the maximum (of logits times log2 e) and the sum. Values of keys that no row sees must
-    come in as 0: their weight is 0, but 0 times NaN is not.
+    m and l are the maximum (of logits times log2 e) and the sum. Values of keys that no row sees
+    must come in as 0: their weight is 0, but 0 times NaN is not.
     """
     s = product(q, k, LOW) * scale
     if CAPPED:

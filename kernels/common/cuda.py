@@ -60,6 +60,16 @@ def library() -> ctypes.CDLL:
         raise BackendError(f"backend cuda: expected {path.name} to load, got: {error}") from error
 
 
+@functools.cache
+def available() -> bool:
+    """Whether `library()` loads here."""
+    try:
+        library()
+    except BackendError:
+        return False
+    return True
+
+
 def check(op: str, code: int, loaded: ctypes.CDLL) -> None:
     """Raises RuntimeError for a cudaError_t other than success."""
     if code:
