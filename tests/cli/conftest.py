@@ -4,6 +4,7 @@ import sys
 
 import pytest
 import torch
+
 from headrace.models import Decoder, DecoderConfig, save
 
 WINDOW, SINKS = 28, 4

@@ -5,6 +5,7 @@ import argparse
 from pathlib import Path
 
 import pytest
+
 from headrace.cli import main
 from headrace.cli.stream import count
 

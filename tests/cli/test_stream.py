@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from headrace import models
 from headrace.cli import main, stream
 from headrace.memory import Sink, Window

@@ -6,6 +6,7 @@ import os
 import threading
 
 import pytest
+
 from headrace.cli import text
 from headrace.cli.fail import Fail
 from headrace.models.training import data

@@ -6,11 +6,12 @@ import math
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
 from headrace.cli.policies import Samples
 from headrace.cli.report import compare, estimate
 from headrace.cli.track import HUNDRED_K, Histogram, Track
-from hypothesis import given
-from hypothesis import strategies as st
 
 
 @given(st.lists(st.floats(2e-7, 1e3), min_size=1, max_size=200), st.sampled_from([0.5, 0.9, 0.99]))
