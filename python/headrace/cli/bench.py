@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import sys
 from pathlib import Path
 
@@ -28,19 +29,13 @@ def run(args: argparse.Namespace) -> int:
             raise Fail(f"bench(OP): expected one of {', '.join(ops.specs())}, got {args.op!r}")
         if args.json:
             report.check_target("bench(--json)", args.json)
-        rows = bench.run(args.op, args.quick)
+        rows = bench.run(args.op, args.quick, _progress if sys.stderr.isatty() else None)
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.reconfigure(errors="replace")  # a check mark must not end it all
         print(bench.table(rows), flush=True)
         if args.json:
-            report.write(
-                {
-                    "command": report.command(),
-                    "started": report.now(),
-                    "versions": report.versions(),
-                    "machine": report.machine(),
-                    **bench.to_json(rows),
-                },
-                args.json,
-            )
+            head = {"command": report.command(), "taken": report.now(), "host": report.machine()}
+            report.write(head | bench.to_json(rows), args.json)
     except Fail as fail:
         print(f"headrace {fail}", file=sys.stderr)
         return fail.status
@@ -48,3 +43,7 @@ def run(args: argparse.Namespace) -> int:
         print(f"headrace bench: {reason(error)}", file=sys.stderr)
         return 1
     return 0 if all(row.ok for row in rows) else 1
+
+
+def _progress(row: object) -> None:
+    print(f"\r{row.op} {row.shape}\x1b[K", end="\r", file=sys.stderr, flush=True)  # type: ignore[attr-defined]

@@ -1,0 +1,121 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The proofs can fail, cover every op, and the benchmark shows no ratio of a wrong result."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from headrace import _C, bench, ops
+from headrace.cli import main, proof_cases, proofs
+
+
+def lines(capsys):
+    return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+
+
+def test_every_op_has_cases():
+    assert set(proof_cases.CASES) == set(ops.specs())
+
+
+def test_ops_hold(capsys):
+    assert main(["check", "ops", "--json"]) == 0
+    rows = lines(capsys)
+    assert len(rows) == len(ops.specs()) * len(_C.available_isas())
+    assert all(row["holds"] and 0 < row["figure"] <= row["bound"] for row in rows)
+
+
+@pytest.mark.parametrize("name", sorted(proof_cases.CASES))
+def test_a_wrong_op_is_found(name, capsys, monkeypatch):
+    """A kernel that is off by a part in a thousand."""
+    spec = ops.specs()[name]
+    truth = spec.reference
+
+    def off(**bound):
+        out = truth(**bound)
+        for changed in spec.mutates:
+            bound[changed].mul_(1.001)
+        if out is None:
+            return None
+        return tuple(o * 1.001 for o in out) if isinstance(out, tuple) else out * 1.001
+
+    object.__setattr__(spec, "reference", off)
+    try:
+        assert main(["check", "ops"]) == 1
+    finally:
+        object.__setattr__(spec, "reference", truth)
+    out = capsys.readouterr().out
+    assert f"{len(_C.available_isas())} do not hold" in out
+    assert all(name in line for line in out.splitlines() if "\N{BALLOT X}" in line)
+
+
+def test_positions_hold(capsys):
+    assert main(["check", "positions", "--json"]) == 0
+    assert all(row["figure"] <= 1.5 for row in lines(capsys))
+
+
+def test_angles_from_absolute_positions_would_be_found():
+    """Queries turned by fp32 angles of their absolute position, as is usual elsewhere."""
+    error = {}
+    for at in (proofs.NEAR, proof_cases.FAR):
+        case = proof_cases.paged(seed=5, base=at)
+        off = case["q_pos"].float()[:, None] * case["inv_freq"].float()  # what such code computes
+        slip = off.double() - case["q_pos"].double()[:, None] * case["inv_freq"]
+        half = slip.shape[1]
+        a, b = case["q"][..., :half], case["q"][..., half:]
+        cos, sin = slip.cos().float()[:, None], slip.sin().float()[:, None]
+        turned = case | {"q": torch.cat([a * cos - b * sin, b * cos + a * sin], -1)}
+        got, _ = torch.ops.headrace.paged_attention(**turned)
+        want, _ = torch.ops.headrace.paged_attention(**case)
+        error[at] = float((got - want).norm())
+    assert error[proof_cases.FAR] > 100 * error[proofs.NEAR]
+
+
+def test_pages_do_not_show():
+    (check,) = proofs._pages(
+        proofs.random_model(), proofs.Sink(4) + proofs.Window(28), proofs.random_bytes(160)
+    )
+    assert check.figure == 0
+
+
+def test_random_model_depends_on_its_context():
+    model, text = proofs.random_model(), proofs.random_bytes(40)
+    other = text.clone()
+    other[0] += 1 if text[0] < 255 else -1
+    with proofs.wrap(model, memory=proofs.Window(None)) as engine:
+        a, b = (engine.open().feed(t, logits=True).logits[-1] for t in (text, other))
+    assert float((a - b).abs().max()) > 0.01
+
+
+def test_unknown_part(capsys):
+    assert main(["check", "everything"]) == 2
+    err = capsys.readouterr().err
+    assert err == (
+        "headrace check(WHAT): expected one of ops, positions, streaming_llm, models, "
+        "got 'everything'\n"
+    )
+
+
+def test_bench_of_one_op(capsys):
+    assert main(["bench", "merge_states", "--quick", "--json", "b.json"]) == 0
+    assert "merge_states" in capsys.readouterr().out
+    made = json.loads(Path("b.json").read_text())
+    assert {row["op"] for row in made["rows"]} == {"merge_states"}
+    assert made["host"]["threads"] == torch.get_num_threads()
+
+
+def test_bench_of_a_wrong_op(capsys, monkeypatch):
+    row = bench.Row("linear", "a shape", 1e-3, "torch", 5e-3, 5e-4, 1.0, 1e-6, ok=False)
+    monkeypatch.setattr(bench, "run", lambda *_: [row])
+    assert main(["bench", "linear"]) == 1
+    out = capsys.readouterr().out
+    assert "a shape" in out
+    assert "5.00x" not in out
+
+
+def test_bench_of_an_unknown_op(capsys):
+    assert main(["bench", "lineal"]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("headrace bench(OP): expected one of ")
+    assert err.count("\n") == 1
