@@ -1,16 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """`paged_attention` in Triton: blocks of query rows over a view that only the device knows.
 
-`paged_count_kernel` finds the rows and the visible tokens of every block, `paged_cut_kernel` numbers
+`paged_count_kernel` finds the rows and visible tokens of every block, `paged_cut_kernel` numbers
 the splits, `paged_kernel` runs one split and `paged_join_kernel` joins those of a block. The host
 reads no number of the view, so a captured graph replays over edited views.
 
 Consecutive entries of one origin and cap share one rotated block of queries. Angles are wrapping
-integers (see `phase_step`), exact at any distance. An entry that names slots outside the pool counts
-as empty: a device cannot raise.
-
-A chunk of few blocks is split every `split` visible tokens; longer ones fill the device as they are.
-Not yet seen running on a GPU.
+integers (see `phase_step`), exact at any distance. An entry that names slots outside the pool is
+empty: a device cannot raise. A chunk of few blocks is split every `split` visible tokens; longer
+ones fill the device as they are. Not yet seen running on a GPU.
 """
 
 from __future__ import annotations
