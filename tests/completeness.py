@@ -30,7 +30,7 @@ def missing(root: Path, spec: OpSpec) -> list[str]:
 
     for level in LEVELS:
         need(text(family / f"cpu_{level}.cpp"), f"kernels/{spec.family}/cpu_{level}.cpp")
-    listed = re.search(r"headrace_isa_objects\(_C([^)]*)\)", text(root / "CMakeLists.txt"))
+    listed = re.search(r"set\(HEADRACE_FAMILIES([^)]*)\)", text(root / "CMakeLists.txt"))
     need(listed and spec.family in listed[1].split(), "its family in CMakeLists.txt")
     need(f'm.def("{op}"' in text(root / "csrc" / "module.cpp"), "its binding in csrc/module.cpp")
     stub = function(root / "python" / "headrace" / "_C.pyi", op)

@@ -10,11 +10,12 @@ ROOT = str(Path(__file__).resolve().parents[1])
 if ROOT not in sys.path:  # so that `from tests.ops import ...` works however pytest is started
     sys.path.insert(0, ROOT)
 
-import headrace  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
-from headrace import _C  # noqa: E402
 from hypothesis import HealthCheck, settings  # noqa: E402
+
+import headrace  # noqa: E402
+from headrace import _C  # noqa: E402
 
 settings.register_profile(
     "fixed",

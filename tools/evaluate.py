@@ -9,6 +9,7 @@ import argparse
 from pathlib import Path
 
 import torch
+
 from headrace.models import load
 from headrace.models.training import data
 from headrace.models.training.evaluate import CONTEXT, evaluate, first_mass, table

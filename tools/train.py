@@ -9,6 +9,7 @@ import argparse
 from pathlib import Path
 
 import torch
+
 from headrace.models import load
 from headrace.models.training.loop import Run, train
 

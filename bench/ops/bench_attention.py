@@ -3,6 +3,7 @@
 
 import pytest
 import torch
+
 from headrace.bench import cases
 
 

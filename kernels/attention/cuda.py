@@ -7,10 +7,10 @@ import contextlib
 import ctypes
 
 import torch
+from headrace.kernels.common import cuda as device
 from torch import Tensor
 
 from headrace.errors import bad_value
-from headrace.kernels.common import cuda as device
 
 WORKSPACE = 256 << 20  # bytes of split states that one launch may take; more rows, more launches
 
@@ -20,6 +20,11 @@ _POINTERS = (
     "q k v o lse entries entry_indptr q_indptr q_pos q_order inv_freq sink_logits splits starts"
     " partial"
 )
+
+
+def suits(op: str, axes: dict[str, int]) -> bool:
+    """Whether "auto" takes this backend: it runs here, and streams bring few rows each."""
+    return device.available() and (op == "merge_states" or axes["T"] <= 8 * axes["B"])
 
 
 class Decode(ctypes.Structure):
@@ -36,10 +41,9 @@ class Decode(ctypes.Structure):
 class Merge(ctypes.Structure):
     """Mirrors struct Merge of merge.cu."""
 
-    _fields_ = (
-        [(name, ctypes.c_void_p) for name in ("o_a", "o_b", "lse_a", "lse_b", "o", "lse")]
-        + [("rows", ctypes.c_int64), ("dim", ctypes.c_int32), ("dtype", ctypes.c_int32)]
-    )
+    _fields_ = [
+        (name, ctypes.c_void_p) for name in ("o_a", "o_b", "lse_a", "lse_b", "o", "lse")
+    ] + [("rows", ctypes.c_int64), ("dim", ctypes.c_int32), ("dtype", ctypes.c_int32)]
 
 
 def _pages(name: str, pages: Tensor) -> tuple[int, int]:
@@ -49,7 +53,9 @@ def _pages(name: str, pages: Tensor) -> tuple[int, int]:
     aligned = pages.data_ptr() % 16 == 0 and all(s % wide == 0 for s in pages.stride()[:2])
     if pages.numel() and not (dense and aligned):
         raise bad_value(
-            "paged_attention", name, "the last two axes contiguous and 16-byte aligned",
+            "paged_attention",
+            name,
+            "the last two axes contiguous and 16-byte aligned",
             f"strides {pages.stride()}",
         )
     return pages.stride(0), pages.stride(1)
@@ -62,8 +68,8 @@ def _on(x: Tensor) -> contextlib.AbstractContextManager[object]:
 def paged_attention(bound, axes, outs, library=None):
     """`headrace.ops.paged_attention` on CUDA tensors: any rows, made for one to a few per stream.
 
-    Views are cut every 256 tokens (less if `split` says so, a page at least; a 64th of the view when
-    it is longer than 16,384). `library` is for tests that bring their own.
+    Views are cut every 256 tokens (less if `split` says so, a page at least; a 64th of the view
+    when it is longer than 16,384). `library` is for tests that bring their own.
     """
     loaded = library or device.library()
     q, k, v, (o, lse) = bound["q"], bound["k_pages"], bound["v_pages"], outs
@@ -74,12 +80,7 @@ def paged_attention(bound, axes, outs, library=None):
     order = bound["q_pos"] if bound["q_order"] is None else bound["q_order"]
     inv_freq = bound["inv_freq"]
 
-    def splits_of(rows: int) -> int:
-        most = loaded.headrace_cuda_decode_capacity(rows, axes["E"] * page, bound["split"], page)
-        # Rows of different streams share the entries: a row of each, and their splits besides.
-        return int(most)
-
-    each = splits_of(1)
+    each = loaded.headrace_cuda_decode_capacity(1, axes["E"] * page, bound["split"], page)
     rows = max(1, min(tokens, WORKSPACE // (each * q_heads * (dim + 2) * 4)))
     capacity = each * rows
     splits = q.new_empty(capacity * loaded.headrace_cuda_split_bytes(), dtype=torch.uint8)
@@ -89,9 +90,24 @@ def paged_attention(bound, axes, outs, library=None):
         *map(device.address, (q, k, v, o, lse, bound["entries"], bound["entry_indptr"])),
         *map(device.address, (bound["q_indptr"], bound["q_pos"], order, inv_freq)),
         *map(device.address, (bound["sink_logits"], splits, starts, partial)),
-        *q.stride()[:2], *k_strides, *v_strides, axes["N"], capacity, bound["split"], 0, rows,
-        axes["B"], q_heads, axes["Hkv"], dim, page, 0 if inv_freq is None else inv_freq.numel(),
-        device.DTYPE_CODE[q.dtype], device.DTYPE_CODE[k.dtype], bound["scale"], bound["softcap"],
+        *q.stride()[:2],
+        *k_strides,
+        *v_strides,
+        axes["N"],
+        capacity,
+        bound["split"],
+        0,
+        rows,
+        axes["B"],
+        q_heads,
+        axes["Hkv"],
+        dim,
+        page,
+        0 if inv_freq is None else inv_freq.numel(),
+        device.DTYPE_CODE[q.dtype],
+        device.DTYPE_CODE[k.dtype],
+        bound["scale"],
+        bound["softcap"],
     )
     with _on(q):
         for row in range(0, tokens, rows):
@@ -108,7 +124,9 @@ def merge_states(bound, axes, outs, library=None):
         return
     call = Merge(
         *map(device.address, (bound["o_a"], bound["o_b"], bound["lse_a"], bound["lse_b"], o, lse)),
-        lse.numel(), axes["D"], device.DTYPE_CODE[o.dtype],
+        lse.numel(),
+        axes["D"],
+        device.DTYPE_CODE[o.dtype],
     )
     with _on(o):
         code = loaded.headrace_cuda_merge_states(ctypes.byref(call), device.stream_of(o))

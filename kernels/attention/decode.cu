@@ -5,118 +5,11 @@
 // plan numbers the splits on the device, attend runs them on a grid that does not depend on their
 // number, join puts the splits of a row together in order. No host value depends on the view, so a
 // captured graph replays over edited views. Not yet seen running on a GPU.
-#include "kernels/common/device.cuh"
-#include "plan.h"
+#include "decode.cuh"
 #include "rotary.h"
 
 namespace headrace {
 namespace {
-
-constexpr int kWarps = 4, kThreads = 32 * kWarps, kMaxDim = 256, kTileSlots = 64, kPlanRows = 1024;
-
-struct Split {
-  int64_t seen, stop;  // visible tokens before the first entry; the first number that is not its own
-  int32_t row, entry, last, unused;
-};
-
-}  // namespace
-
-// What the caller hands over; tensors as pointers, strides in elements. Mirrored in cuda.py.
-struct Decode {
-  const void *q, *k, *v;
-  void* o;
-  float* lse;
-  const int64_t* entries;
-  const int32_t *entry_indptr, *q_indptr;
-  const int64_t *q_pos, *q_order;
-  const double* inv_freq;
-  const float* sink_logits;
-  Split* splits;     // [capacity]
-  int32_t* starts;   // [rows + 1]
-  float* partial;    // [capacity, q_heads, dim + 2]
-  int64_t q_row, q_head, k_page, k_head, v_page, v_head, pages, capacity, split;
-  int32_t row0, rows, streams, q_heads, kv_heads, dim, page_size, half, q_dtype, kv_dtype;
-  float scale, softcap;
-};
-
-namespace {
-
-__device__ inline int64_t warp_inclusive(int64_t x, int lane) {
-  for (int o = 1; o < 32; o *= 2) {
-    const int64_t other = __shfl_up_sync(kAll, x, o);
-    if (lane >= o) x += other;
-  }
-  return x;
-}
-
-// One block: the first split of every row, then the entries at which splits start.
-__global__ void __launch_bounds__(1024) plan_kernel(const Decode a) {
-  __shared__ int64_t seen[kPlanRows];
-  __shared__ int32_t first_split[kPlanRows];
-  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, warps = blockDim.x / 32;
-  int32_t done = 0;
-  for (int base = 0; base < a.rows; base += kPlanRows) {
-    const int n = a.rows - base < kPlanRows ? a.rows - base : kPlanRows;
-    for (int r = warp; r < n; r += warps) {
-      const int row = a.row0 + base + r, stream = owner(a.q_indptr, a.streams, row);
-      const int last = a.entry_indptr[stream + 1];
-      int64_t sum = 0;
-      for (int e = a.entry_indptr[stream] + lane; e < last; e += 32) {
-        const Range keys =
-            entry_keys(a.entries + int64_t{e} * 7, a.pages, a.page_size, a.q_order[row]);
-        sum += keys.hi - keys.lo;
-      }
-      for (int o = 16; o > 0; o /= 2) sum += __shfl_xor_sync(kAll, sum, o);
-      if (lane == 0) seen[r] = sum;
-    }
-    __syncthreads();
-    for (int r = lane; warp == 0 && r - lane < n; r += 32) {
-      const int64_t mine =
-          r < n ? split_count(seen[r], split_tokens(seen[r], a.split, a.page_size)) : 0;
-      const int64_t end = done + warp_inclusive(mine, lane);
-      if (r < n) {
-        first_split[r] = static_cast<int32_t>(end - mine);
-        a.starts[base + r] = static_cast<int32_t>(end - mine);
-        if (base + r + 1 == a.rows) a.starts[a.rows] = static_cast<int32_t>(end);
-      }
-      done = static_cast<int32_t>(__shfl_sync(kAll, end, 31));
-    }
-    __syncthreads();
-    for (int r = warp; r < n; r += warps) {
-      const int row = a.row0 + base + r, stream = owner(a.q_indptr, a.streams, row);
-      const int last = a.entry_indptr[stream + 1];
-      const int64_t tokens = split_tokens(seen[r], a.split, a.page_size);
-      const int count = split_count(seen[r], tokens);
-      Split* out = a.splits + first_split[r];
-      int64_t passed = 0;
-      int started = -1;  // the last split that has an entry
-      for (int e0 = a.entry_indptr[stream]; e0 < last; e0 += 32) {
-        const int e = e0 + lane;
-        int64_t keys = 0;
-        if (e < last) {
-          const Range range =
-              entry_keys(a.entries + int64_t{e} * 7, a.pages, a.page_size, a.q_order[row]);
-          keys = range.hi - range.lo;
-        }
-        const int64_t end = passed + warp_inclusive(keys, lane), begin = end - keys;
-        const int mine = keys > 0 ? static_cast<int>(begin / tokens) : -1;
-        int top = mine;
-        for (int o = 1; o < 32; o *= 2) {
-          const int other = __shfl_up_sync(kAll, top, o);
-          if (lane >= o && other > top) top = other;
-        }
-        int before = __shfl_up_sync(kAll, top, 1);
-        if (lane == 0 || before < started) before = started;
-        if (mine > before) out[mine] = {begin, (mine + 1) * tokens, row, e, last, 0};
-        passed = __shfl_sync(kAll, end, 31);
-        const int newest = __shfl_sync(kAll, top, 31);
-        if (newest > started) started = newest;
-      }
-      for (int s = started + 1 + lane; s < count; s += 32) out[s] = {0, 0, row, last, last, 0};
-    }
-    __syncthreads();
-  }
-}
 
 // c tanh(x / c); a series where 1 - exp would cancel.
 __device__ inline float soft_cap(float x, float cap) {
@@ -138,11 +31,13 @@ __device__ inline float finite_base(float m) { return m == -INFINITY ? 0.f : m; 
 // lanes along the head dimension.
 template <class T, int G>
 __global__ void __launch_bounds__(kThreads, blocks_for(G)) attend_kernel(const Decode a) {
-  constexpr int kVec = Vec<T>::size, kLanes = kTileSlots / kVec, kStep = 32 / kLanes;
-  constexpr int kUnroll = G > 4 ? 2 : 4, kValueUnroll = G > 4 ? 1 : 4;
-  constexpr int kChunks = kMaxDim / (32 * kVec);  // 16-byte words of a value row that a lane owns
-  alignas(16) __shared__ float plain[kMaxDim * G];           // [dim][G], scaled
-  alignas(16) __shared__ float slabs[kWarps][kMaxDim * G];   // rotated queries; sums at the end
+  // Wide groups leave registers for 4 elements of a key or value at a time.
+  using Word = Vec<T, (G > 4 ? 4 : 16 / sizeof(T))>;
+  constexpr int kVec = Word::size, kLanes = kTileSlots / kVec, kStep = 32 / kLanes;
+  constexpr int kUnroll = 4;
+  constexpr int kChunks = kMaxDim / (32 * kVec);            // words of a value row that a lane owns
+  alignas(16) __shared__ float plain[kMaxDim * G];          // [dim][G], scaled
+  alignas(16) __shared__ float slabs[kWarps][kMaxDim * G];  // rotated queries; sums at the end
   alignas(16) __shared__ float weights[kWarps][kTileSlots * G];
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   const int group = a.q_heads / a.kv_heads, passes = (group + G - 1) / G, dim = a.dim;
@@ -198,7 +93,8 @@ __global__ void __launch_bounds__(kThreads, blocks_for(G)) attend_kernel(const D
       const Range keys = entry_keys(entry, a.pages, a.page_size, order);
       if (keys.lo >= keys.hi) continue;
       seen += keys.hi - keys.lo;
-      const int from = static_cast<int>(entry[1] + keys.lo), to = static_cast<int>(entry[1] + keys.hi);
+      const int from = static_cast<int>(entry[1] + keys.lo),
+                to = static_cast<int>(entry[1] + keys.hi);
       for (int base = from / kTileSlots * kTileSlots; base < to; base += kTileSlots, ++tile) {
         if (tile % kWarps != warp) continue;
         const float* query = plain;
@@ -214,7 +110,8 @@ __global__ void __launch_bounds__(kThreads, blocks_for(G)) attend_kernel(const D
               const int i = lane + 32 * j;
               if (i >= a.half) break;
               float c, s;
-              cos_sin(phase(steps, j < kKept ? step[j % kKept] : phase_step(a.inv_freq[i])), &c, &s);
+              cos_sin(phase(steps, j < kKept ? step[j % kKept] : phase_step(a.inv_freq[i])), &c,
+                      &s);
 #pragma unroll
               for (int g = 0; g < G; ++g) {
                 const float x = plain[i * G + g], y = plain[(i + a.half) * G + g];
@@ -238,7 +135,7 @@ __global__ void __launch_bounds__(kThreads, blocks_for(G)) attend_kernel(const D
           const T* k = static_cast<const T*>(a.k) + entry[0] * a.k_page + kv_head * a.k_head + slot;
 #pragma unroll kUnroll
           for (int d = depth_lane; d < dim; d += kStep) {
-            const Vec<T> x = load_vec(k + static_cast<int64_t>(d) * a.page_size);
+            const Word x = load_vec<Word>(k + static_cast<int64_t>(d) * a.page_size);
 #pragma unroll
             for (int g = 0; g < G; ++g) {
               const float by = query[d * G + g];
@@ -292,13 +189,13 @@ __global__ void __launch_bounds__(kThreads, blocks_for(G)) attend_kernel(const D
         const int end = to < base + kTileSlots ? to : base + kTileSlots;
         const T* v = static_cast<const T*>(a.v) + entry[0] * a.v_page + kv_head * a.v_head;
         if (token_of < abreast) {
-#pragma unroll kValueUnroll
+#pragma unroll kUnroll
           for (int t = start + token_of; t < end; t += abreast) {
 #pragma unroll
             for (int c = 0; c < kChunks; ++c) {
               const int at = word + 32 * c;
               if (c > 0 && at >= words) break;
-              const Vec<T> x = load_vec(v + static_cast<int64_t>(t) * dim + at * kVec);
+              const Word x = load_vec<Word>(v + static_cast<int64_t>(t) * dim + at * kVec);
 #pragma unroll
               for (int g = 0; g < G; ++g) {
                 const float by = weight[(t - base) * G + g];
@@ -312,8 +209,8 @@ __global__ void __launch_bounds__(kThreads, blocks_for(G)) attend_kernel(const D
       }
     }
 
-    // Lanes, then warps, into one state, in a fixed order. A warp's weights are used up by now: their
-    // place takes its maxima and sums.
+    // Lanes, then warps, into one state, in a fixed order. A warp's weights are used up by now:
+    // their place takes its maxima and sums.
 #pragma unroll
     for (int g = 0; g < G; ++g) {
 #pragma unroll
@@ -362,7 +259,8 @@ __global__ void __launch_bounds__(kThreads, blocks_for(G)) attend_kernel(const D
       const int g = threadIdx.x;
       float top = weights[0][g], sum = 0.f;
       for (int w = 1; w < kWarps; ++w) top = fmaxf(top, weights[w][g]);
-      for (int w = 0; w < kWarps; ++w) sum += weights[w][G + g] * exp2f(weights[w][g] - finite_base(top));
+      for (int w = 0; w < kWarps; ++w)
+        sum += weights[w][G + g] * exp2f(weights[w][g] - finite_base(top));
       out[g * (dim + 2) + dim] = top;
       out[g * (dim + 2) + dim + 1] = sum;
     }
@@ -432,7 +330,8 @@ HEADRACE_EXPORT int64_t headrace_cuda_decode_capacity(int64_t rows, int64_t toke
 HEADRACE_EXPORT int64_t headrace_cuda_decode_bytes() { return sizeof(headrace::Decode); }
 HEADRACE_EXPORT int64_t headrace_cuda_split_bytes() { return sizeof(headrace::Split); }
 
-// Launches on `stream` of the current device; gives a cudaError_t. Allocates nothing, syncs nothing.
+// Launches on `stream` of the current device; gives a cudaError_t. Allocates nothing, syncs
+// nothing.
 HEADRACE_EXPORT int headrace_cuda_paged_attention(const headrace::Decode* a, void* stream) {
   int device = 0, processors = 1;
   cudaError_t error = cudaGetDevice(&device);

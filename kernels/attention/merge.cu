@@ -40,10 +40,11 @@ __global__ void __launch_bounds__(kMergeThreads) merge_kernel(const Merge a) {
   for (int d = lane * kStep; d < a.dim; d += 32 * kStep) {
     if constexpr (Wide) {
       Vec<T> x{}, y{}, z;
-      if (has_a) x = load_vec(from_a + d);
-      if (has_b) y = load_vec(from_b + d);
+      if (has_a) x = load_vec<Vec<T>>(from_a + d);
+      if (has_b) y = load_vec<Vec<T>>(from_b + d);
 #pragma unroll
-      for (int j = 0; j < kStep; ++j) z.at[j] = narrow<T>(widen(x.at[j]) * wa + widen(y.at[j]) * wb);
+      for (int j = 0; j < kStep; ++j)
+        z.at[j] = narrow<T>(widen(x.at[j]) * wa + widen(y.at[j]) * wb);
       *reinterpret_cast<Vec<T>*>(to + d) = z;
     } else {
       const float x = has_a ? widen(from_a[d]) * wa : 0.f;

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // How the visible tokens of one query row are cut into splits. A split is a run of whole entries:
-// entry e belongs to split floor(visible tokens before e / tokens), which depends on nothing but the
-// row's own view.
+// entry e belongs to split floor(visible tokens before e / tokens), which depends on nothing but
+// the row's own view.
 #pragma once
 #include "visible.h"
 
@@ -12,7 +12,8 @@ constexpr int kSplitTokens = 256;  // of a split, unless the view is longer than
 constexpr int kMaxSplits = 64;
 
 // Keys of an entry (7 int64: page, first, count, origin, cap, order, reach) that a query of order
-// `order` sees, counted from the entry's first. An entry that names slots outside the pool is empty.
+// `order` sees, counted from the entry's first. An entry that names slots outside the pool is
+// empty.
 HEADRACE_HD Range entry_keys(const std::int64_t* entry, std::int64_t pages, std::int64_t page_size,
                              std::int64_t order) {
   const std::int64_t page = entry[0], first = entry[1], count = entry[2];
@@ -22,7 +23,8 @@ HEADRACE_HD Range entry_keys(const std::int64_t* entry, std::int64_t pages, std:
 }
 
 // No less than a page, so that no split but the last can be without an entry.
-HEADRACE_HD std::int64_t split_tokens(std::int64_t seen, std::int64_t wanted, std::int64_t page_size) {
+HEADRACE_HD std::int64_t split_tokens(std::int64_t seen, std::int64_t wanted,
+                                      std::int64_t page_size) {
   std::int64_t tokens = wanted < kSplitTokens ? wanted : kSplitTokens;
   if (tokens < page_size) tokens = page_size;
   const std::int64_t least = (seen + kMaxSplits - 1) / kMaxSplits;

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Exact angles on CPU and GPU: a frequency is a fraction of a turn in units of 2^-64, a distance
-// times it wraps at whole turns with nothing lost, so a distance of 4,000,000 is as good as one of 1.
+// times it wraps at whole turns with nothing lost, so a distance of 4,000,000 is as good as one
+// of 1.
 #pragma once
 #include <math.h>
 
@@ -28,8 +29,9 @@ HEADRACE_HD void cos_sin(std::int64_t phase, float* cosine, float* sine) {
                   1.4629180792671596e-9f;  // 2 pi / 2^32
   const float z = r * r;
   const float s = r + r * z * (-1.6666654611e-1f + z * (8.3321608736e-3f + z * -1.9515295891e-4f));
-  const float c = 1.f - 0.5f * z + z * z * (4.166664568298827e-2f +
-                                            z * (-1.388731625493765e-3f + z * 2.443315711809948e-5f));
+  const float c =
+      1.f - 0.5f * z +
+      z * z * (4.166664568298827e-2f + z * (-1.388731625493765e-3f + z * 2.443315711809948e-5f));
   const float cv = quarter & 1 ? s : c, sv = quarter & 1 ? c : s;
   *cosine = (quarter + 1) & 2 ? -cv : cv;
   *sine = quarter & 2 ? -sv : sv;

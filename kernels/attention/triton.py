@@ -1,8 +1,211 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The attention ops in Triton. Not yet seen running on a GPU."""
+"""The attention ops in Triton: block shapes and launches. Not yet seen running on a GPU."""
 
-from .triton_dense import attention
-from .triton_paged import paged_attention
+from __future__ import annotations
+
+import torch
+import triton
+from headrace.kernels.common.triton import (
+    FUSION,
+    low_precision,
+    on_device,
+    page_strides,
+    power_of_two,
+)
+
+from .triton_dense import attention_join_kernel, attention_kernel
+from .triton_paged import paged_join_kernel, paged_kernel
+from .triton_plan import paged_count_kernel, paged_cut_kernel
 from .triton_state import append, merge_states
 
 __all__ = ["append", "attention", "merge_states", "paged_attention"]
+
+MAX_SPLIT = 512  # keys of a split; smaller if the caller says so
+SPLIT_BLOCKS = 4  # a stream of more blocks fills the device without splits
+
+
+def blocks_of(dim: int, low: bool) -> tuple[int, int, int, int, int]:
+    """(rows, keys, padded head dimension, warps, stages) of a block."""
+    padded = power_of_two(dim)
+    if low:
+        return (64 if padded <= 128 else 32), 64, padded, (4 if padded <= 64 else 8), 2
+    return (32 if padded <= 128 else 16), 32, padded, (4 if padded <= 64 else 8), 1
+
+
+def attention(bound, axes, outs):
+    """`headrace.ops.attention` on CUDA tensors (or, interpreted, small CPU tensors)."""
+    q, k, v, (o, lse) = bound["q"], bound["k"], bound["v"], outs
+    batches, q_heads, kv_heads = axes["B"], axes["Hq"], axes["Hkv"]
+    q_len, k_len, dim = axes["Lq"], axes["Lk"], axes["D"]
+    if o.numel() == 0:
+        return
+    low = low_precision(q, k, v)
+    rows, keys, padded, warps, stages = blocks_of(dim, low)
+    group = q_heads // kv_heads
+    windowed = bound["window"] is not None
+    unlimited = q_len + k_len
+    window = min(bound["window"], unlimited) if windowed else unlimited
+    sinks = min(bound["sinks"], k_len) if windowed else 0
+    blocks = triton.cdiv(q_len * group, rows)
+    split, splits = unlimited + 1, 1
+    if blocks == 1:
+        split = min(bound["split"], MAX_SPLIT)
+        hull = window + q_len if bound["causal"] else 2 * window + q_len
+        splits = triton.cdiv(max(1, min(k_len, hull + sinks)), split)
+    sink_logits = bound["sink_logits"]
+    part = [o.new_empty(0, dtype=torch.float32)] * 3
+    if splits > 1:
+        states = batches * kv_heads * splits * rows
+        part = [o.new_empty(states * n, dtype=torch.float32) for n in (dim, 1, 1)]
+    capped = bound["softcap"] > 0
+    with on_device("attention", q):
+        attention_kernel[(blocks * splits * kv_heads * batches,)](
+            q,
+            k,
+            v,
+            o,
+            lse,
+            *part,
+            sink_logits,
+            *q.stride()[:3],
+            *k.stride()[:3],
+            *v.stride()[:3],
+            q_heads,
+            kv_heads,
+            q_len,
+            k_len,
+            window,
+            sinks,
+            split,
+            splits,
+            bound["scale"],
+            bound["softcap"],
+            D=dim,
+            BD=padded,
+            BM=rows,
+            BN=keys,
+            BS=16 if sinks <= 16 else keys,
+            WINDOWED=windowed,
+            CAUSAL=bound["causal"],
+            CAPPED=capped,
+            HAS_SINK=sink_logits is not None,
+            LOW=low,
+            num_warps=warps,
+            num_stages=stages,
+            **FUSION,
+        )
+        if splits > 1:
+            attention_join_kernel[(batches * kv_heads,)](
+                o,
+                lse,
+                *part,
+                sink_logits,
+                q_heads,
+                kv_heads,
+                q_len,
+                splits,
+                D=dim,
+                BD=padded,
+                BM=rows,
+                HAS_SINK=sink_logits is not None,
+                num_warps=warps,
+                **FUSION,
+            )
+
+
+def paged_attention(bound, axes, outs):
+    """`headrace.ops.paged_attention` on CUDA tensors (or, interpreted, small CPU tensors)."""
+    q, k, v, (o, lse) = bound["q"], bound["k_pages"], bound["v_pages"], outs
+    q_heads, kv_heads, dim, page = axes["Hq"], axes["Hkv"], axes["D"], axes["P"]
+    if o.numel() == 0:
+        return
+    order = bound["q_pos"] if bound["q_order"] is None else bound["q_order"]
+    inv_freq, sink_logits = bound["inv_freq"], bound["sink_logits"]
+    low = low_precision(q, k, v)
+    rows, keys, padded, warps, stages = blocks_of(dim, low)
+    keys = min(keys, triton.next_power_of_2(page))
+    group = q_heads // kv_heads
+    split = min(bound["split"], MAX_SPLIT)
+    # Bounds that need no look at the device: a block of every stream may be ragged, and only the
+    # first SPLIT_BLOCKS blocks of a stream cut its view into splits.
+    blocks = axes["T"] * group // rows + axes["B"]
+    items = blocks + min(SPLIT_BLOCKS, blocks) * (axes["E"] * page // split)
+    plan = q.new_empty(blocks * 8, dtype=torch.int64)
+    work = q.new_empty(blocks + 1, dtype=torch.int32)
+    states = items * kv_heads * rows if axes["E"] * page > split else 0
+    part = [q.new_empty(states * n, dtype=torch.float32) for n in (dim, 1, 1)]
+    has_sink = sink_logits is not None
+    with on_device("paged_attention", q):
+        paged_count_kernel[(blocks,)](
+            plan,
+            bound["entries"],
+            bound["entry_indptr"],
+            bound["q_indptr"],
+            order,
+            axes["B"],
+            axes["N"],
+            group,
+            split,
+            P=page,
+            BM=rows,
+            SPLIT_BLOCKS=SPLIT_BLOCKS,
+            num_warps=2,
+            **FUSION,
+        )
+        paged_cut_kernel[(1,)](plan, work, blocks, BLOCK=1024, num_warps=4, **FUSION)
+        paged_kernel[(items * kv_heads,)](
+            q,
+            k,
+            v,
+            o,
+            lse,
+            bound["entries"],
+            bound["q_pos"],
+            order,
+            inv_freq,
+            sink_logits,
+            plan,
+            work,
+            *part,
+            *q.stride()[:2],
+            *page_strides("paged_attention", "k_pages", k),
+            *page_strides("paged_attention", "v_pages", v),
+            q_heads,
+            kv_heads,
+            blocks,
+            axes["N"],
+            0 if inv_freq is None else inv_freq.numel(),
+            split,
+            bound["scale"],
+            bound["softcap"],
+            D=dim,
+            BD=padded,
+            P=page,
+            BM=rows,
+            BN=keys,
+            ROTARY=inv_freq is not None,
+            CAPPED=bound["softcap"] > 0,
+            HAS_SINK=has_sink,
+            LOW=low,
+            num_warps=warps,
+            num_stages=stages,
+            **FUSION,
+        )
+        if states:
+            paged_join_kernel[(blocks * kv_heads,)](
+                o,
+                lse,
+                sink_logits,
+                plan,
+                work,
+                *part,
+                q_heads,
+                kv_heads,
+                blocks,
+                D=dim,
+                BD=padded,
+                BM=rows,
+                HAS_SINK=has_sink,
+                num_warps=warps,
+                **FUSION,
+            )

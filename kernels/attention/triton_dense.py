@@ -1,29 +1,44 @@
 # SPDX-License-Identifier: Apache-2.0
 """`attention` in Triton: a block of query rows over its sinks, then over its window.
 
-Rows of a block are the query heads of one kv head, position by position, so that keys and values are
-read once per kv head. Tiles outside the block's visible range are not read. A call whose rows fill one
-block (decode) cuts its keys into splits of fixed size. Not yet seen running on a GPU.
+Rows of a block are the query heads of one kv head, position by position, so that keys and values
+are read once per kv head. Tiles outside the block's visible range are not read. A call whose rows
+fill one block (decode) cuts its keys into splits of fixed size. Not yet seen running on a GPU.
 """
 
 from __future__ import annotations
 
-import torch
 import triton
 import triton.language as tl
 
-from headrace.kernels.common.triton import FUSION, low_precision, on_device, power_of_two
-
 from .triton_tile import finish, fold, join
-
-MAX_SPLIT = 512  # keys of a split; smaller if the caller says so
 
 
 @triton.jit
 def _tiles(
-    acc, m, l, q, position, k, v, k_row, v_row, begin, end, sinks, window, scale, softcap,
-    D: tl.constexpr, BD: tl.constexpr, BN: tl.constexpr, SINK: tl.constexpr,
-    WINDOWED: tl.constexpr, CAUSAL: tl.constexpr, CAPPED: tl.constexpr, MASKED: tl.constexpr,
+    acc,
+    m,
+    l,
+    q,
+    position,
+    k,
+    v,
+    k_row,
+    v_row,
+    begin,
+    end,
+    sinks,
+    window,
+    scale,
+    softcap,
+    D: tl.constexpr,
+    BD: tl.constexpr,
+    BN: tl.constexpr,
+    SINK: tl.constexpr,
+    WINDOWED: tl.constexpr,
+    CAUSAL: tl.constexpr,
+    CAPPED: tl.constexpr,
+    MASKED: tl.constexpr,
     LOW: tl.constexpr,
 ):
     """Keys [begin, end) in tiles of BN; SINK says which rule hides a key."""
@@ -52,11 +67,43 @@ def _tiles(
 
 @triton.jit(do_not_specialize=["q_len", "k_len", "window", "sinks", "split", "splits"])
 def attention_kernel(
-    q, k, v, o, lse, part_o, part_m, part_l, sink_logits,
-    q_batch, q_head, q_row, k_batch, k_head, k_row, v_batch, v_head, v_row,
-    q_heads, kv_heads, q_len, k_len, window, sinks, split, splits, scale, softcap,
-    D: tl.constexpr, BD: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BS: tl.constexpr,
-    WINDOWED: tl.constexpr, CAUSAL: tl.constexpr, CAPPED: tl.constexpr, HAS_SINK: tl.constexpr,
+    q,
+    k,
+    v,
+    o,
+    lse,
+    part_o,
+    part_m,
+    part_l,
+    sink_logits,
+    q_batch,
+    q_head,
+    q_row,
+    k_batch,
+    k_head,
+    k_row,
+    v_batch,
+    v_head,
+    v_row,
+    q_heads,
+    kv_heads,
+    q_len,
+    k_len,
+    window,
+    sinks,
+    split,
+    splits,
+    scale,
+    softcap,
+    D: tl.constexpr,
+    BD: tl.constexpr,
+    BM: tl.constexpr,
+    BN: tl.constexpr,
+    BS: tl.constexpr,
+    WINDOWED: tl.constexpr,
+    CAUSAL: tl.constexpr,
+    CAPPED: tl.constexpr,
+    HAS_SINK: tl.constexpr,
     LOW: tl.constexpr,
 ):
     group = q_heads // kv_heads
@@ -77,9 +124,7 @@ def attention_kernel(
     valid = row < q_len
     position = row + (k_len - q_len)
     at = batch * q_batch + head * q_head + row * q_row
-    x = tl.load(
-        q + at[:, None] + d[None, :], mask=valid[:, None] & (d[None, :] < D), other=0.0
-    )
+    x = tl.load(q + at[:, None] + d[None, :], mask=valid[:, None] & (d[None, :] < D), other=0.0)
 
     oldest = (block * BM) // group + k_len - q_len
     newest = tl.minimum((block * BM + BM - 1) // group, q_len - 1) + k_len - q_len
@@ -117,20 +162,108 @@ def attention_kernel(
     vb = v + batch * v_batch + kv_head * v_head
     if WINDOWED:
         acc, m, l = _tiles(
-            acc, m, l, x, position, kb, vb, k_row, v_row, sink_lo, sink_hi, sinks, window, scale,
-            softcap, D, BD, BS, True, WINDOWED, CAUSAL, CAPPED, True, LOW,
+            acc,
+            m,
+            l,
+            x,
+            position,
+            kb,
+            vb,
+            k_row,
+            v_row,
+            sink_lo,
+            sink_hi,
+            sinks,
+            window,
+            scale,
+            softcap,
+            D,
+            BD,
+            BS,
+            True,
+            WINDOWED,
+            CAUSAL,
+            CAPPED,
+            True,
+            LOW,
         )
     acc, m, l = _tiles(
-        acc, m, l, x, position, kb, vb, k_row, v_row, lo, whole_lo, sinks, window, scale,
-        softcap, D, BD, BN, False, WINDOWED, CAUSAL, CAPPED, True, LOW,
+        acc,
+        m,
+        l,
+        x,
+        position,
+        kb,
+        vb,
+        k_row,
+        v_row,
+        lo,
+        whole_lo,
+        sinks,
+        window,
+        scale,
+        softcap,
+        D,
+        BD,
+        BN,
+        False,
+        WINDOWED,
+        CAUSAL,
+        CAPPED,
+        True,
+        LOW,
     )
     acc, m, l = _tiles(
-        acc, m, l, x, position, kb, vb, k_row, v_row, whole_lo, whole_hi, sinks, window, scale,
-        softcap, D, BD, BN, False, WINDOWED, CAUSAL, CAPPED, False, LOW,
+        acc,
+        m,
+        l,
+        x,
+        position,
+        kb,
+        vb,
+        k_row,
+        v_row,
+        whole_lo,
+        whole_hi,
+        sinks,
+        window,
+        scale,
+        softcap,
+        D,
+        BD,
+        BN,
+        False,
+        WINDOWED,
+        CAUSAL,
+        CAPPED,
+        False,
+        LOW,
     )
     acc, m, l = _tiles(
-        acc, m, l, x, position, kb, vb, k_row, v_row, whole_hi, hi, sinks, window, scale,
-        softcap, D, BD, BN, False, WINDOWED, CAUSAL, CAPPED, True, LOW,
+        acc,
+        m,
+        l,
+        x,
+        position,
+        kb,
+        vb,
+        k_row,
+        v_row,
+        whole_hi,
+        hi,
+        sinks,
+        window,
+        scale,
+        softcap,
+        D,
+        BD,
+        BN,
+        False,
+        WINDOWED,
+        CAUSAL,
+        CAPPED,
+        True,
+        LOW,
     )
 
     out = (batch * q_heads + head) * q_len + row
@@ -151,8 +284,20 @@ def attention_kernel(
 
 @triton.jit(do_not_specialize=["q_len", "splits"])
 def attention_join_kernel(
-    o, lse, part_o, part_m, part_l, sink_logits, q_heads, kv_heads, q_len, splits,
-    D: tl.constexpr, BD: tl.constexpr, BM: tl.constexpr, HAS_SINK: tl.constexpr,
+    o,
+    lse,
+    part_o,
+    part_m,
+    part_l,
+    sink_logits,
+    q_heads,
+    kv_heads,
+    q_len,
+    splits,
+    D: tl.constexpr,
+    BD: tl.constexpr,
+    BM: tl.constexpr,
+    HAS_SINK: tl.constexpr,
 ):
     """Joins the splits of one block, in order."""
     group = q_heads // kv_heads
@@ -178,52 +323,3 @@ def attention_join_kernel(
     mask = valid[:, None] & (d[None, :] < D)
     tl.store(o + out[:, None] * D + d[None, :], y.to(o.dtype.element_ty), mask=mask)
     tl.store(lse + out, stat, mask=valid)
-
-
-def blocks_of(dim: int, low: bool) -> tuple[int, int, int, int, int]:
-    """(rows, keys, padded head dimension, warps, stages) of a block."""
-    padded = power_of_two(dim)
-    if low:
-        return (64 if padded <= 128 else 32), 64, padded, (4 if padded <= 64 else 8), 2
-    return (32 if padded <= 128 else 16), 32, padded, (4 if padded <= 64 else 8), 1
-
-
-def attention(bound, axes, outs):
-    """`headrace.ops.attention` on CUDA tensors (or, interpreted, small CPU tensors)."""
-    q, k, v, (o, lse) = bound["q"], bound["k"], bound["v"], outs
-    batches, q_heads, kv_heads = axes["B"], axes["Hq"], axes["Hkv"]
-    q_len, k_len, dim = axes["Lq"], axes["Lk"], axes["D"]
-    if o.numel() == 0:
-        return
-    low = low_precision(q, k, v)
-    rows, keys, padded, warps, stages = blocks_of(dim, low)
-    group = q_heads // kv_heads
-    windowed = bound["window"] is not None
-    unlimited = q_len + k_len
-    window = min(bound["window"], unlimited) if windowed else unlimited
-    sinks = min(bound["sinks"], k_len) if windowed else 0
-    blocks = triton.cdiv(q_len * group, rows)
-    split, splits = unlimited + 1, 1
-    if blocks == 1:
-        split = min(bound["split"], MAX_SPLIT)
-        hull = window + q_len if bound["causal"] else 2 * window + q_len
-        splits = triton.cdiv(max(1, min(k_len, hull + sinks)), split)
-    sink_logits = bound["sink_logits"]
-    part = [o.new_empty(0, dtype=torch.float32)] * 3
-    if splits > 1:
-        states = batches * kv_heads * splits * rows
-        part = [o.new_empty(states * n, dtype=torch.float32) for n in (dim, 1, 1)]
-    capped = bound["softcap"] > 0
-    with on_device("attention", q):
-        attention_kernel[(blocks * splits * kv_heads * batches,)](
-            q, k, v, o, lse, *part, sink_logits, *q.stride()[:3], *k.stride()[:3], *v.stride()[:3],
-            q_heads, kv_heads, q_len, k_len, window, sinks, split, splits, bound["scale"],
-            bound["softcap"], D=dim, BD=padded, BM=rows, BN=keys, BS=16 if sinks <= 16 else keys,
-            WINDOWED=windowed, CAUSAL=bound["causal"], CAPPED=capped,
-            HAS_SINK=sink_logits is not None, LOW=low, num_warps=warps, num_stages=stages, **FUSION,
-        )
-        if splits > 1:
-            attention_join_kernel[(batches * kv_heads,)](
-                o, lse, *part, sink_logits, q_heads, kv_heads, q_len, splits, D=dim, BD=padded,
-                BM=rows, HAS_SINK=sink_logits is not None, num_warps=warps, **FUSION,
-            )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`paged_attention` in Triton: blocks of query rows over a view, everything about the view on the device.
+"""`paged_attention` in Triton: blocks of query rows over a view that only the device knows.
 
 Three launches before the last know nothing of the host: `paged_count_kernel` finds the rows and the
 visible tokens of every block, `paged_cut_kernel` numbers the splits, `paged_kernel` runs one split,
@@ -7,8 +7,9 @@ and `paged_join_kernel` joins those of a block, so a captured graph replays over
 
 The query is rotated by its own position once; an entry adds one angle that all rows share,
 -origin * inv_freq, so a new origin costs two multiplications an element. Rows whose distance is
-capped are rotated from the start, by the cap. Angles are wrapping integers (see `phase_step`), exact
-at any distance. An entry that names slots outside the pool counts as empty: a device cannot raise.
+capped are rotated from the start, by the cap. Angles are wrapping integers (see `phase_step`),
+exact at any distance. An entry that names slots outside the pool counts as empty: a device cannot
+raise.
 
 A chunk of at most `SPLIT_BLOCKS` blocks is split every `split` visible tokens; longer ones fill the
 device as they are. Not yet seen running on a GPU.
@@ -16,109 +17,53 @@ device as they are. Not yet seen running on a GPU.
 
 from __future__ import annotations
 
-import torch
 import triton
 import triton.language as tl
 
-from headrace.kernels.common.triton import FUSION, low_precision, on_device, page_strides
-
-from .triton_dense import MAX_SPLIT, blocks_of
+from .triton_plan import entry_keys
 from .triton_tile import cos_sin, finish, fold, join, phase_step
-
-SPLIT_BLOCKS = 4
-
-
-@triton.jit
-def _entries(entries, index, last, pages, oldest, newest, P: tl.constexpr):
-    """First and one-past-last key, counted from the entry's first, that rows of these orders see."""
-    at = entries + index.to(tl.int64) * 7
-    mask = index < last
-    page = tl.load(at, mask=mask, other=0)
-    first = tl.load(at + 1, mask=mask, other=0)
-    count = tl.load(at + 2, mask=mask, other=0)
-    order = tl.load(at + 5, mask=mask, other=0)
-    reach = tl.load(at + 6, mask=mask, other=0)
-    inside = (page >= 0) & (page < pages) & (first >= 0) & (count > 0) & (count <= P - first)
-    count = tl.where(inside, count, 0)
-    lo = tl.minimum(tl.maximum(oldest - reach + 1 - order, 0), count)
-    hi = tl.minimum(tl.maximum(newest - order + 1, lo), count)
-    return lo, hi
-
-
-@triton.jit(do_not_specialize=["streams", "pages"])
-def paged_count_kernel(
-    plan, entries, entry_indptr, q_indptr, q_order, streams, pages, group, split,
-    P: tl.constexpr, BM: tl.constexpr, SPLIT_BLOCKS: tl.constexpr,
-):
-    """Row of the plan, int64 [8], of a block: first row of the stream, rows, block of the stream,
-    first and last entry, visible tokens, splits."""
-    pid = tl.program_id(0)
-    lane = tl.arange(0, 64)
-    before = 0  # blocks of the streams already passed
-    stream = 0
-    start = 0  # first block of the stream found
-    for s in range(0, streams, 64):
-        mask = s + lane < streams
-        rows = tl.load(q_indptr + s + lane + 1, mask=mask, other=0) - tl.load(
-            q_indptr + s + lane, mask=mask, other=0
-        )
-        ends = before + tl.cumsum((rows * group + BM - 1) // BM, 0)
-        passed = mask & (ends <= pid)
-        stream += tl.sum(passed.to(tl.int32), 0)
-        start = tl.maximum(start, tl.max(tl.where(passed, ends, 0), 0))
-        before = tl.max(ends, 0)
-    to = plan + pid.to(tl.int64) * 8
-    if stream < streams:
-        row = tl.load(q_indptr + stream)
-        rows = tl.load(q_indptr + stream + 1) - row
-        first = tl.load(entry_indptr + stream)
-        last = tl.load(entry_indptr + stream + 1)
-        block = pid - start
-        position = (block * BM + tl.arange(0, BM)) // group
-        valid = position < rows
-        order = tl.load(q_order + row + position, mask=valid, other=0)
-        oldest = tl.min(tl.where(valid, order, 9223372036854775807), 0)
-        newest = tl.max(tl.where(valid, order, -9223372036854775807), 0)
-        visible = tl.zeros([64], tl.int64)
-        for e in range(first, last, 64):
-            lo, hi = _entries(entries, e + lane, last, pages, oldest, newest, P)
-            visible += hi - lo
-        total = tl.sum(visible, 0)
-        splits = tl.maximum((total + split - 1) // split, 1)
-        splits = tl.where((rows * group + BM - 1) // BM > SPLIT_BLOCKS, 1, splits)
-        tl.store(to, row.to(tl.int64))
-        tl.store(to + 1, rows.to(tl.int64))
-        tl.store(to + 2, block.to(tl.int64))
-        tl.store(to + 3, first.to(tl.int64))
-        tl.store(to + 4, last.to(tl.int64))
-        tl.store(to + 5, oldest)
-        tl.store(to + 6, newest)
-        tl.store(to + 7, splits)
-    else:
-        tl.store(to + 7, (stream * 0).to(tl.int64))
-
-
-@triton.jit(do_not_specialize=["blocks"])
-def paged_cut_kernel(plan, work, blocks, BLOCK: tl.constexpr):
-    """work int32 [blocks + 1]: the first split of every block, and their number."""
-    lane = tl.arange(0, BLOCK)
-    done = 0
-    for b in range(0, blocks, BLOCK):
-        mask = b + lane < blocks
-        splits = tl.load(plan + (b + lane).to(tl.int64) * 8 + 7, mask=mask, other=0).to(tl.int32)
-        ends = done + tl.cumsum(splits, 0)
-        tl.store(work + b + lane, ends - splits, mask=mask)
-        done = tl.max(ends, 0)
-    tl.store(work + blocks, done)
 
 
 @triton.jit(do_not_specialize=["blocks", "pages"])
 def paged_kernel(
-    q, k_pages, v_pages, o, lse, entries, q_pos, q_order, inv_freq, sink_logits, plan, work,
-    part_o, part_m, part_l, q_row, q_head, k_page, k_head, v_page, v_head, q_heads, kv_heads,
-    blocks, pages, half, split, scale, softcap,
-    D: tl.constexpr, BD: tl.constexpr, P: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
-    ROTARY: tl.constexpr, CAPPED: tl.constexpr, HAS_SINK: tl.constexpr, LOW: tl.constexpr,
+    q,
+    k_pages,
+    v_pages,
+    o,
+    lse,
+    entries,
+    q_pos,
+    q_order,
+    inv_freq,
+    sink_logits,
+    plan,
+    work,
+    part_o,
+    part_m,
+    part_l,
+    q_row,
+    q_head,
+    k_page,
+    k_head,
+    v_page,
+    v_head,
+    q_heads,
+    kv_heads,
+    blocks,
+    pages,
+    half,
+    split,
+    scale,
+    softcap,
+    D: tl.constexpr,
+    BD: tl.constexpr,
+    P: tl.constexpr,
+    BM: tl.constexpr,
+    BN: tl.constexpr,
+    ROTARY: tl.constexpr,
+    CAPPED: tl.constexpr,
+    HAS_SINK: tl.constexpr,
+    LOW: tl.constexpr,
 ):
     item = tl.program_id(0) // kv_heads
     kv_head = (tl.program_id(0) % kv_heads).to(tl.int64)
@@ -182,7 +127,7 @@ def paged_kernel(
     passed = newest * 0  # visible tokens of the entries before this group
     tiles: tl.constexpr = (P + BN - 1) // BN
     for e0 in range(first_entry, last_entry, 64):
-        lo_all, hi_all = _entries(entries, e0 + lane, last_entry, pages, oldest, newest, P)
+        lo_all, hi_all = entry_keys(entries, e0 + lane, last_entry, pages, oldest, newest, P)
         n_all = hi_all - lo_all
         starts = passed + tl.cumsum(n_all, 0) - n_all
         mine = (n_all > 0) & (starts < end) & (starts + n_all > begin)
@@ -192,7 +137,7 @@ def paged_kernel(
         passed += tl.sum(n_all, 0)
         for i in range(i_lo * tiles, i_hi * tiles):
             e = e0 + i // tiles
-            lo, hi = _entries(entries, e, last_entry, pages, oldest, newest, P)
+            lo, hi = entry_keys(entries, e, last_entry, pages, oldest, newest, P)
             entry = entries + e * 7
             page = tl.load(entry)
             first = tl.load(entry + 1)
@@ -205,7 +150,7 @@ def paged_kernel(
             slot_hi = first + lo + tl.minimum(tl.maximum(end - gone, 0), hi - lo)
             if i % tiles == tiles - 1:
                 gone += hi - lo
-            if ROTARY:
+            if ROTARY:  # noqa: SIM102  (one is decided when the kernel is compiled)
                 if (origin != origin_now) | (cap != cap_now):
                     origin_now = origin
                     cap_now = cap
@@ -227,17 +172,19 @@ def paged_kernel(
             inside = (slot >= slot_lo) & (slot < slot_hi)
             # Whole runs of 16 slots, which never leave the page, keep the loads wide.
             run = slot // 16 * 16
-            touched = (run + 16 > slot_lo) & (run < slot_hi)
+            touched = (run + 16 > slot_lo) & (run < slot_hi) & (slot_lo < slot_hi)
             kt = tl.load(
                 k_pages + page * k_page + kv_head * k_head + d[:, None] * P + slot[None, :],
-                mask=(d < D)[:, None] & touched[None, :], other=0.0,
+                mask=(d < D)[:, None] & touched[None, :],
+                other=0.0,
             )
             age = order[:, None] - (key_order + slot - first)[None, :]
             seen = inside[None, :] & (age >= 0) & (age < reach)
             used = inside & (tl.max(seen.to(tl.int32), 0) > 0)
             vt = tl.load(
                 v_pages + page * v_page + kv_head * v_head + slot[:, None] * D + d[None, :],
-                mask=used[:, None] & (d < D)[None, :], other=0.0,
+                mask=used[:, None] & (d < D)[None, :],
+                other=0.0,
             )
             acc, m, l = fold(turned, kt, vt, seen, acc, m, l, scale, softcap, CAPPED, True, LOW)
 
@@ -259,8 +206,21 @@ def paged_kernel(
 
 @triton.jit(do_not_specialize=["blocks"])
 def paged_join_kernel(
-    o, lse, sink_logits, plan, work, part_o, part_m, part_l, q_heads, kv_heads, blocks,
-    D: tl.constexpr, BD: tl.constexpr, BM: tl.constexpr, HAS_SINK: tl.constexpr,
+    o,
+    lse,
+    sink_logits,
+    plan,
+    work,
+    part_o,
+    part_m,
+    part_l,
+    q_heads,
+    kv_heads,
+    blocks,
+    D: tl.constexpr,
+    BD: tl.constexpr,
+    BM: tl.constexpr,
+    HAS_SINK: tl.constexpr,
 ):
     """Joins the splits of one block and kv head, in order."""
     owner = tl.program_id(0) // kv_heads
@@ -292,48 +252,3 @@ def paged_join_kernel(
     mask = valid[:, None] & (d < D)[None, :]
     tl.store(o + out[:, None] * D + d[None, :], y.to(o.dtype.element_ty), mask=mask)
     tl.store(lse + out, stat, mask=valid)
-
-
-def paged_attention(bound, axes, outs):
-    """`headrace.ops.paged_attention` on CUDA tensors (or, interpreted, small CPU tensors)."""
-    q, k, v, (o, lse) = bound["q"], bound["k_pages"], bound["v_pages"], outs
-    q_heads, kv_heads, dim, page = axes["Hq"], axes["Hkv"], axes["D"], axes["P"]
-    if o.numel() == 0:
-        return
-    order = bound["q_pos"] if bound["q_order"] is None else bound["q_order"]
-    inv_freq, sink_logits = bound["inv_freq"], bound["sink_logits"]
-    low = low_precision(q, k, v)
-    rows, keys, padded, warps, stages = blocks_of(dim, low)
-    keys = min(keys, triton.next_power_of_2(page))
-    group = q_heads // kv_heads
-    split = min(bound["split"], MAX_SPLIT)
-    # Bounds that need no look at the device: a block of every stream may be ragged, and only the
-    # first SPLIT_BLOCKS blocks of a stream cut its view into splits.
-    blocks = axes["T"] * group // rows + axes["B"]
-    items = blocks + min(SPLIT_BLOCKS, blocks) * (axes["E"] * page // split)
-    plan = q.new_empty(blocks * 8, dtype=torch.int64)
-    work = q.new_empty(blocks + 1, dtype=torch.int32)
-    states = items * kv_heads * rows if axes["E"] * page > split else 0
-    part = [q.new_empty(states * n, dtype=torch.float32) for n in (dim, 1, 1)]
-    has_sink = sink_logits is not None
-    with on_device("paged_attention", q):
-        paged_count_kernel[(blocks,)](
-            plan, bound["entries"], bound["entry_indptr"], bound["q_indptr"], order, axes["B"],
-            axes["N"], group, split, P=page, BM=rows, SPLIT_BLOCKS=SPLIT_BLOCKS, num_warps=2,
-            **FUSION,
-        )
-        paged_cut_kernel[(1,)](plan, work, blocks, BLOCK=1024, num_warps=4, **FUSION)
-        paged_kernel[(items * kv_heads,)](
-            q, k, v, o, lse, bound["entries"], bound["q_pos"], order, inv_freq, sink_logits, plan,
-            work, *part, *q.stride()[:2], *page_strides("paged_attention", "k_pages", k),
-            *page_strides("paged_attention", "v_pages", v), q_heads, kv_heads, blocks, axes["N"],
-            0 if inv_freq is None else inv_freq.numel(), split, bound["scale"], bound["softcap"],
-            D=dim, BD=padded, P=page, BM=rows, BN=keys, ROTARY=inv_freq is not None,
-            CAPPED=bound["softcap"] > 0, HAS_SINK=has_sink, LOW=low, num_warps=warps,
-            num_stages=stages, **FUSION,
-        )
-        if states:
-            paged_join_kernel[(blocks * kv_heads,)](
-                o, lse, sink_logits, plan, work, *part, q_heads, kv_heads, blocks, D=dim,
-                BD=padded, BM=rows, HAS_SINK=has_sink, num_warps=warps, **FUSION,
-            )

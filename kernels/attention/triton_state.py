@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import triton
 import triton.language as tl
-
 from headrace.kernels.common.triton import FUSION, on_device, page_strides, power_of_two
 
 from .triton_tile import cos_sin, phase_step
@@ -15,9 +14,28 @@ TOKENS = 16  # of one program; a run of consecutive slots is written as rows of 
 
 @triton.jit(do_not_specialize=["tokens", "pages"])
 def append_kernel(
-    k, v, k_pages, v_pages, where, inv_freq, k_row, k_head, v_row, v_head, k_page, k_page_head,
-    v_page, v_page_head, tokens, pages, half,
-    D: tl.constexpr, BD: tl.constexpr, P: tl.constexpr, BT: tl.constexpr, ROTARY: tl.constexpr,
+    k,
+    v,
+    k_pages,
+    v_pages,
+    where,
+    inv_freq,
+    k_row,
+    k_head,
+    v_row,
+    v_head,
+    k_page,
+    k_page_head,
+    v_page,
+    v_page_head,
+    tokens,
+    pages,
+    half,
+    D: tl.constexpr,
+    BD: tl.constexpr,
+    P: tl.constexpr,
+    BT: tl.constexpr,
+    ROTARY: tl.constexpr,
 ):
     t = tl.program_id(0).to(tl.int64) * BT + tl.arange(0, BT)
     head = tl.program_id(1).to(tl.int64)
@@ -40,9 +58,9 @@ def append_kernel(
         key = key * c + tl.where(low_half[None, :], -other, other) * s
     to_k = k_pages + (page * k_page + head * k_page_head + slot)[:, None] + d[None, :] * P
     tl.store(to_k, key.to(k_pages.dtype.element_ty), mask=both)
-    value = tl.load(
-        v + (t * v_row + head * v_head)[:, None] + d[None, :], mask=both, other=0.0
-    ).to(tl.float32)
+    value = tl.load(v + (t * v_row + head * v_head)[:, None] + d[None, :], mask=both, other=0.0).to(
+        tl.float32
+    )
     to_v = v_pages + (page * v_page + head * v_page_head + slot * D)[:, None] + d[None, :]
     tl.store(to_v, value.to(v_pages.dtype.element_ty), mask=both)
 
@@ -61,7 +79,8 @@ def merge_states_kernel(
     total = wa + wb
     share = 1.0 / tl.where(total == 0.0, 1.0, total)
     tl.store(
-        lse + r, tl.where(total == 0.0, float("-inf"), base + tl.log(tl.maximum(total, 1.0))),
+        lse + r,
+        tl.where(total == 0.0, float("-inf"), base + tl.log(tl.maximum(total, 1.0))),
         mask=mask,
     )
     for start in range(0, D, BD):
@@ -76,7 +95,7 @@ def merge_states_kernel(
 
 
 def append(bound, axes, outs):
-    """`headrace.ops.append` on CUDA tensors. A token whose page or slot is outside is not written."""
+    """`headrace.ops.append` on CUDA tensors. A token with no page or slot inside is not written."""
     k, v, k_pages, v_pages = bound["k"], bound["v"], bound["k_pages"], bound["v_pages"]
     to_k = page_strides("append", "k_pages", k_pages)
     to_v = page_strides("append", "v_pages", v_pages)
@@ -85,10 +104,26 @@ def append(bound, axes, outs):
         return
     with on_device("append", k):
         append_kernel[(triton.cdiv(axes["T"], TOKENS), axes["Hkv"])](
-            k, v, k_pages, v_pages, bound["where"], inv_freq, *k.stride()[:2], *v.stride()[:2],
-            *to_k, *to_v, axes["T"], axes["N"], 0 if inv_freq is None else inv_freq.numel(),
-            D=axes["D"], BD=power_of_two(axes["D"]), P=axes["P"], BT=TOKENS,
-            ROTARY=inv_freq is not None, num_warps=4, **FUSION,
+            k,
+            v,
+            k_pages,
+            v_pages,
+            bound["where"],
+            inv_freq,
+            *k.stride()[:2],
+            *v.stride()[:2],
+            *to_k,
+            *to_v,
+            axes["T"],
+            axes["N"],
+            0 if inv_freq is None else inv_freq.numel(),
+            D=axes["D"],
+            BD=power_of_two(axes["D"]),
+            P=axes["P"],
+            BT=TOKENS,
+            ROTARY=inv_freq is not None,
+            num_warps=4,
+            **FUSION,
         )
 
 
@@ -100,6 +135,16 @@ def merge_states(bound, axes, outs):
         return
     with on_device("merge_states", o):
         merge_states_kernel[(triton.cdiv(rows, 16),)](
-            bound["o_a"], bound["lse_a"], bound["o_b"], bound["lse_b"], o, lse, rows, D=axes["D"],
-            BD=min(256, power_of_two(axes["D"])), BR=16, num_warps=4, **FUSION,
+            bound["o_a"],
+            bound["lse_a"],
+            bound["o_b"],
+            bound["lse_b"],
+            o,
+            lse,
+            rows,
+            D=axes["D"],
+            BD=min(256, power_of_two(axes["D"])),
+            BR=16,
+            num_warps=4,
+            **FUSION,
         )

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import triton
 import triton.language as tl
-
 from headrace.kernels.common.triton import product
 
 LOG2E = tl.constexpr(1.4426950408889634)
@@ -29,15 +28,17 @@ def phase_step(freq):
 
 @triton.jit
 def cos_sin(phase):
-    """cos and sin, fp32, of an int64 phase. Only the residue below an eighth of a turn is rounded."""
+    """cos and sin, fp32, of an int64 phase. Only what is left of an eighth of a turn is rounded."""
     t = (phase >> 32).to(tl.int32)
     # 64-bit here: the sum may pass 2**31.
     quarter = ((t.to(tl.int64) + (1 << 29)) >> 30).to(tl.int32)
     r = (t.to(tl.int64) - (quarter.to(tl.int64) << 30)).to(tl.float32) * 1.4629180792671596e-9
     z = r * r
     s = r + r * z * (-1.6666654611e-1 + z * (8.3321608736e-3 + z * -1.9515295891e-4))
-    c = 1.0 - 0.5 * z + z * z * (
-        4.166664568298827e-2 + z * (-1.388731625493765e-3 + z * 2.443315711809948e-5)
+    c = (
+        1.0
+        - 0.5 * z
+        + z * z * (4.166664568298827e-2 + z * (-1.388731625493765e-3 + z * 2.443315711809948e-5))
     )
     swap = (quarter & 1) != 0
     cosine = tl.where(swap, s, c)
@@ -62,13 +63,23 @@ def soft_cap(x, cap):
 
 @triton.jit
 def fold(
-    q, k, v, seen, acc, m, l, scale, softcap,
-    CAPPED: tl.constexpr, MASKED: tl.constexpr, LOW: tl.constexpr,
+    q,
+    k,
+    v,
+    seen,
+    acc,
+    m,
+    l,
+    scale,
+    softcap,
+    CAPPED: tl.constexpr,
+    MASKED: tl.constexpr,
+    LOW: tl.constexpr,
 ):
     """Takes one tile of keys [D, N] and values [N, D] into the running state of rows q [M, D].
 
-    m and l are the maximum (of logits times log2 e) and the sum. Values of keys that no row sees must
-    come in as 0: their weight is 0, but 0 times NaN is not.
+    m and l are the maximum (of logits times log2 e) and the sum. Values of keys that no row sees
+    must come in as 0: their weight is 0, but 0 times NaN is not.
     """
     s = product(q, k, LOW) * scale
     if CAPPED:

@@ -60,10 +60,22 @@ def library() -> ctypes.CDLL:
         raise BackendError(f"backend cuda: expected {path.name} to load, got: {error}") from error
 
 
+@functools.cache
+def available() -> bool:
+    """Whether `library()` loads here."""
+    try:
+        library()
+    except BackendError:
+        return False
+    return True
+
+
 def check(op: str, code: int, loaded: ctypes.CDLL) -> None:
     """Raises RuntimeError for a cudaError_t other than success."""
     if code:
-        raise RuntimeError(f"{op}(launch): expected success, got {loaded.headrace_cuda_error(code).decode()}")
+        raise RuntimeError(
+            f"{op}(launch): expected success, got {loaded.headrace_cuda_error(code).decode()}"
+        )
 
 
 def stream_of(x: Tensor) -> int:

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Numbers, wide loads and launches for the CUDA kernels. Compiles without nvcc too, against a stand-in
-// for the runtime, so that tests run kernels on a CPU.
+// Numbers, wide loads and launches for the CUDA kernels. Compiles without nvcc too, against a
+// stand-in for the runtime, so that tests run kernels on a CPU.
 #pragma once
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
@@ -18,7 +18,9 @@ struct bf16 {
 };
 
 __device__ inline float widen(float x) { return x; }
-__device__ inline float widen(bf16 x) { return __uint_as_float(static_cast<uint32_t>(x.bits) << 16); }
+__device__ inline float widen(bf16 x) {
+  return __uint_as_float(static_cast<uint32_t>(x.bits) << 16);
+}
 __device__ inline float widen(__half x) { return __half2float(x); }
 
 template <class T>
@@ -53,15 +55,15 @@ __device__ inline void store_any(void* p, int64_t i, int dtype, float x) {
   }
 }
 
-// 16 bytes of T, loaded and stored as one word.
-template <class T>
-struct alignas(16) Vec {
-  static constexpr int size = 16 / sizeof(T);
-  T at[size];
+// N elements, loaded and stored as one word of up to 16 bytes.
+template <class T, int N = 16 / sizeof(T)>
+struct alignas(N * sizeof(T)) Vec {
+  static constexpr int size = N;
+  T at[N];
 };
-template <class T>
-__device__ inline Vec<T> load_vec(const T* p) {
-  return *reinterpret_cast<const Vec<T>*>(p);
+template <class V, class T>
+__device__ inline V load_vec(const T* p) {
+  return *reinterpret_cast<const V*>(p);
 }
 
 constexpr unsigned kAll = 0xffffffffu;

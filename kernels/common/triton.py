@@ -29,7 +29,7 @@ def on_device(op: str, x: Tensor) -> contextlib.AbstractContextManager[Any]:
         return torch.cuda.device(x.device)
     if not INTERPRETED:
         raise BackendError(
-            f"{op}(backend): expected CUDA tensors for backend triton, got {x.device.type} tensors; "
+            f"{op}(backend): expected CUDA tensors for backend triton, got {x.device.type}; "
             "TRITON_INTERPRET=1 runs small ones on the CPU"
         )
     return contextlib.nullcontext()

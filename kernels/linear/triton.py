@@ -10,14 +10,25 @@ from __future__ import annotations
 
 import triton
 import triton.language as tl
-
 from headrace.kernels.common.triton import FUSION, low_precision, on_device, product
 
 
 @triton.jit(do_not_specialize=["rows"])
 def linear_kernel(
-    x, weight, bias, y, rows, N, K, x_row, w_row,
-    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, HAS_BIAS: tl.constexpr, LOW: tl.constexpr,
+    x,
+    weight,
+    bias,
+    y,
+    rows,
+    N,
+    K,
+    x_row,
+    w_row,
+    BM: tl.constexpr,
+    BN: tl.constexpr,
+    BK: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    LOW: tl.constexpr,
 ):
     pid = tl.program_id(0)
     # Row blocks of one column block run side by side: its weights are read from memory once.
@@ -30,11 +41,13 @@ def linear_kernel(
         i = start + depth
         a = tl.load(
             x + t[:, None] * x_row + i[None, :],
-            mask=(t[:, None] < rows) & (i[None, :] < K), other=0.0,
+            mask=(t[:, None] < rows) & (i[None, :] < K),
+            other=0.0,
         )
         b = tl.load(
             weight + n[None, :] * w_row + i[:, None],
-            mask=(n[None, :] < N) & (i[:, None] < K), other=0.0,
+            mask=(n[None, :] < N) & (i[:, None] < K),
+            other=0.0,
         )
         acc += product(a, b, LOW)
     if HAS_BIAS:
@@ -53,7 +66,21 @@ def linear(bound, axes, outs):
     block_m, block_n, block_k = (64, 64 if n > 8192 else 32, 64) if low else (32, 32, 32)
     with on_device("linear", x):
         linear_kernel[(triton.cdiv(rows, block_m) * triton.cdiv(n, block_n),)](
-            x, weight, bias, y, rows, n, k, x.stride(0) if rows > 1 else k, weight.stride(0),
-            BM=block_m, BN=block_n, BK=block_k, HAS_BIAS=bias is not None, LOW=low, num_warps=4,
-            num_stages=4 if low else 2, **FUSION,
+            x,
+            weight,
+            bias,
+            y,
+            rows,
+            n,
+            k,
+            x.stride(0) if rows > 1 else k,
+            weight.stride(0),
+            BM=block_m,
+            BN=block_n,
+            BK=block_k,
+            HAS_BIAS=bias is not None,
+            LOW=low,
+            num_warps=4,
+            num_stages=4 if low else 2,
+            **FUSION,
         )

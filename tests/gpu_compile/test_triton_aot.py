@@ -20,18 +20,21 @@ triton = pytest.importorskip("triton", reason="triton is not installed; pip inst
 if os.environ.get("TRITON_INTERPRET") == "1":
     pytest.skip("TRITON_INTERPRET=1 turns the compiler off", allow_module_level=True)
 
+import headrace.kernels  # noqa: E402
 from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.compiler import ASTSource  # noqa: E402
 from triton.runtime.jit import JITFunction  # noqa: E402
 
 import headrace  # noqa: E402
-import headrace.kernels  # noqa: E402
-from headrace.kernels.common import triton as common  # noqa: E402
 
 SHARED_LIMIT = {80: 163 * 1024, 90: 227 * 1024}  # bytes a block may take
 TYPES = {
-    torch.float32: "*fp32", torch.float16: "*fp16", torch.bfloat16: "*bf16",
-    torch.float64: "*fp64", torch.int32: "*i32", torch.int64: "*i64",
+    torch.float32: "*fp32",
+    torch.float16: "*fp16",
+    torch.bfloat16: "*bf16",
+    torch.float64: "*fp64",
+    torch.int32: "*i32",
+    torch.int64: "*i64",
 }
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 
@@ -101,8 +104,14 @@ def paged(dtype, dim, page=64, **more):
     pages = torch.zeros(64, 2, dim, page, dtype=more.pop("kv", dtype))
     indptr = torch.tensor([0, 1, 3], dtype=torch.int32)
     torch.ops.headrace.paged_attention(
-        q, pages, pages.mT.contiguous(), torch.zeros(64, 7, dtype=torch.int64), indptr, indptr,
-        torch.zeros(3, dtype=torch.int64), **more,
+        q,
+        pages,
+        pages.mT.contiguous(),
+        torch.zeros(64, 7, dtype=torch.int64),
+        indptr,
+        indptr,
+        torch.zeros(3, dtype=torch.int64),
+        **more,
     )
 
 
@@ -136,7 +145,9 @@ CASES = {
     "paged": lambda t: paged(t, 128, inv_freq=freqs(128)),
     "paged-narrow": lambda t: paged(t, 64, inv_freq=freqs(64)),
     "paged-odd": lambda t: paged(t, 96, page=48, inv_freq=freqs(64), softcap=2.0),
-    "paged-wide": lambda t: paged(t, 256, page=128, sink_logits=torch.zeros(8), inv_freq=freqs(256)),
+    "paged-wide": lambda t: paged(
+        t, 256, page=128, sink_logits=torch.zeros(8), inv_freq=freqs(256)
+    ),
     "paged-still": lambda t: paged(t, 128),
     "append": lambda t: append(t, 128, inv_freq=freqs(128)),
     "append-still": lambda t: append(t, 80),

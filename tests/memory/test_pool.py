@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 import pytest
 import torch
-from headrace import PagePool
 from headrace.kernels.attention import reference
+
+from headrace import PagePool
 from headrace.memory import view
 
 

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 import pytest
 import torch
-from headrace import Absolute, InCache, Sink, Window
-from headrace.memory import UNLIMITED, Plan, Region
 from hypothesis import given
 from hypothesis import strategies as st
+
+from headrace import Absolute, InCache, Sink, Window
+from headrace.memory import UNLIMITED, Plan, Region
 
 memories = st.builds(
     lambda sinks, window, more: Sink(sinks) + Window(window) + more,

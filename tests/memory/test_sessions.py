@@ -7,11 +7,12 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from headrace import InCache, Sink, Window, wrap
-from headrace.memory import view
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from headrace import InCache, Sink, Window, wrap
+from headrace.memory import view
 
 
 class Recorder:
@@ -45,7 +46,8 @@ class Sessions(RuleBasedStateMachine):
         self.marks = []  # [mark, stream, tokens]
 
     def some(self, data, things):
-        return data.draw(st.sampled_from(things))
+        # By index: hypothesis keeps what it draws, and a mark that is kept holds its pages.
+        return things[data.draw(st.integers(0, len(things) - 1))]
 
     def alive(self, history):
         """What the next query sees."""
@@ -53,16 +55,16 @@ class Sessions(RuleBasedStateMachine):
         first = 0 if self.window is None else at - self.window + 1
         return [(j, x) for j, x in enumerate(history) if j < self.sinks or j >= first]
 
-    @precondition(lambda self: len(self.streams) < 6)
+    @precondition(lambda self: len(self.streams) < 4)
     @rule()
     def open(self):
         self.streams.append([self.engine.open(), []])
 
     @precondition(lambda self: self.streams)
-    @rule(data=st.data(), broken=st.booleans())
+    @rule(data=st.data(), broken=st.sampled_from([False, False, False, True]))
     def step(self, data, broken):
         chosen = data.draw(st.lists(st.sampled_from(range(len(self.streams))), unique=True))
-        counts = [data.draw(st.integers(0, 40)) for _ in chosen]
+        counts = [data.draw(st.integers(0, 5) | st.integers(0, 40)) for _ in chosen]
         fed = [[self.serial.randrange(256) for _ in range(n)] for n in counts]
         batch = {self.streams[i][0]: x for i, x in zip(chosen, fed, strict=True)}
         self.model.broken = broken
@@ -78,13 +80,13 @@ class Sessions(RuleBasedStateMachine):
         for i, x in zip(chosen, fed, strict=True):
             self.streams[i][1] += x
 
-    @precondition(lambda self: self.streams and len(self.streams) < 6)
+    @precondition(lambda self: self.streams and len(self.streams) < 4)
     @rule(data=st.data())
     def fork(self, data):
         stream, history = self.some(data, self.streams)
         self.streams.append([stream.fork(), list(history)])
 
-    @precondition(lambda self: self.streams and len(self.marks) < 5)
+    @precondition(lambda self: self.streams and len(self.marks) < 4)
     @rule(data=st.data())
     def mark(self, data):
         stream, history = self.some(data, self.streams)
@@ -113,16 +115,14 @@ class Sessions(RuleBasedStateMachine):
 
     @invariant()
     def contents_are_those_of_the_model(self):
+        written = self.engine.pool.v[0, :, 0, :, 0].tolist()
         for stream, history in [*self.streams, *((m[0], m[2]) for m in self.marks)]:
             table = stream._lease.table
             assert table.tokens == len(history)
-            read = [
-                (row[view.ORDER] + i, int(self.engine.pool.v[0, row[view.PAGE], 0, slot, 0]))
-                for row in view.entries(table, self.engine.plan, oldest=table.end)
-                for i, slot in enumerate(
-                    range(row[view.FIRST], row[view.FIRST] + row[view.COUNT])
-                )
-            ]  # fmt: skip
+            read = []
+            for row in view.entries(table, self.engine.plan, oldest=table.end):
+                slots = written[row[view.PAGE]][row[view.FIRST] :][: row[view.COUNT]]
+                read += [(row[view.ORDER] + i, x) for i, x in enumerate(slots)]
             assert read == self.alive(history)
 
     @invariant()
@@ -146,7 +146,7 @@ class Sessions(RuleBasedStateMachine):
 
 
 Sessions.TestCase.settings = settings(
-    max_examples=40, stateful_step_count=30, deadline=None, derandomize=True,
+    max_examples=60, stateful_step_count=30, deadline=None, derandomize=True,
     suppress_health_check=list(HealthCheck),
 )  # fmt: skip
 TestSessions = Sessions.TestCase

@@ -5,9 +5,10 @@ import stat
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
+
 from headrace.models import Decoder, DecoderConfig, load, names, save
 from headrace.models.training.attention import dense
-from safetensors.torch import load_file, save_file
 
 
 def tiny(**changes):

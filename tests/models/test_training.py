@@ -3,6 +3,7 @@ import math
 
 import pytest
 import torch
+
 from headrace.models import Decoder, DecoderConfig, load
 from headrace.models.training import data
 from headrace.models.training.attention import banded, dense, rotate, rotation

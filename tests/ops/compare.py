@@ -5,10 +5,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import headrace
 import torch
-from headrace import _C, ops
 from torch import Tensor
+
+import headrace
+from headrace import _C, ops
 
 
 @dataclass(frozen=True)
@@ -86,18 +87,28 @@ def tolerances(name: str, args: tuple, kwargs: dict, outs: tuple[Tensor, ...]) -
     return [ops.specs()[name].tolerance(o.dtype, axes, bound) for o in outs]
 
 
-def check(name: str, args: tuple, kwargs: dict, label: object = "", got=None, want=None) -> None:
+def check(
+    name: str,
+    args: tuple,
+    kwargs: dict,
+    label: object = "",
+    *,
+    got: tuple[Tensor, ...] | None = None,
+    want: tuple[Tensor, ...] | None = None,
+    floor: float = 0.0,
+) -> None:
     """Runs the op (or takes what it gave) and holds it against the reference within its tolerance.
 
     Besides the RMS, which a single wrong row could hide from, no element may be off by more than
     eight tolerances of the largest value. The second result of an attention op is a logarithm: its
-    absolute error is what counts, so its scale is 1 at least.
+    absolute error is what counts, so its scale is 1 at least. `floor` is the least scale of the
+    first: what its values would be by size, where there are so few that all may cancel.
     """
     got = run(name, args, kwargs) if got is None else got
     want = reference(name, args, kwargs) if want is None else want
     limits = tolerances(name, args, kwargs, got)
     for i, (g, w, limit) in enumerate(zip(got, want, limits, strict=True)):
-        d = distance(g, w, floor=1.0 if i else 0.0)
+        d = distance(g, w, floor=1.0 if i else floor)
         print(
             f"{name}[{i}] {label}: rms {d.rms:.2e} peak {d.peak:.2e} of {limit:.2e},"
             f" max abs {d.max_abs:.2e}"
@@ -108,12 +119,14 @@ def check(name: str, args: tuple, kwargs: dict, label: object = "", got=None, wa
         )
 
 
-def check_levels(name: str, args: tuple, kwargs: dict, label: object = "") -> None:
+def check_levels(
+    name: str, args: tuple, kwargs: dict, label: object = "", floor: float = 0.0
+) -> None:
     """`check` at every ISA level of this machine, against one run of the reference."""
     want = reference(name, args, kwargs)
     for level in _C.available_isas():
         with headrace.use_isa(level):
-            check(name, args, kwargs, f"{level} {label}", want=want)
+            check(name, args, kwargs, f"{level} {label}", want=want, floor=floor)
 
 
 def same_bits(a: Tensor, b: Tensor) -> bool:

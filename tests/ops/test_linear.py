@@ -6,10 +6,10 @@ import re
 import numpy as np
 import pytest
 import torch
-from headrace import ops
 from hypothesis import given
 from hypothesis import strategies as st
 
+from headrace import ops
 from tests.ops import compare, samples
 
 pytestmark = pytest.mark.usefixtures("guarded", "two_threads")
@@ -17,6 +17,11 @@ PAIRS = [(a, b) for a in samples.DTYPES for b in samples.DTYPES]
 ROWS = (1, 2, 3, 4, 5, 7, 8, 15, 16, 17, 63, 64, 65, 67)
 DEPTHS = (0, 1, 7, 8, 15, 16, 17, 31, 130, 512)
 OUTPUTS = (0, 1, 5, 6, 7, 95, 96, 97, 193)
+
+
+def check(args, kwargs, label):
+    """A handful of sums may all cancel; then their usual size is the scale."""
+    compare.check_levels("linear", args, kwargs, label, floor=args[0].shape[1] ** 0.5)
 
 
 @pytest.mark.parametrize("pair", PAIRS, ids=str)
@@ -32,14 +37,14 @@ def test_grid(pair):
     )
     for i, case in enumerate(grid):
         args, kwargs = samples.linear(i, dtype=pair[0], weight_dtype=pair[1], **case)
-        compare.check_levels("linear", args, kwargs, case)
+        check(args, kwargs, case)
 
 
 @pytest.mark.parametrize("depth", [1, 15, 16, 17, 130])
 def test_every_small_width(depth):
     for outputs in (*range(1, 8), 97):
         args, kwargs = samples.linear(depth, 67, depth, outputs)
-        compare.check_levels("linear", args, kwargs, outputs)
+        check(args, kwargs, outputs)
 
 
 @pytest.mark.parametrize("pair", PAIRS[::4], ids=str)
@@ -117,7 +122,7 @@ def test_results_round_to_nearest_even(isa, dtype):
 )
 def test_random_shapes(rows, depth, outputs, pair, bias, seed):
     args, kwargs = samples.linear(seed, rows, depth, outputs, *pair, bias)
-    compare.check_levels("linear", args, kwargs, (rows, depth, outputs, pair, bias))
+    check(args, kwargs, (rows, depth, outputs, pair, bias))
 
 
 def test_sensitive_to_every_term():

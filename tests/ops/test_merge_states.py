@@ -6,10 +6,10 @@ import re
 import numpy as np
 import pytest
 import torch
-from headrace import ops
 from hypothesis import given
 from hypothesis import strategies as st
 
+from headrace import ops
 from tests.ops import compare, samples
 
 pytestmark = pytest.mark.usefixtures("guarded", "two_threads")

@@ -3,6 +3,7 @@ import math
 
 import pytest
 import torch
+
 from headrace import presets
 from headrace.memory import UNLIMITED, view
 

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+
 from headrace import Absolute, InCache, Sink, Window, ops, oracle, recompute, wrap
 from headrace.streams.positions import Positions
 

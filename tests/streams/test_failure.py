@@ -5,6 +5,7 @@ import signal
 
 import pytest
 import torch
+
 from headrace import Sink, Window, wrap
 from headrace.memory import Edit
 

@@ -2,6 +2,7 @@
 """For each thing that a view can get wrong, the comparison with the oracle notices."""
 
 import pytest
+
 from headrace import Absolute, InCache, Sink, Window, ops, oracle, wrap
 from headrace.memory import UNLIMITED, Edit, view
 

@@ -3,6 +3,7 @@
 
 import pytest
 import torch
+
 from headrace import Absolute, InCache, Sink, Window, wrap
 
 from .tiny import TinyDecoder, gap, tokens

@@ -6,6 +6,7 @@ import random
 
 import pytest
 import torch
+
 from headrace import Absolute, InCache, Sink, Window, oracle, wrap
 
 from .tiny import TinyDecoder, gap, tokens

@@ -4,6 +4,7 @@
 import numpy as np
 import pytest
 import torch
+
 from headrace import Absolute, InCache, Sink, Window, wrap
 
 from .tiny import TinyDecoder, tokens

@@ -13,7 +13,7 @@ import torch
 
 from .. import _C, ops
 from ..errors import bad_value
-from .cases import Case, cases
+from .shapes import Case, cases
 from .timing import interleaved, matmul_rate, multiply_add_rate, reader
 
 __all__ = ["Row", "cases", "measure", "run", "table", "to_json"]

@@ -53,6 +53,8 @@ def register(spec: OpSpec, cpu: Kernel) -> None:
         def run(*args: Any, **kwargs: Any) -> Any:
             bound, axes = bind(args, kwargs)
             chosen = backends.resolve(device, spec.gpu)
+            if device == "cuda" and backends.current() == "auto":
+                chosen = _suited(spec, axes)
             if chosen == "reference":
                 return _reference(spec, bound)
             outs = spec.empty_outs(bound, axes)
@@ -82,6 +84,15 @@ def _reference(spec: OpSpec, bound: Mapping[str, Any]) -> Any:
         for o, s in zip(several, spec.outs, strict=True)
     ]
     return cast[0] if len(cast) == 1 else tuple(cast)
+
+
+def _suited(spec: OpSpec, axes: Axes) -> str:
+    """The last GPU backend named that runs here and is made for these sizes; else the first."""
+    for backend in reversed(spec.gpu[1:]):
+        module = import_module(f"headrace.kernels.{spec.family}.{backend}")
+        if module.suits(spec.name, axes):
+            return backend
+    return spec.gpu[0]
 
 
 def _load(spec: OpSpec, backend: str) -> Kernel:

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// A stand-in for the CUDA runtime that runs kernels on one CPU thread: every CUDA thread is a fiber,
-// and fibers change at barriers and warp shuffles. One block runs at a time; a barrier that not all
-// of its threads reach ends the process.
+// A stand-in for the CUDA runtime that runs kernels on one CPU thread: every CUDA thread is a
+// fiber, and fibers change at barriers and warp shuffles. One block runs at a time; a barrier that
+// not all of its threads reach ends the process.
 #pragma once
 #include <math.h>
 #include <stdint.h>

@@ -1,0 +1,229 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What bench/gpu.py times: inputs, peers, floors and checks of every op."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+
+from headrace import ops
+
+if TYPE_CHECKING:
+    from gpu import Bench
+
+HEADS, KV_HEADS, DIM, PAGE = 32, 8, 128, 64
+UNLIMITED = 2**62
+
+
+def near(got: torch.Tensor, want: torch.Tensor, allowed: float = 1e-2) -> bool:
+    """RMS error relative to the RMS of `want`; NaN is never near."""
+    got, want = got.double(), want.double()
+    return bool((got - want).square().mean().sqrt() <= allowed * want.square().mean().sqrt())
+
+
+def decode(bench: Bench, batch: int, cached: int, rotate: bool) -> None:
+    """One query a stream over 4 sinks and a window of `cached` tokens, four million tokens in."""
+    base, per = 4_000_000 // PAGE * PAGE, cached // PAGE
+    cap = cached + 3
+
+    def make() -> dict[str, Any]:
+        pages = batch * (per + 1)
+        order = torch.randperm(pages).reshape(batch, per + 1)
+        entries = torch.zeros(batch, per + 1, 7, dtype=torch.int64)
+        entries[..., 0] = order
+        entries[:, 0, 2:] = torch.tensor([4, 0, cap, 0, UNLIMITED])
+        entries[:, 1:, 2:4] = torch.tensor([PAGE, base])
+        entries[:, 1:, 4] = UNLIMITED
+        entries[:, 1:, 5] = base + PAGE * torch.arange(per)
+        entries[:, 1:, 6] = cached
+        indptr = torch.arange(batch + 1, dtype=torch.int32)
+        half = DIM // 2
+        frequencies = 10000.0 ** (-torch.arange(half, dtype=torch.float64) / half)
+        made = dict(
+            q=bench.randn(batch, HEADS, DIM),
+            k_pages=bench.randn(pages, KV_HEADS, DIM, PAGE),
+            v_pages=bench.randn(pages, KV_HEADS, PAGE, DIM),
+            entries=entries.reshape(-1, 7),
+            entry_indptr=indptr * (per + 1),
+            q_indptr=indptr,
+            q_pos=torch.full((batch,), base + cached - 1),
+            inv_freq=frequencies if rotate else None,
+            # The same number of bytes, contiguous, for the peers.
+            _k=bench.randn(batch, KV_HEADS, cached, DIM),
+            _v=bench.randn(batch, KV_HEADS, cached, DIM),
+        )
+        return {
+            n: x.to(bench.device) if isinstance(x, torch.Tensor) else x for n, x in made.items()
+        }
+
+    def check(s: dict, out: tuple) -> bool:
+        first = {n: x for n, x in s.items() if not n.startswith("_")} | dict(
+            q=s["q"][:1].double(),
+            entries=s["entries"][: per + 1],
+            q_pos=s["q_pos"][:1],
+            entry_indptr=s["entry_indptr"][:2],
+            q_indptr=s["q_indptr"][:2],
+        )
+        want = ops.specs()["paged_attention"].reference(
+            **first, q_order=None, scale=DIM**-0.5, softcap=0.0, sink_logits=None
+        )
+        return near(out[0][:1], want[0])
+
+    kv = batch * (cached + 4) * KV_HEADS * DIM * 2 * (4 if bench.dry else 2)
+    peers = (
+        {}
+        if not rotate
+        else {
+            "sdpa": lambda s: F.scaled_dot_product_attention(
+                s["q"][:, :, None], s["_k"], s["_v"], enable_gqa=True
+            ),
+            "flex": lambda s: flex(bench)(s["q"][:, :, None], s["_k"], s["_v"], enable_gqa=True),
+        }
+    )
+    bench.add(
+        "paged_attention",
+        f"decode B {batch} cached {cached} {'re-indexed' if rotate else 'no rotation'}",
+        make,
+        peers,
+        kv / bench.floors["copy_bytes_per_s"],
+        kv,
+        check,
+    )
+
+
+def flex(bench: Bench) -> Callable:
+    from torch.nn.attention.flex_attention import flex_attention
+
+    return flex_attention if bench.dry else _compiled(flex_attention)
+
+
+def _compiled(f: Callable, cache: dict = {}) -> Callable:  # noqa: B006
+    return cache.setdefault(f, torch.compile(f))
+
+
+def prefill(bench: Bench, tokens: int, window: int) -> None:
+    """Causal attention of a whole prompt under a window with 4 sinks."""
+    from torch.nn.attention.flex_attention import create_block_mask
+
+    def seen(b, h, i, j):
+        return (j <= i) & ((i - j < window) | (j < 4))
+
+    mask = create_block_mask(seen, None, None, tokens, tokens, device=bench.device)
+    make = lambda: dict(  # noqa: E731
+        q=bench.randn(1, HEADS, tokens, DIM),
+        k=bench.randn(1, KV_HEADS, tokens, DIM),
+        v=bench.randn(1, KV_HEADS, tokens, DIM),
+        window=window,
+        sinks=4,
+    )
+
+    def check(s: dict, out: tuple) -> bool:
+        tail = min(64, tokens)
+        want = ops.specs()["attention"].reference(
+            s["q"][:, :, -tail:].double(),
+            s["k"].double(),
+            s["v"].double(),
+            window,
+            4,
+            None,
+            True,
+            DIM**-0.5,
+            0.0,
+        )
+        return near(out[0][:, :, -tail:], want[0])
+
+    peers: dict[str, Callable] = {
+        "flex": lambda s: flex(bench)(s["q"], s["k"], s["v"], block_mask=mask, enable_gqa=True)
+    }
+    if tokens <= 32768:
+        peers["sdpa full causal"] = lambda s: F.scaled_dot_product_attention(
+            s["q"], s["k"], s["v"], is_causal=True, enable_gqa=True
+        )
+    pairs = sum(min(t + 1, window + min(4, max(0, t + 1 - window))) for t in range(tokens))
+    flops = 4 * HEADS * DIM * pairs
+    bench.add(
+        "attention",
+        f"prefill {tokens} window {window} + 4 sinks",
+        make,
+        peers,
+        flops / bench.floors["matrix_flops_per_s"],
+        tokens * (HEADS + 2 * KV_HEADS) * DIM * 2,
+        check,
+    )
+
+
+def append(bench: Bench, tokens: int) -> None:
+    half = DIM // 2
+
+    def make() -> dict[str, Any]:
+        pages = -(-tokens // PAGE)
+        t = torch.arange(tokens)
+        return dict(
+            k=bench.randn(tokens, KV_HEADS, DIM),
+            v=bench.randn(tokens, KV_HEADS, DIM),
+            k_pages=bench.randn(pages, KV_HEADS, DIM, PAGE),
+            v_pages=bench.randn(pages, KV_HEADS, PAGE, DIM),
+            where=torch.stack([t // PAGE, t % PAGE, t], 1).to(bench.device),
+            inv_freq=(10000.0 ** (-torch.arange(half, dtype=torch.float64) / half)).to(
+                bench.device
+            ),
+        )
+
+    reference = ops.specs()["append"].reference
+
+    def check(s: dict, out: None) -> bool:
+        k, v = s["k_pages"].double(), s["v_pages"].double()
+        reference(s["k"].double(), s["v"].double(), k, v, s["where"], s["inv_freq"])
+        return near(s["k_pages"], k) and near(s["v_pages"], v)
+
+    moved = 4 * tokens * KV_HEADS * DIM * (4 if bench.dry else 2)
+    bench.add(
+        "append",
+        f"{tokens} tokens",
+        make,
+        {"torch": lambda s: reference(**s)},
+        moved / bench.floors["copy_bytes_per_s"],
+        moved,
+        check,
+    )
+
+
+def merge(bench: Bench, rows: int) -> None:
+    make = lambda: dict(  # noqa: E731
+        o_a=bench.randn(rows, HEADS, DIM),
+        lse_a=torch.randn(rows, HEADS, device=bench.device),
+        o_b=bench.randn(rows, HEADS, DIM),
+        lse_b=torch.randn(rows, HEADS, device=bench.device),
+    )
+    reference = ops.specs()["merge_states"].reference
+    moved = 3 * rows * HEADS * DIM * (4 if bench.dry else 2)
+    bench.add(
+        "merge_states",
+        f"{rows} rows",
+        make,
+        {"torch": lambda s: reference(**s)},
+        moved / bench.floors["copy_bytes_per_s"],
+        moved,
+        lambda s, out: near(out[0], reference(**{k: x.double() for k, x in s.items()})[0]),
+    )
+
+
+def linear(bench: Bench, rows: int, n: int, k: int) -> None:
+    make = lambda: dict(x=bench.randn(rows, k), weight=bench.randn(n, k), bias=None)  # noqa: E731
+    moved = (rows * (n + k) + n * k) * (4 if bench.dry else 2)
+    floor = max(
+        moved / bench.floors["copy_bytes_per_s"],
+        2 * rows * n * k / bench.floors["matrix_flops_per_s"],
+    )
+    bench.add(
+        "linear",
+        f"{rows} x {k} by {n}",
+        make,
+        {"torch linear": lambda s: F.linear(s["x"], s["weight"])},
+        floor,
+        moved,
+        lambda s, out: near(out, s["x"].double() @ s["weight"].double().mT),
+    )

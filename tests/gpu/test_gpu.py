@@ -1,0 +1,194 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The GPU backends on a GPU: equal to the reference, the same bits whatever the batch, and CUDA
+graphs that replay over views edited on the device.
+"""
+
+from __future__ import annotations
+
+import runpy
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+if not torch.cuda.is_available():
+    pytest.skip("needs a GPU that torch can use", allow_module_level=True)
+
+from headrace.kernels.common import cuda as device
+
+import headrace
+from headrace import ops
+from headrace.errors import BackendError
+
+cases = SimpleNamespace(**runpy.run_path(str(Path(__file__).parent / "cases.py")))
+DTYPES = [torch.float32, torch.float16, torch.bfloat16]
+DEVICE = "cuda"
+
+
+def _why_no_cuda():
+    try:
+        device.library()
+    except BackendError as error:
+        return str(error)
+    return ""
+
+
+NO_CUDA = _why_no_cuda()
+TRITON = pytest.param("triton")
+CUDA = pytest.param("cuda", marks=pytest.mark.skipif(bool(NO_CUDA), reason=NO_CUDA or "unused"))
+
+
+def run(op, bound, backend):
+    with headrace.use_backend(backend):
+        out = getattr(torch.ops.headrace, op)(**bound)
+    torch.cuda.synchronize()
+    return out if isinstance(out, tuple) else (out,)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("name", cases.DENSE)
+def test_attention(name, dtype):
+    shape, options = cases.DENSE[name]
+    bound = cases.dense(dtype, shape, DEVICE, **options)
+    cases.compare("attention", bound, run("attention", bound, "triton"))
+
+
+@pytest.mark.parametrize("dim", [32, 64, 80, 96, 112, 128, 256])
+def test_attention_of_long_windows(dim):
+    bound = cases.dense(
+        torch.bfloat16, (2, 8, 2, 700, 3000, dim), DEVICE, window=1024, sinks=4, sink_logits=True
+    )
+    cases.compare("attention", bound, run("attention", bound, "triton"))
+
+
+@pytest.mark.parametrize("backend", [TRITON, CUDA])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("name", cases.PAGED)
+def test_paged_attention(name, dtype, backend):
+    bound = cases.paged(dtype, DEVICE, **cases.PAGED[name])
+    cases.compare("paged_attention", bound, run("paged_attention", bound, backend))
+
+
+@pytest.mark.parametrize("backend", [TRITON, CUDA])
+@pytest.mark.parametrize("heads", [8, 16, 32, 40])
+@pytest.mark.parametrize("dim", [64, 80, 96, 112, 128, 192, 256])
+def test_paged_attention_of_real_shapes(dim, heads, backend):
+    bound = cases.paged(
+        torch.bfloat16,
+        DEVICE,
+        dim=dim,
+        page=64,
+        heads=heads,
+        kv_heads=8,
+        base=4_000_000,
+        streams=((1, 80), (1, 3), (70, 40), (1, 17)),
+        reach=2000,
+        cap=2003,
+        sink_logits=True,
+    )
+    cases.compare("paged_attention", bound, run("paged_attention", bound, backend))
+
+
+@pytest.mark.parametrize("backend", [TRITON, CUDA])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_a_stream_has_the_same_bits_alone_and_in_a_batch(dtype, backend):
+    shape = dict(page=64, dim=128, heads=8, reach=900)
+    many = cases.paged(dtype, DEVICE, streams=((1, 30),) * 16, **shape)
+    o, lse = run("paged_attention", many, backend)
+    two = torch.tensor([0, 1], dtype=torch.int32, device=DEVICE)
+    for b in range(16):
+        alone = many | dict(
+            q=many["q"][b : b + 1],
+            q_pos=many["q_pos"][b : b + 1],
+            q_indptr=two,
+            entries=many["entries"][30 * b : 30 * b + 30].contiguous(),
+            entry_indptr=two * 30,
+        )
+        o1, lse1 = run("paged_attention", alone, backend)
+        assert torch.equal(o[b : b + 1], o1)
+        assert torch.equal(lse[b : b + 1], lse1)
+
+
+@pytest.mark.parametrize("kv", DTYPES, ids=str)
+def test_append(kv):
+    bound = cases.append(torch.float32, DEVICE, kv=kv)
+    want = cases.truth("append", bound)
+    run("append", bound, "triton")
+    loose = {torch.float32: 1e-6, torch.float16: 2.0**-10, torch.bfloat16: 2.0**-7}[kv]
+    for pages, exact in zip((bound["k_pages"], bound["v_pages"]), want, strict=True):
+        assert torch.allclose(pages.double().cpu(), exact, atol=1e-6, rtol=loose)
+
+
+@pytest.mark.parametrize("backend", [TRITON, CUDA])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_merge_states(dtype, backend):
+    bound = cases.merge_states(dtype, DEVICE)
+    cases.compare("merge_states", bound, run("merge_states", bound, backend))
+
+
+@pytest.mark.parametrize("weight", DTYPES, ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_linear(dtype, weight):
+    bound = cases.linear(dtype, DEVICE, rows=130, n=200, k=1000, weight=weight)
+    cases.compare("linear", bound, run("linear", bound, "triton"))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_linear_rows_have_the_same_bits_alone(dtype):
+    bound = cases.linear(dtype, DEVICE, rows=257, n=384, k=2048)
+    (whole,) = run("linear", bound, "triton")
+    for rows in (slice(0, 1), slice(63, 66), slice(100, 229), slice(256, 257)):
+        (part,) = run("linear", bound | dict(x=bound["x"][rows]), "triton")
+        assert torch.equal(whole[rows], part)
+
+
+@pytest.mark.parametrize("backend", [TRITON, CUDA])
+def test_a_graph_replays_over_edited_views(backend):
+    """1,000 replays of one captured decode step; between them, integers on the device change."""
+    bound = cases.paged(
+        torch.bfloat16,
+        DEVICE,
+        dim=128,
+        page=64,
+        heads=32,
+        kv_heads=8,
+        streams=((1, 40), (1, 33), (1, 5)),
+        reach=1500,
+        cap=1503,
+    )
+    bound["k_pages"].nan_to_num_(0.5)  # edits below may name any slot
+    bound["v_pages"].nan_to_num_(0.5)
+    with headrace.use_backend(backend):
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            torch.ops.headrace.paged_attention(**bound)
+        torch.cuda.current_stream().wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            o, lse = torch.ops.headrace.paged_attention(**bound)
+        entries, pages = bound["entries"], bound["k_pages"].shape[0]
+        seen = set()
+        for step in range(1000):
+            bound["q_pos"] += 1
+            entries[:, 0] = (entries[:, 0] + 7) % pages
+            entries[step % len(entries), 2] = 1 + step % 40
+            entries[step % len(entries), 1] = step % 24
+            entries[1:, 6] = 1 + (step * 37) % 3000
+            graph.replay()
+            expected = torch.ops.headrace.paged_attention(**bound)
+            assert torch.equal(o, expected[0]), step
+            assert torch.equal(lse, expected[1]), step
+            seen.add(float(lse[0, 0]))
+        assert len(seen) > 100  # the edits did change what is seen
+
+
+def test_auto_decodes_and_prefills():
+    for streams in (((1, 9), (1, 4)), ((70, 4), (1, 9))):
+        bound = cases.paged(torch.bfloat16, DEVICE, streams=streams)
+        cases.compare("paged_attention", bound, run("paged_attention", bound, "auto"))
+
+
+def test_every_op_runs_on_a_gpu_backend():
+    assert {op for op, spec in ops.specs().items() if not spec.gpu} == set()
