@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from headrace import _C, bench, ops
+from headrace import _C, bench, models, ops
 from headrace.cli import main, proof_cases, proofs
 
 
@@ -119,3 +119,10 @@ def test_bench_of_an_unknown_op(capsys):
     err = capsys.readouterr().err
     assert err.startswith("headrace bench(OP): expected one of ")
     assert err.count("\n") == 1
+
+
+def test_models_hold(capsys):
+    assert main(["check", "models", "--json"]) == 0
+    rows = lines(capsys)
+    assert all(row["holds"] for row in rows)
+    assert {row["claim"].split(",")[0] for row in rows} >= set(models.names())

@@ -17,8 +17,8 @@ COLOURS = {
 INK, FAINT = "#222222", "#8a8a8a"
 PANELS = (
     ("perplexity", "Perplexity per byte", 1.0),
-    ("kv_bytes", "KV cache", 2.0**-10),
-    ("ms_per_token_p50", "Time per token", 1e3),
+    ("kv_bytes", "Resident KV cache", 2.0**-10),
+    ("ms_per_token_p50", "Time per token (median)", 1e3),
 )
 WIDE = 8.0  # a panel whose values span more than this ratio gets a logarithmic axis
 
@@ -39,7 +39,7 @@ def plot(report: dict[str, Any], path: Path) -> None:
     for ax, (key, title, unit) in zip(axes, PANELS, strict=True):
         _panel(ax, report, runs, key, unit, logarithmic)
         ax.set_title(title, loc="left", fontsize=10.5, fontweight="bold", color=INK, pad=7)
-    _value_axes(axes, runs)
+    _value_axes(axes)
     _position_axis(axes[-1], runs, logarithmic)
     handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(
@@ -51,11 +51,12 @@ def plot(report: dict[str, Any], path: Path) -> None:
 
 def _headline(report: dict[str, Any]) -> str:
     model, text, s = report["model"], report["text"], report["settings"]
+    threads = report["machine"]["threads"]
     longest = max((run["tokens"] for run in report["policies"]), default=0)
     return (
         f"{model['name']} on {longest:,} bytes: {text['name']}\n"
         f"window {s['window']} + {s['sinks']} sinks, fed {s['chunk']} tokens a step, "
-        f"{report['machine']['threads']} threads of {report['machine']['cpu']}"
+        f"{threads} thread{'s' if threads > 1 else ''} of {report['machine']['cpu']}"
     )
 
 
@@ -129,11 +130,11 @@ def _curve(
     return x, y
 
 
-def _value_axes(axes: Any, runs: list[dict[str, Any]]) -> None:
+def _value_axes(axes: Any) -> None:
     from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
-    for ax, (key, _, unit) in zip(axes, PANELS, strict=True):
-        values = [v * unit for run in runs for v in run["series"][key] if v]
+    for ax, (key, _, _) in zip(axes, PANELS, strict=True):
+        values = [float(v) for line in ax.get_lines() for v in line.get_ydata() if v > 0]
         if not values:
             continue
         low, high = min(values), max(values)
@@ -144,7 +145,7 @@ def _value_axes(axes: Any, runs: list[dict[str, Any]]) -> None:
                 ax.yaxis.set_major_locator(LogLocator(base=2, numticks=7))
                 ax.yaxis.set_minor_locator(NullLocator())
             else:
-                subs = (1, 2, 5) if high < 60 * low else (1,)
+                subs = (1, 2, 5) if high < 100 * low else (1,)
                 ax.yaxis.set_major_locator(LogLocator(subs=subs))
             ax.yaxis.set_minor_formatter(NullFormatter())
             ax.set_ylim(low / 1.3, high * 1.3)

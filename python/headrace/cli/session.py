@@ -197,6 +197,10 @@ class Session:
         for r in self.runners:
             if r.track.ended:
                 lines.append(f"{r.track.policy} stopped {r.track.ended}")
+        for r in self.runners:
+            if r.track.single_step:
+                ms = live.number(live.milli(r.track.single_step))
+                lines.append(f"{r.track.policy}, fed one token at a time: {ms} ms a token")
         for name, pair in self._pairs()["last_100k"].items():
             gap = f"{pair['difference']:+.3f} \N{PLUS-MINUS SIGN} {pair['standard_error']:.3f}"
             lines.append(

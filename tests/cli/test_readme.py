@@ -1,0 +1,45 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the README shows runs as it stands."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from headrace.cli import COMMANDS
+
+README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"```python\n(.*?)```", README, re.S)
+
+
+def test_blocks_are_found():
+    assert len(BLOCKS) == 2
+
+
+def test_five_lines_stream(capsys):
+    block = BLOCKS[0]
+    assert len([line for line in block.splitlines() if not line.startswith("import")]) == 5
+    names: dict = {}
+    exec(block, names)
+    out = capsys.readouterr().out
+    alive, evicted, resident = map(int, out.split())
+    assert (alive, alive + evicted) == (255, 6000)
+    assert resident == names["engine"].resident_bytes
+    assert torch.isfinite(names["report"].nll).all()
+
+
+def test_attention_on_own_tensors():
+    names: dict = {}
+    exec(BLOCKS[1], names)
+    q, k, v = names["q"], names["k"], names["v"]
+    t = torch.arange(64)[:, None] + 5000 - 64
+    j = torch.arange(5000)[None]
+    seen = (j <= t) & ((j < 4) | (t - j < 512))
+    want = torch.nn.functional.scaled_dot_product_attention(q, k, v, seen, enable_gqa=True)
+    torch.testing.assert_close(names["o"], want, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_is_in_the_table(name):
+    assert f"`headrace {name}" in README
