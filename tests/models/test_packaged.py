@@ -3,9 +3,10 @@
 
 from pathlib import Path
 
-import headrace.models
 import pytest
 import torch
+
+import headrace.models
 from headrace.models import load, names
 from headrace.models.training.attention import banded, dense
 from headrace.models.training.evaluate import losses
