@@ -19,7 +19,8 @@ def test_blocks_are_found():
 
 def test_five_lines_stream(capsys):
     block = BLOCKS[0]
-    assert len([line for line in block.splitlines() if not line.startswith("import")]) == 5
+    code = block.split("\n\n")[1]
+    assert len(code.splitlines()) == 5
     names: dict = {}
     exec(block, names)
     out = capsys.readouterr().out
