@@ -82,13 +82,14 @@ test: lint
 	  TRITON_INTERPRET=1 $(BIN)/python -m pytest -c $(ROOT)/pyproject.toml --rootdir $(ROOT) \
 	  $(PYTEST_ARGS) $(ROOT)/tests/triton_interpreter; fi
 
-# The op tests on a build with AddressSanitizer and UBSan, beside the installed one.
+# The op tests on a build with AddressSanitizer and UBSan, beside the installed one. The C++ library
+# comes first too, or the sanitizer finds no __cxa_throw to stand before.
 asan: $(DEV)
 	$(PIP) install --no-build-isolation --no-deps --upgrade --target $(VENV)/asan \
 	  -C build-dir=$(VENV)/build-asan -C cmake.define.HEADRACE_CUDA=OFF \
 	  -C cmake.define.HEADRACE_SANITIZE=ON .
 	cd $(AWAY) && PYTHONPATH=$(abspath $(VENV))/asan ASAN_OPTIONS=detect_leaks=0 \
-	  LD_PRELOAD="$$($${CXX:-c++} -print-file-name=libasan.so)" \
+	  LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so.6)" \
 	  $(BIN)/python -m pytest -c $(ROOT)/pyproject.toml --rootdir $(ROOT) -p no:cacheprovider \
 	  $(PYTEST_ARGS) $(ROOT)/tests/ops
 
