@@ -59,20 +59,23 @@ void run_items(const Args& args, std::vector<Item>& items, std::int64_t partial_
 [[noreturn]] void refuse(const std::string& what) { throw std::invalid_argument(what); }
 
 void check_entry(const std::int64_t* e, std::int64_t index, std::int64_t pages, int page_size) {
-  const std::string at = "paged_attention(entries): ";
-  if (e[kPage] < 0 || e[kPage] >= pages) {
-    refuse(at + "expected pages in [0, " + std::to_string(pages) + "), got " +
-           std::to_string(e[kPage]) + " in entry " + std::to_string(index));
+  const bool page = e[kPage] >= 0 && e[kPage] < pages;
+  const bool slots = e[kFirst] >= 0 && e[kCount] >= 0 && e[kCount] <= page_size &&
+                     e[kFirst] <= page_size - e[kCount];
+  if (page && slots && e[kReach] >= 0 && e[kCap] >= 0) return;
+  std::string expected, got;
+  if (!page) {
+    expected = "pages in [0, " + std::to_string(pages) + ")";
+    got = std::to_string(e[kPage]);
+  } else if (!slots) {
+    expected = "first and count within a page of " + std::to_string(page_size) + " slots";
+    got = "first " + std::to_string(e[kFirst]) + " and count " + std::to_string(e[kCount]);
+  } else {
+    expected = "reach and cap of 0 or more";
+    got = "reach " + std::to_string(e[kReach]) + " and cap " + std::to_string(e[kCap]);
   }
-  if (e[kFirst] < 0 || e[kCount] < 0 || e[kCount] > page_size || e[kFirst] > page_size - e[kCount]) {
-    refuse(at + "expected first and count within a page of " + std::to_string(page_size) +
-           " slots, got first " + std::to_string(e[kFirst]) + " and count " +
-           std::to_string(e[kCount]) + " in entry " + std::to_string(index));
-  }
-  if (e[kReach] < 0 || e[kCap] < 0) {
-    refuse(at + "expected reach and cap of 0 or more, got reach " + std::to_string(e[kReach]) +
-           " and cap " + std::to_string(e[kCap]) + " in entry " + std::to_string(index));
-  }
+  refuse("paged_attention(entries): expected " + expected + ", got " + got + " in entry " +
+         std::to_string(index));
 }
 
 void check_indptr(const std::int32_t* p, std::int64_t streams, std::int64_t total,

@@ -77,8 +77,8 @@ def edits(root: Path, name: str) -> dict[Path, str]:
     change("tests/ops/samples.py", r"^SAMPLES: dict", part("sample"), before=True)
     change("tests/ops/samples.py", r"^SAMPLES: dict.*\{\n", part("samples"))
     change("tests/test_registry.py", r"^LENGTHS = \{\n", part("length"))
-    change("python/headrace/bench/cases.py", r"^def cases\(", part("case"), before=True)
-    change("python/headrace/bench/cases.py", r"^    makers: dict.*\{\n", part("cases"))
+    change("python/headrace/bench/shapes.py", r"^def cases\(", part("case"), before=True)
+    change("python/headrace/bench/shapes.py", r"^    makers: dict.*\{\n", part("cases"))
     compiled = "tests/gpu_compile/test_triton_aot.py"
     if (root / compiled).exists():
         change(compiled, r"^CASES = \{\n", part("compiled"))

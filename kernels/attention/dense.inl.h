@@ -24,15 +24,15 @@ inline void pack_keys(const T* k, std::int64_t stride, int tokens, int dim, floa
   }
 }
 
+// As paged_pass, over contiguous keys.
 template <class T>
-inline void dense_block(const DenseArgs& a, const DenseItem& it, float* scratch) {
-  const int group = a.q_heads / a.kv_heads, n = it.positions, rows = n * group, dim = a.dim;
-  float* q = scratch;              // [rows][dim]
-  float* o = q + rows * dim;       // [rows][dim]
-  float* s = o + rows * dim;       // [rows][kTile]
-  float* keys = s + rows * kTile;  // [dim][kTile]
-  float* m = keys + dim * kTile;   // [rows]
-  const Rows st{o, m, m + rows, rows, dim};
+inline void dense_pass(const DenseArgs& a, const DenseItem& it, const Rows& st, float* scratch,
+                       bool careful) {
+  const int group = a.q_heads / a.kv_heads, n = it.positions, rows = st.rows, dim = a.dim;
+  float* q = scratch;                                        // [rows][dim]
+  float* s = q + rows * dim;                                 // [rows][kTile]
+  float* keys = s + rows * kTile;                            // [dim][kTile]
+  int* ranges = reinterpret_cast<int*>(keys + dim * kTile);  // [n][2]
 
   const float cap = a.softmax.softcap;
   const F scale = set1(cap > 0.f ? a.softmax.scale : a.softmax.scale * kLog2e);
@@ -70,18 +70,30 @@ inline void dense_block(const DenseArgs& a, const DenseItem& it, float* scratch)
         const int lo = static_cast<int>(headrace::clamp(row.lo - t, 0, tokens));
         const int hi = static_cast<int>(headrace::clamp(row.hi - t, 0, tokens));
         softmax_row(s + r * kTile, cols, lo, hi, cap, r, st);
+        ranges[r / group * 2] = lo;
+        ranges[r / group * 2 + 1] = hi;
       }
-      product<true>(s, kTile, v + t * a.v_row, a.v_row, tokens, st.o, dim, rows, dim);
+      add_values(s, v + t * a.v_row, a.v_row, tokens, st, group, careful ? ranges : nullptr);
     }
   }
+}
+
+template <class T>
+inline void dense_block(const DenseArgs& a, const DenseItem& it, float* scratch) {
+  const int group = a.q_heads / a.kv_heads, rows = it.positions * group, dim = a.dim;
+  float* m = scratch + rows * dim;
+  const Rows st{scratch, m, m + rows, rows, dim};
+  float* rest = scratch + rows * dim + (2 * rows + kW - 1) / kW * kW;
+  dense_pass<T>(a, it, st, rest, false);
+  if (it.positions > 1 && !finite(st)) dense_pass<T>(a, it, st, rest, true);
 
   if (it.share.splits > 1) return keep_partial(it.share, st);
   for (int r = 0; r < rows; ++r) {
     const int head = it.kv_head * group + r % group;
     const std::int64_t at = (static_cast<std::int64_t>(it.batch) * a.q_heads + head) * a.q_len +
                             it.position + r / group;
-    finish_row(o + r * dim, st.m[r], st.l[r], dim, sink_of(a.softmax, head), a.o, at * dim, a.dtype,
-               a.lse + at);
+    finish_row(st.o + r * dim, st.m[r], st.l[r], dim, sink_of(a.softmax, head), a.o, at * dim,
+               a.dtype, a.lse + at);
   }
 }
 

@@ -13,17 +13,18 @@ inline const float* sink_of(const headrace::Softmax& s, int head) {
   return s.sink_logits ? s.sink_logits + head : nullptr;
 }
 
+// Reads the item's share of the view into the state of its rows. careful: no row touches values
+// that it does not see (see add_values).
 template <class T>
-inline void paged_block(const PagedArgs& a, const PagedItem& it, float* scratch) {
-  const int group = a.q_heads / a.kv_heads, n = it.positions, rows = n * group, dim = a.dim;
+inline void paged_pass(const PagedArgs& a, const PagedItem& it, const Rows& st, float* scratch,
+                       bool careful) {
+  const int group = a.q_heads / a.kv_heads, n = it.positions, rows = st.rows, dim = a.dim;
   float* plain = scratch;              // [rows][dim], scaled queries
   float* turned = plain + rows * dim;  // [rows][dim], rotated for the current origin
-  float* o = turned + rows * dim;      // [rows][dim]
-  float* s = o + rows * dim;           // [rows][kTile]
-  float* m = s + rows * kTile;         // [rows]
-  const Rows st{o, m, m + rows, rows, dim};
-  float* cosine = m + 2 * rows;  // [n][half]
+  float* s = turned + rows * dim;      // [rows][kTile]
+  float* cosine = s + rows * kTile;    // [n][half]
   float* sine = cosine + n * a.half;
+  int* ranges = reinterpret_cast<int*>(sine + n * a.half);  // [n][2]
   const std::int64_t* pos = a.q_pos + it.row;
   const std::int64_t* order = a.q_order + it.row;
 
@@ -96,19 +97,31 @@ inline void paged_block(const PagedArgs& a, const PagedItem& it, float* scratch)
         const int lo = static_cast<int>(headrace::clamp(slot + row.lo, t, stop) - base);
         const int hi = static_cast<int>(headrace::clamp(slot + row.hi, t, stop) - base);
         softmax_row(s + r * kTile, cols, lo, hi, cap, r, st);
+        ranges[r / group * 2] = lo - static_cast<int>(t - base);
+        ranges[r / group * 2 + 1] = hi - static_cast<int>(t - base);
       }
       const T* next = stop < end ? k + stop : upcoming;
-      product<true>(s + (t - base), kTile, v + t * dim, dim, static_cast<int>(stop - t), st.o, dim,
-                    rows, dim, next, tile_bytes);
+      add_values(s + (t - base), v + t * dim, dim, static_cast<int>(stop - t), st, group,
+                 careful ? ranges : nullptr, next, tile_bytes);
       t = stop;
     }
   }
+}
+
+template <class T>
+inline void paged_block(const PagedArgs& a, const PagedItem& it, float* scratch) {
+  const int group = a.q_heads / a.kv_heads, rows = it.positions * group, dim = a.dim;
+  float* m = scratch + rows * dim;
+  const Rows st{scratch, m, m + rows, rows, dim};
+  float* rest = scratch + rows * dim + (2 * rows + kW - 1) / kW * kW;
+  paged_pass<T>(a, it, st, rest, false);
+  if (it.positions > 1 && !finite(st)) paged_pass<T>(a, it, st, rest, true);
 
   if (it.share.splits > 1) return keep_partial(it.share, st);
   for (int r = 0; r < rows; ++r) {
     const int head = it.kv_head * group + r % group;
     const std::int64_t at = (it.row + r / group) * a.q_heads + head;
-    finish_row(o + r * dim, st.m[r], st.l[r], dim, sink_of(a.softmax, head), a.o, at * dim,
+    finish_row(st.o + r * dim, st.m[r], st.l[r], dim, sink_of(a.softmax, head), a.o, at * dim,
                a.q_dtype, a.lse + at);
   }
 }

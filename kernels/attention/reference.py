@@ -32,8 +32,11 @@ def attend(
     if sink_logits is not None:
         total = torch.logaddexp(lse, sink_logits.to(lse)[:, None].expand_as(lse))
     weights = torch.exp(logits - torch.where(lse == -torch.inf, 0.0, total)[..., None])
-    v = torch.where(seen.any(-2)[..., None], v, 0.0)  # what nobody sees is not read, be it NaN
-    return weights @ v, lse
+    out = weights @ torch.where(v.isfinite(), v, 0.0)
+    if not v.isfinite().all():  # NaN and infinity reach those who see them, and nobody else
+        hit = seen.to(v.dtype).expand_as(weights) @ (~v.isfinite()).to(v.dtype)
+        out = torch.where(hit > 0, weights @ v, out)
+    return out, lse
 
 
 def attention(q, k, v, window, sinks, sink_logits, causal, scale, softcap):

@@ -1,5 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The attention ops in Triton: block shapes and launches. Not yet seen running on a GPU."""
+"""The attention ops in Triton: block shapes and launches. Not yet seen running on a GPU.
+
+Rows of a block share tiles: a NaN or an infinity among the values that one of them sees reaches the
+others of its block (64 rows of one stream at most). The reference, and the CPU and CUDA kernels,
+keep it to the rows that see it. What no row of a block sees never reaches it.
+"""
 
 from __future__ import annotations
 

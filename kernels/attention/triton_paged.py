@@ -1,18 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """`paged_attention` in Triton: blocks of query rows over a view that only the device knows.
 
-Three launches before the last know nothing of the host: `paged_count_kernel` finds the rows and the
-visible tokens of every block, `paged_cut_kernel` numbers the splits, `paged_kernel` runs one split,
-and `paged_join_kernel` joins those of a block, so a captured graph replays over edited views.
+`paged_count_kernel` finds the rows and visible tokens of every block, `paged_cut_kernel` numbers
+the splits, `paged_kernel` runs one split and `paged_join_kernel` joins those of a block. The host
+reads no number of the view, so a captured graph replays over edited views.
 
-The query is rotated by its own position once; an entry adds one angle that all rows share,
--origin * inv_freq, so a new origin costs two multiplications an element. Rows whose distance is
-capped are rotated from the start, by the cap. Angles are wrapping integers (see `phase_step`),
-exact at any distance. An entry that names slots outside the pool counts as empty: a device cannot
-raise.
-
-A chunk of at most `SPLIT_BLOCKS` blocks is split every `split` visible tokens; longer ones fill the
-device as they are. Not yet seen running on a GPU.
+Consecutive entries of one origin and cap share one rotated block of queries. Angles are wrapping
+integers (see `phase_step`), exact at any distance. An entry that names slots outside the pool is
+empty: a device cannot raise. A chunk of few blocks is split every `split` visible tokens; longer
+ones fill the device as they are. Not yet seen running on a GPU.
 """
 
 from __future__ import annotations
@@ -102,20 +98,13 @@ def paged_kernel(
     if not LOW:
         turned = x.to(tl.float32)
     if ROTARY:
-        # Dimension d pairs with `mate`; x cos + other sin is the rotation of both halves.
+        # Dimension d pairs with `mate`, which comes in with a minus for the lower half.
         low_half = d < half
         turns = d < 2 * half
         mate = tl.where(low_half, d + half, d - half)
-        other = tl.load(at + mate[None, :], mask=valid[:, None] & turns[None, :], other=0.0)
-        other = tl.where(low_half[None, :], -other.to(tl.float32), other.to(tl.float32))
         freq = tl.load(inv_freq + tl.where(low_half, d, d - half), mask=turns, other=0.0)
         step = phase_step(freq)
-        pos = tl.load(q_pos + row, mask=valid, other=-4611686018427387904)
-        furthest = tl.max(pos, 0)
-        c, s = cos_sin(tl.where(valid, pos, 0)[:, None] * step[None, :])
-        fx = x.to(tl.float32)
-        a = fx * c + other * s
-        b = other * c - fx * s
+        pos = tl.load(q_pos + row, mask=valid, other=0)
     origin_now = newest * 0
     cap_now = origin_now - 1  # no entry has it
 
@@ -154,32 +143,32 @@ def paged_kernel(
                 if (origin != origin_now) | (cap != cap_now):
                     origin_now = origin
                     cap_now = cap
-                    if furthest - origin > cap:
-                        xr = tl.load(
-                            at + d[None, :], mask=valid[:, None] & (d < D)[None, :], other=0.0
-                        ).to(tl.float32)
-                        yr = tl.load(
-                            at + mate[None, :], mask=valid[:, None] & turns[None, :], other=0.0
-                        ).to(tl.float32)
-                        yr = tl.where(low_half[None, :], -yr, yr)
-                        far = tl.where(valid, tl.minimum(pos - origin, cap), 0)
-                        c, s = cos_sin(far[:, None] * step[None, :])
-                        turned = (xr * c + yr * s).to(turned.dtype)
-                    else:
-                        c1, s1 = cos_sin(-origin * step)
-                        turned = (a * c1[None, :] + b * s1[None, :]).to(turned.dtype)
+                    # From memory again: origins change seldom, and registers are few.
+                    half_a = tl.load(
+                        at + d[None, :], mask=valid[:, None] & (d < D)[None, :], other=0.0
+                    ).to(tl.float32)
+                    half_b = tl.load(
+                        at + mate[None, :], mask=valid[:, None] & turns[None, :], other=0.0
+                    ).to(tl.float32)
+                    half_b = tl.where(low_half[None, :], -half_b, half_b)
+                    away = tl.minimum(pos - origin, cap)
+                    c, s = cos_sin(away[:, None] * step[None, :])
+                    turned = (half_a * c + half_b * s).to(turned.dtype)
             slot = (i % tiles) * BN + cols
             inside = (slot >= slot_lo) & (slot < slot_hi)
             # Whole runs of 16 slots, which never leave the page, keep the loads wide.
             run = slot // 16 * 16
-            touched = (run + 16 > slot_lo) & (run < slot_hi) & (slot_lo < slot_hi)
+            touched = (run + 16 > slot_lo) & (run < tl.where(slot_lo < slot_hi, slot_hi, 0))
             kt = tl.load(
                 k_pages + page * k_page + kv_head * k_head + d[:, None] * P + slot[None, :],
                 mask=(d < D)[:, None] & touched[None, :],
                 other=0.0,
             )
-            age = order[:, None] - (key_order + slot - first)[None, :]
-            seen = inside[None, :] & (age >= 0) & (age < reach)
+            # Slots that each row sees, in 64 bits by row and in 32 by element.
+            row_lo = first + tl.minimum(tl.maximum(order - reach + 1 - key_order, 0), P)
+            row_hi = first + tl.minimum(tl.maximum(order - key_order + 1, 0), P)
+            seen = inside[None, :] & (slot[None, :] >= row_lo.to(tl.int32)[:, None])
+            seen = seen & (slot[None, :] < row_hi.to(tl.int32)[:, None])
             used = inside & (tl.max(seen.to(tl.int32), 0) > 0)
             vt = tl.load(
                 v_pages + page * v_page + kv_head * v_head + slot[:, None] * D + d[None, :],

@@ -14,6 +14,7 @@ __all__ = [
     "Sink",
     "Stream",
     "Window",
+    "models",
     "ops",
     "oracle",
     "presets",
@@ -30,7 +31,7 @@ load_error: Exception | None = None
 try:
     import torch  # noqa: F401  (first: the extension shares torch's OpenMP runtime)
 
-    from . import ops, presets
+    from . import models, ops, presets
     from .backends import use_backend, use_isa
     from .memory import PagePool, Sink, Window
     from .streams import Absolute, Engine, InCache, Report, Stream, oracle, recompute, wrap

@@ -18,7 +18,6 @@ if not torch.cuda.is_available():
 from headrace.kernels.common import cuda as device
 
 import headrace
-from headrace import ops
 from headrace.errors import BackendError
 
 cases = SimpleNamespace(**runpy.run_path(str(Path(__file__).parent / "cases.py")))
@@ -188,7 +187,3 @@ def test_auto_decodes_and_prefills():
     for streams in (((1, 9), (1, 4)), ((70, 4), (1, 9))):
         bound = cases.paged(torch.bfloat16, DEVICE, streams=streams)
         cases.compare("paged_attention", bound, run("paged_attention", bound, "auto"))
-
-
-def test_every_op_runs_on_a_gpu_backend():
-    assert {op for op, spec in ops.specs().items() if not spec.gpu} == set()

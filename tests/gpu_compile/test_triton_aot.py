@@ -136,26 +136,29 @@ def freqs(dim):
 
 
 SINK = torch.zeros(4)
+# In every dtype and for both architectures.
 CASES = {
     "window": lambda t: attention(t, 128, window=2048, sinks=4),
-    "dense": lambda t: attention(t, 128, sink_logits=SINK, softcap=3.0),
+    "decode": lambda t: attention(t, 128, q_len=1, sink_logits=SINK, softcap=3.0),
+    "paged": lambda t: paged(t, 128, inv_freq=freqs(128)),
+    "append": lambda t: append(t, 128, inv_freq=freqs(128)),
+    "merge": lambda t: merge_states(t, 128),
+    "linear": lambda t: linear(t, 4096, True),
+}
+# Other paths through the kernels, once each.
+PATHS = {
     "both-sides": lambda t: attention(t, 80, window=64, causal=False),
     "wide": lambda t: attention(t, 256, window=64),
-    "decode": lambda t: attention(t, 128, q_len=1, sink_logits=SINK),
-    "paged": lambda t: paged(t, 128, inv_freq=freqs(128)),
     "paged-narrow": lambda t: paged(t, 64, inv_freq=freqs(64)),
     "paged-odd": lambda t: paged(t, 96, page=48, inv_freq=freqs(64), softcap=2.0),
     "paged-wide": lambda t: paged(
         t, 256, page=128, sink_logits=torch.zeros(8), inv_freq=freqs(256)
     ),
     "paged-still": lambda t: paged(t, 128),
-    "append": lambda t: append(t, 128, inv_freq=freqs(128)),
+    "paged-mixed": lambda t: paged(t, 128, kv=torch.float16, inv_freq=freqs(128)),
     "append-still": lambda t: append(t, 80),
-    "merge": lambda t: merge_states(t, 128),
-    "linear": lambda t: linear(t, 4096, True),
     "linear-wide": lambda t: linear(t, 16384, False),
 }
-MIXED = {"paged-mixed": lambda t: paged(t, 128, kv=torch.float16, inv_freq=freqs(128))}
 
 
 def names_of(made):
@@ -176,11 +179,14 @@ def test_compiles(case, dtype, capability, launches):
         assert binary.metadata.shared <= SHARED_LIMIT[capability], (fn.__name__, binary.metadata)
 
 
-def test_compiles_mixed_dtypes(launches):
+@pytest.mark.parametrize("path", PATHS)
+def test_every_path_compiles(path, launches):
     with headrace.use_backend("triton"):
-        MIXED["paged-mixed"](torch.float32)
+        PATHS[path](torch.bfloat16)
     for fn, args, kwargs in launches:
-        assert compile_launch(fn, args, kwargs, 90).asm["cubin"]
+        binary = compile_launch(fn, args, kwargs, 80)
+        assert binary.asm["cubin"]
+        assert binary.metadata.shared <= SHARED_LIMIT[80], (fn.__name__, binary.metadata)
 
 
 def test_every_kernel_has_a_case(launches):

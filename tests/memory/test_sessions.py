@@ -63,8 +63,8 @@ class Sessions(RuleBasedStateMachine):
     @precondition(lambda self: self.streams)
     @rule(data=st.data(), broken=st.sampled_from([False, False, False, True]))
     def step(self, data, broken):
-        chosen = data.draw(st.lists(st.sampled_from(range(len(self.streams))), unique=True))
-        counts = [data.draw(st.integers(0, 5) | st.integers(0, 40)) for _ in chosen]
+        chosen = data.draw(st.lists(st.integers(0, len(self.streams) - 1), unique=True, min_size=1))
+        counts = [data.draw(st.integers(1, 5) | st.integers(0, 40)) for _ in chosen]
         fed = [[self.serial.randrange(256) for _ in range(n)] for n in counts]
         batch = {self.streams[i][0]: x for i, x in zip(chosen, fed, strict=True)}
         self.model.broken = broken
@@ -146,7 +146,7 @@ class Sessions(RuleBasedStateMachine):
 
 
 Sessions.TestCase.settings = settings(
-    max_examples=60, stateful_step_count=30, deadline=None, derandomize=True,
+    max_examples=60, stateful_step_count=80, deadline=None, derandomize=True,
     suppress_health_check=list(HealthCheck),
 )  # fmt: skip
 TestSessions = Sessions.TestCase

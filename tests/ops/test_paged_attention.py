@@ -439,12 +439,7 @@ def test_a_row_that_sees_a_nan_gives_nan(isa, what):
             assert got[0][:, :2].isnan().sum() == (64 if what == "q" else 0)
 
 
-LEAK = pytest.mark.xfail(
-    reason="weight 0 times a NaN of a value that another row of the block sees", strict=True
-)
-
-
-@pytest.mark.parametrize("what", ["k", pytest.param("v", marks=LEAK)])
+@pytest.mark.parametrize("what", ["k", "v"])
 @pytest.mark.parametrize("split", [17, 4096])
 def test_the_future_of_a_chunk_does_not_reach_its_past(isa, what, split):
     """NaN in the last token of a chunk: the rows of the tokens before keep their bits."""
@@ -460,7 +455,7 @@ def test_the_future_of_a_chunk_does_not_reach_its_past(isa, what, split):
     assert compare.same_bits(lse[:-1], clean[1][:-1])
 
 
-@pytest.mark.parametrize("what", ["k", pytest.param("v", marks=LEAK)])
+@pytest.mark.parametrize("what", ["k", "v"])
 def test_what_left_the_reach_of_a_row_does_not_reach_it(isa, what):
     """NaN in a key that only the first row of a chunk still sees."""
     args, kwargs = samples.paged(23, [StreamShape(40, 20, 12)], page_size=64)

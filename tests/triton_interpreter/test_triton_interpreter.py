@@ -2,7 +2,7 @@
 """The Triton kernels against the reference, in Triton's interpreter: no GPU, small shapes.
 
 A process of its own: TRITON_INTERPRET is read when kernels are decorated. bf16 is left out, because
-the interpreter computes it wrongly.
+the interpreter computes it wrongly; so are the bits of `linear`, whose products numpy adds up here.
 """
 
 from __future__ import annotations
@@ -112,12 +112,3 @@ def test_merge_states(dtype):
 def test_linear(dtype, weight):
     bound = cases.linear(dtype, weight=weight, bias=dtype == weight)
     cases.compare("linear", bound, run("linear", bound))
-
-
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_linear_rows_have_the_same_bits_alone(dtype):
-    bound = cases.linear(dtype)
-    (whole,) = run("linear", bound)
-    for rows in (slice(0, 1), slice(5, 8), slice(30, 37)):
-        (part,) = run("linear", bound | dict(x=bound["x"][rows]))
-        assert torch.equal(whole[rows], part)

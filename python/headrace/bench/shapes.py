@@ -6,6 +6,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -110,15 +112,15 @@ def prefill(length: int, window: int, dtype: torch.dtype, flex: bool) -> Case:
     v = torch.randn(1, KV_HEADS, length, DIM).to(dtype)
     bound, axes = _bound("attention", q, k, v, window=window, sinks=4)
     spec = ops.specs()["attention"]
-    rows = slice(max(0, length - 300), length)
+    last = max(0, length - 300)
 
     def check() -> tuple[float, float]:
-        got = ops.attention(q, k, v, window=window, sinks=4)
+        got = cast(Tensor, ops.attention(q, k, v, window=window, sinks=4))
         want, _ = spec.reference(
-            q[:, :4, rows].double(), k[:, :1].double(), v[:, :1].double(), window, 4, None, True,
+            q[:, :4, last:].double(), k[:, :1].double(), v[:, :1].double(), window, 4, None, True,
             DIM**-0.5, 0.0,
         )  # fmt: skip
-        return rms_error(got[:, :4, rows], want), spec.tolerance(dtype, axes, bound)
+        return rms_error(got[:, :4, last:], want), spec.tolerance(dtype, axes, bound)
 
     return Case(
         "attention",
@@ -225,26 +227,22 @@ def merge_states(tokens: int, dtype: torch.dtype = torch.float32) -> Case:
 def cases(op: str | None, quick: bool) -> Iterator[Case]:
     """Cases of one op or of all, made one at a time: some hold gigabytes."""
     bf16, f32 = torch.bfloat16, torch.float32
+    decodes = [(1, 4096), (8, 4096)]
+    prefills = [(bf16, 2048, 512)]
+    linears = [(1, 2048, 2048), (256, 256, 1024)]
+    chunks = [256]
+    if not quick:
+        decodes = [(b, c) for c in (1024, 4096, 16384, 65536) for b in (1, 2, 8)]
+        prefills = [(d, n, w) for d in (bf16, f32) for n in (4096, 16384) for w in (512, 2048)]
+        linears = [(1, 256, 1024), (256, 256, 1024), (1, 4096, 4096), (64, 4096, 4096)]
+        chunks = [1, 256, 4096]
     makers: dict[str, list[Callable[[], Case]]] = {
-        "paged_attention": [
-            lambda b=b, c=c: decode(b, c)
-            for b, c in ([(1, 4096), (8, 4096)] if quick else
-                         [(b, c) for c in (1024, 4096, 16384, 65536) for b in (1, 2, 8)])
-        ],
-        "attention": [
-            lambda n=n, w=w, d=d: prefill(n, w, d, flex=not quick)
-            for n, w, d in ([(2048, 512, bf16)] if quick else
-                            [(n, w, d) for d in (bf16, f32) for n in (4096, 16384)
-                             for w in (512, 2048)])
-        ],
-        "linear": [
-            lambda t=t, k=k, n=n: linear(t, k, n)
-            for t, k, n in ([(1, 2048, 2048), (256, 256, 1024)] if quick else
-                            [(1, 256, 1024), (256, 256, 1024), (1, 4096, 4096), (64, 4096, 4096)])
-        ],
-        "append": [lambda t=t: append(t) for t in ((256,) if quick else (1, 256, 4096))],
-        "merge_states": [lambda t=t: merge_states(t) for t in ((256,) if quick else (1, 256))],
-    }  # fmt: skip
+        "paged_attention": [partial(decode, *shape) for shape in decodes],
+        "attention": [partial(prefill, n, w, d, flex=not quick) for d, n, w in prefills],
+        "linear": [partial(linear, *shape) for shape in linears],
+        "append": [partial(append, tokens) for tokens in chunks],
+        "merge_states": [partial(merge_states, tokens) for tokens in chunks],
+    }
     for name, make in makers.items():
         if op in (None, name):
             for one in make:

@@ -11,6 +11,9 @@ from .pool import PagePool
 from .regions import Plan
 from .table import Page, Table
 
+Slot = tuple[int, int, int]
+"""Where a token goes: page, slot, and offset from the origin of the page."""
+
 EPOCH = 1024
 """Window pages share an origin within so many positions: one rotated query serves them all."""
 
@@ -43,8 +46,8 @@ class Edit:
 
     def extend(
         self, tables: Sequence[Table], counts: Sequence[int]
-    ) -> list[tuple[Table, list[tuple[int, int, int]]]]:
-        """Room for `counts` more tokens: each new table, and (page, slot, offset) of every token.
+    ) -> list[tuple[Table, list[Slot]]]:
+        """Room for `counts` more tokens: each new table, and where its tokens go.
 
         ValueError when the pool has too few pages; then call `undo`.
         """
@@ -53,9 +56,9 @@ class Edit:
         fresh = self._pool.take(sum(g.fresh(size) for growths in plans for g in growths))
         self._taken.update(fresh)
         pages = iter(fresh)
-        grown = []
+        grown: list[tuple[Table, list[Slot]]] = []
         for table, n, (pinned, window) in zip(tables, counts, plans, strict=True):
-            where: list[tuple[int, int, int]] = []
+            where: list[Slot] = []
             new = replace(
                 table,
                 end=table.end + n,
@@ -67,12 +70,11 @@ class Edit:
 
     def _claim(self, table: Table, n: int) -> tuple[_Growth, _Growth]:
         """Splits n tokens into pinned and window ones and claims the free slots of the tail."""
-        border = min(max(table.end, table.start + self._plan.pinned), table.end + n)
+        end = table.end + n
+        border = min(max(table.end, table.start + self._plan.pinned), end)
         return (
             _Growth(table.pinned, table.end, border, self._room(table.pinned, table.end, border)),
-            _Growth(
-                table.window, border, table.end + n, self._room(table.window, border, table.end + n)
-            ),
+            _Growth(table.window, border, end, self._room(table.window, border, end)),
         )
 
     def _room(self, run: tuple[Page, ...], lo: int, hi: int) -> int:
@@ -92,11 +94,7 @@ class Edit:
         filled[page.id] = stop - page.start
 
     def _grow(
-        self,
-        growth: _Growth,
-        origin: int | None,
-        fresh: Iterator[int],
-        where: list[tuple[int, int, int]],
+        self, growth: _Growth, origin: int | None, fresh: Iterator[int], where: list[Slot]
     ) -> tuple[Page, ...]:
         run, at, room = list(growth.run), growth.lo, growth.room
         while at < growth.hi:
@@ -130,10 +128,12 @@ class Edit:
         return replace(table, window=window[dead:]) if dead else table
 
     def commit(self) -> None:
+        """The new tables count; cannot be undone any more."""
         self._pool.drop(self._retired)
         self._forget()
 
     def undo(self) -> None:
+        """The old tables count, and the pool is as it was."""
         for page, before in self._filled.items():
             self._pool.filled[page] = before
         self._pool.drop(self._taken)

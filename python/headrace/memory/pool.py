@@ -83,8 +83,10 @@ class PagePool:
         return self._holders[page]
 
     def take(self, count: int) -> list[int]:
-        """Hands out `count` pages, each with one holder. ValueError, and none, when too few are
-        free."""
+        """Hands out `count` pages, each with one holder.
+
+        ValueError, and no page, when too few are free.
+        """
         if count > len(self._free):
             raise bad_value(
                 "step",

@@ -39,6 +39,7 @@ class Plan:
         return pinned + min(tokens - pinned, self.reach - 1)
 
     def pinned_pages(self, page_size: int) -> int:
+        """Pages that the pinned tokens fill."""
         return -(-self.pinned // page_size)
 
     def window_pages(self, page_size: int) -> int:
@@ -50,8 +51,7 @@ class Region:
     """A set of tokens that stays alive; regions add up with `+`."""
 
     def keeps(self, query: Tensor, key: Tensor) -> Tensor:
-        """Whether query number t has key number j <= t: int64 tensors that broadcast, gives
-        bool."""
+        """Whether query number t sees key number j: int64 tensors that broadcast, gives bool."""
         raise NotImplementedError
 
     def plan(self) -> Plan:

@@ -49,6 +49,7 @@ class Table:
 
     @property
     def page_ids(self) -> list[int]:
+        """Ids of all its pages, pinned ones first."""
         return [page.id for page in self.pinned + self.window]
 
     def pinned_spans(self, plan: Plan) -> Iterator[tuple[Page, int]]:
@@ -101,6 +102,7 @@ class Lease:
             pool.filled[tail.id] = table.end - tail.start
 
     def release(self) -> None:
+        """Lets the pages go. Releasing twice is fine."""
         pool, self._pool = self._pool, None
         if pool is not None:
             pool.drop(self.table.page_ids)

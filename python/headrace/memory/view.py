@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .edit import Slot
 from .regions import UNLIMITED, Plan
 from .table import Table
 
@@ -67,7 +68,7 @@ class View:
 
     @staticmethod
     def of(
-        wheres: Sequence[list[tuple[int, int, int]]],
+        wheres: Sequence[list[Slot]],
         views: Sequence[list[list[int]]],
         starts: Sequence[int],
         device: torch.device,

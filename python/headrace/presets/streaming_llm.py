@@ -30,8 +30,7 @@ def streaming_llm(model: Model, *, sinks: int = 4, window: int = 2000, **options
 def check(
     model: Model, *, sinks: int = 4, window: int = 60, tokens: Tensor | None = None
 ) -> list[Check]:
-    """Equality with the oracle, at a small window, where the oracle is cheap: sizes change
-    nothing."""
+    """Equality with the oracle, at a small window: sizes change nothing but its cost."""
     if tokens is None:
         tokens = random_tokens(model, sinks + 5 * window)
     return equality(model, Sink(sinks) + Window(window), InCache(), tokens)

@@ -54,7 +54,7 @@ def wrap(
     pool_pages: int | None = None,
     page_size: int = 64,
     dtype: torch.dtype = torch.float32,
-    exact: bool = False,
+    exact: bool = True,
     chunk: int = 256,
 ) -> Engine:
     """An engine that streams through a model.
@@ -63,9 +63,9 @@ def wrap(
     Absolute(). pool_pages: pages of `page_size` tokens for all streams together; None makes room
     for 16 streams, or for 65,536 tokens when the window is unlimited. dtype: of keys and values in
     the pool (float32, bfloat16, float16). exact: every matrix product through `ops.linear`, so that
-    a stream has the same bits whatever else is in the step. chunk: longest run of tokens of a
-    stream in one model call. Raises TypeError, ValueError or NotImplementedError naming the
-    argument.
+    a stream has the same bits whatever else is in the step; False leaves them to torch. chunk:
+    longest run of tokens of a stream in one model call. Raises TypeError, ValueError or
+    NotImplementedError naming the argument.
     """
     return Engine(
         model,

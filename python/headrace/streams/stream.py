@@ -62,8 +62,10 @@ class Stream:
         return self._lease.table.end
 
     def feed(self, tokens: Tokens, *, logits: bool = False) -> Report:
-        """Reads tokens: int64 [T], a list, an array, or bytes for a byte model. See
-        `Engine.step`."""
+        """Reads tokens: int64 [T], a list, an array, or bytes for a byte model.
+
+        All or nothing, as `Engine.step`, which does it. Raises TypeError or ValueError, one line.
+        """
         return self.engine.step({self: tokens}, logits=logits)[self]
 
     def generate(

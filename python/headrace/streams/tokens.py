@@ -19,9 +19,11 @@ Tokens = Tensor | np.ndarray | Sequence[int] | bytes | bytearray | memoryview | 
 
 
 def ids(tokens: Any, vocab: int, device: torch.device, op: str = "feed") -> Tensor:
-    """int64 [T] on `device` from a tensor, an array, a sequence of ints or, for a byte model, bytes
-    or text (as UTF-8). TypeError or ValueError, one line, when they are not tokens of this
-    model."""
+    """int64 [T] on `device` from a tensor, an array, a sequence of ints, or bytes or text (UTF-8).
+
+    Bytes and text are for models of 256 tokens. TypeError or ValueError, one line, when these are
+    not tokens of the model.
+    """
     if isinstance(tokens, str):
         tokens = tokens.encode()
     if isinstance(tokens, (bytes, bytearray, memoryview)):
