@@ -34,6 +34,7 @@ CASES = {
     "report folder": (["--report", "."], 2, "expected a file name, got the folder"),
     "report nowhere": (["--report", "no/r.json"], 2, "cannot write no/r.json: No such file"),
     "one path twice": (["--report", "a.png"], 2, "expected another file than --report, got a.png"),
+    "plot suffix": (["--plot", "p.xyz"], 2, "expected .png, .pdf or .svg, got p.xyz"),
     "plot nowhere": (["--plot", "no/p.png"], 2, "cannot write no/p.png: No such file"),
 }
 

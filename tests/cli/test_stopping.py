@@ -156,7 +156,7 @@ def test_live_table_on_a_terminal(model, text):
         shown += part
     os.close(mine)
     assert process.wait(timeout=60) == 0, process.stderr.read().decode()
-    for words in ("sinks-window", "recompute", "windows out", "4,000 of 4,000", "KiB"):
+    for words in ("sinks-window", "recompute", "windows", "4,000 of 4,000", "KiB"):
         assert words.encode() in shown
     assert b"\x1b[" in shown  # drawn in place
     assert report()["stopped"] == "at the end"

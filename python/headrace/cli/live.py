@@ -34,15 +34,15 @@ COLUMNS = (
     "tokens",
     "tokens/s",
     "ppl",
-    "ppl 100k",
+    "ppl\n100k",
     "KV cache",
-    "p50 ms",
-    "p99 ms",
-    "windows out",
+    "step ms\np50",
+    "step ms\np99",
+    "windows\nout",
 )
 
 
-WIDTHS = (12, 11, 9, 7, 8, 10, 7, 7, 11)
+WIDTHS = (12, 11, 9, 7, 8, 10, 11, 11, 11)
 
 
 def cells(track: Track) -> tuple[str, ...]:
@@ -107,7 +107,7 @@ class Lines:
         self.started = time.monotonic()
         self.due = self.started + self.EVERY
         print(title, flush=True)
-        self._row(COLUMNS)
+        self._row([name.replace("\n", " ") for name in COLUMNS])
 
     def _row(self, row: Sequence[str]) -> None:
         print("  ".join(c.rjust(w) for c, w in zip(row, WIDTHS, strict=True)), flush=True)
@@ -161,13 +161,18 @@ class Table:
         from rich.table import Table as Grid
         from rich.text import Text
 
-        grid = Grid(box=box.SIMPLE_HEAD, title=self.title, title_justify="left", pad_edge=False)
+        wide = self.console.width >= 100
+        grid = Grid(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1) if wide else (0, 0))
         for i, name in enumerate(COLUMNS):
             grid.add_column(name, justify="right" if i else "left", no_wrap=True)
         for track in tracks:
             grid.add_row(*cells(track), style="dim" if track.ended else "")
         front = max((t.position for t in tracks), default=0)
-        parts: list[Any] = [grid, Text(progress(front, self.total, self.started), style="dim")]
+        parts: list[Any] = [
+            Text(self.title),
+            grid,
+            Text(progress(front, self.total, self.started), style="dim"),
+        ]
         if self.total:
             parts.append(ProgressBar(total=self.total, completed=front, width=78))
         return Group(*parts)

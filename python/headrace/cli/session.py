@@ -4,19 +4,17 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 import time
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 import numpy as np
 import torch
 
 from .. import models
-from . import live, policies, report, text
+from . import document, live, policies, report, text
 from .fail import PIPE, Fail, reason
 from .interrupt import Guard, Interrupted
 from .policies import Bytes, Runner, Samples, Settings, Streamed
@@ -43,6 +41,8 @@ class Session:
                 raise Fail(
                     f"stream(--plot): expected another file than --report, got {args.report}"
                 )
+            if self.plot_path.suffix not in (".png", ".pdf", ".svg"):
+                raise Fail(f"stream(--plot): expected .png, .pdf or .svg, got {self.plot_path}")
             report.check_target("stream(--plot)", self.plot_path)
         if args.threads:
             torch.set_num_threads(args.threads)
@@ -53,7 +53,7 @@ class Session:
                 self.text = text.from_library(args.held_out)
             self.model = models.load(args.model)
         policies.check_tokens(self.model)
-        self.training = _training(args.model)
+        self.training = document.training(args.model)
         self.settings = self._settings()
         self.total = self._total()
         self.history: Bytes = np.zeros(0, np.uint8)
@@ -201,7 +201,7 @@ class Session:
             if r.track.single_step:
                 ms = live.number(live.milli(r.track.single_step))
                 lines.append(f"{r.track.policy}, fed one token at a time: {ms} ms a token")
-        for name, pair in self._pairs()["last_100k"].items():
+        for name, pair in document.pairs(self)["last_100k"].items():
             gap = f"{pair['difference']:+.3f} \N{PLUS-MINUS SIGN} {pair['standard_error']:.3f}"
             lines.append(
                 f"last 100k, {pair['positions']} positions, nats per byte: "
@@ -210,7 +210,7 @@ class Session:
         return lines
 
     def _write(self, stopped: str, status: int) -> str:
-        made = self._report(stopped)
+        made = document.make(self, stopped)
         report.write(made, self.report_path)
         written = f"report: {self.report_path}"
         if self.plot_path and self.position:
@@ -231,81 +231,6 @@ class Session:
             except BrokenPipeError:
                 _silence()
         return written
-
-    def _report(self, stopped: str) -> dict[str, Any]:
-        args, config = self.args, self.model.config
-        return {
-            "format": report.FORMAT,
-            "command": report.command(),
-            "started": self.started,
-            "wall_seconds": round(time.perf_counter() - self.began, 3),
-            "stopped": stopped,
-            "versions": report.versions(),
-            "machine": report.machine(),
-            "model": {
-                "name": Path(args.model).name,
-                "parameters": sum(p.numel() for p in self.model.parameters()),
-                "layers": config.layers,
-                "trained_window": config.window,
-                "trained_sinks": config.sinks,
-                "training": self.training,
-            },
-            "text": {
-                "name": self.text.name,
-                "files": self.text.files,
-                "bytes": self.text.size,
-                "passes": self.text.passes,
-                "seen_in_training": self.text.seen,
-            },
-            "settings": {
-                "window": self.settings.window,
-                "sinks": self.settings.sinks,
-                "chunk": self.settings.chunk,
-                "dense_limit": self.settings.dense_limit,
-                "samples": self.settings.samples,
-                "seed": self.settings.seed,
-                "tokens": self.total,
-            },
-            "tokens": self.position,
-            "resident_set_bytes": {"at_100k": self.rss_100k, "at_end": report.resident_set()},
-            "policies": [r.track.summary() for r in self.runners],
-            "versus_recompute": self._pairs(),
-            "recompute_estimate": self._estimate(),
-        }
-
-    def _recomputed(self) -> policies.Recomputed | None:
-        return next((r for r in self.runners if isinstance(r, policies.Recomputed)), None)
-
-    def _estimate(self) -> dict[str, list[float]] | None:
-        base, ours = self._recomputed(), self.runners[0]
-        if base is None or base is ours:
-            return None
-        return report.estimate(ours.track.bins, ours.sampled, base.sampled)
-
-    def _pairs(self) -> dict[str, dict[str, Any]]:
-        base = self._recomputed()
-        pairs: dict[str, dict[str, Any]] = {"all": {}, "last_100k": {}}
-        if base is None:
-            return pairs
-        for r in self.runners:
-            for name, since in (("all", 0), ("last_100k", self.position - HUNDRED_K)):
-                found = report.compare(r.sampled, base.sampled, since) if r is not base else None
-                if found:
-                    pairs[name][r.track.policy] = found
-        return pairs
-
-
-def _training(name: str) -> dict[str, Any]:
-    """What the model's file says of its training."""
-    from safetensors import SafetensorError, safe_open
-
-    path = Path(models.__file__).parent / f"{name}.safetensors" if name in models.names() else name
-    try:
-        with safe_open(path, framework="pt") as file:
-            found = json.loads((file.metadata() or {}).get("training", "{}"))
-    except (SafetensorError, OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
 
 
 def _silence() -> None:
