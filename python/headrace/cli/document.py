@@ -46,6 +46,7 @@ def make(s: Session, stopped: str) -> dict[str, Any]:
             "window": s.settings.window,
             "sinks": s.settings.sinks,
             "chunk": s.settings.chunk,
+            "exact": all(r.engine.exact for r in s.runners),
             "dense_limit": s.settings.dense_limit,
             "samples": s.settings.samples,
             "seed": s.settings.seed,

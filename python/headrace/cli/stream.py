@@ -16,11 +16,11 @@ POLICIES = ("sinks-window", "window", "dense", "recompute")
 MISTAKES = (ValueError, NotImplementedError, MemoryError, OSError, RuntimeError)
 REPORT = Path("headrace-report.json")
 DEFAULTS = {"tokens": None, "dense_limit": 32_000, "samples": 1000}
-DEMO = {"tokens": 800_000, "dense_limit": 16_000, "samples": 500}
+DEMO = {"tokens": 1_000_000, "dense_limit": 16_000, "samples": 500}
 EPILOG = """
 Without FILE it reads the sources of the CPython that runs it, 1M tokens unless --tokens says more.
 Ctrl-C ends a run early; the report is written all the same. --demo is short for --compare --tokens
-800k --dense-limit 16k --samples 500, about two minutes on two cores; what else is given wins.
+1M --dense-limit 16k --samples 500, about two minutes on two cores; what else is given wins.
 """
 
 
