@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "common/isa.h"
+#include "common/pages.h"
 #include "common/parallel.h"
 #include "kernels/attention/visible.h"
 
@@ -123,6 +124,7 @@ void paged_attention(const PagedArgs& args, const PagedBatch& batch, int threads
 }
 
 void attention(const DenseArgs& args, std::int64_t batch, std::int64_t split, int threads) {
+  prefer_huge_pages(args.o, batch * args.q_heads * args.q_len * args.dim * dtype_size(args.dtype));
   const int group = args.q_heads / args.kv_heads, block = block_positions(group);
   std::vector<DenseItem> items;
   std::int64_t partial_words = 0;
