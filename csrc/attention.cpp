@@ -160,7 +160,6 @@ void append(const AppendArgs& args, std::int64_t tokens, std::int64_t pages, int
              std::to_string(t));
     }
   }
-  constexpr std::int64_t kRun = 16;
   std::vector<std::int64_t> runs{0};
   for (std::int64_t t = 1; t < tokens; ++t) {
     const bool follows = args.where[t * 3] == args.where[t * 3 - 3] &&

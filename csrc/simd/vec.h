@@ -14,6 +14,10 @@
 #define HEADRACE_LEVEL scalar
 #endif
 
+// HEADRACE_JOIN(name_, HEADRACE_LEVEL): what a family exports for the level.
+#define HEADRACE_JOIN_(a, b) a##b
+#define HEADRACE_JOIN(a, b) HEADRACE_JOIN_(a, b)
+
 namespace {
 
 constexpr int kW = F::width;

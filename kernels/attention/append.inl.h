@@ -6,12 +6,11 @@
 namespace {
 
 using headrace::AppendArgs;
+using headrace::kRun;
 using headrace::MergeArgs;
 
 // Keys of up to kRun tokens in consecutive slots of a page, all heads: rotated about the origin of
 // the page and stored as columns; values as rows.
-constexpr int kRun = 16;
-
 template <class T>
 inline void append_run(const AppendArgs& a, std::int64_t begin, std::int64_t end, float* scratch) {
   const int n = static_cast<int>(end - begin), dim = a.dim;

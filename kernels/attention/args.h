@@ -87,6 +87,8 @@ struct MergeArgs {
 // group of query heads is small.
 constexpr int kTile = 64;
 constexpr int kBlockRows = 64;
+// Tokens that one call of append writes at most.
+constexpr int kRun = 16;
 
 inline int block_positions(int group) {
   return group < 1 || group >= kBlockRows ? 1 : kBlockRows / group;
@@ -103,7 +105,7 @@ struct AttentionKernels {
   void (*paged_merge)(const PagedArgs&, const PagedItem&);
   void (*dense)(const DenseArgs&, const DenseItem&, float* scratch);
   void (*dense_merge)(const DenseArgs&, const DenseItem&);
-  // Tokens [begin, end) lie in consecutive slots of one page; at most 16 of them.
+  // Tokens [begin, end) lie in consecutive slots of one page; at most kRun of them.
   void (*append)(const AppendArgs&, std::int64_t begin, std::int64_t end, float* scratch);
   void (*merge)(const MergeArgs&, std::int64_t begin, std::int64_t end);
 };

@@ -4,9 +4,6 @@
 #include "dense.inl.h"
 #include "paged.inl.h"
 
-#define HEADRACE_JOIN_(a, b) a##b
-#define HEADRACE_JOIN(a, b) HEADRACE_JOIN_(a, b)
-
 extern "C" const headrace::AttentionKernels HEADRACE_JOIN(headrace_attention_, HEADRACE_LEVEL) = {
     paged, paged_merge, dense, dense_merge, append, merge,
 };

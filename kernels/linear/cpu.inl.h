@@ -115,7 +115,4 @@ void linear(const LinearArgs& a, std::int64_t begin, std::int64_t end, std::int6
 
 }  // namespace
 
-#define HEADRACE_JOIN_(a, b) a##b
-#define HEADRACE_JOIN(a, b) HEADRACE_JOIN_(a, b)
-
 extern "C" const headrace::LinearKernels HEADRACE_JOIN(headrace_linear_, HEADRACE_LEVEL) = {linear};

@@ -33,9 +33,6 @@ void read(const float* data, std::int64_t begin, std::int64_t end, float* sink) 
 
 }  // namespace
 
-#define HEADRACE_JOIN_(a, b) a##b
-#define HEADRACE_JOIN(a, b) HEADRACE_JOIN_(a, b)
-
 extern "C" const headrace::ProbeKernels HEADRACE_JOIN(headrace_probe_, HEADRACE_LEVEL) = {
     multiply_add,
     read,
