@@ -156,6 +156,7 @@ LENGTHS = {
     "attention": lambda n: samples.dense(1, q_len=n, k_len=2 * n, window=17, sinks=4),
     "linear": lambda n: samples.linear(1, rows=n),
     "merge_states": lambda n: samples.states(1, tokens=n),
+    "pooled_block_mask": lambda n: samples.pooled_block_mask(1, q_len=n, k_len=2 * n, block_size=8),
     "paged_attention": lambda n: samples.paged(1, [samples.StreamShape(n + 700, n, 640, 4)]),
 }
 

@@ -6,6 +6,15 @@ from .attention import attention
 from .linear import linear
 from .merge_states import merge_states
 from .paged_attention import paged_attention
+from .pooled_block_mask import pooled_block_mask
 from .registry import specs
 
-__all__ = ["append", "attention", "linear", "merge_states", "paged_attention", "specs"]
+__all__ = [
+    "append",
+    "attention",
+    "linear",
+    "merge_states",
+    "paged_attention",
+    "pooled_block_mask",
+    "specs",
+]
