@@ -91,6 +91,16 @@ void check_indptr(const std::int32_t* p, std::int64_t streams, std::int64_t tota
 
 }  // namespace
 
+// kv heads that one item takes together. Neighbouring heads of a page lie side by side, so many at
+// a time read memory in long runs; but the states of their rows must stay in cache, and every
+// thread wants items. A row's bits are the same whatever the number.
+int heads_per_item(int kv_heads, int rows, std::int64_t items, int threads) {
+  int heads = std::clamp(kBlockRows / rows, 1, kv_heads);
+  while (heads > 1 && items * ((kv_heads + heads - 1) / heads) < 4 * threads)
+    heads = (heads + 1) / 2;
+  return heads;
+}
+
 void paged_attention(const PagedArgs& args, const PagedBatch& batch, int threads) {
   check_indptr(batch.entry_indptr, batch.streams, batch.entries, "entry_indptr");
   check_indptr(batch.q_indptr, batch.streams, batch.tokens, "q_indptr");
@@ -98,29 +108,47 @@ void paged_attention(const PagedArgs& args, const PagedBatch& batch, int threads
     check_entry(args.entries + e * kEntryFields, e, batch.pages, args.page_size);
   }
   const int group = args.q_heads / args.kv_heads, block = block_positions(group);
-  std::vector<PagedItem> items;
-  std::int64_t partial_words = 0;
+  struct Block {
+    std::int64_t stream, row, tokens;
+    int positions;
+  };
+  std::vector<Block> blocks;
+  std::int64_t splits = 0;
   double work = 0;
+  int most = 1;
   for (std::int64_t b = 0; b < batch.streams; ++b) {
-    const std::int64_t first = batch.entry_indptr[b], last = batch.entry_indptr[b + 1];
     for (std::int64_t row = batch.q_indptr[b]; row < batch.q_indptr[b + 1]; row += block) {
       const int n = static_cast<int>(std::min<std::int64_t>(block, batch.q_indptr[b + 1] - row));
       const auto [oldest, newest] = std::minmax_element(args.q_order + row, args.q_order + row + n);
       std::int64_t tokens = 0;
-      for (std::int64_t e = first; e < last; ++e) {
+      for (std::int64_t e = batch.entry_indptr[b]; e < batch.entry_indptr[b + 1]; ++e) {
         const std::int64_t* entry = args.entries + e * kEntryFields;
         const Range seen = visible(*oldest, *newest, entry[kOrder], entry[kReach], entry[kCount]);
         tokens += seen.hi - seen.lo;
       }
       work += static_cast<double>(tokens) * n * args.q_heads * args.dim * 2;
-      for (int head = 0; head < args.kv_heads; ++head) {
-        add_splits(items, PagedItem{row, first, last - first, n, head, {}}, tokens, batch.split,
-                   static_cast<std::int64_t>(n) * group * (args.dim + 2), partial_words);
-      }
+      splits += std::max<std::int64_t>(1, (tokens + batch.split - 1) / batch.split);
+      most = std::max(most, n);
+      blocks.push_back({b, row, tokens, n});
     }
   }
-  run_items(args, items, partial_words, attention_scratch(block, group, args.dim, args.half), work,
-            threads, kernels().paged, kernels().paged_merge);
+  const int heads = heads_per_item(args.kv_heads, most * group, splits, threads);
+  std::vector<PagedItem> items;
+  std::int64_t partial_words = 0;
+  for (const Block& b : blocks) {
+    const std::int64_t first = batch.entry_indptr[b.stream];
+    const std::int64_t entries = batch.entry_indptr[b.stream + 1] - first;
+    for (int head = 0; head < args.kv_heads; head += heads) {
+      const int some = std::min(heads, args.kv_heads - head);
+      add_splits(items, PagedItem{b.row, first, entries, b.positions, head, some, {}}, b.tokens,
+                 batch.split,
+                 static_cast<std::int64_t>(some) * b.positions * group * (args.dim + 2),
+                 partial_words);
+    }
+  }
+  run_items(args, items, partial_words,
+            attention_scratch(most, most * group * heads, args.dim, args.half), work, threads,
+            kernels().paged, kernels().paged_merge);
 }
 
 void attention(const DenseArgs& args, std::int64_t batch, std::int64_t split, int threads) {
@@ -146,8 +174,8 @@ void attention(const DenseArgs& args, std::int64_t batch, std::int64_t split, in
       }
     }
   }
-  run_items(args, items, partial_words, attention_scratch(block, group, args.dim, 0), work, threads,
-            kernels().dense, kernels().dense_merge);
+  run_items(args, items, partial_words, attention_scratch(block, block * group, args.dim, 0), work,
+            threads, kernels().dense, kernels().dense_merge);
 }
 
 void append(const AppendArgs& args, std::int64_t tokens, std::int64_t pages, int threads) {

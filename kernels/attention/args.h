@@ -39,14 +39,14 @@ struct PagedArgs {
   Softmax softmax;
 };
 
-// One block of query rows of one stream and one kv head.
+// One block of query rows of one stream, and some of its kv heads.
 struct PagedItem {
   std::int64_t row;      // first row in q
   std::int64_t entry;    // first entry of the stream
   std::int64_t entries;  // how many
   int positions;         // query positions in the block
-  int kv_head;
-  Share share;
+  int kv_head, heads;    // first kv head, how many
+  Share share;           // partial: [heads][splits][rows][D + 2]
 };
 
 struct DenseArgs {
@@ -95,9 +95,9 @@ inline int block_positions(int group) {
 }
 
 // fp32 words of scratch that one item needs.
-inline std::int64_t attention_scratch(int positions, int group, int dim, int half) {
-  const std::int64_t rows = static_cast<std::int64_t>(positions) * group;
-  return rows * (3 * dim + kTile + 2) + 4 * positions + 2 * positions * half + dim * kTile + 64;
+inline std::int64_t attention_scratch(int positions, int rows, int dim, int half) {
+  return static_cast<std::int64_t>(rows) * (3 * dim + kTile + 2) + 2 * positions + 2 * half +
+         dim * kTile + 64;
 }
 
 struct AttentionKernels {
