@@ -132,7 +132,8 @@ def results(name, function, args):
     copied = [a.clone() if isinstance(a, torch.Tensor) else a for a in args]
     out = function(*copied)
     spec = ops.specs()[name]
-    changed = [copied[spec.parameters.index(p)] for p in spec.mutates]
+    at = [i for i in map(spec.parameters.index, spec.mutates) if i < len(copied)]
+    changed = [copied[i] for i in at]
     return [*(out if isinstance(out, tuple) else [] if out is None else [out]), *changed]
 
 

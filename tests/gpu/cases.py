@@ -208,7 +208,7 @@ def truth(op, bound):
         exact["scale"] = exact["q"].shape[-1] ** -0.5
     got = spec.reference(**exact)
     if got is None:
-        return tuple(exact[name] for name in spec.mutates)
+        return tuple(exact[name] for name in spec.mutates if exact[name] is not None)
     return got if isinstance(got, tuple) else (got,)
 
 
