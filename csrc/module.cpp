@@ -6,6 +6,7 @@
 #include <pybind11/stl.h>
 
 #include <array>
+#include <tuple>
 
 #include "attention.h"
 #include "build_info.h"
@@ -27,13 +28,28 @@ T* at(Address address) {
   return reinterpret_cast<T*>(address);
 }
 
+// inv_freq, freq_axis, how many frequencies, how many axes.
+using RopeArgs = std::tuple<Address, Address, int, int>;
+// Scales of quantised pages: address (0: none), strides of page, head and slot.
+using ScaleArgs = std::tuple<Address, std::int64_t, std::int64_t, int>;
+
+headrace::Rope rope_of(RopeArgs rope, float gain) {
+  const auto [inv_freq, freq_axis, half, axes] = rope;
+  return {at<const double>(inv_freq), at<const std::int32_t>(freq_axis), half, axes, gain};
+}
+
+headrace::Scales scales_of(ScaleArgs scale) {
+  const auto [address, page, head, slot] = scale;
+  return {at<float>(address), page, head, slot};
+}
+
 void paged_attention(Address q, Strides2 q_strides, Address k, Strides2 k_strides, Address v,
-                     Strides2 v_strides, Address entries, Address entry_indptr, Address q_indptr,
-                     Address q_pos, Address q_order, Address inv_freq, int half,
-                     std::array<std::int64_t, 8> sizes, int q_dtype, int kv_dtype, float scale,
-                     float softcap, Address sink_logits, Address o, Address lse, std::int64_t split,
-                     int threads) {
-  const auto [tokens, q_heads, kv_heads, dim, page_size, pages, streams, n_entries] = sizes;
+                     Strides2 v_strides, ScaleArgs k_scale, ScaleArgs v_scale, Address entries,
+                     Address entry_indptr, Address q_indptr, Address q_pos, Address q_order,
+                     RopeArgs rope, float rope_gain, std::array<std::int64_t, 9> sizes, int q_dtype,
+                     int kv_dtype, float scale, float softcap, Address sink_logits, Address o,
+                     Address lse, std::int64_t split, int threads) {
+  const auto [tokens, q_heads, kv_heads, dim, page_size, pages, streams, lists, n_entries] = sizes;
   headrace::PagedArgs args{};
   args.q = at<const void>(q);
   args.k = at<const void>(k);
@@ -43,7 +59,6 @@ void paged_attention(Address q, Strides2 q_strides, Address k, Strides2 k_stride
   args.entries = at<const std::int64_t>(entries);
   args.q_pos = at<const std::int64_t>(q_pos);
   args.q_order = at<const std::int64_t>(q_order);
-  args.inv_freq = at<const double>(inv_freq);
   args.q_row = q_strides[0];
   args.q_head = q_strides[1];
   args.k_page = k_strides[0];
@@ -54,13 +69,17 @@ void paged_attention(Address q, Strides2 q_strides, Address k, Strides2 k_stride
   args.kv_heads = static_cast<int>(kv_heads);
   args.dim = static_cast<int>(dim);
   args.page_size = static_cast<int>(page_size);
-  args.half = half;
   args.q_dtype = q_dtype;
   args.kv_dtype = kv_dtype;
+  args.rope = rope_of(rope, rope_gain);
+  args.fields = 5 + 2 * args.rope.axes;
+  args.k_scale = scales_of(k_scale);
+  args.v_scale = scales_of(v_scale);
   args.softmax = Softmax{scale, softcap, at<const float>(sink_logits)};
   const headrace::PagedBatch batch{at<const std::int32_t>(entry_indptr),
                                    at<const std::int32_t>(q_indptr),
                                    streams,
+                                   lists,
                                    n_entries,
                                    tokens,
                                    pages,
@@ -104,9 +123,9 @@ void attention(Address q, Strides3 q_strides, Address k, Strides3 k_strides, Add
 }
 
 void append(Address k, Strides2 k_strides, Address v, Strides2 v_strides, Address k_pages,
-            Strides2 k_page_strides, Address v_pages, Strides2 v_page_strides, Address where,
-            Address inv_freq, int half, std::array<std::int64_t, 5> sizes, int dtype,
-            int page_dtype, int threads) {
+            Strides2 k_page_strides, Address v_pages, Strides2 v_page_strides, ScaleArgs k_scale,
+            ScaleArgs v_scale, Address where, RopeArgs rope, std::array<std::int64_t, 5> sizes,
+            int dtype, int page_dtype, int threads) {
   const auto [tokens, kv_heads, dim, page_size, pages] = sizes;
   headrace::AppendArgs args{};
   args.k = at<const void>(k);
@@ -114,7 +133,9 @@ void append(Address k, Strides2 k_strides, Address v, Strides2 v_strides, Addres
   args.k_pages = at<void>(k_pages);
   args.v_pages = at<void>(v_pages);
   args.where = at<const std::int64_t>(where);
-  args.inv_freq = at<const double>(inv_freq);
+  args.rope = rope_of(rope, 1.f);
+  args.k_scale = scales_of(k_scale);
+  args.v_scale = scales_of(v_scale);
   args.k_row = k_strides[0];
   args.k_head = k_strides[1];
   args.v_row = v_strides[0];
@@ -126,7 +147,6 @@ void append(Address k, Strides2 k_strides, Address v, Strides2 v_strides, Addres
   args.kv_heads = static_cast<int>(kv_heads);
   args.dim = static_cast<int>(dim);
   args.page_size = static_cast<int>(page_size);
-  args.half = half;
   args.dtype = dtype;
   args.page_dtype = page_dtype;
   py::gil_scoped_release nogil;

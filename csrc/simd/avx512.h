@@ -8,6 +8,7 @@
 namespace {
 
 using headrace::bf16;
+using headrace::e4m3;
 using headrace::fp16;
 
 struct F {
@@ -25,6 +26,20 @@ inline F load(const bf16* p) {
 }
 inline F load(const fp16* p) {
   return {_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)))};
+}
+inline F load(const std::int8_t* p) {
+  const __m128i codes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+  return {_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(codes))};
+}
+// Moved into fp16 the code reads as 2^-8 of its value, subnormals included.
+inline F load(const e4m3* p) {
+  const __m128i codes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+  const __m128i magnitude = _mm_and_si128(codes, _mm_set1_epi8(0x7f));
+  const __mmask16 nan = _mm_cmpeq_epi8_mask(magnitude, _mm_set1_epi8(0x7f));
+  const __m256i wide = _mm256_slli_epi16(_mm256_cvtepi8_epi16(codes), 7);
+  const __m256i half = _mm256_and_si256(wide, _mm256_set1_epi16(static_cast<short>(0xbfff)));
+  const __m512 value = _mm512_mul_ps(_mm512_cvtph_ps(half), _mm512_set1_ps(256.f));
+  return {_mm512_mask_mov_ps(value, nan, _mm512_set1_ps(__builtin_nanf("")))};
 }
 inline void store(float* p, F a) { _mm512_storeu_ps(p, a.v); }
 inline void store(fp16* p, F a) {

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Attention of a block of query rows over a view of pages.
 #pragma once
+#include "scale.inl.h"
 #include "tile.inl.h"
 
 namespace {
@@ -23,9 +24,9 @@ inline Rows of_head(const Rows& all, int rows, int index) {
 // read next.
 template <class T>
 inline void paged_slots(const PagedArgs& a, const PagedItem& it, const std::int64_t* entry,
-                        const T* k, const T* v, const T* upcoming, std::int64_t begin,
-                        std::int64_t end, const float* q, const Rows& st, float* s, int* ranges,
-                        bool careful) {
+                        const T* k, const T* v, const T* upcoming, SlotScales k_scale,
+                        SlotScales v_scale, std::int64_t begin, std::int64_t end, const float* q,
+                        const Rows& st, float* s, int* ranges, bool careful) {
   const int group = a.q_heads / a.kv_heads, dim = a.dim;
   const std::int64_t* order = a.q_order + it.row;
   const std::int64_t slot = entry[headrace::kFirst];
@@ -43,7 +44,9 @@ inline void paged_slots(const PagedArgs& a, const PagedItem& it, const std::int6
                                           entry[headrace::kCount]);
       const int lo = static_cast<int>(headrace::clamp(slot + row.lo, t, stop) - base);
       const int hi = static_cast<int>(headrace::clamp(slot + row.hi, t, stop) - base);
+      if (k_scale.at) scale_logits(s + r * kTile, k_scale, base, cols);
       softmax_row(s + r * kTile, cols, lo, hi, a.softmax.softcap, r, st);
+      if (v_scale.at) scale_weights(s + r * kTile, v_scale, base, cols, lo, hi);
       ranges[r / group * 2] = lo - static_cast<int>(t - base);
       ranges[r / group * 2 + 1] = hi - static_cast<int>(t - base);
     }
@@ -65,9 +68,10 @@ inline void paged_pass(const PagedArgs& a, const PagedItem& it, const Rows& st, 
   float* turned = plain + st.rows * dim;  // [heads][rows][dim], rotated for the current origin
   float* s = turned + st.rows * dim;      // [rows][kTile]
   float* cosine = s + rows * kTile;       // [half]
-  float* sine = cosine + a.half;
-  int* ranges = reinterpret_cast<int*>(sine + a.half);  // [n][2]
-  const std::int64_t* pos = a.q_pos + it.row;
+  const int half = a.rope.half;
+  float* sine = cosine + half;
+  int* ranges = reinterpret_cast<int*>(sine + half);  // [n][2]
+  const std::int64_t* pos = a.q_pos + it.row * a.rope.axes;
   const std::int64_t* order = a.q_order + it.row;
 
   const float cap = a.softmax.softcap;
@@ -91,9 +95,9 @@ inline void paged_pass(const PagedArgs& a, const PagedItem& it, const Rows& st, 
 
   const float* q = plain;
   std::int64_t passed = 0;  // visible tokens of the entries before this one
-  std::int64_t last_origin = 0, last_cap = -1;
+  const std::int64_t* turned_for = nullptr;
   for (std::int64_t e = it.entry; e < it.entry + it.entries && passed < it.share.end; ++e) {
-    const std::int64_t* entry = a.entries + e * headrace::kEntryFields;
+    const std::int64_t* entry = a.entries + e * a.fields;
     const Range seen = headrace::visible(oldest, newest, entry[headrace::kOrder],
                                          entry[headrace::kReach], entry[headrace::kCount]);
     const std::int64_t mine = headrace::clamp(it.share.begin - passed, 0, seen.hi - seen.lo);
@@ -101,15 +105,13 @@ inline void paged_pass(const PagedArgs& a, const PagedItem& it, const Rows& st, 
     passed += seen.hi - seen.lo;
     if (mine >= upto) continue;
 
-    if (a.inv_freq && (q == plain || last_origin != entry[headrace::kOrigin] ||
-                       last_cap != entry[headrace::kCap])) {
-      last_origin = entry[headrace::kOrigin];
-      last_cap = entry[headrace::kCap];
+    if (a.rope.inv_freq && (!turned_for || !headrace::same_turn(turned_for, entry, a.rope.axes))) {
+      turned_for = entry;
       for (int i = 0; i < n; ++i) {
-        angles(headrace::distance(pos[i], last_origin, last_cap), a.inv_freq, a.half, cosine, sine);
+        query_angles(a.rope, pos + i * a.rope.axes, entry, cosine, sine);
         for (int head = 0; head < it.heads; ++head) {
           for (int r = i * group; r < (i + 1) * group; ++r) {
-            rotate(plain + row_of(head, r), cosine, sine, a.half, dim, turned + row_of(head, r));
+            rotate(plain + row_of(head, r), cosine, sine, half, dim, turned + row_of(head, r));
           }
         }
       }
@@ -127,8 +129,10 @@ inline void paged_pass(const PagedArgs& a, const PagedItem& it, const Rows& st, 
                    (it.kv_head + head) * a.v_head;
       const T* upcoming = head + 1 < it.heads ? keys(entry, head + 1)
                           : last              ? nullptr
-                                              : keys(entry + headrace::kEntryFields, 0);
-      paged_slots(a, it, entry, keys(entry, head), v, upcoming, first + mine, first + upto,
+                                              : keys(entry + a.fields, 0);
+      paged_slots(a, it, entry, keys(entry, head), v, upcoming,
+                  scales_of(a.k_scale, entry, it.kv_head + head),
+                  scales_of(a.v_scale, entry, it.kv_head + head), first + mine, first + upto,
                   q + row_of(head, 0), of_head(st, rows, head), s, ranges, careful);
     }
   }
@@ -171,6 +175,8 @@ inline void paged_block(const PagedArgs& a, const PagedItem& it, float* scratch)
 void paged(const PagedArgs& a, const PagedItem& it, float* scratch) {
   if (a.kv_dtype == headrace::kF32) return paged_block<float>(a, it, scratch);
   if (a.kv_dtype == headrace::kBF16) return paged_block<bf16>(a, it, scratch);
+  if (a.kv_dtype == headrace::kI8) return paged_block<std::int8_t>(a, it, scratch);
+  if (a.kv_dtype == headrace::kE4M3) return paged_block<e4m3>(a, it, scratch);
   return paged_block<fp16>(a, it, scratch);
 }
 

@@ -4,9 +4,8 @@ from __future__ import annotations
 from torch import Tensor, get_num_threads
 
 from .. import _C
-from ..kernels.attention.limits import only_plain
 from ..kernels.attention.spec import PAGED_ATTENTION
-from .append import page_strides
+from .append import page_scales, page_strides, rope
 from .registry import DTYPE_CODE, address, call, register
 
 
@@ -80,25 +79,31 @@ def paged_attention(
 
 
 def _cpu(bound, axes, outs):
-    only_plain("paged_attention", bound, axes)
     q, k, v, (o, lse) = bound["q"], bound["k_pages"], bound["v_pages"], outs
     order = bound["q_pos"] if bound["q_order"] is None else bound["q_order"]
-    inv_freq = bound["inv_freq"]
+    k_strides = page_strides(k, "paged_attention", "k_pages")
+    v_strides = page_strides(v, "paged_attention", "v_pages")
+    k_scale, v_scale = page_scales(bound["k_scale"]), page_scales(bound["v_scale"])
+    if axes["Hp"] < axes["Hkv"]:  # a page holds one head, whichever it is
+        k_strides, v_strides = (k_strides[0], 0), (v_strides[0], 0)
+        k_scale, v_scale = (*k_scale[:2], 0, k_scale[3]), (*v_scale[:2], 0, v_scale[3])
     _C.paged_attention(
         q.data_ptr(),
         q.stride()[:2],
         k.data_ptr(),
-        page_strides(k, "paged_attention", "k_pages"),
+        k_strides,
         v.data_ptr(),
-        page_strides(v, "paged_attention", "v_pages"),
+        v_strides,
+        k_scale,
+        v_scale,
         bound["entries"].data_ptr(),
         bound["entry_indptr"].data_ptr(),
         bound["q_indptr"].data_ptr(),
         bound["q_pos"].data_ptr(),
         order.data_ptr(),
-        address(inv_freq),
-        0 if inv_freq is None else inv_freq.numel(),
-        (axes["T"], axes["Hq"], axes["Hkv"], axes["D"], axes["P"], axes["N"], axes["B"], axes["E"]),
+        rope(bound, 1 if bound["q_pos"].dim() == 1 else 3),
+        bound["rope_gain"],
+        tuple(axes[x] for x in ("T", "Hq", "Hkv", "D", "P", "N", "B", "L", "E")),
         DTYPE_CODE[q.dtype],
         DTYPE_CODE[k.dtype],
         bound["scale"],
