@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The ops, as functions on tensors or numpy arrays and as `torch.ops.headrace.<name>`."""
 
+from . import rope
 from .append import append
 from .attention import attention
 from .linear import linear
@@ -8,4 +9,4 @@ from .merge_states import merge_states
 from .paged_attention import paged_attention
 from .registry import specs
 
-__all__ = ["append", "attention", "linear", "merge_states", "paged_attention", "specs"]
+__all__ = ["append", "attention", "linear", "merge_states", "paged_attention", "rope", "specs"]
