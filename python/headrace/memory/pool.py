@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -95,7 +96,7 @@ class PagePool:
         """How many hold a page."""
         return self._holders[page]
 
-    def layer(self, index: int) -> tuple[tuple[Tensor, Tensor], dict[str, Tensor | None]]:
+    def layer(self, index: int) -> tuple[tuple[Tensor, Tensor], dict[str, Any]]:
         """Keys and values of a layer, and the scales by the names that the ops give them."""
         scales = {
             name: None if x is None else x[index]
