@@ -31,15 +31,14 @@ inline F load(const std::int8_t* p) {
   const __m128i codes = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(p));
   return {_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(codes))};
 }
-// Moved into fp16 the code reads as 2^-8 of its value, subnormals included.
+// Moved into fp16 the code reads as 2^-8 of its value, subnormals included. Adding one to the
+// magnitude 0x7f, and to no other, carries into the exponent bit that makes it NaN.
 inline F load(const e4m3* p) {
-  const __m128i codes = _mm_cvtepi8_epi16(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
-  const __m128i magnitude = _mm_and_si128(codes, _mm_set1_epi16(0x7f));
-  const __m128i nan = _mm_cmpeq_epi16(magnitude, _mm_set1_epi16(0x7f));
-  const __m128i half =
-      _mm_and_si128(_mm_slli_epi16(codes, 7), _mm_set1_epi16(static_cast<short>(0xbfff)));
-  const __m256 value = _mm256_mul_ps(_mm256_cvtph_ps(half), _mm256_set1_ps(256.f));
-  return {_mm256_or_ps(value, _mm256_castsi256_ps(_mm256_cvtepi16_epi32(nan)))};
+  const __m128i codes = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(p));
+  const __m128i half = _mm_slli_epi16(_mm_cvtepi8_epi16(codes), 7);  // the sign in two bits
+  const __m128i more = _mm_add_epi16(half, _mm_set1_epi16(0x80));
+  const __m128i mended = _mm_xor_si128(half, _mm_and_si128(more, _mm_set1_epi16(0x4000)));
+  return {_mm256_mul_ps(_mm256_cvtph_ps(mended), _mm256_set1_ps(256.f))};
 }
 inline void store(float* p, F a) { _mm256_storeu_ps(p, a.v); }
 inline void store(fp16* p, F a) {

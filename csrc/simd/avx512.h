@@ -31,15 +31,15 @@ inline F load(const std::int8_t* p) {
   const __m128i codes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
   return {_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(codes))};
 }
-// Moved into fp16 the code reads as 2^-8 of its value, subnormals included.
+// Moved into fp16 the code reads as 2^-8 of its value, subnormals included. Adding one to the
+// magnitude 0x7f, and to no other, carries into the exponent bit that makes it NaN.
 inline F load(const e4m3* p) {
   const __m128i codes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
-  const __m128i magnitude = _mm_and_si128(codes, _mm_set1_epi8(0x7f));
-  const __mmask16 nan = _mm_cmpeq_epi8_mask(magnitude, _mm_set1_epi8(0x7f));
-  const __m256i wide = _mm256_slli_epi16(_mm256_cvtepi8_epi16(codes), 7);
-  const __m256i half = _mm256_and_si256(wide, _mm256_set1_epi16(static_cast<short>(0xbfff)));
-  const __m512 value = _mm512_mul_ps(_mm512_cvtph_ps(half), _mm512_set1_ps(256.f));
-  return {_mm512_mask_mov_ps(value, nan, _mm512_set1_ps(__builtin_nanf("")))};
+  const __m256i half = _mm256_slli_epi16(_mm256_cvtepi8_epi16(codes), 7);  // the sign in two bits
+  const __m256i more = _mm256_add_epi16(half, _mm256_set1_epi16(0x80));
+  // half ^ (more & 0x4000)
+  const __m256i mended = _mm256_ternarylogic_epi32(half, more, _mm256_set1_epi16(0x4000), 0x78);
+  return {_mm512_mul_ps(_mm512_cvtph_ps(mended), _mm512_set1_ps(256.f))};
 }
 inline void store(float* p, F a) { _mm512_storeu_ps(p, a.v); }
 inline void store(fp16* p, F a) {
