@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 # Addresses are data pointers as integers, 0 for none; strides and sizes count elements. Dtypes are
 # the codes of headrace.ops.registry. The public functions, with their checks, are in headrace.ops.
+from collections.abc import Sequence
 from typing import TypedDict
 
 class BuildInfo(TypedDict):
@@ -91,6 +92,26 @@ def merge_states(
     rows: int,
     dim: int,
     dtype: int,
+    threads: int,
+    /,
+) -> None: ...
+def lora(
+    op: str,
+    pointers: Sequence[int],
+    sizes: Sequence[int],
+    strides: Sequence[int],
+    dtypes: tuple[int, int],
+    groups: tuple[int, int],
+    threads: int,
+    /,
+) -> None: ...
+def lora_rows(
+    op: str,
+    pointers: Sequence[int],
+    sizes: Sequence[int],
+    strides: Sequence[int],
+    dtypes: tuple[int, int],
+    groups: tuple[int, int],
     threads: int,
     /,
 ) -> None: ...

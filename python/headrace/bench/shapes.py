@@ -41,7 +41,8 @@ def rms_error(got: Tensor, want: Tensor) -> float:
     return error if math.isfinite(error) else math.inf
 
 
-def _bound(op: str, *args: object, **kwargs: object) -> tuple[dict, dict]:
+def bound_call(op: str, *args: object, **kwargs: object) -> tuple[dict, dict]:
+    """Arguments of a call by name, and the sizes of its axes."""
     spec = ops.specs()[op]
     bound = spec.bind(*args, **kwargs)
     return bound, spec.check(bound)
@@ -78,7 +79,7 @@ def decode(batch: int, cached: int, dtype: torch.dtype = torch.bfloat16) -> Case
         torch.arange(0, batch * pages + 1, pages, dtype=torch.int32),
         torch.arange(batch + 1, dtype=torch.int32), torch.full((batch,), cached - 1),
     )  # fmt: skip
-    bound, axes = _bound("paged_attention", *args, inv_freq=inv_freq)
+    bound, axes = bound_call("paged_attention", *args, inv_freq=inv_freq)
     spec = ops.specs()["paged_attention"]
     group = HEADS // KV_HEADS
 
@@ -110,7 +111,7 @@ def prefill(length: int, window: int, dtype: torch.dtype, flex: bool) -> Case:
     q = torch.randn(1, HEADS, length, DIM).to(dtype)
     k = torch.randn(1, KV_HEADS, length, DIM).to(dtype)
     v = torch.randn(1, KV_HEADS, length, DIM).to(dtype)
-    bound, axes = _bound("attention", q, k, v, window=window, sinks=4)
+    bound, axes = bound_call("attention", q, k, v, window=window, sinks=4)
     spec = ops.specs()["attention"]
     last = max(0, length - 300)
 
@@ -156,7 +157,7 @@ def _masked_sdpa(q: Tensor, k: Tensor, v: Tensor, window: int) -> Callable[[], o
 def linear(tokens: int, depth: int, outputs: int, dtype: torch.dtype = torch.float32) -> Case:
     """A projection of a chunk of `tokens`."""
     x, w = torch.randn(tokens, depth).to(dtype), torch.randn(outputs, depth).to(dtype)
-    bound, axes = _bound("linear", x, w)
+    bound, axes = bound_call("linear", x, w)
     spec = ops.specs()["linear"]
 
     def check() -> tuple[float, float]:
@@ -180,7 +181,7 @@ def append(tokens: int, dtype: torch.dtype = torch.bfloat16) -> Case:
     rows, inv_freq = torch.arange(tokens), frequencies(DIM)
     where = torch.stack([rows // PAGE, rows % PAGE, rows % 1024], 1)
     args = (k, v, k_pages, v_pages, where)
-    bound, axes = _bound("append", *args, inv_freq=inv_freq)
+    bound, axes = bound_call("append", *args, inv_freq=inv_freq)
     spec = ops.specs()["append"]
     k_dense, v_dense = torch.zeros_like(k), torch.zeros_like(v)
     angle = (rows[:, None].double() * inv_freq).float()
@@ -210,7 +211,7 @@ def merge_states(tokens: int, dtype: torch.dtype = torch.float32) -> Case:
     o_a, o_b = (torch.randn(tokens, HEADS, DIM).to(dtype) for _ in range(2))
     lse_a, lse_b = torch.randn(tokens, HEADS), torch.randn(tokens, HEADS)
     args = (o_a, lse_a, o_b, lse_b)
-    bound, axes = _bound("merge_states", *args)
+    bound, axes = bound_call("merge_states", *args)
     spec = ops.specs()["merge_states"]
 
     def check() -> tuple[float, float]:
@@ -226,22 +227,31 @@ def merge_states(tokens: int, dtype: torch.dtype = torch.float32) -> Case:
 
 def cases(op: str | None, quick: bool) -> Iterator[Case]:
     """Cases of one op or of all, made one at a time: some hold gigabytes."""
+    from . import adapters  # its cases are made of what is above
+
     bf16, f32 = torch.bfloat16, torch.float32
     decodes = [(1, 4096), (8, 4096)]
     prefills = [(bf16, 2048, 512)]
     linears = [(1, 2048, 2048), (256, 256, 1024)]
     chunks = [256]
+    mixes = [(64, 64, 1024), (256, 4, 1024)]
     if not quick:
         decodes = [(b, c) for c in (1024, 4096, 16384, 65536) for b in (1, 2, 8)]
         prefills = [(d, n, w) for d in (bf16, f32) for n in (4096, 16384) for w in (512, 2048)]
         linears = [(1, 256, 1024), (256, 256, 1024), (1, 4096, 4096), (64, 4096, 4096)]
         chunks = [1, 256, 4096]
+        mixes = [(64, 64, 4096), (512, 8, 4096), (1, 1, 4096), (8, 8, 4096), (64, 1, 4096)]
     makers: dict[str, list[Callable[[], Case]]] = {
         "paged_attention": [partial(decode, *shape) for shape in decodes],
         "attention": [partial(prefill, n, w, d, flex=not quick) for d, n, w in prefills],
         "linear": [partial(linear, *shape) for shape in linears],
         "append": [partial(append, tokens) for tokens in chunks],
         "merge_states": [partial(merge_states, tokens) for tokens in chunks],
+        "lora": [partial(adapters.stack, *mix) for mix in mixes],
+        "lora_rows": [
+            *(partial(adapters.rows, *mix) for mix in mixes),
+            *(partial(adapters.rows, *mixes[0], bits=bits) for bits in (8, 4)),
+        ],
     }
     for name, make in makers.items():
         if op in (None, name):

@@ -5,8 +5,20 @@ from . import rope
 from .append import append
 from .attention import attention
 from .linear import linear
+from .lora import lora
+from .lora_rows import lora_rows
 from .merge_states import merge_states
 from .paged_attention import paged_attention
 from .registry import specs
 
-__all__ = ["append", "attention", "linear", "merge_states", "paged_attention", "rope", "specs"]
+__all__ = [
+    "append",
+    "attention",
+    "linear",
+    "lora",
+    "lora_rows",
+    "merge_states",
+    "paged_attention",
+    "rope",
+    "specs",
+]
