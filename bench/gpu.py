@@ -281,6 +281,8 @@ def main() -> int:
     jobs += [("append", partial(cases.append, bench, n)) for n in rows]
     jobs += [("merge_states", partial(cases.merge, bench, n)) for n in rows]
     jobs += [("linear", partial(cases.linear, bench, n, *shape)) for n in rows]
+    mixes = [(2, 2, 4)] if bench.dry else [(1, 1, 16), (64, 1, 16), (64, 64, 16), (2048, 8, 16)]
+    jobs += [("lora", partial(cases.lora, bench, *mix, shape[0])) for mix in mixes]
     try:
         for op, job in jobs:
             if op in only:

@@ -289,3 +289,41 @@ def linear(bench: Bench, rows: int, n: int, k: int) -> None:
         moved,
         lambda s, out: near(out, s["x"].double() @ s["weight"].double().mT),
     )
+
+
+def lora(bench: Bench, rows: int, adapters: int, rank: int, width: int) -> None:
+    """Rows over adapters in turn; one of rank `rank` each."""
+    used = torch.arange(rows, device=bench.device) % adapters
+
+    def make():
+        return dict(
+            x=bench.randn(rows, width),
+            a=bench.randn(adapters, rank, width),
+            b=bench.randn(adapters, width, rank),
+            slots=used.int(),
+            scale=torch.ones(adapters, device=bench.device),
+            y=bench.randn(rows, width),
+            ranks=None,
+        )
+
+    def gathered(s):
+        down = torch.bmm(s["a"][used], s["x"][:, :, None])
+        return s["y"] + torch.bmm(s["b"][used], down)[:, :, 0]
+
+    def agrees(s, out):  # on a fresh y: that of the timed calls has piled up
+        y = torch.zeros_like(s["y"])
+        torch.ops.headrace.lora(s["x"], s["a"], s["b"], s["slots"], s["scale"], y)
+        exact = {k: v.double() for k, v in s.items() if k in ("x", "a", "b")}
+        return near(y, gathered(exact | dict(y=torch.zeros_like(y, dtype=torch.float64))))
+
+    size = 4 if bench.dry else 2
+    moved = (min(rows, adapters) * rank * 2 * width + 3 * rows * width) * size
+    bench.add(
+        "lora",
+        f"{rows} rows, {adapters} adapters of rank {rank}, {width} wide",
+        make,
+        {"gather and bmm": gathered},
+        moved / bench.floors["copy_bytes_per_s"],
+        moved,
+        agrees,
+    )

@@ -64,11 +64,14 @@ void run_items(const Args& args, std::vector<Item>& items, std::int64_t partial_
 
 [[noreturn]] void refuse(const std::string& what) { throw std::invalid_argument(what); }
 
-void check_entry(const std::int64_t* e, std::int64_t index, std::int64_t pages, int page_size) {
+void check_entry(const std::int64_t* e, std::int64_t index, std::int64_t pages, int page_size,
+                 int fields) {
   const bool page = e[kPage] >= 0 && e[kPage] < pages;
   const bool slots = e[kFirst] >= 0 && e[kCount] >= 0 && e[kCount] <= page_size &&
                      e[kFirst] <= page_size - e[kCount];
-  if (page && slots && e[kReach] >= 0 && e[kCap] >= 0) return;
+  std::int64_t cap = e[kCap];
+  for (int i = kOrigin1 + 1; i < fields; i += 2) cap = std::min(cap, e[i]);
+  if (page && slots && e[kReach] >= 0 && cap >= 0) return;
   std::string expected, got;
   if (!page) {
     expected = "pages in [0, " + std::to_string(pages) + ")";
@@ -78,7 +81,7 @@ void check_entry(const std::int64_t* e, std::int64_t index, std::int64_t pages, 
     got = "first " + std::to_string(e[kFirst]) + " and count " + std::to_string(e[kCount]);
   } else {
     expected = "reach and cap of 0 or more";
-    got = "reach " + std::to_string(e[kReach]) + " and cap " + std::to_string(e[kCap]);
+    got = "reach " + std::to_string(e[kReach]) + " and cap " + std::to_string(cap);
   }
   refuse("paged_attention(entries): expected " + expected + ", got " + got + " in entry " +
          std::to_string(index));
@@ -94,38 +97,88 @@ void check_indptr(const std::int32_t* p, std::int64_t streams, std::int64_t tota
   }
 }
 
+// Slots of entries [first, last) that any query of orders oldest..newest sees.
+std::int64_t visible_tokens(const PagedArgs& args, std::int64_t first, std::int64_t last,
+                            std::int64_t oldest, std::int64_t newest) {
+  std::int64_t tokens = 0;
+  for (std::int64_t e = first; e < last; ++e) {
+    const std::int64_t* entry = args.entries + e * args.fields;
+    const Range seen = visible(oldest, newest, entry[kOrder], entry[kReach], entry[kCount]);
+    tokens += seen.hi - seen.lo;
+  }
+  return tokens;
+}
+
+void check_rope(const Rope& rope, const std::string& op) {
+  for (int i = 0; rope.freq_axis && i < rope.half; ++i) {
+    const std::int32_t axis = rope.freq_axis[i];
+    if (axis >= 0 && axis < rope.axes) continue;
+    refuse(op + "(freq_axis): expected axes in [0, " + std::to_string(rope.axes) + "), got " +
+           std::to_string(axis) + " for frequency " + std::to_string(i));
+  }
+}
+
 }  // namespace
 
+// kv heads that one item takes together. Neighbouring heads of a page lie side by side, so many at
+// a time read memory in long runs; but the states of their rows must stay in cache, and every
+// thread wants items. A row's bits are the same whatever the number.
+int heads_per_item(int kv_heads, int rows, std::int64_t items, int threads) {
+  int heads = std::clamp(kBlockRows / rows, 1, kv_heads);
+  while (heads > 1 && items * ((kv_heads + heads - 1) / heads) < 4 * threads)
+    heads = (heads + 1) / 2;
+  return heads;
+}
+
 void paged_attention(const PagedArgs& args, const PagedBatch& batch, int threads) {
-  check_indptr(batch.entry_indptr, batch.streams, batch.entries, "entry_indptr");
+  check_indptr(batch.entry_indptr, batch.lists, batch.entries, "entry_indptr");
   check_indptr(batch.q_indptr, batch.streams, batch.tokens, "q_indptr");
   for (std::int64_t e = 0; e < batch.entries; ++e) {
-    check_entry(args.entries + e * kEntryFields, e, batch.pages, args.page_size);
+    check_entry(args.entries + e * args.fields, e, batch.pages, args.page_size, args.fields);
   }
+  check_rope(args.rope, "paged_attention");
   const int group = args.q_heads / args.kv_heads, block = block_positions(group);
-  std::vector<PagedItem> items;
-  std::int64_t partial_words = 0;
+  struct Block {
+    std::int64_t list, row, tokens;
+    int positions, head;  // the first head of the list
+  };
+  std::vector<Block> blocks;
+  const std::int64_t lists = batch.streams ? batch.lists / batch.streams : 1;  // of a stream
+  std::int64_t splits = 0;
   double work = 0;
+  int most = 1;
   for (std::int64_t b = 0; b < batch.streams; ++b) {
-    const std::int64_t first = batch.entry_indptr[b], last = batch.entry_indptr[b + 1];
     for (std::int64_t row = batch.q_indptr[b]; row < batch.q_indptr[b + 1]; row += block) {
       const int n = static_cast<int>(std::min<std::int64_t>(block, batch.q_indptr[b + 1] - row));
       const auto [oldest, newest] = std::minmax_element(args.q_order + row, args.q_order + row + n);
-      std::int64_t tokens = 0;
-      for (std::int64_t e = first; e < last; ++e) {
-        const std::int64_t* entry = args.entries + e * kEntryFields;
-        const Range seen = visible(*oldest, *newest, entry[kOrder], entry[kReach], entry[kCount]);
-        tokens += seen.hi - seen.lo;
+      for (std::int64_t list = b * lists; list < (b + 1) * lists; ++list) {
+        const std::int64_t tokens = visible_tokens(args, batch.entry_indptr[list],
+                                                   batch.entry_indptr[list + 1], *oldest, *newest);
+        work += static_cast<double>(tokens) * n * args.q_heads / lists * args.dim * 2;
+        splits += std::max<std::int64_t>(1, (tokens + batch.split - 1) / batch.split);
+        blocks.push_back({list, row, tokens, n, static_cast<int>(list - b * lists)});
       }
-      work += static_cast<double>(tokens) * n * args.q_heads * args.dim * 2;
-      for (int head = 0; head < args.kv_heads; ++head) {
-        add_splits(items, PagedItem{row, first, last - first, n, head, {}}, tokens, batch.split,
-                   static_cast<std::int64_t>(n) * group * (args.dim + 2), partial_words);
-      }
+      most = std::max(most, n);
     }
   }
-  run_items(args, items, partial_words, attention_scratch(block, group, args.dim, args.half), work,
-            threads, kernels().paged, kernels().paged_merge);
+  const int heads = lists > 1 ? 1 : heads_per_item(args.kv_heads, most * group, splits, threads);
+  std::vector<PagedItem> items;
+  std::int64_t partial_words = 0;
+  for (const Block& b : blocks) {
+    const std::int64_t first = batch.entry_indptr[b.list];
+    const std::int64_t entries = batch.entry_indptr[b.list + 1] - first;
+    const int end = lists > 1 ? b.head + 1 : args.kv_heads;
+    for (int head = b.head; head < end; head += heads) {
+      const int some = std::min(heads, end - head);
+      add_splits(items, PagedItem{b.row, first, entries, b.positions, head, some, {}}, b.tokens,
+                 batch.split,
+                 static_cast<std::int64_t>(some) * b.positions * group * (args.dim + 2),
+                 partial_words);
+    }
+  }
+  run_items(args, items, partial_words,
+            attention_scratch(most, most * group * heads, args.dim, args.rope.half), work, threads,
+            kernels().paged, kernels().paged_merge);
 }
 
 void attention(DenseArgs args, std::int64_t batch, std::int64_t split, int threads) {
@@ -166,13 +219,16 @@ void attention(DenseArgs args, std::int64_t batch, std::int64_t split, int threa
     }
   }
   run_items(args, items, partial_words,
-            cache_words(args) + attention_scratch(block, heads, args.dim, 0), work, threads,
+            cache_words(args) + attention_scratch(block, block * heads, args.dim, 0), work, threads,
             kernels().dense, kernels().dense_merge, 2 * ((args.cached + 7) / 8 * 8));
 }
 
 void append(const AppendArgs& args, std::int64_t tokens, std::int64_t pages, int threads) {
+  check_rope(args.rope, "append");
+  const int fields = 2 + args.rope.axes;
+  const auto at = [&](std::int64_t t) { return args.where + t * fields; };  // page, slot, ...
   for (std::int64_t t = 0; t < tokens; ++t) {
-    const std::int64_t page = args.where[t * 3], slot = args.where[t * 3 + 1];
+    const std::int64_t page = at(t)[0], slot = at(t)[1];
     if (page < 0 || page >= pages || slot < 0 || slot >= args.page_size) {
       refuse("append(where): expected pages in [0, " + std::to_string(pages) +
              ") and slots in [0, " + std::to_string(args.page_size) + "), got page " +
@@ -182,14 +238,13 @@ void append(const AppendArgs& args, std::int64_t tokens, std::int64_t pages, int
   }
   std::vector<std::int64_t> runs{0};
   for (std::int64_t t = 1; t < tokens; ++t) {
-    const bool follows = args.where[t * 3] == args.where[t * 3 - 3] &&
-                         args.where[t * 3 + 1] == args.where[t * 3 - 2] + 1;
+    const bool follows = at(t)[0] == at(t - 1)[0] && at(t)[1] == at(t - 1)[1] + 1;
     if (!follows || t - runs.back() == kRun) runs.push_back(t);
   }
   if (tokens == 0) return;
   runs.push_back(tokens);
   const int team = useful_threads(threads, 8.0 * tokens * args.kv_heads * args.dim);
-  const Scratch scratch((kRun + 1) * args.dim + 2 * kRun * args.half, team);
+  const Scratch scratch((kRun + 1) * args.dim + 2 * kRun * args.rope.half, team);
   parallel(static_cast<std::int64_t>(runs.size()) - 1, team, [&](std::int64_t i, int t) {
     kernels().append(args, runs[i], runs[i + 1], scratch.of(t));
   });

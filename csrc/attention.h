@@ -7,8 +7,9 @@
 namespace headrace {
 
 struct PagedBatch {
-  const std::int32_t *entry_indptr, *q_indptr;  // [streams + 1]
-  std::int64_t streams, entries, tokens, pages;
+  const std::int32_t* entry_indptr;  // [lists + 1], lists of entries: one a stream, or kv_heads
+  const std::int32_t* q_indptr;      // [streams + 1]
+  std::int64_t streams, lists, entries, tokens, pages;
   std::int64_t split;  // tokens that one split covers
 };
 

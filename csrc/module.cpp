@@ -7,11 +7,13 @@
 
 #include <algorithm>
 #include <array>
+#include <tuple>
 
 #include "attention.h"
 #include "build_info.h"
 #include "common/isa.h"
 #include "linear.h"
+#include "lora.h"
 #include "pooled_block_mask.h"
 #include "probe.h"
 
@@ -29,13 +31,28 @@ T* at(Address address) {
   return reinterpret_cast<T*>(address);
 }
 
+// inv_freq, freq_axis, how many frequencies, how many axes.
+using RopeArgs = std::tuple<Address, Address, int, int>;
+// Scales of quantised pages: address (0: none), strides of page, head and slot.
+using ScaleArgs = std::tuple<Address, std::int64_t, std::int64_t, int>;
+
+headrace::Rope rope_of(RopeArgs rope, float gain) {
+  const auto [inv_freq, freq_axis, half, axes] = rope;
+  return {at<const double>(inv_freq), at<const std::int32_t>(freq_axis), half, axes, gain};
+}
+
+headrace::Scales scales_of(ScaleArgs scale) {
+  const auto [address, page, head, slot] = scale;
+  return {at<float>(address), page, head, slot};
+}
+
 void paged_attention(Address q, Strides2 q_strides, Address k, Strides2 k_strides, Address v,
-                     Strides2 v_strides, Address entries, Address entry_indptr, Address q_indptr,
-                     Address q_pos, Address q_order, Address inv_freq, int half,
-                     std::array<std::int64_t, 8> sizes, int q_dtype, int kv_dtype, float scale,
-                     float softcap, Address sink_logits, Address o, Address lse, std::int64_t split,
-                     int threads) {
-  const auto [tokens, q_heads, kv_heads, dim, page_size, pages, streams, n_entries] = sizes;
+                     Strides2 v_strides, ScaleArgs k_scale, ScaleArgs v_scale, Address entries,
+                     Address entry_indptr, Address q_indptr, Address q_pos, Address q_order,
+                     RopeArgs rope, float rope_gain, std::array<std::int64_t, 9> sizes, int q_dtype,
+                     int kv_dtype, float scale, float softcap, Address sink_logits, Address o,
+                     Address lse, std::int64_t split, int threads) {
+  const auto [tokens, q_heads, kv_heads, dim, page_size, pages, streams, lists, n_entries] = sizes;
   headrace::PagedArgs args{};
   args.q = at<const void>(q);
   args.k = at<const void>(k);
@@ -45,7 +62,6 @@ void paged_attention(Address q, Strides2 q_strides, Address k, Strides2 k_stride
   args.entries = at<const std::int64_t>(entries);
   args.q_pos = at<const std::int64_t>(q_pos);
   args.q_order = at<const std::int64_t>(q_order);
-  args.inv_freq = at<const double>(inv_freq);
   args.q_row = q_strides[0];
   args.q_head = q_strides[1];
   args.k_page = k_strides[0];
@@ -56,13 +72,17 @@ void paged_attention(Address q, Strides2 q_strides, Address k, Strides2 k_stride
   args.kv_heads = static_cast<int>(kv_heads);
   args.dim = static_cast<int>(dim);
   args.page_size = static_cast<int>(page_size);
-  args.half = half;
   args.q_dtype = q_dtype;
   args.kv_dtype = kv_dtype;
+  args.rope = rope_of(rope, rope_gain);
+  args.fields = 5 + 2 * args.rope.axes;
+  args.k_scale = scales_of(k_scale);
+  args.v_scale = scales_of(v_scale);
   args.softmax = Softmax{scale, softcap, at<const float>(sink_logits)};
   const headrace::PagedBatch batch{at<const std::int32_t>(entry_indptr),
                                    at<const std::int32_t>(q_indptr),
                                    streams,
+                                   lists,
                                    n_entries,
                                    tokens,
                                    pages,
@@ -113,9 +133,9 @@ void attention(Address q, Strides3 q_strides, Address k, Strides3 k_strides, Add
 }
 
 void append(Address k, Strides2 k_strides, Address v, Strides2 v_strides, Address k_pages,
-            Strides2 k_page_strides, Address v_pages, Strides2 v_page_strides, Address where,
-            Address inv_freq, int half, std::array<std::int64_t, 5> sizes, int dtype,
-            int page_dtype, int threads) {
+            Strides2 k_page_strides, Address v_pages, Strides2 v_page_strides, ScaleArgs k_scale,
+            ScaleArgs v_scale, Address where, RopeArgs rope, std::array<std::int64_t, 5> sizes,
+            int dtype, int page_dtype, int threads) {
   const auto [tokens, kv_heads, dim, page_size, pages] = sizes;
   headrace::AppendArgs args{};
   args.k = at<const void>(k);
@@ -123,7 +143,9 @@ void append(Address k, Strides2 k_strides, Address v, Strides2 v_strides, Addres
   args.k_pages = at<void>(k_pages);
   args.v_pages = at<void>(v_pages);
   args.where = at<const std::int64_t>(where);
-  args.inv_freq = at<const double>(inv_freq);
+  args.rope = rope_of(rope, 1.f);
+  args.k_scale = scales_of(k_scale);
+  args.v_scale = scales_of(v_scale);
   args.k_row = k_strides[0];
   args.k_head = k_strides[1];
   args.v_row = v_strides[0];
@@ -135,7 +157,6 @@ void append(Address k, Strides2 k_strides, Address v, Strides2 v_strides, Addres
   args.kv_heads = static_cast<int>(kv_heads);
   args.dim = static_cast<int>(dim);
   args.page_size = static_cast<int>(page_size);
-  args.half = half;
   args.dtype = dtype;
   args.page_dtype = page_dtype;
   py::gil_scoped_release nogil;
@@ -202,6 +223,60 @@ void pooled_block_mask(Address q, Strides3 q_strides, Address k, Strides3 k_stri
   headrace::pooled_block_mask(args, batch, threads);
 }
 
+// pointers: x, y, a, b, a_scale, b_scale, bias, gain, base_bias, slots, weights, scale, rows,
+// row_indptr, ranks, slice_ends, epilogue. sizes: tokens, depth, outputs, slots, pool rows, rows
+// listed, slices, adapters a row, rank of the stack, biases, gains. strides: x, y, A (row, slice),
+// B (ranks a slot, slot, rank, column). dtypes: x, pool. groups: A, B.
+void lora(const std::string& op, const std::array<Address, 17>& pointers,
+          const std::array<std::int64_t, 11>& sizes, const std::array<std::int64_t, 8>& strides,
+          std::array<int, 2> dtypes, std::array<int, 2> groups, int threads) {
+  headrace::LoraArgs args{};
+  headrace::LoraBatch batch{};
+  args.x = at<const void>(pointers[0]);
+  args.y = at<void>(pointers[1]);
+  args.a = at<const void>(pointers[2]);
+  args.b = at<const void>(pointers[3]);
+  args.a_scale = at<const float>(pointers[4]);
+  args.b_scale = at<const float>(pointers[5]);
+  args.bias = at<const float>(pointers[6]);
+  args.gain = at<const float>(pointers[7]);
+  args.base_bias = at<const float>(pointers[8]);
+  batch.slots = at<const std::int32_t>(pointers[9]);
+  batch.weights = at<const float>(pointers[10]);
+  batch.scale = at<const float>(pointers[11]);
+  batch.rows = at<const std::int32_t>(pointers[12]);
+  batch.row_indptr = at<const std::int32_t>(pointers[13]);
+  batch.ranks = at<const std::int32_t>(pointers[14]);
+  batch.slice_ends = at<const std::int32_t>(pointers[15]);
+  batch.epilogue = at<const std::int32_t>(pointers[16]);
+  batch.tokens = sizes[0];
+  args.depth = sizes[1];
+  args.outputs = sizes[2];
+  batch.slots_count = sizes[3];
+  batch.pool_rows = sizes[4];
+  batch.rows_count = sizes[5];
+  args.slices = static_cast<int>(sizes[6]);
+  batch.width = static_cast<int>(sizes[7]);
+  batch.stack_rank = sizes[8];
+  batch.biases = sizes[9];
+  batch.gains = sizes[10];
+  args.x_row = strides[0];
+  args.y_row = strides[1];
+  args.a_row = strides[2];
+  args.a_slice = strides[3];
+  args.b_ranks = strides[4];
+  args.b_slot = strides[5];
+  args.b_rank = strides[6];
+  args.b_col = strides[7];
+  args.x_dtype = dtypes[0];
+  args.pool_dtype = dtypes[1];
+  args.a_group = groups[0];
+  args.b_group = groups[1];
+  batch.op = op.c_str();
+  py::gil_scoped_release nogil;
+  headrace::lora(args, batch, threads);
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
@@ -226,6 +301,8 @@ PYBIND11_MODULE(_C, m) {
   m.def("append", &append);
   m.def("merge_states", &merge_states);
   m.def("linear", &linear);
+  m.def("lora", &lora);
+  m.def("lora_rows", &lora);
   m.def("pooled_block_mask", &pooled_block_mask);
   m.def("multiply_add_rate", &headrace::multiply_add_rate, py::arg("seconds"), py::arg("threads"),
         py::call_guard<py::gil_scoped_release>());

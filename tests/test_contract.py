@@ -75,7 +75,7 @@ BAD = {
     "number": (
         {"x": torch.zeros(3, 4, 5)},
         ValueError,
-        "toy(x): expected 2 = 2 in [T 2 K], got shape (3, 4, 5)",
+        "toy(x): expected 2 in [T 2 K], got shape (3, 4, 5)",
     ),
     "size": (
         {"w": torch.zeros(7, 6)},

@@ -14,9 +14,10 @@ from torch._dynamo.testing import CompileCounterWithBackend
 
 from headrace import _C, ops
 from tests.completeness import LEVELS, missing
-from tests.ops import samples
-from tests.ops.samples import SAMPLES
+from tests.ops import adapters, samples
+from tests.ops.samples import SAMPLES as PLAIN
 
+SAMPLES = {**PLAIN, **adapters.SAMPLES}
 ROOT = Path(__file__).resolve().parents[1]
 OPS = sorted(ops.specs())
 CASES = [pytest.param(name, i, id=f"{name}-{i}") for name in OPS for i in range(len(SAMPLES[name]))]
@@ -35,9 +36,10 @@ def test_every_file_belongs_to_an_op():
     public = {p.stem for p in (ROOT / "python/headrace/ops").glob("*.py")} - {
         "__init__",
         "registry",
+        "rope",
     }
     assert public == set(OPS)
-    assert set(ops.__all__) - {"specs"} == set(OPS)
+    assert set(ops.__all__) - {"rope", "specs"} == set(OPS)
     assert set(SAMPLES) == set(OPS)
 
 
@@ -132,7 +134,8 @@ def results(name, function, args):
     copied = [a.clone() if isinstance(a, torch.Tensor) else a for a in args]
     out = function(*copied)
     spec = ops.specs()[name]
-    changed = [copied[spec.parameters.index(p)] for p in spec.mutates]
+    at = [i for i in map(spec.parameters.index, spec.mutates) if i < len(copied)]
+    changed = [copied[i] for i in at]
     return [*(out if isinstance(out, tuple) else [] if out is None else [out]), *changed]
 
 
@@ -152,6 +155,8 @@ def test_compiles_into_one_graph(name, index):
 
 
 LENGTHS = {
+    "lora": lambda n: adapters.stack(1, tokens=n),
+    "lora_rows": lambda n: adapters.pool(1, tokens=n),
     "append": lambda n: samples.append(1, tokens=n, page_size=256),
     "attention": lambda n: samples.dense(1, q_len=n, k_len=2 * n, window=17, sinks=4),
     "linear": lambda n: samples.linear(1, rows=n),

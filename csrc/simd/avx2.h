@@ -8,6 +8,7 @@
 namespace {
 
 using headrace::bf16;
+using headrace::e4m3;
 using headrace::fp16;
 
 struct F {
@@ -25,6 +26,19 @@ inline F load(const bf16* p) {
 }
 inline F load(const fp16* p) {
   return {_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)))};
+}
+inline F load(const std::int8_t* p) {
+  const __m128i codes = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(p));
+  return {_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(codes))};
+}
+// Moved into fp16 the code reads as 2^-8 of its value, subnormals included. Adding one to the
+// magnitude 0x7f, and to no other, carries into the exponent bit that makes it NaN.
+inline F load(const e4m3* p) {
+  const __m128i codes = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(p));
+  const __m128i half = _mm_slli_epi16(_mm_cvtepi8_epi16(codes), 7);  // the sign in two bits
+  const __m128i more = _mm_add_epi16(half, _mm_set1_epi16(0x80));
+  const __m128i mended = _mm_xor_si128(half, _mm_and_si128(more, _mm_set1_epi16(0x4000)));
+  return {_mm256_mul_ps(_mm256_cvtph_ps(mended), _mm256_set1_ps(256.f))};
 }
 inline void store(float* p, F a) { _mm256_storeu_ps(p, a.v); }
 inline void store(fp16* p, F a) {

@@ -10,6 +10,7 @@
 namespace {
 
 using headrace::bf16;
+using headrace::e4m3;
 using headrace::fp16;
 
 struct F {
@@ -38,6 +39,15 @@ inline float widen(fp16 h) {
     return sign ? -tiny : tiny;
   }
   return from_bits(sign | ((exponent + 112) << 23) | (fraction << 13));
+}
+inline float widen(e4m3 c) {
+  const std::uint32_t sign = (c.bits & 0x80u) << 24, magnitude = c.bits & 0x7fu;
+  if (magnitude == 0x7f) return from_bits(sign | 0x7fc00000u);
+  if (magnitude < 8) {
+    const float tiny = static_cast<float>(magnitude) * 0x1p-9f;
+    return sign ? -tiny : tiny;
+  }
+  return from_bits(sign | ((magnitude + (120 << 3)) << 20));
 }
 inline bf16 to_bf16(float f) {
   const std::uint32_t u = to_bits(f);
@@ -71,6 +81,12 @@ inline F load(const bf16* p) {
   return lanes([&](int i) { return widen(p[i]); });
 }
 inline F load(const fp16* p) {
+  return lanes([&](int i) { return widen(p[i]); });
+}
+inline F load(const std::int8_t* p) {
+  return lanes([&](int i) { return static_cast<float>(p[i]); });
+}
+inline F load(const e4m3* p) {
   return lanes([&](int i) { return widen(p[i]); });
 }
 inline void store(float* p, F a) {

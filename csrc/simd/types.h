@@ -12,8 +12,13 @@ struct fp16 {
   std::uint16_t bits;
 };
 
-enum DType : int { kF32 = 0, kBF16 = 1, kF16 = 2 };
+// Float of 4 exponent and 3 fraction bits, without infinities: 0x7f is NaN, 448 the largest.
+struct e4m3 {
+  std::uint8_t bits;
+};
 
-inline constexpr int dtype_size(int dtype) { return dtype == kF32 ? 4 : 2; }
+enum DType : int { kF32 = 0, kBF16 = 1, kF16 = 2, kI8 = 3, kE4M3 = 4 };
+
+inline constexpr int dtype_size(int dtype) { return dtype == kF32 ? 4 : dtype < kI8 ? 2 : 1; }
 
 }  // namespace headrace

@@ -3,6 +3,8 @@
 // that are the same on all of them. Everything here has internal linkage: a weak copy compiled for
 // AVX-512 must never be the one that the linker keeps for everybody.
 #pragma once
+#include <cstring>
+
 #if defined(HEADRACE_AVX512)
 #include "avx512.h"
 #define HEADRACE_LEVEL avx512
@@ -35,6 +37,33 @@ inline F exp2(F x) {
   p = fma(p, f, set1(6.9314718e-1f));
   p = fma(p, f, set1(1.f));
   return scale2(p, n);
+}
+
+// To the nearest whole number, ties to even, no further than 127; NaN becomes 0.
+inline void store(std::int8_t* p, F a) {
+  float x[kW];
+  store(x, round(min(set1(127.f), max(set1(-127.f), a))));
+  for (int i = 0; i < kW; ++i) p[i] = static_cast<std::int8_t>(x[i] == x[i] ? x[i] : 0.f);
+}
+
+// To the nearest code, ties to even, no further than 448; infinities become NaN.
+inline std::uint8_t e4m3_code(float f) {
+  std::uint32_t u, low;
+  std::memcpy(&u, &f, 4);
+  const std::uint32_t sign = (u >> 24) & 0x80u, a = u & 0x7fffffffu;
+  std::memcpy(&f, &a, 4);
+  f += 24576.f;  // the last bit of the sum counts 2^-9, the smallest code
+  std::memcpy(&low, &f, 4);
+  const std::uint32_t normal = ((a + 0x7ffffu + ((a >> 20) & 1u)) >> 20) - (120u << 3);
+  std::uint32_t code = a < 0x3c800000u ? low & 0xfu : normal;
+  code = a > 0x43e00000u ? 0x7eu : code;
+  code = a >= 0x7f800000u ? 0x7fu : code;
+  return static_cast<std::uint8_t>(sign | code);
+}
+inline void store(e4m3* p, F a) {
+  float x[kW];
+  store(x, a);
+  for (int i = 0; i < kW; ++i) p[i].bits = e4m3_code(x[i]);
 }
 
 inline void store_any(void* p, std::int64_t index, int dtype, F a) {

@@ -7,8 +7,24 @@
 
 namespace headrace {
 
-// Columns of an entry of a view (int64 each).
-enum EntryField : int { kPage, kFirst, kCount, kOrigin, kCap, kOrder, kReach, kEntryFields };
+// Columns of an entry of a view (int64 each); those of axes 1 and 2 only where there are three.
+enum EntryField : int { kPage, kFirst, kCount, kOrigin, kCap, kOrder, kReach, kOrigin1 };
+
+// Scales [N, Hp, S] of quantised pages; `at` is null for pages of floats. slot is 1, or 0 where a
+// page has one scale for all slots (S = 1).
+struct Scales {
+  float* at;
+  std::int64_t page, head;
+  int slot;
+};
+
+// How positions turn frequencies: by the distance along one axis, or along that of freq_axis.
+struct Rope {
+  const double* inv_freq;         // [half] or null
+  const std::int32_t* freq_axis;  // [half] or null when axes == 1
+  int half, axes;
+  float gain;  // multiplies what is turned
+};
 
 struct Softmax {
   float scale;
@@ -25,28 +41,29 @@ struct Share {
 };
 
 struct PagedArgs {
-  const void* q;                // [T, Hq, D]
-  const void* k;                // [N, Hkv, D, P]
-  const void* v;                // [N, Hkv, P, D]
-  void* o;                      // [T, Hq, D] contiguous
-  float* lse;                   // [T, Hq] contiguous
-  const std::int64_t* entries;  // [E, kEntryFields]
-  const std::int64_t* q_pos;    // [T]
-  const std::int64_t* q_order;  // [T]
-  const double* inv_freq;       // [half] or null
-  std::int64_t q_row, q_head, k_page, k_head, v_page, v_head;
-  int q_heads, kv_heads, dim, page_size, half, q_dtype, kv_dtype;
+  const void* q;                                               // [T, Hq, D]
+  const void* k;                                               // [N, Hkv, D, P]
+  const void* v;                                               // [N, Hkv, P, D]
+  void* o;                                                     // [T, Hq, D] contiguous
+  float* lse;                                                  // [T, Hq] contiguous
+  const std::int64_t* entries;                                 // [E, fields]
+  const std::int64_t* q_pos;                                   // [T, axes]
+  const std::int64_t* q_order;                                 // [T]
+  std::int64_t q_row, q_head, k_page, k_head, v_page, v_head;  // heads: 0 where a page holds one
+  int q_heads, kv_heads, dim, page_size, fields, q_dtype, kv_dtype;
+  Rope rope;
+  Scales k_scale, v_scale;
   Softmax softmax;
 };
 
-// One block of query rows of one stream and one kv head.
+// One block of query rows of one stream, and some of its kv heads.
 struct PagedItem {
   std::int64_t row;      // first row in q
-  std::int64_t entry;    // first entry of the stream
+  std::int64_t entry;    // first entry of the list
   std::int64_t entries;  // how many
   int positions;         // query positions in the block
-  int kv_head;
-  Share share;
+  int kv_head, heads;    // first kv head, how many
+  Share share;           // partial: [heads][splits][rows][D + 2]
 };
 
 struct DenseArgs {
@@ -76,10 +93,11 @@ struct DenseItem {
 struct AppendArgs {
   const void *k, *v;          // [T, Hkv, D]
   void *k_pages, *v_pages;    // [N, Hkv, D, P], [N, Hkv, P, D]
-  const std::int64_t* where;  // [T, 3]: page, slot, offset
-  const double* inv_freq;     // [half] or null
+  const std::int64_t* where;  // [T, 2 + axes]: page, slot, offset along each axis
   std::int64_t k_row, k_head, v_row, v_head, k_page, k_page_head, v_page, v_page_head;
-  int kv_heads, dim, page_size, half, dtype, page_dtype;
+  int kv_heads, dim, page_size, dtype, page_dtype;
+  Rope rope;
+  Scales k_scale, v_scale;
 };
 
 struct MergeArgs {
@@ -102,9 +120,9 @@ inline int block_positions(int group) {
 }
 
 // fp32 words of scratch that one item needs.
-inline std::int64_t attention_scratch(int positions, int group, int dim, int half) {
-  const std::int64_t rows = static_cast<std::int64_t>(positions) * group;
-  return rows * (3 * dim + kTile + 2) + 4 * positions + 2 * positions * half + dim * kTile + 64;
+inline std::int64_t attention_scratch(int positions, int rows, int dim, int half) {
+  return static_cast<std::int64_t>(rows) * (3 * dim + kTile + 2) + 2 * positions + 2 * half +
+         dim * kTile + 64;
 }
 
 // fp32 words at the start of an item's scratch that stay from item to item of a dense call: whose

@@ -7,6 +7,7 @@ import contextlib
 import ctypes
 
 import torch
+from headrace.kernels.attention.limits import only_plain
 from headrace.kernels.common import cuda as device
 from torch import Tensor
 
@@ -71,6 +72,7 @@ def paged_attention(bound, axes, outs, library=None):
     Views are cut every 256 tokens (less if `split` says so, a page at least; a 64th of the view
     when it is longer than 16,384). `library` is for tests that bring their own.
     """
+    only_plain("paged_attention", bound, axes)
     loaded = library or device.library()
     q, k, v, (o, lse) = bound["q"], bound["k_pages"], bound["v_pages"], outs
     tokens, q_heads, dim, page = axes["T"], axes["Hq"], axes["D"], axes["P"]

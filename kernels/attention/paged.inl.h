@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Attention of a block of query rows over a view of pages.
 #pragma once
+#include "scale.inl.h"
 #include "tile.inl.h"
 
 namespace {
@@ -13,28 +14,76 @@ inline const float* sink_of(const headrace::Softmax& s, int head) {
   return s.sink_logits ? s.sink_logits + head : nullptr;
 }
 
-// Reads the item's share of the view into the state of its rows. careful: no row touches values
-// that it does not see (see add_values).
+// Rows of one head of an item.
+inline Rows of_head(const Rows& all, int rows, int index) {
+  const std::int64_t at = static_cast<std::int64_t>(rows) * index;
+  return {all.o + at * all.dim, all.m + at, all.l + at, rows, all.dim};
+}
+
+// The item's share of one entry, for one head: slots [begin, end) of a page. `upcoming` is what is
+// read next.
+template <class T>
+inline void paged_slots(const PagedArgs& a, const PagedItem& it, const std::int64_t* entry,
+                        const T* k, const T* v, const T* upcoming, SlotScales k_scale,
+                        SlotScales v_scale, std::int64_t begin, std::int64_t end, const float* q,
+                        const Rows& st, float* s, int* ranges, bool careful) {
+  const int group = a.q_heads / a.kv_heads, dim = a.dim;
+  const std::int64_t* order = a.q_order + it.row;
+  const std::int64_t slot = entry[headrace::kFirst];
+  // Tiles start on a vector, so that the partial ones at the ends never leave the page.
+  for (std::int64_t t = begin; t < end;) {
+    const std::int64_t base = t - t % kW;
+    const std::int64_t stop = base + kTile < end ? base + kTile : end;
+    const int cols = static_cast<int>((stop - base + kW - 1) / kW * kW);
+    const std::int64_t tile_bytes = static_cast<std::int64_t>(cols) * dim * sizeof(T);
+    product<false>(q, dim, k + base, a.page_size, dim, s, kTile, st.rows, cols, v + base * dim,
+                   tile_bytes);
+    for (int r = 0; r < st.rows; ++r) {
+      const std::int64_t at = order[r / group];
+      const Range row = headrace::visible(at, at, entry[headrace::kOrder], entry[headrace::kReach],
+                                          entry[headrace::kCount]);
+      const int lo = static_cast<int>(headrace::clamp(slot + row.lo, t, stop) - base);
+      const int hi = static_cast<int>(headrace::clamp(slot + row.hi, t, stop) - base);
+      if (k_scale.at) scale_logits(s + r * kTile, k_scale, base, cols);
+      softmax_row(s + r * kTile, cols, lo, hi, a.softmax.softcap, r, st);
+      if (v_scale.at) scale_weights(s + r * kTile, v_scale, base, cols, lo, hi);
+      ranges[r / group * 2] = lo - static_cast<int>(t - base);
+      ranges[r / group * 2 + 1] = hi - static_cast<int>(t - base);
+    }
+    add_values(s + (t - base), v + t * dim, dim, static_cast<int>(stop - t), st, group,
+               careful ? ranges : nullptr, stop < end ? k + stop : upcoming, tile_bytes);
+    t = stop;
+  }
+}
+
+// Reads the item's share of the view into the state of its rows. The heads of a page are taken one
+// after the other: they lie one after the other, and a long run is what memory gives fast (1.4
+// times the rate of the same pages read head by head). careful: no row touches values that it does
+// not see (see add_values).
 template <class T>
 inline void paged_pass(const PagedArgs& a, const PagedItem& it, const Rows& st, float* scratch,
                        bool careful) {
-  const int group = a.q_heads / a.kv_heads, n = it.positions, rows = st.rows, dim = a.dim;
-  float* plain = scratch;              // [rows][dim], scaled queries
-  float* turned = plain + rows * dim;  // [rows][dim], rotated for the current origin
-  float* s = turned + rows * dim;      // [rows][kTile]
-  float* cosine = s + rows * kTile;    // [n][half]
-  float* sine = cosine + n * a.half;
-  int* ranges = reinterpret_cast<int*>(sine + n * a.half);  // [n][2]
-  const std::int64_t* pos = a.q_pos + it.row;
+  const int group = a.q_heads / a.kv_heads, n = it.positions, rows = n * group, dim = a.dim;
+  float* plain = scratch;                 // [heads][rows][dim], scaled queries
+  float* turned = plain + st.rows * dim;  // [heads][rows][dim], rotated for the current origin
+  float* s = turned + st.rows * dim;      // [rows][kTile]
+  float* cosine = s + rows * kTile;       // [half]
+  const int half = a.rope.half;
+  float* sine = cosine + half;
+  int* ranges = reinterpret_cast<int*>(sine + half);  // [n][2]
+  const std::int64_t* pos = a.q_pos + it.row * a.rope.axes;
   const std::int64_t* order = a.q_order + it.row;
 
   const float cap = a.softmax.softcap;
   const F scale = set1(cap > 0.f ? a.softmax.scale : a.softmax.scale * kLog2e);
-  for (int r = 0; r < rows; ++r) {
-    const std::int64_t at =
-        (it.row + r / group) * a.q_row + (it.kv_head * group + r % group) * a.q_head;
-    for (int d = 0; d < dim; d += kW) {
-      store(plain + r * dim + d, mul(load_any(a.q, at + d, a.q_dtype), scale));
+  const auto row_of = [=](int head, int r) { return (head * rows + r) * dim; };
+  for (int head = 0; head < it.heads; ++head) {
+    for (int r = 0; r < rows; ++r) {
+      const std::int64_t at =
+          (it.row + r / group) * a.q_row + ((it.kv_head + head) * group + r % group) * a.q_head;
+      for (int d = 0; d < dim; d += kW) {
+        store(plain + row_of(head, r) + d, mul(load_any(a.q, at + d, a.q_dtype), scale));
+      }
     }
   }
   reset(st);
@@ -46,9 +95,9 @@ inline void paged_pass(const PagedArgs& a, const PagedItem& it, const Rows& st, 
 
   const float* q = plain;
   std::int64_t passed = 0;  // visible tokens of the entries before this one
-  std::int64_t last_origin = 0, last_cap = -1;
+  const std::int64_t* turned_for = nullptr;
   for (std::int64_t e = it.entry; e < it.entry + it.entries && passed < it.share.end; ++e) {
-    const std::int64_t* entry = a.entries + e * headrace::kEntryFields;
+    const std::int64_t* entry = a.entries + e * a.fields;
     const Range seen = headrace::visible(oldest, newest, entry[headrace::kOrder],
                                          entry[headrace::kReach], entry[headrace::kCount]);
     const std::int64_t mine = headrace::clamp(it.share.begin - passed, 0, seen.hi - seen.lo);
@@ -56,89 +105,91 @@ inline void paged_pass(const PagedArgs& a, const PagedItem& it, const Rows& st, 
     passed += seen.hi - seen.lo;
     if (mine >= upto) continue;
 
-    if (a.inv_freq && (q == plain || last_origin != entry[headrace::kOrigin] ||
-                       last_cap != entry[headrace::kCap])) {
-      last_origin = entry[headrace::kOrigin];
-      last_cap = entry[headrace::kCap];
+    if (a.rope.inv_freq && (!turned_for || !headrace::same_turn(turned_for, entry, a.rope.axes))) {
+      turned_for = entry;
       for (int i = 0; i < n; ++i) {
-        float *c = cosine + i * a.half, *sn = sine + i * a.half;
-        angles(headrace::distance(pos[i], last_origin, last_cap), a.inv_freq, a.half, c, sn);
-        for (int r = i * group; r < (i + 1) * group; ++r) {
-          rotate(plain + r * dim, c, sn, a.half, dim, turned + r * dim);
+        query_angles(a.rope, pos + i * a.rope.axes, entry, cosine, sine);
+        for (int head = 0; head < it.heads; ++head) {
+          for (int r = i * group; r < (i + 1) * group; ++r) {
+            rotate(plain + row_of(head, r), cosine, sine, half, dim, turned + row_of(head, r));
+          }
         }
       }
       q = turned;
     }
 
-    const std::int64_t slot = entry[headrace::kFirst];
-    const T* k =
-        static_cast<const T*>(a.k) + entry[headrace::kPage] * a.k_page + it.kv_head * a.k_head;
-    const T* v =
-        static_cast<const T*>(a.v) + entry[headrace::kPage] * a.v_page + it.kv_head * a.v_head;
-    const T* upcoming = nullptr;
-    if (e + 1 < it.entry + it.entries) {
-      upcoming = static_cast<const T*>(a.k) +
-                 (entry + headrace::kEntryFields)[headrace::kPage] * a.k_page +
-                 it.kv_head * a.k_head;
-    }
-    const std::int64_t end = slot + seen.lo + upto;
-    // Tiles start on a vector, so that the partial ones at the ends never leave the page.
-    for (std::int64_t t = slot + seen.lo + mine; t < end;) {
-      const std::int64_t base = t - t % kW;
-      const std::int64_t stop = base + kTile < end ? base + kTile : end;
-      const int cols = static_cast<int>((stop - base + kW - 1) / kW * kW);
-      const std::int64_t tile_bytes = static_cast<std::int64_t>(cols) * dim * sizeof(T);
-      product<false>(q, dim, k + base, a.page_size, dim, s, kTile, rows, cols, v + base * dim,
-                     tile_bytes);
-      for (int r = 0; r < rows; ++r) {
-        const std::int64_t at = order[r / group];
-        const Range row = headrace::visible(at, at, entry[headrace::kOrder],
-                                            entry[headrace::kReach], entry[headrace::kCount]);
-        const int lo = static_cast<int>(headrace::clamp(slot + row.lo, t, stop) - base);
-        const int hi = static_cast<int>(headrace::clamp(slot + row.hi, t, stop) - base);
-        softmax_row(s + r * kTile, cols, lo, hi, cap, r, st);
-        ranges[r / group * 2] = lo - static_cast<int>(t - base);
-        ranges[r / group * 2 + 1] = hi - static_cast<int>(t - base);
-      }
-      const T* next = stop < end ? k + stop : upcoming;
-      add_values(s + (t - base), v + t * dim, dim, static_cast<int>(stop - t), st, group,
-                 careful ? ranges : nullptr, next, tile_bytes);
-      t = stop;
+    const auto keys = [&](const std::int64_t* of, int head) {
+      return static_cast<const T*>(a.k) + of[headrace::kPage] * a.k_page +
+             (it.kv_head + head) * a.k_head;
+    };
+    const bool last = e + 1 == it.entry + it.entries;
+    const std::int64_t first = entry[headrace::kFirst] + seen.lo;
+    for (int head = 0; head < it.heads; ++head) {
+      const T* v = static_cast<const T*>(a.v) + entry[headrace::kPage] * a.v_page +
+                   (it.kv_head + head) * a.v_head;
+      const T* upcoming = head + 1 < it.heads ? keys(entry, head + 1)
+                          : last              ? nullptr
+                                              : keys(entry + a.fields, 0);
+      paged_slots(a, it, entry, keys(entry, head), v, upcoming,
+                  scales_of(a.k_scale, entry, it.kv_head + head),
+                  scales_of(a.v_scale, entry, it.kv_head + head), first + mine, first + upto,
+                  q + row_of(head, 0), of_head(st, rows, head), s, ranges, careful);
     }
   }
+}
+
+// The share of one head of an item: heads keep their partial states one after the other.
+inline headrace::Share share_of(const PagedItem& it, int rows, int dim, int head) {
+  headrace::Share share = it.share;
+  if (share.partial) {
+    share.partial += static_cast<std::int64_t>(head) * share.splits * rows * (dim + 2);
+  }
+  return share;
 }
 
 template <class T>
 inline void paged_block(const PagedArgs& a, const PagedItem& it, float* scratch) {
   const int group = a.q_heads / a.kv_heads, rows = it.positions * group, dim = a.dim;
-  float* m = scratch + rows * dim;
-  const Rows st{scratch, m, m + rows, rows, dim};
-  float* rest = scratch + rows * dim + (2 * rows + kW - 1) / kW * kW;
+  const int all = rows * it.heads;
+  float* m = scratch + all * dim;
+  const Rows st{scratch, m, m + all, all, dim};
+  float* rest = scratch + all * dim + (2 * all + kW - 1) / kW * kW;
   paged_pass<T>(a, it, st, rest, false);
   if (it.positions > 1 && !finite(st)) paged_pass<T>(a, it, st, rest, true);
 
-  if (it.share.splits > 1) return keep_partial(it.share, st);
-  for (int r = 0; r < rows; ++r) {
-    const int head = it.kv_head * group + r % group;
-    const std::int64_t at = (it.row + r / group) * a.q_heads + head;
-    finish_row(st.o + r * dim, st.m[r], st.l[r], dim, sink_of(a.softmax, head), a.o, at * dim,
-               a.q_dtype, a.lse + at);
+  for (int head = 0; head < it.heads; ++head) {
+    const Rows own = of_head(st, rows, head);
+    if (it.share.splits > 1) {
+      keep_partial(share_of(it, rows, dim, head), own);
+      continue;
+    }
+    for (int r = 0; r < rows; ++r) {
+      const int q_head = (it.kv_head + head) * group + r % group;
+      const std::int64_t at = (it.row + r / group) * a.q_heads + q_head;
+      finish_row(own.o + r * dim, own.m[r], own.l[r], dim, sink_of(a.softmax, q_head), a.o,
+                 at * dim, a.q_dtype, a.lse + at);
+    }
   }
 }
 
 void paged(const PagedArgs& a, const PagedItem& it, float* scratch) {
   if (a.kv_dtype == headrace::kF32) return paged_block<float>(a, it, scratch);
   if (a.kv_dtype == headrace::kBF16) return paged_block<bf16>(a, it, scratch);
+  if (a.kv_dtype == headrace::kI8) return paged_block<std::int8_t>(a, it, scratch);
+  if (a.kv_dtype == headrace::kE4M3) return paged_block<e4m3>(a, it, scratch);
   return paged_block<fp16>(a, it, scratch);
 }
 
 void paged_merge(const PagedArgs& a, const PagedItem& it) {
   const int group = a.q_heads / a.kv_heads, rows = it.positions * group;
-  for (int r = 0; r < rows; ++r) {
-    const int head = it.kv_head * group + r % group;
-    const std::int64_t at = (it.row + r / group) * a.q_heads + head;
-    merge_splits(it.share, r, rows, a.dim, sink_of(a.softmax, head), a.o, at * a.dim, a.q_dtype,
-                 a.lse + at);
+  for (int head = 0; head < it.heads; ++head) {
+    const headrace::Share share = share_of(it, rows, a.dim, head);
+    for (int r = 0; r < rows; ++r) {
+      const int q_head = (it.kv_head + head) * group + r % group;
+      const std::int64_t at = (it.row + r / group) * a.q_heads + q_head;
+      merge_splits(share, r, rows, a.dim, sink_of(a.softmax, q_head), a.o, at * a.dim, a.q_dtype,
+                   a.lse + at);
+    }
   }
 }
 

@@ -7,7 +7,7 @@ import math
 
 import torch
 
-from headrace.contract import F32, F64, I32, I64, Arg, OpSpec, Out
+from headrace.contract import F32, F64, I32, I64, PAGES, QUANTISED, Arg, OpSpec, Out
 from headrace.errors import bad_value, unsupported
 
 from . import reference
@@ -25,10 +25,44 @@ def _heads(op, axes, dim_arg="q"):
         )
 
 
-def _rotary(op, bound, axes):
-    inv_freq = bound.get("inv_freq")
+def _rotary(op, bound, axes, dimensions):
+    inv_freq, freq_axis = bound.get("inv_freq"), bound.get("freq_axis")
     if inv_freq is not None and 2 * inv_freq.numel() > axes["D"]:
         raise bad_value(op, "inv_freq", f"at most {axes['D'] // 2} frequencies", inv_freq.numel())
+    needed = inv_freq is not None and dimensions == 3
+    if needed and freq_axis is None:
+        raise bad_value(op, "freq_axis", "the axis of every frequency, with 3 axes", "None")
+    if not needed and freq_axis is not None:
+        have = "1 axis" if dimensions == 1 else "no inv_freq"
+        raise bad_value(op, "freq_axis", f"None, with {have}", "a tensor")
+
+
+def _scales(op, bound, axes):
+    pages, scales = bound["k_pages"], (bound["k_scale"], bound["v_scale"])
+    for name, scale in zip(("k_scale", "v_scale"), scales, strict=True):
+        if scale is None and pages.dtype in QUANTISED:
+            kind = str(pages.dtype).removeprefix("torch.")
+            raise bad_value(op, name, f"a scale, for pages of {kind}", "None")
+        if scale is not None and pages.dtype not in QUANTISED:
+            kind = str(pages.dtype).removeprefix("torch.")
+            raise bad_value(op, name, f"None, for pages of {kind}", "a tensor")
+        if scale is not None and scale.shape[2] not in (1, axes["P"]):
+            want = f"one scale for a page or {axes['P']}, one for a slot"
+            raise bad_value(op, name, want, f"shape {tuple(scale.shape)}")
+
+
+def _lists(op, bound, axes):
+    """Sets Hkv and G, the lists of entries per stream: 1, or one for every kv head."""
+    streams, lists, own = axes["B"], axes["L"], axes["Hp"]
+    each = lists // streams if streams else 1
+    if own > 1 and each != 1:
+        axes["G"] = axes["Hkv"] = own
+    else:
+        axes["G"], axes["Hkv"] = each, max(own, each)
+    if lists != streams * axes["G"]:
+        heads = f" or B*Hkv+1 = {streams * own + 1}" if own > 1 else ""
+        want = f"B+1 = {streams + 1}{heads} elements"
+        raise bad_value(op, "entry_indptr", want, lists + 1)
 
 
 def _common(op, bound):
@@ -66,16 +100,31 @@ def _attention_values(bound, axes):
 
 
 def _paged_values(bound, axes):
+    _lists("paged_attention", bound, axes)
     _heads("paged_attention", axes)
     _common("paged_attention", bound)
-    _rotary("paged_attention", bound, axes)
+    dimensions = 1 if bound["q_pos"].dim() == 1 else 3
+    columns = bound["entries"].shape[1]
+    if columns != (7 if dimensions == 1 else 11):
+        want = f"[T, 3] with entries [E, {columns}]" if columns == 11 else "[T] with entries [E, 7]"
+        got = f"shape {tuple(bound['q_pos'].shape)}"
+        raise bad_value("paged_attention", "q_pos", want, got)
+    if dimensions == 3 and bound["q_order"] is None:
+        raise bad_value(
+            "paged_attention", "q_order", "the orders of the queries, with 3 axes", "None"
+        )
+    _rotary("paged_attention", bound, axes, dimensions)
+    _scales("paged_attention", bound, axes)
+    if not math.isfinite(bound["rope_gain"]):
+        raise bad_value("paged_attention", "rope_gain", "a finite number", bound["rope_gain"])
     if axes["P"] % 16 or axes["P"] == 0:
         raise unsupported("paged_attention", "k_pages", "page sizes that 16 divides", axes["P"])
 
 
 def _append_values(bound, axes):
     _heads("append", axes, "k")
-    _rotary("append", bound, axes)
+    _rotary("append", bound, axes, 1 if bound["where"].shape[1] == 3 else 3)
+    _scales("append", bound, axes)
     if axes["P"] % 16 or axes["P"] == 0:
         raise unsupported("append", "k_pages", "page sizes that 16 divides", axes["P"])
 
@@ -107,22 +156,28 @@ def dense_pairs(axes, bound):
 def view_pairs(bound):
     """Visible (query, key) pairs of a view, and the keys that any query sees, of one head."""
     order = bound["q_pos"] if bound["q_order"] is None else bound["q_order"]
+    streams, lists = bound["q_indptr"].numel() - 1, bound["entry_indptr"].numel() - 1
+    each = lists // streams if streams else 1
     pairs = keys = 0
-    for b in range(bound["q_indptr"].numel() - 1):
+    for i in range(streams * each):
+        b = i // each
         rows = order[int(bound["q_indptr"][b]) : int(bound["q_indptr"][b + 1])]
         if not len(rows):
             continue
-        first, last = int(bound["entry_indptr"][b]), int(bound["entry_indptr"][b + 1])
+        first, last = int(bound["entry_indptr"][i]), int(bound["entry_indptr"][i + 1])
         for e in bound["entries"][first:last].tolist():
             hi = (rows - e[5] + 1).clamp(0, e[2])
             lo = (rows - e[6] + 1 - e[5]).clamp(0, e[2])
             pairs += int((hi - lo).clamp(min=0).sum())
             keys += max(0, int(hi.max()) - int(lo.min()))
-    return pairs, keys
+    return pairs / each, keys / each
 
 
 def _paged_bytes(axes, bound):
-    kv = 2 * view_pairs(bound)[1] * axes["Hkv"] * axes["D"] * bound["k_pages"].element_size()
+    row = axes["D"] * bound["k_pages"].element_size()
+    if bound["k_scale"] is not None and bound["k_scale"].shape[2] > 1:
+        row += 4
+    kv = 2 * view_pairs(bound)[1] * axes["Hkv"] * row
     return kv + 2 * bound["q"].numel() * bound["q"].element_size()
 
 
@@ -160,20 +215,24 @@ PAGED_ATTENTION = OpSpec(
     schema=(
         "(Tensor q, Tensor k_pages, Tensor v_pages, Tensor entries, Tensor entry_indptr,"
         " Tensor q_indptr, Tensor q_pos, *, Tensor? q_order=None, Tensor? inv_freq=None,"
-        " float? scale=None, float softcap=0.0, Tensor? sink_logits=None, int split=4096)"
+        " Tensor? freq_axis=None, float rope_gain=1.0, float? scale=None, float softcap=0.0,"
+        " Tensor? sink_logits=None, Tensor? k_scale=None, Tensor? v_scale=None, int split=4096)"
         " -> (Tensor, Tensor)"
     ),
     args=(
         Arg("q", "T Hq D", contiguous="last"),
-        Arg("k_pages", "N Hkv D P"),
-        Arg("v_pages", "N Hkv P D", like="k_pages"),
-        Arg("entries", "E 7", I64, contiguous="all"),
-        Arg("entry_indptr", "B+1", I32, contiguous="all"),
+        Arg("k_pages", "N Hp D P", PAGES),
+        Arg("v_pages", "N Hp P D", PAGES, like="k_pages"),
+        Arg("entries", "E 7|11", I64, contiguous="all"),
+        Arg("entry_indptr", "L+1", I32, contiguous="all"),
         Arg("q_indptr", "B+1", I32, contiguous="all"),
-        Arg("q_pos", "T", I64, contiguous="all"),
+        Arg("q_pos", "T 3?", I64, contiguous="all"),
         Arg("q_order", "T", I64, optional=True, contiguous="all"),
         Arg("inv_freq", "R", F64, optional=True, contiguous="all"),
+        Arg("freq_axis", "R", I32, optional=True, contiguous="all"),
         Arg("sink_logits", "Hq", F32, optional=True, contiguous="all"),
+        Arg("k_scale", "N Hp S", F32, optional=True, contiguous="last"),
+        Arg("v_scale", "N Hp S", F32, optional=True, contiguous="last"),
     ),
     outs=(Out("T Hq D", "q"), Out("T Hq", F32[0])),
     reference=reference.paged_attention,
@@ -191,15 +250,19 @@ APPEND = OpSpec(
     family="attention",
     schema=(
         "(Tensor k, Tensor v, Tensor(a!) k_pages, Tensor(b!) v_pages, Tensor where, *,"
-        " Tensor? inv_freq=None) -> ()"
+        " Tensor? inv_freq=None, Tensor? freq_axis=None, Tensor(c!)? k_scale=None,"
+        " Tensor(d!)? v_scale=None) -> ()"
     ),
     args=(
         Arg("k", "T Hkv D", contiguous="last"),
         Arg("v", "T Hkv D", like="k", contiguous="last"),
-        Arg("k_pages", "N Hkv D P"),
-        Arg("v_pages", "N Hkv P D", like="k_pages"),
-        Arg("where", "T 3", I64, contiguous="all"),
+        Arg("k_pages", "N Hkv D P", PAGES),
+        Arg("v_pages", "N Hkv P D", PAGES, like="k_pages"),
+        Arg("where", "T 3|5", I64, contiguous="all"),
         Arg("inv_freq", "R", F64, optional=True, contiguous="all"),
+        Arg("freq_axis", "R", I32, optional=True, contiguous="all"),
+        Arg("k_scale", "N Hkv S", F32, optional=True, contiguous="last"),
+        Arg("v_scale", "N Hkv S", F32, optional=True, contiguous="last"),
     ),
     outs=(),
     reference=reference.append,
@@ -209,7 +272,7 @@ APPEND = OpSpec(
     ),
     depth=lambda axes, bound: 2,
     values=_append_values,
-    mutates=("k_pages", "v_pages"),
+    mutates=("k_pages", "v_pages", "k_scale", "v_scale"),
     doc="rotates keys about the origin of their page and writes keys and values into their slots",
 )
 

@@ -229,14 +229,14 @@ inline void finish_row(const float* acc, float m, float l, int dim, const float*
   *lse = static_cast<float>(static_cast<double>(m) * kLn2 + log(static_cast<double>(l)));
 }
 
-// cos and sin of distance * inv_freq[i]. The angle is reduced in fp64, so that a distance of
+// cos and sin of distance(i) * inv_freq[i]. The angle is reduced in fp64, so that a distance of
 // millions costs no accuracy; what is left of it is below pi / 4 and fits fp32.
-inline void angles(std::int64_t distance, const double* inv_freq, int half, float* c, float* s) {
+template <class Distance>
+inline void turns(Distance distance, const double* inv_freq, int half, float* c, float* s) {
   constexpr double kTwoOverPi = 0.636619772367581343, kRound = 6755399441055744.0;
   constexpr double kHigh = 1.57079632673412561417, kLow = 6.07710050650619224932e-11;
-  const double steps = static_cast<double>(distance);
   for (int i = 0; i < half; ++i) {
-    const double a = steps * inv_freq[i];
+    const double a = distance(i) * inv_freq[i];
     const double shifted = a * kTwoOverPi + kRound;
     std::int64_t bits;
     memcpy(&bits, &shifted, 8);
@@ -252,6 +252,21 @@ inline void angles(std::int64_t distance, const double* inv_freq, int half, floa
     const float cv = swap ? sine : cosine, sv = swap ? cosine : sine;
     c[i] = (bits + 1) & 2 ? -cv : cv;
     s[i] = bits & 2 ? -sv : sv;
+  }
+}
+
+inline void angles(const std::int64_t* distance, const headrace::Rope& rope, float* c, float* s) {
+  const double d[3] = {static_cast<double>(distance[0]), static_cast<double>(distance[1]),
+                       static_cast<double>(distance[2])};
+  if (rope.axes == 1) {
+    turns([=](int) { return d[0]; }, rope.inv_freq, rope.half, c, s);
+  } else {
+    turns([&](int i) { return d[rope.freq_axis[i]]; }, rope.inv_freq, rope.half, c, s);
+  }
+  if (rope.gain == 1.f) return;
+  for (int i = 0; i < rope.half; ++i) {
+    c[i] *= rope.gain;
+    s[i] *= rope.gain;
   }
 }
 

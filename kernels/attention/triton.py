@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import torch
 import triton
+from headrace.kernels.attention.limits import only_plain
 from headrace.kernels.common.triton import (
     FUSION,
     low_precision,
@@ -135,6 +136,7 @@ def attention(bound, axes, outs):
 
 def paged_attention(bound, axes, outs):
     """`headrace.ops.paged_attention` on CUDA tensors (or, interpreted, small CPU tensors)."""
+    only_plain("paged_attention", bound, axes)
     q, k, v, (o, lse) = bound["q"], bound["k_pages"], bound["v_pages"], outs
     q_heads, kv_heads, dim, page = axes["Hq"], axes["Hkv"], axes["D"], axes["P"]
     if o.numel() == 0:

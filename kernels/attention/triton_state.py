@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import triton
 import triton.language as tl
+from headrace.kernels.attention.limits import only_plain
 from headrace.kernels.common.triton import FUSION, on_device, page_strides, power_of_two
 
 from .triton_tile import cos_sin, phase_step
@@ -96,6 +97,7 @@ def merge_states_kernel(
 
 def append(bound, axes, outs):
     """`headrace.ops.append` on CUDA tensors. A token with no page or slot inside is not written."""
+    only_plain("append", bound, axes)
     k, v, k_pages, v_pages = bound["k"], bound["v"], bound["k_pages"], bound["v_pages"]
     to_k = page_strides("append", "k_pages", k_pages)
     to_v = page_strides("append", "v_pages", v_pages)

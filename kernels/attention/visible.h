@@ -38,7 +38,21 @@ HEADRACE_HD std::int64_t distance(std::int64_t q_pos, std::int64_t origin, std::
   return d < cap ? d : cap;
 }
 
-// The same for queries at `position` of a dense [Lq, Lk] problem, bottom-right aligned: sinks are
+// The same along one of up to three axes: q_pos and the columns (origin, cap) of each axis.
+HEADRACE_HD std::int64_t distance_along(int axis, const std::int64_t* q_pos,
+                                        const std::int64_t* entry) {
+  const std::int64_t* pair = entry + (axis == 0 ? 3 : 5 + 2 * axis);
+  return distance(q_pos[axis], pair[0], pair[1]);
+}
+
+// Whether a query turns the same way for two entries.
+HEADRACE_HD bool same_turn(const std::int64_t* a, const std::int64_t* b, int axes) {
+  bool same = a[3] == b[3] && a[4] == b[4];
+  for (int i = 7; i < 5 + 2 * axes; ++i) same = same && a[i] == b[i];
+  return same;
+}
+
+// What queries see at `position` of a dense [Lq, Lk] problem, bottom-right aligned: sinks are
 // the keys [0, sinks), the rest are cut by window and causality.
 HEADRACE_HD Range visible_sinks(std::int64_t position, std::int64_t sinks, std::int64_t k_len,
                                 bool causal) {

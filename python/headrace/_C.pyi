@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 # Addresses are data pointers as integers, 0 for none; strides and sizes count elements. Dtypes are
 # the codes of headrace.ops.registry. The public functions, with their checks, are in headrace.ops.
+from collections.abc import Sequence
 from typing import TypedDict
 
 class BuildInfo(TypedDict):
@@ -20,14 +21,16 @@ def paged_attention(
     k_strides: tuple[int, ...],
     v_pages: int,
     v_strides: tuple[int, ...],
+    k_scale: tuple[int, int, int, int],
+    v_scale: tuple[int, int, int, int],
     entries: int,
     entry_indptr: int,
     q_indptr: int,
     q_pos: int,
     q_order: int,
-    inv_freq: int,
-    half: int,
-    sizes: tuple[int, int, int, int, int, int, int, int],
+    rope: tuple[int, int, int, int],
+    rope_gain: float,
+    sizes: tuple[int, int, int, int, int, int, int, int, int],
     q_dtype: int,
     kv_dtype: int,
     scale: float,
@@ -72,9 +75,10 @@ def append(
     k_page_strides: tuple[int, ...],
     v_pages: int,
     v_page_strides: tuple[int, ...],
+    k_scale: tuple[int, int, int, int],
+    v_scale: tuple[int, int, int, int],
     where: int,
-    inv_freq: int,
-    half: int,
+    rope: tuple[int, int, int, int],
     sizes: tuple[int, int, int, int, int],
     dtype: int,
     page_dtype: int,
@@ -109,6 +113,26 @@ def pooled_block_mask(
     local: int,
     causal: bool,
     mask: int,
+    threads: int,
+    /,
+) -> None: ...
+def lora(
+    op: str,
+    pointers: Sequence[int],
+    sizes: Sequence[int],
+    strides: Sequence[int],
+    dtypes: tuple[int, int],
+    groups: tuple[int, int],
+    threads: int,
+    /,
+) -> None: ...
+def lora_rows(
+    op: str,
+    pointers: Sequence[int],
+    sizes: Sequence[int],
+    strides: Sequence[int],
+    dtypes: tuple[int, int],
+    groups: tuple[int, int],
     threads: int,
     /,
 ) -> None: ...

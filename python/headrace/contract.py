@@ -21,6 +21,8 @@ from torch import Tensor
 from .errors import bad_type, bad_value
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
+QUANTISED = (torch.int8, torch.float8_e4m3fn)
+PAGES = FLOATS + QUANTISED
 F32 = (torch.float32,)
 F64 = (torch.float64,)
 I32 = (torch.int32,)
@@ -36,6 +38,7 @@ Axes = dict[str, int]
 class Arg:
     """A tensor argument: its axes by name (`"T Hq D"`, `"... D"`, `"B+1"`, or a number) and dtypes.
 
+    A number may be one of several (`"E 7|11"`), and the last axis may be missing (`"T 3?"`).
     `like` names another argument whose dtype this one must have. An optional one may be None.
     `contiguous` is "last" (the last axis has stride 1), "all" or "any".
     """
@@ -155,7 +158,7 @@ def _quick_check(args: tuple[Arg, ...]) -> Callable[[Mapping[str, Any]], Axes | 
     Checking is a third of the cost of a small call when a loop over the contract does it; this is
     the same contract written out, once per op. It accepts less than the loop, never more.
     """
-    lines, known, axes = ["def quick(b):"], set[str](), set[str]()
+    lines, known, axes, loose = list[str](), set[str](), set[str](), set[str]()
     for a in args:
         v, pad = f"v_{a.name}", " "
         lines.append(f" {v} = b.get('{a.name}')" if a.optional else f" {v} = b['{a.name}']")
@@ -166,13 +169,14 @@ def _quick_check(args: tuple[Arg, ...]) -> Callable[[Mapping[str, Any]], Axes | 
         names, checks = a.axes.split(), []
         if names[0] == "...":
             return lambda bound: None
+        last = names.pop()[:-1] if names[-1].endswith("?") else None
         targets = []
         for i, axis in enumerate(names):
             base = axis.removesuffix("+1")
             more = " - 1" if axis != base else ""
-            if base.isdigit():
+            if base[0].isdigit():
                 targets.append(f"n{i}")
-                checks.append(f"n{i} == {base}")
+                checks.append(f"n{i} in ({base.replace('|', ', ')},)")
             elif base not in axes and not a.optional and not more:
                 axes.add(base)
                 targets.append(f"x_{base}")
@@ -180,12 +184,15 @@ def _quick_check(args: tuple[Arg, ...]) -> Callable[[Mapping[str, Any]], Axes | 
                 targets.append(f"n{i}")
                 if base in axes:
                     checks.append(f"n{i}{more} == x_{base}")
-                elif a.optional:  # an axis that only an optional argument has
-                    checks.append("True")
+                elif a.optional:  # an axis that only optional arguments have
+                    loose.add(base)
+                    checks.append(f"o_{base} in (None, o_{base} := n{i}{more})")
                 else:
                     axes.add(base)
                     checks.append(f"((x_{base} := n{i}{more}) >= 0)")
         lines.append(f"{pad}shape = {v}.shape")
+        if last:
+            lines.append(f"{pad}if shape[{len(names)}:] == ({last},): shape = shape[:-1]")
         lines.append(f"{pad}if len(shape) != {len(names)}: return None")
         lines.append(f"{pad}{', '.join(targets)}{',' if len(targets) == 1 else ''} = shape")
         dtype = f"d_{a.name}"
@@ -202,6 +209,7 @@ def _quick_check(args: tuple[Arg, ...]) -> Callable[[Mapping[str, Any]], Axes | 
             checks.append(f"{v}.stride(-1) == 1")
         lines.append(f"{pad}if not ({' and '.join(checks)}): return None")
     lines.append(" return {" + ", ".join(f"'{x}': x_{x}" for x in sorted(axes)) + "}")
+    lines[:0] = ["def quick(b):", *(f" o_{axis} = None" for axis in sorted(loose))]
     scope: dict[str, Any] = {"Tensor": Tensor, "dtypes": {a.name: a.dtypes for a in args}}
     exec("\n".join(lines), scope)
     return scope["quick"]
@@ -242,14 +250,18 @@ def _match(op: str, arg: Arg, value: Tensor, axes: Axes) -> None:
         names = names[1:]
     else:
         lead = 0
+        if names[-1].endswith("?"):
+            names = names[:-1] + [names[-1][:-1]] * (value.dim() == len(names))
         if value.dim() != len(names):
             raise bad_value(
                 op, arg.name, f"{len(names)} axes [{arg.axes}]", f"shape {tuple(value.shape)}"
             )
     for axis, size in zip(names, value.shape[lead:], strict=True):
-        want: int | None
-        if axis.isdigit():
-            want = int(axis)
+        if axis[0].isdigit():
+            if not any(size == int(n) for n in axis.split("|")):  # sizes may be symbolic
+                text = f"{' or '.join(axis.split('|'))} in [{arg.axes}]"
+                raise bad_value(op, arg.name, text, f"shape {tuple(value.shape)}")
+            continue
         elif axis.endswith("+1"):
             if size == 0:
                 raise bad_value(op, arg.name, f"1 element or more in [{arg.axes}]", "shape (0,)")

@@ -37,7 +37,7 @@ def test_a_wrong_op_is_found(name, capsys, monkeypatch):
 
     def off(**bound):
         out = truth(**bound)
-        for changed in spec.mutates:
+        for changed in filter(lambda name: bound[name] is not None, spec.mutates):
             bound[changed].mul_(1.001)
         if out is None:
             return None

@@ -19,6 +19,7 @@ from headrace.kernels.common import cuda as device
 
 import headrace
 from headrace.errors import BackendError
+from tests.ops import adapters, compare
 
 cases = SimpleNamespace(**runpy.run_path(str(Path(__file__).parent / "cases.py")))
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
@@ -202,3 +203,35 @@ def test_auto_decodes_and_prefills():
     for streams in (((1, 9), (1, 4)), ((70, 4), (1, 9))):
         bound = cases.paged(torch.bfloat16, DEVICE, streams=streams)
         cases.compare("paged_attention", bound, run("paged_attention", bound, "auto"))
+
+
+LORA = {
+    "ranks": lambda t: ("lora", adapters.stack(1, 70, 1216, 2049, 9, 40, dtype=t)),
+    "identical": lambda t: ("lora", adapters.stack(2, 130, 512, 256, 3, mix="identical", dtype=t)),
+    "slices": lambda t: (
+        "lora_rows",
+        adapters.pool(3, 65, 513, (64, 130), 20, 33, several=3, epilogue="bias", dtype=t),
+    ),
+    "dora": lambda t: (
+        "lora_rows",
+        adapters.pool(4, 33, 128, (200,), epilogue="bias gain base", dtype=t),
+    ),
+    "int8": lambda t: ("lora_rows", adapters.pool(5, 20, 256, (64, 96), bits=8, dtype=t)),
+    "int4": lambda t: ("lora_rows", adapters.pool(6, 20, 256, (64, 96), bits=4, dtype=t)),
+}
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("case", LORA)
+def test_lora(case, dtype):
+    name, (args, kwargs) = LORA[case](dtype)
+    want = compare.reference(name, args, kwargs)
+    args = tuple(x.to(DEVICE) for x in args)
+    kwargs = {k: x.to(DEVICE) for k, x in kwargs.items()}
+    with headrace.use_backend("triton"):
+        whole = adapters.result(name, args, kwargs)
+        compare.check(name, args, kwargs, got=(whole.cpu(),), want=want)
+        if "weights" not in kwargs:
+            at = 3 if name == "lora" else 5
+            one = tuple(x[7:8] if i in (0, at, len(args) - 1) else x for i, x in enumerate(args))
+            assert torch.equal(adapters.result(name, one, kwargs)[0], whole[7])

@@ -33,9 +33,10 @@ TYPES = {
     torch.float16: "*fp16",
     torch.bfloat16: "*bf16",
     torch.float64: "*fp64",
-    torch.uint8: "*u8",
     torch.int32: "*i32",
     torch.int64: "*i64",
+    torch.int8: "*i8",
+    torch.uint8: "*u8",
 }
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 
@@ -139,6 +140,36 @@ def pooled_mask(dtype, dim, **more):
     torch.ops.headrace.pooled_block_mask(q, k, **more)
 
 
+def lora(dtype, ranks=None):
+    x, a, b = (torch.zeros(*n, dtype=dtype) for n in ((7, 512), (3, 16, 512), (3, 256, 16)))
+    slots = torch.zeros(7, dtype=torch.int32)
+    torch.ops.headrace.lora(x, a, b, slots, torch.ones(3), b.new_zeros(7, 256), ranks=ranks)
+
+
+def lora_rows(dtype, bits=None, several=2, **more):
+    x, y = torch.zeros(7, 512, dtype=dtype), torch.zeros(7, 256, dtype=dtype)
+    kind = {None: dtype, 8: torch.int8, 4: torch.uint8}[bits]
+    a = torch.zeros(48, 2, 512 // (2 if bits == 4 else 1), dtype=kind)
+    b = torch.zeros(48, 256 // (2 if bits == 4 else 1), dtype=kind)
+    if bits:
+        more |= dict(a_scale=torch.ones(48, 2, 8), b_scale=torch.ones(48, 4))
+    rows, slots = torch.arange(48).int(), torch.zeros(7, several, dtype=torch.int32)
+    torch.ops.headrace.lora_rows(
+        x,
+        a,
+        b,
+        rows,
+        torch.tensor([0, 16, 32, 48]).int(),
+        slots,
+        torch.ones(3),
+        y,
+        weights=torch.ones(7, several),
+        ranks=torch.full((3, 2), 16).int(),
+        slice_ends=torch.tensor([128, 256]).int(),
+        **more,
+    )
+
+
 def freqs(dim):
     return torch.ones(dim // 2, dtype=torch.float64)
 
@@ -154,6 +185,8 @@ CASES = {
     "merge": lambda t: merge_states(t, 128),
     "linear": lambda t: linear(t, 4096, True),
     "pooled-mask": lambda t: pooled_mask(t, 128),
+    "lora": lora,
+    "lora-rows": lora_rows,
 }
 # Other paths through the kernels, once each.
 PATHS = {
@@ -171,6 +204,17 @@ PATHS = {
     "append-still": lambda t: append(t, 80),
     "pooled-mask-odd": lambda t: pooled_mask(t, 80, window=300, sinks=4, blocks=7),
     "linear-wide": lambda t: linear(t, 16384, False),
+    "lora-ranks": lambda t: lora(t, torch.full((3,), 9).int()),
+    "lora-int8": lambda t: lora_rows(t, 8),
+    "lora-int4": lambda t: lora_rows(t, 4),
+    "lora-dora": lambda t: lora_rows(
+        t,
+        several=1,
+        bias=torch.zeros(2, 256),
+        gain=torch.ones(2, 256),
+        base_bias=torch.zeros(256),
+        epilogue=torch.zeros(3, 2).int(),
+    ),
 }
 
 

@@ -18,6 +18,24 @@ def test_shapes_and_bytes():
     assert pool.resident_bytes == 2 * pool.page_bytes
 
 
+@pytest.mark.parametrize("dtype", [torch.int8, torch.float8_e4m3fn], ids=str)
+def test_scales_of_quantised_pages_count_as_resident(dtype):
+    pool = PagePool(3, 5, 2, 16, page_size=32, dtype=dtype)
+    (k, v), scales = pool.layer(1)
+    assert k.dtype == v.dtype == dtype
+    assert {name: x.shape for name, x in scales.items()} == dict.fromkeys(
+        ("k_scale", "v_scale"), (5, 2, 32)
+    )
+    assert scales["v_scale"].data_ptr() == pool.v_scale[1].data_ptr()
+    assert pool.page_bytes == 2 * 3 * 2 * 32 * (16 + 4)
+    pool.close()
+    assert pool.k_scale is pool.v_scale is None
+
+
+def test_pages_of_floats_have_no_scales():
+    assert PagePool(1, 2, 1, 16).layer(0)[1] == {"k_scale": None, "v_scale": None}
+
+
 def test_lowest_pages_first_and_back_at_the_last_holder():
     pool = PagePool(1, 4, 1, 16)
     assert pool.take(3) == [0, 1, 2]
@@ -45,7 +63,7 @@ def test_too_few_pages_take_none():
         ((0, 1, 1, 16), ValueError, r"^PagePool\(layers\): expected 1 or more, got 0$"),
         ((1, 1, 1, 20), NotImplementedError, r"^PagePool\(head_dim\): .* got 20$"),
         ((1, 1, 1, 16, 8), NotImplementedError, r"^PagePool\(page_size\): .* got 8$"),
-        ((1, 1, 1, 16, 64, torch.int8), TypeError, r"^PagePool\(dtype\): .* got torch.int8$"),
+        ((1, 1, 1, 16, 64, torch.int16), TypeError, r"^PagePool\(dtype\): .* got torch.int16$"),
     ],
 )
 def test_bad_sizes_get_one_line(sizes, error, told):

@@ -59,8 +59,9 @@ def bind(name: str, args: tuple, kwargs: dict) -> tuple[dict, dict]:
 
 
 def wide(x):
-    """Floating tensors in fp64, everything else as it is."""
-    return x.double() if isinstance(x, Tensor) and x.is_floating_point() else x
+    """Floating tensors in fp64, but for the codes of quantised ones; everything else as it is."""
+    floats = isinstance(x, Tensor) and x.is_floating_point() and x.itemsize > 1
+    return x.double() if floats else x
 
 
 def reference(name: str, args: tuple, kwargs: dict) -> tuple[Tensor, ...]:
@@ -68,10 +69,11 @@ def reference(name: str, args: tuple, kwargs: dict) -> tuple[Tensor, ...]:
     spec = ops.specs()[name]
     bound, _ = bind(name, args, kwargs)
     bound = {k: wide(v) for k, v in bound.items() if k != "split"}
-    bound |= {k: bound[k].clone() for k in spec.mutates}
+    changed = [k for k in spec.mutates if bound[k] is not None]
+    bound |= {k: bound[k].clone() for k in changed}
     out = spec.reference(**bound)
     if spec.mutates:
-        return tuple(bound[k] for k in spec.mutates)
+        return tuple(bound[k] for k in changed)
     return out if isinstance(out, tuple) else (out,)
 
 
@@ -131,5 +133,5 @@ def check_levels(
 
 def same_bits(a: Tensor, b: Tensor) -> bool:
     """Whether two tensors hold the same bits (NaN equals NaN of the same bits)."""
-    kind = {4: torch.int32, 2: torch.int16, 8: torch.int64}[a.element_size()]
+    kind = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[a.element_size()]
     return a.dtype == b.dtype and torch.equal(a.contiguous().view(kind), b.contiguous().view(kind))

@@ -7,6 +7,8 @@ import itertools
 import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -314,6 +316,11 @@ def pooled_block_mask(
     return (q, k), kwargs
 
 
+def forms() -> Any:
+    """The module of samples in other forms, which is made of this one."""
+    return import_module("tests.ops.views")
+
+
 SAMPLES: dict[str, list[Callable[[], Call]]] = {
     "attention": [
         lambda: dense(1),
@@ -338,6 +345,8 @@ SAMPLES: dict[str, list[Callable[[], Call]]] = {
             split=17,
         ),
         lambda: paged(5, []),
+        lambda: forms().paged(6, torch.int8),
+        lambda: forms().paged(7, torch.int8, each=False),
     ],
     "append": [
         lambda: append(1),
@@ -345,6 +354,8 @@ SAMPLES: dict[str, list[Callable[[], Call]]] = {
         lambda: append(3, page_dtype=torch.float16, rotary=32, scattered=True),
         lambda: append(4, tokens=1, rotary=None, layout="swapped"),
         lambda: append(5, tokens=0),
+        lambda: forms().append(6, torch.int8),
+        lambda: forms().append(7, torch.int8, each=False),
     ],
     "merge_states": [
         lambda: states(1),

@@ -249,7 +249,8 @@ ERRORS = [
      "append(k): expected one of float32, bfloat16, float16, got float64"),
     ({"v": torch.Tensor.half}, TypeError, "append(v): expected float32, as k, got float16"),
     ({"k_pages": torch.Tensor.int}, TypeError,
-     "append(k_pages): expected one of float32, bfloat16, float16, got int32"),
+     "append(k_pages): expected one of float32, bfloat16, float16, int8, float8_e4m3fn,"
+     " got int32"),
     ({"v_pages": torch.Tensor.half}, TypeError,
      "append(v_pages): expected float32, as k_pages, got float16"),
     ({"where": torch.Tensor.int}, TypeError, "append(where): expected int64, got int32"),
@@ -262,7 +263,7 @@ ERRORS = [
     ({"v": lambda x: x[:4]}, ValueError,
      "append(v): expected T = 5 in [T Hkv D], got shape (4, 2, 32)"),
     ({"where": lambda x: x[:, :2].contiguous()}, ValueError,
-     "append(where): expected 3 = 3 in [T 3], got shape (5, 2)"),
+     "append(where): expected 3 or 5 in [T 3|5], got shape (5, 2)"),
     ({"k_pages": lambda x: x[0]}, ValueError,
      "append(k_pages): expected 4 axes [N Hkv D P], got shape (2, 32, 32)"),
     ({"v_pages": lambda x: x[:, :, :16]}, ValueError,

@@ -238,14 +238,22 @@ def test_a_stream_alone_and_in_a_batch_of_16_has_the_same_bits(isa, dtype):
             assert compare.same_bits(got[1], lse[rows]), (b, split)
 
 
-def test_threads_leave_no_trace(isa):
-    streams = [StreamShape(257, 65, 100, 4), StreamShape(257, 1), StreamShape(67, 67)]
-    args, kwargs = samples.paged(10, streams, kv_heads=4, group=4, split=64)
+@pytest.mark.parametrize(
+    "streams",
+    [
+        [StreamShape(257, 65, 100, 4), StreamShape(257, 1), StreamShape(67, 67)],
+        [StreamShape(257, 1), StreamShape(130, 1, 100, 4)],  # heads share items here
+        [StreamShape(67, 3)],
+    ],
+)
+def test_threads_leave_no_trace(isa, streams):
+    args, kwargs = samples.paged(10, streams, kv_heads=5, group=4, split=64)
     torch.set_num_threads(1)
     one = both(args, **kwargs)
-    torch.set_num_threads(2)
-    for a, b in zip(one, both(args, **kwargs), strict=True):
-        assert compare.same_bits(a, b)
+    for threads in (2, 3, 8):  # another number of heads an item, too
+        torch.set_num_threads(threads)
+        for a, b in zip(one, both(args, **kwargs), strict=True):
+            assert compare.same_bits(a, b), threads
 
 
 def test_views_have_the_bits_of_copies(isa):

@@ -191,7 +191,11 @@ def test_rollback_wants_a_mark_of_its_own(engine):
         ({"chunk": 0}, ValueError, "wrap(chunk): expected 1 or more, got 0"),
         ({"chunk": 2.5}, TypeError, "wrap(chunk): expected a whole number, got 2.5"),
         ({"page_size": 24}, NotImplementedError, "PagePool(page_size): expected one of page sizes"),
-        ({"dtype": torch.float64}, TypeError, "PagePool(dtype): expected float32, bfloat16 or"),
+        (
+            {"dtype": torch.float64},
+            TypeError,
+            "PagePool(dtype): expected float32, bfloat16, float16, int8 or",
+        ),
         ({"pool_pages": 2**50}, ValueError, "PagePool(pages): expected a pool that fits in memory"),
         ({"model": object()}, TypeError, "wrap(model): expected a decoder, such as"),
         ({"model": TinyDecoder(head_dim=24)}, NotImplementedError, "PagePool(head_dim): expected"),

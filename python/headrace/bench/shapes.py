@@ -228,7 +228,7 @@ def merge_states(tokens: int, dtype: torch.dtype = torch.float32) -> Case:
 
 def cases(op: str | None, quick: bool) -> Iterator[Case]:
     """Cases of one op or of all, made one at a time: some hold gigabytes."""
-    from . import sparse  # its cases are made of what is above
+    from . import adapters, sparse  # their cases are made of what is above
 
     bf16, f32 = torch.bfloat16, torch.float32
     decodes = [(1, 4096), (8, 4096)]
@@ -236,6 +236,7 @@ def cases(op: str | None, quick: bool) -> Iterator[Case]:
     linears = [(1, 2048, 2048), (256, 256, 1024)]
     chunks = [256]
     masks, blocks = [(bf16, 2048)], [(bf16, 2048, True)]
+    mixes = [(64, 64, 1024), (256, 4, 1024)]
     if not quick:
         decodes = [(b, c) for c in (1024, 4096, 16384, 65536) for b in (1, 2, 8)]
         prefills = [(d, n, w) for d in (bf16, f32) for n in (4096, 16384) for w in (512, 2048)]
@@ -243,6 +244,7 @@ def cases(op: str | None, quick: bool) -> Iterator[Case]:
         chunks = [1, 256, 4096]
         masks = [(d, n) for d in (bf16, f32) for n in (4096, 32768)]
         blocks = [(d, n, c) for d in (bf16, f32) for n in (4096, 8192) for c in (False, True)]
+        mixes = [(64, 64, 4096), (512, 8, 4096), (1, 1, 4096), (8, 8, 4096), (64, 1, 4096)]
     makers: dict[str, list[Callable[[], Case]]] = {
         "paged_attention": [partial(decode, *shape) for shape in decodes],
         "attention": [
@@ -253,6 +255,11 @@ def cases(op: str | None, quick: bool) -> Iterator[Case]:
         "linear": [partial(linear, *shape) for shape in linears],
         "append": [partial(append, tokens) for tokens in chunks],
         "merge_states": [partial(merge_states, tokens) for tokens in chunks],
+        "lora": [partial(adapters.stack, *mix) for mix in mixes],
+        "lora_rows": [
+            *(partial(adapters.rows, *mix) for mix in mixes),
+            *(partial(adapters.rows, *mixes[0], bits=bits) for bits in (8, 4)),
+        ],
     }
     for name, make in makers.items():
         if op in (None, name):

@@ -71,7 +71,33 @@ def _paged_cases() -> list[dict[str, Any]]:
         paged(3, dtype=torch.bfloat16, dim=128),
         paged(4, dtype=torch.float16, dim=96, size=32) | {"sink_logits": torch.ones(4)},
         paged(5) | {"split": 16},
+        _codes(paged(6), torch.int8),
+        _codes(paged(7), torch.float8_e4m3fn),
+        _three_axes(paged(8)),
     ]
+
+
+def _codes(view: dict[str, Any], dtype: torch.dtype) -> dict[str, Any]:
+    """The view with quantised pages, a scale for every slot."""
+    largest = 127.0 if dtype == torch.int8 else 448.0
+    for name, scale, axis in (("k_pages", "k_scale", 2), ("v_pages", "v_scale", 3)):
+        pages = view[name]
+        view[scale] = pages.abs().amax(axis) / largest
+        codes = pages / view[scale].unsqueeze(axis)
+        view[name] = (codes.round() if dtype == torch.int8 else codes).to(dtype)
+    return view
+
+
+def _three_axes(view: dict[str, Any]) -> dict[str, Any]:
+    """The view with positions of time, height and width, and a gain."""
+    pos, entries = view["q_pos"], view["entries"]
+    near = torch.arange(len(entries))[:, None] * torch.tensor([1, 0, -1, 0])
+    near[:, 1::2] = UNLIMITED
+    near[0, 1::2] = 2
+    view["q_pos"] = torch.stack([pos, pos % 7, pos % 5], 1)
+    view["entries"] = torch.cat([entries, near], 1)
+    axis = (torch.arange(len(view["inv_freq"])) % 3).int()
+    return view | {"q_order": pos, "freq_axis": axis, "rope_gain": 1.2}
 
 
 def _append_cases() -> list[dict[str, Any]]:

@@ -5,18 +5,23 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Iterable
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from ..errors import bad_type, bad_value, unsupported
 
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.int8, torch.float8_e4m3fn)
+QUANTISED = DTYPES[3:]
 
 
 class PagePool:
     """Pages of `page_size` tokens; one page id serves every layer.
 
-    k [L, N, Hkv, D, P] holds keys as columns, v [L, N, Hkv, P, D]; not initialised. Free pages are
+    k [L, N, Hkv, D, P] holds keys as columns, v [L, N, Hkv, P, D]; not initialised. Pages of int8
+    and float8_e4m3fn have a scale for every slot, k_scale and v_scale fp32 [L, N, Hkv, P], which
+    `append` writes; others have None. Free pages are
     handed out lowest id first, so that a run repeats itself. A page is free when nobody holds it.
     filled[page] is how many of its slots were ever written since it was taken: slots from there on
     belong to nobody.
@@ -40,8 +45,12 @@ class PagePool:
         if head_dim < 16 or head_dim % 16 or head_dim > 256:
             raise unsupported("PagePool", "head_dim", "multiples of 16 from 16 to 256", head_dim)
         if dtype not in DTYPES:
-            raise bad_type("PagePool", "dtype", "float32, bfloat16 or float16", dtype)
+            raise bad_type(
+                "PagePool", "dtype", "float32, bfloat16, float16, int8 or float8_e4m3fn", dtype
+            )
         self.page_size = page_size
+        self.k_scale: Tensor | None = None
+        self.v_scale: Tensor | None = None
         try:
             self.k = torch.empty(
                 layers, pages, kv_heads, head_dim, page_size, dtype=dtype, device=device
@@ -49,13 +58,18 @@ class PagePool:
             self.v = torch.empty(
                 layers, pages, kv_heads, page_size, head_dim, dtype=dtype, device=device
             )
+            if dtype in QUANTISED:
+                self.k_scale, self.v_scale = (
+                    torch.empty(layers, pages, kv_heads, page_size, device=device) for _ in "kv"
+                )
         except (RuntimeError, MemoryError) as error:
-            values = 2 * layers * pages * kv_heads * head_dim * page_size
-            got = f"{values * dtype.itemsize / 2**30:.1f} GiB"
+            row = head_dim * dtype.itemsize + 4 * (dtype in QUANTISED)
+            got = f"{2 * layers * pages * kv_heads * page_size * row / 2**30:.1f} GiB"
             raise bad_value(
                 "PagePool", "pages", "a pool that fits in memory", got, "lower pool_pages"
             ) from error
-        self.page_bytes = 2 * self.k[:, 0].numel() * self.k.element_size()
+        tensors = (self.k, self.v, self.k_scale, self.v_scale)
+        self.page_bytes = sum(x[:, 0].nbytes for x in tensors if x is not None)
         self.filled = [0] * pages
         self._holders = [0] * pages
         self._free = list(range(pages))
@@ -81,6 +95,14 @@ class PagePool:
     def holders(self, page: int) -> int:
         """How many hold a page."""
         return self._holders[page]
+
+    def layer(self, index: int) -> tuple[tuple[Tensor, Tensor], dict[str, Any]]:
+        """Keys and values of a layer, and the scales by the names that the ops give them."""
+        scales = {
+            name: None if x is None else x[index]
+            for name, x in (("k_scale", self.k_scale), ("v_scale", self.v_scale))
+        }
+        return (self.k[index], self.v[index]), scales
 
     def take(self, count: int) -> list[int]:
         """Hands out `count` pages, each with one holder.
@@ -116,4 +138,5 @@ class PagePool:
     def close(self) -> None:
         """Gives the memory back; the pages and what holds them are void."""
         self.k, self.v = self.k.new_empty(0), self.v.new_empty(0)
+        self.k_scale = self.v_scale = None
         self.page_bytes = 0

@@ -1,9 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """The ops, as functions on tensors or numpy arrays and as `torch.ops.headrace.<name>`."""
 
+from . import rope
 from .append import append
 from .attention import attention
 from .linear import linear
+from .lora import lora
+from .lora_rows import lora_rows
 from .merge_states import merge_states
 from .paged_attention import paged_attention
 from .pooled_block_mask import pooled_block_mask
@@ -13,8 +16,11 @@ __all__ = [
     "append",
     "attention",
     "linear",
+    "lora",
+    "lora_rows",
     "merge_states",
     "paged_attention",
     "pooled_block_mask",
+    "rope",
     "specs",
 ]

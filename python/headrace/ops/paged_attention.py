@@ -5,7 +5,7 @@ from torch import Tensor, get_num_threads
 
 from .. import _C
 from ..kernels.attention.spec import PAGED_ATTENTION
-from .append import page_strides
+from .append import page_scales, page_strides, rope
 from .registry import DTYPE_CODE, address, call, register
 
 
@@ -20,22 +20,36 @@ def paged_attention(
     *,
     q_order: Tensor | None = None,
     inv_freq: Tensor | None = None,
+    freq_axis: Tensor | None = None,
+    rope_gain: float = 1.0,
     scale: float | None = None,
     softcap: float = 0.0,
     sink_logits: Tensor | None = None,
+    k_scale: Tensor | None = None,
+    v_scale: Tensor | None = None,
     split: int = 4096,
 ) -> tuple[Tensor, Tensor]:
     """Attention of many streams, each over its own view of shared pages; gives (o, lse).
 
-    q [T, Hq, D], not rotated; stream b owns rows q_indptr[b]:q_indptr[b+1] and entries
-    entry_indptr[b]:entry_indptr[b+1] (both int32 [B+1]). k_pages [N, Hkv, D, P] and v_pages [N,
-    Hkv, P, D] as `append` wrote them, in any of fp32, bf16, fp16, whatever q's dtype. entries int64
-    [E, 7], the columns of `headrace.memory.view`: page, first, count, origin, cap, order, reach.
-    Slot first+i holds a key of order `order+i`, seen by a query of order t iff order+i <= t and t -
-    (order+i) < reach. The query is rotated by min(q_pos - origin, cap) steps; keys never are.
-    q_pos, q_order int64 [T] (q_order defaults to q_pos); inv_freq fp64 [R], 2R <= D, None for no
-    rotation; softcap c > 0 maps logits x to c tanh(x / c); sink_logits fp32 [Hq] adds exp(b) to the
-    denominator once. scale defaults to D ** -0.5.
+    q [T, Hq, D], not rotated; stream b owns rows q_indptr[b]:q_indptr[b+1] (int32 [B+1]) and list b
+    of entries, entry_indptr[b]:entry_indptr[b+1] (int32 [B+1]). With entry_indptr [B*Hkv+1] every
+    kv head g has a list of its own, number b*Hkv+g. k_pages [N, Hkv, D, P] and v_pages [N, Hkv, P,
+    D] as `append` wrote them, whatever q's dtype; or, with a list per head, [N, 1, D, P] and [N, 1,
+    P, D]: pages that hold one head each.
+
+    entries int64 [E, 7], the columns of `headrace.memory.view`: page, first, count, origin, cap,
+    order, reach. Slot first+i holds a key of order `order+i`, seen by a query of order t iff
+    order+i <= t and t - (order+i) < reach. The query is rotated by min(q_pos - origin, cap) steps;
+    keys never are. With three axes (M-RoPE, video), q_pos is int64 [T, 3], entries have [E, 11]:
+    origin and cap of axes 1 and 2 follow, and freq_axis int32 [R] in 0..2 says which axis turns
+    each frequency (`headrace.ops.rope` makes it). q_order int64 [T] defaults to a q_pos of one
+    axis. inv_freq fp64 [R], 2R <= D, None for no rotation; rope_gain multiplies the turned
+    dimensions of the query (YaRN's attention factor, squared). softcap c > 0 maps logits x to
+    c tanh(x / c); sink_logits fp32 [Hq] adds exp(b) to the denominator once. scale defaults to
+    D ** -0.5.
+
+    Pages are fp32, bf16, fp16, or int8 and float8_e4m3fn with k_scale, v_scale fp32 [N, Hkv, P]
+    (one per slot) or [N, Hkv, 1] (one per page); a key is its code times its scale.
 
     o [T, Hq, D] in q's dtype; lse fp32 [T, Hq], natural logarithm, without the learned sink. A row
     that sees nothing gives 0 and -inf. Row bits do not depend on the other streams, on the slot of
@@ -53,9 +67,13 @@ def paged_attention(
         q_pos,
         q_order=q_order,
         inv_freq=inv_freq,
+        freq_axis=freq_axis,
+        rope_gain=rope_gain,
         scale=scale,
         softcap=softcap,
         sink_logits=sink_logits,
+        k_scale=k_scale,
+        v_scale=v_scale,
         split=split,
     )
 
@@ -63,22 +81,29 @@ def paged_attention(
 def _cpu(bound, axes, outs):
     q, k, v, (o, lse) = bound["q"], bound["k_pages"], bound["v_pages"], outs
     order = bound["q_pos"] if bound["q_order"] is None else bound["q_order"]
-    inv_freq = bound["inv_freq"]
+    k_strides = page_strides(k, "paged_attention", "k_pages")
+    v_strides = page_strides(v, "paged_attention", "v_pages")
+    k_scale, v_scale = page_scales(bound["k_scale"]), page_scales(bound["v_scale"])
+    if axes["Hp"] < axes["Hkv"]:  # a page holds one head, whichever it is
+        k_strides, v_strides = (k_strides[0], 0), (v_strides[0], 0)
+        k_scale, v_scale = (*k_scale[:2], 0, k_scale[3]), (*v_scale[:2], 0, v_scale[3])
     _C.paged_attention(
         q.data_ptr(),
         q.stride()[:2],
         k.data_ptr(),
-        page_strides(k, "paged_attention", "k_pages"),
+        k_strides,
         v.data_ptr(),
-        page_strides(v, "paged_attention", "v_pages"),
+        v_strides,
+        k_scale,
+        v_scale,
         bound["entries"].data_ptr(),
         bound["entry_indptr"].data_ptr(),
         bound["q_indptr"].data_ptr(),
         bound["q_pos"].data_ptr(),
         order.data_ptr(),
-        address(inv_freq),
-        0 if inv_freq is None else inv_freq.numel(),
-        (axes["T"], axes["Hq"], axes["Hkv"], axes["D"], axes["P"], axes["N"], axes["B"], axes["E"]),
+        rope(bound, 1 if bound["q_pos"].dim() == 1 else 3),
+        bound["rope_gain"],
+        tuple(axes[x] for x in ("T", "Hq", "Hkv", "D", "P", "N", "B", "L", "E")),
         DTYPE_CODE[q.dtype],
         DTYPE_CODE[k.dtype],
         bound["scale"],

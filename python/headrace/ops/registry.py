@@ -18,7 +18,13 @@ from ..errors import BackendError, bad_type, bad_value
 # fn(bound arguments, axes, outputs to fill)
 Kernel = Callable[[Mapping[str, Any], Axes, list[Tensor]], None]
 
-DTYPE_CODE = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+DTYPE_CODE = {
+    torch.float32: 0,
+    torch.bfloat16: 1,
+    torch.float16: 2,
+    torch.int8: 3,
+    torch.float8_e4m3fn: 4,
+}
 
 _LIBRARY = torch.library.Library("headrace", "DEF")
 _SPECS: dict[str, OpSpec] = {}
@@ -115,7 +121,7 @@ def call(name: str, *args: Any, **kwargs: Any) -> Any:
     if isinstance(args[0], np.ndarray):
         given = dict(zip(_SPECS[name].parameters, args, strict=False)) | kwargs
         for arg in _SPECS[name].mutates:
-            if isinstance(given[arg], np.ndarray) and not given[arg].flags.writeable:
+            if isinstance(x := given.get(arg), np.ndarray) and not x.flags.writeable:
                 raise bad_value(name, arg, "an array that may be written", "one that is read-only")
         out = _checked(
             name, tuple(map(_as_tensor, args)), {k: _as_tensor(v) for k, v in kwargs.items()}

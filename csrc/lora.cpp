@@ -1,0 +1,215 @@
+// SPDX-License-Identifier: Apache-2.0
+// Host side of multi-adapter products: sorts the tokens by what they use, cuts the runs into blocks
+// and shares these out.
+#include "lora.h"
+
+#include <algorithm>
+#include <numeric>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "common/isa.h"
+#include "common/parallel.h"
+
+namespace headrace {
+namespace {
+
+[[noreturn]] void refuse(const LoraBatch& batch, const std::string& arg, const std::string& wanted,
+                         const std::string& got) {
+  throw std::invalid_argument(std::string(batch.op) + "(" + arg + "): expected " + wanted +
+                              ", got " + got);
+}
+
+std::string between(std::int64_t lo, std::int64_t end) {
+  return "values in [" + std::to_string(lo) + ", " + std::to_string(end) + ")";
+}
+
+void check(const LoraArgs& args, const LoraBatch& batch) {
+  for (std::int64_t i = 0; i < batch.tokens * batch.width; ++i) {
+    const std::int32_t slot = batch.slots[i];
+    if (slot >= -1 && slot < batch.slots_count) continue;
+    refuse(batch, "slots", between(-1, batch.slots_count),
+           std::to_string(slot) + " for token " + std::to_string(i / batch.width));
+  }
+  if (batch.slice_ends) {
+    std::int32_t last = 0;
+    for (int j = 0; j < args.slices; ++j) {
+      const std::int32_t end = batch.slice_ends[j];
+      if (end < last || (j + 1 == args.slices && end != args.outputs)) {
+        refuse(batch, "slice_ends", "columns that rise to " + std::to_string(args.outputs),
+               std::to_string(end) + " for slice " + std::to_string(j));
+      }
+      last = end;
+    }
+  }
+  if (!batch.rows) return;
+  const std::int32_t* p = batch.row_indptr;
+  bool rises = p[0] == 0 && p[batch.slots_count] == batch.rows_count;
+  for (std::int64_t s = 0; s < batch.slots_count && rises; ++s) rises = p[s] <= p[s + 1];
+  if (!rises) {
+    refuse(batch, "row_indptr", "offsets that rise from 0 to " + std::to_string(batch.rows_count),
+           "others");
+  }
+}
+
+int rank_of(const LoraBatch& batch, const LoraArgs& args, std::int32_t slot, int slice) {
+  const std::int64_t rows =
+      batch.rows ? batch.row_indptr[slot + 1] - batch.row_indptr[slot] : batch.stack_rank;
+  if (!batch.ranks) return static_cast<int>(rows);
+  const std::int32_t rank = batch.ranks[static_cast<std::int64_t>(slot) * args.slices + slice];
+  if (rank >= 0 && rank <= rows) return rank;
+  refuse(batch, "ranks", "0 to " + std::to_string(rows) + " for slot " + std::to_string(slot),
+         std::to_string(rank));
+}
+
+// Tokens that use the same adapters, in the order of the batch.
+struct Segment {
+  std::int64_t begin, end;  // in the order of tokens
+  std::vector<std::int32_t> rank_rows, starts, bias_rows;
+  std::vector<std::uint8_t> adapter;
+  std::int32_t gain_row = -1;
+};
+
+Segment segment_of(const LoraArgs& args, const LoraBatch& batch, const std::int32_t* slots) {
+  Segment s{};
+  s.starts.push_back(0);
+  for (int j = 0; j < args.slices; ++j) {
+    for (int w = 0; w < batch.width; ++w) {
+      const std::int32_t slot = slots[w];
+      if (slot < 0) continue;
+      const int rank = rank_of(batch, args, slot, j);
+      const std::int64_t first = batch.rows ? batch.row_indptr[slot] : slot * batch.stack_rank;
+      for (int r = 0; r < rank; ++r) {
+        const std::int64_t row = batch.rows ? batch.rows[first + r] : first + r;
+        if (row < 0 || row >= batch.pool_rows) {
+          refuse(batch, "rows", between(0, batch.pool_rows),
+                 std::to_string(row) + " for slot " + std::to_string(slot));
+        }
+        s.rank_rows.push_back(static_cast<std::int32_t>(row));
+        s.adapter.push_back(static_cast<std::uint8_t>(w));
+      }
+    }
+    s.starts.push_back(static_cast<std::int32_t>(s.rank_rows.size()));
+  }
+  for (int w = 0; w < batch.width; ++w) {
+    std::int32_t bias = -1, gain = -1;
+    if (batch.epilogue && slots[w] >= 0) {
+      bias = batch.epilogue[slots[w] * 2];
+      gain = batch.epilogue[slots[w] * 2 + 1];
+    }
+    if (bias < -1 || bias >= batch.biases) {
+      refuse(batch, "epilogue", "bias rows in [-1, " + std::to_string(batch.biases) + ")",
+             std::to_string(bias));
+    }
+    if (gain < -1 || gain >= batch.gains) {
+      refuse(batch, "epilogue", "gain rows in [-1, " + std::to_string(batch.gains) + ")",
+             std::to_string(gain));
+    }
+    s.bias_rows.push_back(bias);
+    if (gain < 0) continue;
+    if (std::count_if(slots, slots + batch.width, [](std::int32_t x) { return x >= 0; }) > 1) {
+      refuse(batch, "epilogue", "no gain where a token has several adapters",
+             "gain row " + std::to_string(gain));
+    }
+    s.gain_row = gain;
+  }
+  return s;
+}
+
+}  // namespace
+
+void lora(const LoraArgs& args, const LoraBatch& batch, int threads) {
+  check(args, batch);
+  const int width = batch.width;
+  const auto tuple = [&](std::int64_t t) { return batch.slots + t * width; };
+  std::vector<std::int32_t> order;
+  for (std::int64_t t = 0; t < batch.tokens; ++t) {
+    if (std::any_of(tuple(t), tuple(t) + width, [](std::int32_t s) { return s >= 0; })) {
+      order.push_back(static_cast<std::int32_t>(t));
+    }
+  }
+  if (order.empty()) return;
+  std::stable_sort(order.begin(), order.end(), [&](std::int32_t a, std::int32_t b) {
+    return std::lexicographical_compare(tuple(a), tuple(a) + width, tuple(b), tuple(b) + width);
+  });
+
+  std::vector<Segment> segments;
+  const std::int64_t used = static_cast<std::int64_t>(order.size());
+  std::int64_t bridge_words = 0;
+  double work = 0;
+  for (std::int64_t i = 0; i < used;) {
+    std::int64_t end = i + 1;
+    while (end < used && std::equal(tuple(order[i]), tuple(order[i]) + width, tuple(order[end]))) {
+      ++end;
+    }
+    segments.push_back(segment_of(args, batch, tuple(order[i])));
+    segments.back().begin = i;
+    segments.back().end = end;
+    const double rows = static_cast<double>(segments.back().rank_rows.size());
+    work += (end - i) * (rows * args.depth + rows / args.slices * args.outputs);
+    bridge_words += (end - i) * static_cast<std::int64_t>(rows);
+    i = end;
+  }
+
+  std::vector<float> factors(static_cast<std::size_t>(used * width));
+  for (std::int64_t i = 0; i < used; ++i) {
+    for (int w = 0; w < width; ++w) {
+      const std::int32_t slot = tuple(order[i])[w];
+      const float weight = batch.weights ? batch.weights[order[i] * width + w] : 1.f;
+      factors[i * width + w] = slot < 0 ? 0.f : batch.scale[slot] * weight;
+    }
+  }
+  const std::int32_t whole = static_cast<std::int32_t>(args.outputs);
+  std::vector<float> bridge(static_cast<std::size_t>(bridge_words));
+  std::vector<LoraBlock> blocks;
+  float* at = bridge.data();
+  for (const Segment& s : segments) {
+    for (std::int64_t i = s.begin; i < s.end; i += kLoraTokens) {
+      const int count = static_cast<int>(std::min<std::int64_t>(kLoraTokens, s.end - i));
+      blocks.push_back({order.data() + i, count, s.rank_rows.data(), s.starts.data(),
+                        batch.slice_ends ? batch.slice_ends : &whole, factors.data() + i * width,
+                        s.adapter.data(), s.bias_rows.data(), s.gain_row, width, at});
+      at += count * static_cast<std::int64_t>(s.rank_rows.size());
+    }
+  }
+
+  const auto& kernels = pick(headrace_lora_scalar, headrace_lora_avx2, headrace_lora_avx512);
+  const int team = useful_threads(threads, work);
+  const Scratch scratch(lora_scratch(args.depth), team);
+  const std::int64_t count = static_cast<std::int64_t>(blocks.size());
+  const auto ranks = [&](const LoraBlock& b) { return b.starts[args.slices]; };
+  if (count >= 2 * team) {
+    parallel(count, team, [&](std::int64_t i, int t) {
+      kernels.shrink(args, blocks[i], 0, ranks(blocks[i]), scratch.of(t));
+      kernels.expand(args, blocks[i], 0, args.outputs, scratch.of(t));
+    });
+    return;
+  }
+  // Few blocks: each is cut up, along its rank rows and then along the columns.
+  struct Part {
+    std::int64_t block, first, last;
+  };
+  std::vector<Part> down, up;
+  for (std::int64_t i = 0; i < count; ++i) {
+    const std::int64_t rows = ranks(blocks[i]);
+    const std::int64_t step =
+        std::max<std::int64_t>((rows + 2 * team - 1) / (2 * team) + 7, 8) / 8 * 8;
+    for (std::int64_t r = 0; r < rows; r += step) down.push_back({i, r, std::min(rows, r + step)});
+    const std::int64_t strip = ((args.outputs + 4 * team - 1) / (4 * team) + 63) / 64 * 64;
+    for (std::int64_t n = 0; n < args.outputs; n += strip) {
+      up.push_back({i, n, std::min(args.outputs, n + strip)});
+    }
+  }
+  parallel(static_cast<std::int64_t>(down.size()), team, [&](std::int64_t i, int t) {
+    const Part& p = down[i];
+    kernels.shrink(args, blocks[p.block], static_cast<int>(p.first), static_cast<int>(p.last),
+                   scratch.of(t));
+  });
+  parallel(static_cast<std::int64_t>(up.size()), team, [&](std::int64_t i, int t) {
+    const Part& p = up[i];
+    kernels.expand(args, blocks[p.block], p.first, p.last, scratch.of(t));
+  });
+}
+
+}  // namespace headrace

@@ -1,0 +1,354 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`lora` and `lora_rows` in Triton: tiles of 16 rows that share their adapters, in two launches.
+
+The first fills an fp32 bridge, a block of 16 rank rows over the whole depth a program; the second
+adds the bridge times B to a strip of y. Every sum has one owner and one order, so nothing is zeroed
+first, nothing is added atomically, and a row meets the same instructions whatever comes with it.
+The route, which rows form which tile, is made on the device. Not yet seen running on a GPU.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from headrace.kernels.common.triton import FUSION, low_precision, on_device, product
+from torch import Tensor
+
+TILE = 16  # rows of x of one tile, rank rows of one block
+
+
+@triton.jit
+def weights_at(base, scales, row, cols, mask, row_stride, group, groups, BITS: tl.constexpr):
+    """Weights [rows, cols] of a pool: floats as they are, codes times their group's scale."""
+    if BITS == 4:
+        byte = cols // 32 * 16 + cols % 16
+        pair = tl.load(base + row * row_stride + byte, mask=mask, other=0).to(tl.int32)
+        values = (((pair >> (cols % 32 // 16 * 4)) & 15) - 8).to(tl.float32)
+    else:
+        values = tl.load(base + row * row_stride + cols, mask=mask, other=0)
+    if BITS > 0:
+        scale = tl.load(scales + row * groups + cols // group, mask=mask, other=0.0)
+        values = values.to(tl.float32) * scale
+    return values
+
+
+@triton.jit
+def rank_list(
+    rows, row_indptr, ranks, slot, slice_, most, SLICES: tl.constexpr, STACK: tl.constexpr
+):
+    """First entry and number of the rank rows of one slot and slice."""
+    if STACK > 0:
+        first = slot * STACK
+        count = tl.full([], STACK, tl.int32)
+    else:
+        first = tl.load(row_indptr + slot)
+        count = tl.load(row_indptr + slot + 1) - first
+    if ranks is not None:
+        count = tl.load(ranks + slot * SLICES + slice_)
+    return first, tl.minimum(count, most)
+
+
+@triton.jit
+def lora_shrink_kernel(
+    x,
+    a,
+    a_scale,
+    rows,
+    row_indptr,
+    ranks,
+    slots,
+    scale,
+    weights,
+    order,
+    tiles,
+    bridge,
+    depth,
+    x_row,
+    a_row,
+    a_slice,
+    a_group,
+    most,
+    SLICES: tl.constexpr,
+    WIDTH: tl.constexpr,
+    STACK: tl.constexpr,
+    BITS: tl.constexpr,
+    LOW: tl.constexpr,
+    BK: tl.constexpr,
+):
+    """bridge [tiles, 16, SLICES, WIDTH, most]: one (tile, block of rank rows, slice, adapter)."""
+    tile = tl.program_id(0)
+    block = tl.program_id(1)
+    slice_ = tl.program_id(2) // WIDTH
+    w = tl.program_id(2) % WIDTH
+    start = tl.load(tiles + 2 * tile)
+    count = tl.load(tiles + 2 * tile + 1)
+    if count == 0:
+        return
+    slot = tl.load(slots + tl.load(order + start) * WIDTH + w)
+    if slot < 0:
+        return
+    first, rank = rank_list(rows, row_indptr, ranks, slot, slice_, most, SLICES, STACK)
+    r = block * 16 + tl.arange(0, 16)
+    if block * 16 >= rank:
+        return
+    if STACK > 0:
+        row = (first + r).to(tl.int64)
+    else:
+        row = tl.load(rows + first + r, mask=r < rank, other=0).to(tl.int64)
+    m = tl.arange(0, 16)
+    token = tl.load(order + start + m, mask=m < count, other=0).to(tl.int64)
+    acc = tl.zeros([16, 16], tl.float32)
+    groups = depth // a_group
+    for k0 in range(0, depth, BK):
+        k = k0 + tl.arange(0, BK)
+        mask = (r[:, None] < rank) & (k[None, :] < depth)
+        down = weights_at(
+            a + slice_ * a_slice,
+            a_scale + slice_ * groups if BITS > 0 else a_scale,
+            row[:, None],
+            k[None, :],
+            mask,
+            a_row,
+            a_group,
+            groups * SLICES,
+            BITS,
+        )
+        rows_in = tl.load(
+            x + token[:, None] * x_row + k[None, :],
+            mask=(m[:, None] < count) & (k[None, :] < depth),
+            other=0.0,
+        )
+        acc += product(rows_in, tl.trans(down), LOW)
+    factor = tl.load(scale + slot)
+    if weights is not None:
+        each = tl.load(weights + token * WIDTH + w, mask=m < count, other=0.0)
+        acc *= (factor * each)[:, None]
+    else:
+        acc *= factor
+    at = ((tile * 16 + m[:, None]) * SLICES + slice_) * WIDTH + w
+    tl.store(bridge + at.to(tl.int64) * most + r[None, :], acc, mask=r[None, :] < rank)
+
+
+@triton.jit
+def lora_expand_kernel(
+    y,
+    b,
+    b_scale,
+    rows,
+    row_indptr,
+    ranks,
+    slots,
+    scale,
+    weights,
+    slice_ends,
+    bias,
+    gain,
+    base_bias,
+    epilogue,
+    order,
+    tiles,
+    bridge,
+    outputs,
+    y_row,
+    b_slot,
+    b_rank,
+    b_col,
+    b_group,
+    most,
+    SLICES: tl.constexpr,
+    WIDTH: tl.constexpr,
+    STACK: tl.constexpr,
+    BITS: tl.constexpr,
+    BN: tl.constexpr,
+):
+    """Columns [BN * program_id(1), ...) of slice program_id(2), of the rows of one tile."""
+    tile = tl.program_id(0)
+    slice_ = tl.program_id(2)
+    start = tl.load(tiles + 2 * tile)
+    count = tl.load(tiles + 2 * tile + 1)
+    if count == 0:
+        return
+    begin = 0
+    end = outputs
+    if SLICES > 1:
+        end = tl.load(slice_ends + slice_)
+        if slice_ > 0:
+            begin = tl.load(slice_ends + slice_ - 1)
+    if begin + tl.program_id(1) * BN >= end:
+        return
+    n = begin + tl.program_id(1) * BN + tl.arange(0, BN)
+    m = tl.arange(0, 16)
+    token = tl.load(order + start + m, mask=m < count, other=0).to(tl.int64)
+    leader = tl.load(order + start)
+    acc = tl.zeros([16, BN], tl.float32)
+    gain_row = -1
+    for w in range(WIDTH):
+        slot = tl.load(slots + leader * WIDTH + w)
+        if slot >= 0:
+            first, rank = rank_list(rows, row_indptr, ranks, slot, slice_, most, SLICES, STACK)
+            at = ((tile * 16 + m) * SLICES + slice_) * WIDTH + w
+            for r0 in range(0, rank, 16):
+                r = r0 + tl.arange(0, 16)
+                c = tl.load(
+                    bridge + at[:, None].to(tl.int64) * most + r[None, :],
+                    mask=r[None, :] < rank,
+                    other=0.0,
+                )
+                mask = (r[:, None] < rank) & (n[None, :] < end)
+                if STACK > 0:
+                    up = tl.load(
+                        b
+                        + slot.to(tl.int64) * b_slot
+                        + r[:, None] * b_rank
+                        + n[None, :].to(tl.int64) * b_col,
+                        mask=mask,
+                        other=0.0,
+                    )
+                else:
+                    row = tl.load(rows + first + r, mask=r < rank, other=0).to(tl.int64)
+                    up = weights_at(
+                        b,
+                        b_scale,
+                        row[:, None],
+                        n[None, :],
+                        mask,
+                        b_slot,
+                        b_group,
+                        outputs // b_group,
+                        BITS,
+                    )
+                acc += tl.dot(c, up.to(tl.float32), input_precision="ieee")
+            if epilogue is not None:
+                bias_row = tl.load(epilogue + slot * 2)
+                if bias_row >= 0:
+                    more = tl.load(bias + bias_row * outputs + n, mask=n < end, other=0.0)
+                    factor = tl.load(scale + slot)
+                    if weights is not None:
+                        each = tl.load(weights + token * WIDTH + w, mask=m < count, other=0.0)
+                        acc += (factor * each)[:, None] * more[None, :]
+                    else:
+                        acc += factor * more[None, :]
+                own = tl.load(epilogue + slot * 2 + 1)
+                gain_row = tl.where(own >= 0, own, gain_row)
+    at_y = y + token[:, None] * y_row + n[None, :]
+    mask_y = (m[:, None] < count) & (n[None, :] < end)
+    old = tl.load(at_y, mask=mask_y, other=0.0).to(tl.float32)
+    new = old + acc
+    if gain is not None and gain_row >= 0:
+        base = tl.zeros([BN], tl.float32)
+        if base_bias is not None:
+            base = tl.load(base_bias + n, mask=n < end, other=0.0)
+        by = tl.load(gain + gain_row * outputs + n, mask=n < end, other=0.0)
+        new = by[None, :] * (old - base[None, :] + acc) + base[None, :]
+    tl.store(at_y, new.to(y.dtype.element_ty), mask=mask_y)
+
+
+def route(slots: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows in the order of what they use, int32 [T], and tiles of them, int32 [tiles, 2].
+
+    A tile is (first place in the order, number of rows), of rows that use the same; rows that use
+    nothing are in none. There are as many tiles as the worst batch of T rows needs, so the shape
+    follows T alone; those left over have 0 rows. Nothing waits for the device.
+    """
+    tokens, width = slots.shape
+    key = slots[:, 0].long()
+    for w in range(1, width):  # -1 .. 2^31 - 2, a digit each: ties in sums do no harm, see below
+        key = key * 1000003 + slots[:, w].long()
+    none = (slots < 0).all(1)
+    order = torch.argsort(torch.where(none, torch.iinfo(torch.int64).max, key), stable=True)
+    ordered = slots[order]
+    fresh = torch.ones(tokens, dtype=torch.bool, device=slots.device)
+    fresh[1:] = (ordered[1:] != ordered[:-1]).any(1)
+    place = torch.arange(tokens, device=slots.device)
+    head = torch.cummax(torch.where(fresh, place, 0), 0).values  # where each run begins
+    leads = ((place - head) % TILE == 0) & ~none[order]
+    tile = leads.cumsum(0) - 1
+    used = ~none[order]
+    tiles = torch.zeros(tokens + 1, 2, dtype=torch.int32, device=slots.device)
+    last = torch.where(used, tile, tokens)
+    tiles[:, 1].scatter_add_(0, last, torch.ones_like(last, dtype=torch.int32))
+    tiles[:, 0].scatter_(0, torch.where(leads, tile, tokens), place.int())
+    return order.int(), tiles[:tokens]
+
+
+def launch(op, bound, axes, stack, most, a_strides, b_strides):
+    """The two launches for a stack (rank of it) or a pool (stack 0)."""
+    x, y, a, b, slots = (bound[name] for name in ("x", "y", "a", "b", "slots"))
+    if 0 in (axes["T"], axes["N"], axes["S"]):
+        return
+    slots = slots.view(axes["T"], -1)
+    slices, width = axes.get("J", 1), slots.shape[1]
+    order, tiles = route(slots)
+    a_scale, b_scale = bound.get("a_scale"), bound.get("b_scale")
+    bits = 0 if a_scale is None else 4 if a.dtype == torch.uint8 else 8
+    low = bits == 0 and low_precision(x, a)
+    shared = (bound.get("rows"), bound.get("row_indptr"), bound["ranks"])
+    columns = axes["N"]
+    bridge = x.new_empty((axes["T"], TILE, slices, width, max(most, 1)), dtype=torch.float32)
+    common = dict(SLICES=slices, WIDTH=width, STACK=stack, BITS=bits, num_warps=4, **FUSION)
+    block_k, block_n = 128 if low else 64, 128
+    with on_device(op, x):
+        if most:
+            lora_shrink_kernel[(axes["T"], triton.cdiv(most, TILE), slices * width)](
+                x,
+                a,
+                a_scale,
+                *shared,
+                slots,
+                bound["scale"],
+                bound.get("weights"),
+                order,
+                tiles,
+                bridge,
+                axes["K"],
+                x.stride(0),
+                *a_strides,
+                1 if a_scale is None else axes["K"] // a_scale.shape[-1],
+                max(most, 1),
+                BK=block_k,
+                LOW=low,
+                num_stages=3 if low else 2,
+                **common,
+            )
+        lora_expand_kernel[(axes["T"], triton.cdiv(columns, block_n), slices)](
+            y,
+            b,
+            b_scale,
+            *shared,
+            slots,
+            bound["scale"],
+            bound.get("weights"),
+            bound.get("slice_ends"),
+            bound.get("bias"),
+            bound.get("gain"),
+            bound.get("base_bias"),
+            bound.get("epilogue"),
+            order,
+            tiles,
+            bridge,
+            columns,
+            y.stride(0),
+            *b_strides,
+            1 if b_scale is None else columns // b_scale.shape[-1],
+            max(most, 1),
+            BN=block_n,
+            num_stages=2,
+            **common,
+        )
+
+
+def lora(bound, axes, outs):
+    """`headrace.ops.lora` on CUDA tensors (or, interpreted, small CPU tensors)."""
+    b_slot, b_col, b_rank = bound["b"].stride()
+    launch("lora", bound, axes, axes["R"], axes["R"], (axes["K"], 0), (b_slot, b_rank, b_col))
+
+
+def lora_rows(bound, axes, outs):
+    """`headrace.ops.lora_rows` on CUDA tensors (or, interpreted, small CPU tensors).
+
+    The bridge has room for the rank rows of all slots together, M, or of one, up to 512: whichever
+    is less. A slot of more is beyond this kernel.
+    """
+    most = min(axes["M"], 512)
+    launch("lora_rows", bound, axes, 0, most, bound["a"].stride()[:2], (bound["b"].stride(0), 0, 1))

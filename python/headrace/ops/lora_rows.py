@@ -1,0 +1,101 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+from torch import Tensor, get_num_threads
+
+from .. import _C
+from ..kernels.lora.spec import LORA_ROWS
+from .lora import POOL_CODE
+from .registry import DTYPE_CODE, address, call, register
+
+
+def lora_rows(
+    x: Tensor,
+    a: Tensor,
+    b: Tensor,
+    rows: Tensor,
+    row_indptr: Tensor,
+    slots: Tensor,
+    scale: Tensor,
+    y: Tensor,
+    *,
+    weights: Tensor | None = None,
+    ranks: Tensor | None = None,
+    slice_ends: Tensor | None = None,
+    a_scale: Tensor | None = None,
+    b_scale: Tensor | None = None,
+    bias: Tensor | None = None,
+    gain: Tensor | None = None,
+    base_bias: Tensor | None = None,
+    epilogue: Tensor | None = None,
+) -> Tensor:
+    """`lora` over a pool of rank rows, where adapters of any rank lie side by side.
+
+    Rank row c holds one row of A for each of J slices of a fused projection, a[c] [J, K], and one
+    row of B for all of them, b[c] [N], of which slice j owns the columns up to slice_ends[j] (int32
+    [J]; None when J is 1). Slot s owns rank rows rows[row_indptr[s]:row_indptr[s + 1]] (int32), or,
+    of slice j, the first ranks[s, j] of these (int32 [S, J]). Pools are fp32, bf16, fp16, int8
+    codes, or pairs of 4-bit codes (uint8, half as wide), see
+    `headrace.adapters.quantize_rows`, with a_scale fp32 [C,
+    J, K / group] and b_scale fp32 [C, N / group].
+
+    slots int32 [T, W], W up to 4: a row may mix adapters, weights fp32 [T, W] (None: 1); -1 names
+    none, which also is how an adapter that begins at a later token is told. MoE routing names a
+    slot for every (adapter, expert). x [T, K], y [T, N] (accumulated into, returned), scale fp32
+    [S]. epilogue int32 [S, 2] names rows of bias fp32 [., N] (LoRA bias, scaled like the rest) and
+    gain fp32 [., N] (DoRA: magnitude over norm, so that y becomes gain (y - base_bias + update) +
+    base_bias, with base_bias fp32 [N]); -1 for none; a row of several adapters takes no gain.
+
+    Exactness as `lora`. Raises TypeError, ValueError or NotImplementedError naming the argument,
+    before anything is written.
+
+    Source: S-LoRA (Sheng et al., 2023); DoRA (Liu et al., 2024); activated LoRA (2025).
+    """
+    call(
+        "lora_rows",
+        x,
+        a,
+        b,
+        rows,
+        row_indptr,
+        slots,
+        scale,
+        y,
+        weights=weights,
+        ranks=ranks,
+        slice_ends=slice_ends,
+        a_scale=a_scale,
+        b_scale=b_scale,
+        bias=bias,
+        gain=gain,
+        base_bias=base_bias,
+        epilogue=epilogue,
+    )
+    return y
+
+
+def _rows(bound, axes, outs):
+    x, a, b, y = bound["x"], bound["a"], bound["b"], bound["y"]
+    optional = ("a_scale", "b_scale", "bias", "gain", "base_bias")
+    pointers = [t.data_ptr() for t in (x, y, a, b)] + [address(bound[n]) for n in optional]
+    pointers += [bound["slots"].data_ptr(), address(bound["weights"]), bound["scale"].data_ptr()]
+    pointers += [bound["rows"].data_ptr(), bound["row_indptr"].data_ptr()]
+    pointers += [address(bound[n]) for n in ("ranks", "slice_ends", "epilogue")]
+    sides = (("a_scale", axes["K"]), ("b_scale", axes["N"]))
+    groups = [1 if bound[name] is None else n // bound[name].shape[-1] for name, n in sides]
+    _C.lora_rows(
+        "lora_rows",
+        pointers,
+        (
+            *(axes[n] for n in ("T", "K", "N", "S", "C", "M", "J", "W")),
+            0,
+            *(0 if bound[n] is None else bound[n].shape[0] for n in ("bias", "gain")),
+        ),
+        (x.stride(0), y.stride(0), *a.stride()[:2], 1, b.stride(0), 0, 1),
+        (DTYPE_CODE[x.dtype], POOL_CODE[a.dtype]),
+        (groups[0], groups[1]),
+        get_num_threads(),
+    )
+
+
+register(LORA_ROWS, _rows)
