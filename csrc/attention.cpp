@@ -11,7 +11,7 @@
 #include "common/isa.h"
 #include "common/pages.h"
 #include "common/parallel.h"
-#include "kernels/attention/visible.h"
+#include "kernels/attention/blocks.h"
 
 namespace headrace {
 namespace {
@@ -178,28 +178,38 @@ void paged_attention(const PagedArgs& args, const PagedBatch& batch, int threads
 
 void attention(const DenseArgs& args, std::int64_t batch, std::int64_t split, int threads) {
   prefer_huge_pages(args.o, batch * args.q_heads * args.q_len * args.dim * dtype_size(args.dtype));
-  const int group = args.q_heads / args.kv_heads, block = block_positions(group);
+  const int group = args.q_heads / args.kv_heads;
+  // Query heads that share a block mask read keys and values together; others go one by one.
+  const int heads = args.block_mask && args.mask_head ? 1 : group;
+  const int block = block_positions(heads);
   std::vector<DenseItem> items;
   std::int64_t partial_words = 0;
   double work = 0;
   for (std::int64_t b = 0; b < batch; ++b) {
-    for (int head = 0; head < args.kv_heads; ++head) {
+    for (int head = 0; head < args.q_heads; head += heads) {
       // The last positions see most; they go first, so that the threads end together.
-      for (std::int64_t i = (args.q_len - 1) / block * block; args.q_len > 0 && i >= 0;
-           i -= block) {
-        const int n = static_cast<int>(std::min<std::int64_t>(block, args.q_len - i));
+      for (std::int64_t end = args.q_len; end > 0;) {
+        std::int64_t i = (end - 1) / block * block;
+        if (args.block_mask) {
+          const std::int64_t row = (end - 1) / args.block * args.block;
+          i = row + (end - 1 - row) / block * block;
+        }
+        const int n = static_cast<int>(end - i);
+        end = i;
+        DenseItem item{i, static_cast<int>(b), head, heads, n, {}};
         const std::int64_t oldest = i + args.k_len - args.q_len, newest = oldest + n - 1;
         const Range sinks = visible_sinks(newest, args.sinks, args.k_len, args.causal);
         const Range rest =
             visible_window(oldest, newest, args.sinks, args.window, args.k_len, args.causal);
-        const std::int64_t tokens = sinks.hi - sinks.lo + rest.hi - rest.lo;
-        work += static_cast<double>(tokens) * n * group * args.dim * 2;
-        add_splits(items, DenseItem{i, static_cast<int>(b), head, n, {}}, tokens, split,
-                   static_cast<std::int64_t>(n) * group * (args.dim + 2), partial_words);
+        const std::int64_t tokens =
+            sinks.hi - sinks.lo + keys_in_blocks(block_row(args, item), rest.lo, rest.hi);
+        work += static_cast<double>(tokens) * n * heads * args.dim * 2;
+        add_splits(items, item, tokens, split,
+                   static_cast<std::int64_t>(n) * heads * (args.dim + 2), partial_words);
       }
     }
   }
-  run_items(args, items, partial_words, attention_scratch(block, block * group, args.dim, 0), work,
+  run_items(args, items, partial_words, attention_scratch(block, block * heads, args.dim, 0), work,
             threads, kernels().dense, kernels().dense_merge);
 }
 

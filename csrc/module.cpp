@@ -5,6 +5,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <array>
 #include <tuple>
 
@@ -13,6 +14,7 @@
 #include "common/isa.h"
 #include "linear.h"
 #include "lora.h"
+#include "pooled_block_mask.h"
 #include "probe.h"
 
 namespace py = pybind11;
@@ -92,7 +94,8 @@ void paged_attention(Address q, Strides2 q_strides, Address k, Strides2 k_stride
 void attention(Address q, Strides3 q_strides, Address k, Strides3 k_strides, Address v,
                Strides3 v_strides, std::array<std::int64_t, 6> sizes, int dtype,
                std::int64_t window, std::int64_t sinks, bool causal, float scale, float softcap,
-               Address sink_logits, Address o, Address lse, std::int64_t split, int threads) {
+               Address sink_logits, Address block_mask, std::array<std::int64_t, 4> mask_strides,
+               std::int64_t block, Address o, Address lse, std::int64_t split, int threads) {
   const auto [batch, q_heads, kv_heads, q_len, k_len, dim] = sizes;
   headrace::DenseArgs args{};
   args.q = at<const void>(q);
@@ -119,6 +122,12 @@ void attention(Address q, Strides3 q_strides, Address k, Strides3 k_strides, Add
   args.dtype = dtype;
   args.causal = causal;
   args.softmax = Softmax{scale, softcap, at<const float>(sink_logits)};
+  args.block_mask = at<const std::uint8_t>(block_mask);
+  args.mask_batch = mask_strides[0];
+  args.mask_head = mask_strides[1];
+  args.mask_row = mask_strides[2];
+  args.mask_col = mask_strides[3];
+  args.block = block;
   py::gil_scoped_release nogil;
   headrace::attention(args, batch, split, threads);
 }
@@ -239,6 +248,35 @@ void lora(const std::string& op, const std::array<Address, 17>& pointers,
   headrace::lora(args, batch, threads);
 }
 
+void pooled_block_mask(Address q, Strides3 q_strides, Address k, Strides3 k_strides,
+                       std::array<std::int64_t, 6> sizes, int dtype, double share,
+                       std::int64_t blocks, std::int64_t block_size, std::int64_t window,
+                       std::int64_t sinks, std::int64_t local, bool causal, Address mask,
+                       int threads) {
+  const auto [batch, q_heads, kv_heads, q_len, k_len, dim] = sizes;
+  headrace::PooledBlockMaskArgs args{};
+  args.q = at<const void>(q);
+  args.k = at<const void>(k);
+  args.mask = at<bool>(mask);
+  std::copy(q_strides.begin(), q_strides.end(), args.q_strides);
+  std::copy(k_strides.begin(), k_strides.end(), args.k_strides);
+  args.q_len = q_len;
+  args.k_len = k_len;
+  args.block = block_size;
+  args.window = window;
+  args.sinks = sinks;
+  args.local = local;
+  args.blocks = blocks;
+  args.share = share;
+  args.q_heads = static_cast<int>(q_heads);
+  args.kv_heads = static_cast<int>(kv_heads);
+  args.dim = static_cast<int>(dim);
+  args.dtype = dtype;
+  args.causal = causal;
+  py::gil_scoped_release nogil;
+  headrace::pooled_block_mask(args, batch, threads);
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
@@ -265,6 +303,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("linear", &linear);
   m.def("lora", &lora);
   m.def("lora_rows", &lora);
+  m.def("pooled_block_mask", &pooled_block_mask);
   m.def("multiply_add_rate", &headrace::multiply_add_rate, py::arg("seconds"), py::arg("threads"),
         py::call_guard<py::gil_scoped_release>());
   m.def(

@@ -15,9 +15,8 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from headrace import _C, ops
 from tests.completeness import LEVELS, missing
 from tests.ops import adapters, samples
-from tests.ops.samples import SAMPLES as PLAIN
+from tests.ops.samples import SAMPLES
 
-SAMPLES = {**PLAIN, **adapters.SAMPLES}
 ROOT = Path(__file__).resolve().parents[1]
 OPS = sorted(ops.specs())
 CASES = [pytest.param(name, i, id=f"{name}-{i}") for name in OPS for i in range(len(SAMPLES[name]))]
@@ -161,6 +160,7 @@ LENGTHS = {
     "attention": lambda n: samples.dense(1, q_len=n, k_len=2 * n, window=17, sinks=4),
     "linear": lambda n: samples.linear(1, rows=n),
     "merge_states": lambda n: samples.states(1, tokens=n),
+    "pooled_block_mask": lambda n: samples.pooled_block_mask(1, q_len=n, k_len=2 * n, block_size=8),
     "paged_attention": lambda n: samples.paged(1, [samples.StreamShape(n + 700, n, 640, 4)]),
 }
 

@@ -75,11 +75,17 @@ struct DenseArgs {
   int q_heads, kv_heads, dim, dtype;
   bool causal;
   Softmax softmax;
+  // [B|1, Hq|1, ceil(Lq / block), ceil(Lk / block)] of bool, or null; strides in elements, 0 along
+  // an axis of 1. It cuts the window; sinks are seen whatever it says.
+  const std::uint8_t* block_mask;
+  std::int64_t mask_batch, mask_head, mask_row, mask_col, block;
 };
 
+// Query positions of `heads` query heads of one kv head: all of them, or one where each has its own
+// block mask. Where there is a mask, all positions lie in one block of it.
 struct DenseItem {
   std::int64_t position;  // first query position of the block
-  int batch, kv_head, positions;
+  int batch, head, heads, positions;
   Share share;
 };
 

@@ -2,10 +2,12 @@
 // Attention of a block of query rows over contiguous keys, in the layout of
 // scaled_dot_product_attention. Only the tiles that the block can see are read.
 #pragma once
+#include "blocks.h"
 #include "paged.inl.h"
 
 namespace {
 
+using headrace::BlockRow;
 using headrace::DenseArgs;
 using headrace::DenseItem;
 
@@ -28,7 +30,8 @@ inline void pack_keys(const T* k, std::int64_t stride, int tokens, int dim, floa
 template <class T>
 inline void dense_pass(const DenseArgs& a, const DenseItem& it, const Rows& st, float* scratch,
                        bool careful) {
-  const int group = a.q_heads / a.kv_heads, n = it.positions, rows = st.rows, dim = a.dim;
+  const int heads = it.heads, n = it.positions, rows = st.rows, dim = a.dim;
+  const int kv_head = it.head / (a.q_heads / a.kv_heads);
   float* q = scratch;                                        // [rows][dim]
   float* s = q + rows * dim;                                 // [rows][kTile]
   float* keys = s + rows * kTile;                            // [dim][kTile]
@@ -37,50 +40,55 @@ inline void dense_pass(const DenseArgs& a, const DenseItem& it, const Rows& st, 
   const float cap = a.softmax.softcap;
   const F scale = set1(cap > 0.f ? a.softmax.scale : a.softmax.scale * kLog2e);
   for (int r = 0; r < rows; ++r) {
-    const std::int64_t at = it.batch * a.q_batch + (it.kv_head * group + r % group) * a.q_head +
-                            (it.position + r / group) * a.q_row;
+    const std::int64_t at = it.batch * a.q_batch + (it.head + r % heads) * a.q_head +
+                            (it.position + r / heads) * a.q_row;
     for (int d = 0; d < dim; d += kW) {
       store(q + r * dim + d, mul(load_any(a.q, at + d, a.dtype), scale));
     }
   }
   reset(st);
   const std::int64_t oldest = it.position + a.k_len - a.q_len, newest = oldest + n - 1;
-  const T* k = static_cast<const T*>(a.k) + it.batch * a.k_batch + it.kv_head * a.k_head;
-  const T* v = static_cast<const T*>(a.v) + it.batch * a.v_batch + it.kv_head * a.v_head;
+  const T* k = static_cast<const T*>(a.k) + it.batch * a.k_batch + kv_head * a.k_head;
+  const T* v = static_cast<const T*>(a.v) + it.batch * a.v_batch + kv_head * a.v_head;
 
   std::int64_t passed = 0;
-  for (int part = 0; part < 2; ++part) {
+  for (int part = 0; part < 2 && passed < it.share.end; ++part) {
     const Range seen =
         part == 0 ? headrace::visible_sinks(newest, a.sinks, a.k_len, a.causal)
                   : headrace::visible_window(oldest, newest, a.sinks, a.window, a.k_len, a.causal);
-    const std::int64_t begin =
-        seen.lo + headrace::clamp(it.share.begin - passed, 0, seen.hi - seen.lo);
-    const std::int64_t end = seen.lo + headrace::clamp(it.share.end - passed, 0, seen.hi - seen.lo);
-    passed += seen.hi - seen.lo;
-    for (std::int64_t t = begin; t < end; t += kTile) {
-      const int tokens = static_cast<int>(end - t < kTile ? end - t : kTile);
-      const int cols = (tokens + kW - 1) / kW * kW;
-      pack_keys(k + t * a.k_row, a.k_row, tokens, dim, keys);
-      product<false>(q, dim, keys, kTile, dim, s, kTile, rows, cols);
-      for (int r = 0; r < rows; ++r) {
-        const std::int64_t at = oldest + r / group;
-        const Range row =
-            part == 0 ? headrace::visible_sinks(at, a.sinks, a.k_len, a.causal)
-                      : headrace::visible_window(at, at, a.sinks, a.window, a.k_len, a.causal);
-        const int lo = static_cast<int>(headrace::clamp(row.lo - t, 0, tokens));
-        const int hi = static_cast<int>(headrace::clamp(row.hi - t, 0, tokens));
-        softmax_row(s + r * kTile, cols, lo, hi, cap, r, st);
-        ranges[r / group * 2] = lo;
-        ranges[r / group * 2 + 1] = hi;
+    const BlockRow blocks = part == 0 ? BlockRow{} : headrace::block_row(a, it);
+    for (Range run = headrace::next_run(blocks, seen.lo, seen.hi);
+         run.lo < seen.hi && passed < it.share.end;
+         run = headrace::next_run(blocks, run.hi, seen.hi)) {
+      const std::int64_t keys_here = run.hi - run.lo;
+      const std::int64_t begin = run.lo + headrace::clamp(it.share.begin - passed, 0, keys_here);
+      const std::int64_t end = run.lo + headrace::clamp(it.share.end - passed, 0, keys_here);
+      passed += keys_here;
+      for (std::int64_t t = begin; t < end; t += kTile) {
+        const int tokens = static_cast<int>(end - t < kTile ? end - t : kTile);
+        const int cols = (tokens + kW - 1) / kW * kW;
+        pack_keys(k + t * a.k_row, a.k_row, tokens, dim, keys);
+        product<false>(q, dim, keys, kTile, dim, s, kTile, rows, cols);
+        for (int r = 0; r < rows; ++r) {
+          const std::int64_t at = oldest + r / heads;
+          const Range row =
+              part == 0 ? headrace::visible_sinks(at, a.sinks, a.k_len, a.causal)
+                        : headrace::visible_window(at, at, a.sinks, a.window, a.k_len, a.causal);
+          const int lo = static_cast<int>(headrace::clamp(row.lo - t, 0, tokens));
+          const int hi = static_cast<int>(headrace::clamp(row.hi - t, 0, tokens));
+          softmax_row(s + r * kTile, cols, lo, hi, cap, r, st);
+          ranges[r / heads * 2] = lo;
+          ranges[r / heads * 2 + 1] = hi;
+        }
+        add_values(s, v + t * a.v_row, a.v_row, tokens, st, heads, careful ? ranges : nullptr);
       }
-      add_values(s, v + t * a.v_row, a.v_row, tokens, st, group, careful ? ranges : nullptr);
     }
   }
 }
 
 template <class T>
 inline void dense_block(const DenseArgs& a, const DenseItem& it, float* scratch) {
-  const int group = a.q_heads / a.kv_heads, rows = it.positions * group, dim = a.dim;
+  const int heads = it.heads, rows = it.positions * heads, dim = a.dim;
   float* m = scratch + rows * dim;
   const Rows st{scratch, m, m + rows, rows, dim};
   float* rest = scratch + rows * dim + (2 * rows + kW - 1) / kW * kW;
@@ -89,9 +97,9 @@ inline void dense_block(const DenseArgs& a, const DenseItem& it, float* scratch)
 
   if (it.share.splits > 1) return keep_partial(it.share, st);
   for (int r = 0; r < rows; ++r) {
-    const int head = it.kv_head * group + r % group;
+    const int head = it.head + r % heads;
     const std::int64_t at = (static_cast<std::int64_t>(it.batch) * a.q_heads + head) * a.q_len +
-                            it.position + r / group;
+                            it.position + r / heads;
     finish_row(st.o + r * dim, st.m[r], st.l[r], dim, sink_of(a.softmax, head), a.o, at * dim,
                a.dtype, a.lse + at);
   }
@@ -104,11 +112,11 @@ void dense(const DenseArgs& a, const DenseItem& it, float* scratch) {
 }
 
 void dense_merge(const DenseArgs& a, const DenseItem& it) {
-  const int group = a.q_heads / a.kv_heads, rows = it.positions * group;
+  const int heads = it.heads, rows = it.positions * heads;
   for (int r = 0; r < rows; ++r) {
-    const int head = it.kv_head * group + r % group;
+    const int head = it.head + r % heads;
     const std::int64_t at = (static_cast<std::int64_t>(it.batch) * a.q_heads + head) * a.q_len +
-                            it.position + r / group;
+                            it.position + r / heads;
     merge_splits(it.share, r, rows, a.dim, sink_of(a.softmax, head), a.o, at * a.dim, a.dtype,
                  a.lse + at);
   }

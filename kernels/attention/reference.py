@@ -46,8 +46,10 @@ def attend(
     return out, lse
 
 
-def attention(q, k, v, window, sinks, sink_logits, causal, scale, softcap):
-    """Sliding-window attention with sinks in SDPA's layout; see headrace.ops.attention."""
+def attention(
+    q, k, v, window, sinks, sink_logits, causal, scale, softcap, block_mask=None, block_size=64
+):
+    """Sliding-window, block-sparse attention with sinks in SDPA's layout; see ops.attention."""
     out_dtype, dtype = q.dtype, torch.promote_types(q.dtype, torch.float32)
     q, k, v = q.to(dtype), k.to(dtype), v.to(dtype)
     group, q_len, k_len = q.shape[1] // k.shape[1], q.shape[2], k.shape[2]
@@ -56,7 +58,11 @@ def attention(q, k, v, window, sinks, sink_logits, causal, scale, softcap):
     j = torch.arange(k_len, device=q.device)[None, :]
     seen = torch.ones(q_len, k_len, dtype=torch.bool, device=q.device)
     if window is not None:
-        seen = (j < sinks) | ((t - j < window) & (j - t < window))
+        seen = (t - j < window) & (j - t < window)
+    if block_mask is not None:
+        wide = block_mask.repeat_interleave(block_size, 2)[:, :, :q_len]
+        seen = seen & wide.repeat_interleave(block_size, 3)[..., :k_len]
+    seen = seen | (j < sinks)
     if causal:
         seen = seen & (j <= t)
     o, lse = attend(q @ k.mT * scale, v, seen, softcap, sink_logits)

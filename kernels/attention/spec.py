@@ -5,11 +5,14 @@ from __future__ import annotations
 
 import math
 
+import torch
+
 from headrace.contract import F32, F64, I32, I64, PAGES, QUANTISED, Arg, OpSpec, Out
 from headrace.errors import bad_value, unsupported
 
 from . import reference
 
+BOOL = (torch.bool,)
 HEAD_DIMS = "multiples of 16 from 16 to 256"
 
 
@@ -85,6 +88,15 @@ def _attention_values(bound, axes):
         )
     if sinks < 0:
         raise bad_value("attention", "sinks", "0 or more", sinks)
+    mask, size = bound["block_mask"], bound["block_size"]
+    if size < 1:
+        raise bad_value("attention", "block_size", "1 or more", size)
+    if mask is not None:
+        want = (axes["B"], axes["Hq"], -(-axes["Lq"] // size), -(-axes["Lk"] // size))
+        fits = all(n in (w, 1) for n, w in zip(mask.shape[:2], want, strict=False))
+        if not fits or tuple(mask.shape[2:]) != want[2:]:
+            shape = f"[{want[0]}|1, {want[1]}|1, {want[2]}, {want[3]}]"
+            raise bad_value("attention", "block_mask", shape, f"shape {tuple(mask.shape)}")
 
 
 def _paged_values(bound, axes):
@@ -123,17 +135,22 @@ def _merge_values(bound, axes):
 
 
 def dense_pairs(axes, bound):
-    """Visible (query, key) pairs of one head."""
-    lq, lk = axes["Lq"], axes["Lk"]
-    window, sinks, causal = bound["window"], min(bound["sinks"], lk), bound["causal"]
-    if window is None:
-        window, sinks = lk + lq, 0
-    total = 0
-    for t in range(lk - lq, lk):
-        hi = min(lk, t + 1 if causal else t + window)
-        lo = max(0, t - window + 1)
-        total += max(0, hi - lo) + max(0, min(sinks, lo, hi))
-    return total
+    """Visible (query, key) pairs of one head (of the average head, under a block mask)."""
+    lq, lk, mask = axes["Lq"], axes["Lk"], bound["block_mask"]
+    window, causal = bound["window"], bound["causal"]
+    window = lk + lq if window is None else window
+    t = torch.arange(lk - lq, lk)[:, None]
+    hi = (t + 1 if causal else t + window).clamp(0, lk)
+    lo = (t - window + 1).clamp(0, lk)
+    pinned = torch.minimum((t + 1).clamp(min=0) if causal else torch.tensor(lk), torch.tensor(lk))
+    pinned = pinned.clamp(max=bound["sinks"])
+    if mask is None:
+        return int((hi - lo.maximum(pinned)).clamp(min=0).sum() + pinned.expand(lq, 1).sum())
+    size = bound["block_size"]
+    first = torch.arange(0, lk, size)[None, :]
+    keys = (hi.minimum(first + size) - lo.maximum(first).maximum(pinned)).clamp(min=0).double()
+    marks = mask.double().mean((0, 1)).cpu().repeat_interleave(size, 0)[:lq]
+    return float((keys * marks).sum()) + int(pinned.expand(lq, 1).sum())
 
 
 def view_pairs(bound):
@@ -169,7 +186,8 @@ ATTENTION = OpSpec(
     family="attention",
     schema=(
         "(Tensor q, Tensor k, Tensor v, *, int? window=None, int sinks=0, Tensor? sink_logits=None,"
-        " bool causal=True, float? scale=None, float softcap=0.0, int split=4096)"
+        " bool causal=True, float? scale=None, float softcap=0.0, Tensor? block_mask=None,"
+        " int block_size=64, int split=4096)"
         " -> (Tensor, Tensor)"
     ),
     args=(
@@ -177,6 +195,7 @@ ATTENTION = OpSpec(
         Arg("k", "B Hkv Lk D", like="q", contiguous="last"),
         Arg("v", "B Hkv Lk D", like="q", contiguous="last"),
         Arg("sink_logits", "Hq", F32, optional=True, contiguous="all"),
+        Arg("block_mask", "mB mH mQ mK", BOOL, optional=True),
     ),
     outs=(Out("B Hq Lq D", "q"), Out("B Hq Lq", F32[0])),
     reference=reference.attention,
@@ -187,7 +206,7 @@ ATTENTION = OpSpec(
     depth=lambda axes, bound: axes["Lk"] + axes["D"],
     values=_attention_values,
     source="sinks: Xiao et al., Efficient Streaming Language Models with Attention Sinks (2023)",
-    doc="sliding-window attention with sinks, in the layout of scaled_dot_product_attention",
+    doc="windowed, block-sparse attention with sinks, in scaled_dot_product_attention's layout",
 )
 
 PAGED_ATTENTION = OpSpec(

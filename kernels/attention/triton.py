@@ -19,6 +19,8 @@ from headrace.kernels.common.triton import (
     power_of_two,
 )
 
+from .blocks import mask_strides
+from .triton_blocks import block_attention_kernel
 from .triton_dense import attention_join_kernel, attention_kernel
 from .triton_paged import paged_join_kernel, paged_kernel
 from .triton_plan import paged_count_kernel, paged_cut_kernel
@@ -47,67 +49,80 @@ def attention(bound, axes, outs):
         return
     low = low_precision(q, k, v)
     rows, keys, padded, warps, stages = blocks_of(dim, low)
-    group = q_heads // kv_heads
+    mask, size = bound["block_mask"], min(bound["block_size"], max(q_len, k_len))
     windowed = bound["window"] is not None
     unlimited = q_len + k_len
     window = min(bound["window"], unlimited) if windowed else unlimited
-    sinks = min(bound["sinks"], k_len) if windowed else 0
-    blocks = triton.cdiv(q_len * group, rows)
+    sinks = min(bound["sinks"], k_len) if windowed or mask is not None else 0
+    # Query heads that share a mask share their tiles.
+    heads = q_heads // kv_heads if mask is None or mask.shape[1] == 1 else 1
+    sets = q_heads // heads
+    tiles = triton.cdiv(size * heads, rows)
+    blocks = triton.cdiv(q_len * heads, rows)
+    if mask is not None:
+        blocks = triton.cdiv(q_len, size) * tiles
     split, splits = unlimited + 1, 1
     if blocks == 1:
         split = min(bound["split"], MAX_SPLIT)
         hull = window + q_len if bound["causal"] else 2 * window + q_len
         splits = triton.cdiv(max(1, min(k_len, hull + sinks)), split)
+        if mask is not None:
+            split = triton.cdiv(split, size)  # in key blocks
+            splits = max(1, triton.cdiv(mask.shape[3], split))
     sink_logits = bound["sink_logits"]
     part = [o.new_empty(0, dtype=torch.float32)] * 3
     if splits > 1:
-        states = batches * kv_heads * splits * rows
+        states = batches * sets * splits * rows
         part = [o.new_empty(states * n, dtype=torch.float32) for n in (dim, 1, 1)]
-    capped = bound["softcap"] > 0
+    tensors = (q, k, v, o, lse, *part, sink_logits)
+    strides = (*q.stride()[:3], *k.stride()[:3], *v.stride()[:3])
+    lengths, scales = (q_len, k_len, window, sinks), (bound["scale"], bound["softcap"])
+    options = dict(
+        D=dim,
+        BD=padded,
+        BM=rows,
+        BN=keys,
+        BS=16 if sinks <= 16 else keys,
+        WINDOWED=windowed,
+        CAUSAL=bound["causal"],
+        CAPPED=bound["softcap"] > 0,
+        HAS_SINK=sink_logits is not None,
+        LOW=low,
+        num_warps=warps,
+        num_stages=stages,
+        **FUSION,
+    )
     with on_device("attention", q):
-        attention_kernel[(blocks * splits * kv_heads * batches,)](
-            q,
-            k,
-            v,
-            o,
-            lse,
-            *part,
-            sink_logits,
-            *q.stride()[:3],
-            *k.stride()[:3],
-            *v.stride()[:3],
-            q_heads,
-            kv_heads,
-            q_len,
-            k_len,
-            window,
-            sinks,
-            split,
-            splits,
-            bound["scale"],
-            bound["softcap"],
-            D=dim,
-            BD=padded,
-            BM=rows,
-            BN=keys,
-            BS=16 if sinks <= 16 else keys,
-            WINDOWED=windowed,
-            CAUSAL=bound["causal"],
-            CAPPED=capped,
-            HAS_SINK=sink_logits is not None,
-            LOW=low,
-            num_warps=warps,
-            num_stages=stages,
-            **FUSION,
-        )
+        grid = (blocks * splits * sets * batches,)
+        if mask is None:
+            attention_kernel[grid](
+                *tensors, *strides, q_heads, kv_heads, *lengths, split, splits, *scales, **options
+            )
+        else:
+            block_attention_kernel[grid](
+                *tensors,
+                mask.view(torch.uint8),
+                *strides,
+                *mask_strides(mask),
+                q_heads,
+                kv_heads,
+                heads,
+                *lengths,
+                size,
+                tiles,
+                split,
+                splits,
+                *scales,
+                **options,
+            )
         if splits > 1:
-            attention_join_kernel[(batches * kv_heads,)](
+            attention_join_kernel[(batches * sets,)](
                 o,
                 lse,
                 *part,
                 sink_logits,
                 q_heads,
-                kv_heads,
+                sets,
                 q_len,
                 splits,
                 D=dim,

@@ -99,7 +99,7 @@ class OpSpec:
         One rounding of the result to `dtype`, plus fp32 accumulation whose error grows with the
         square root of the number of terms; the factor 4 covers exponentials and angles.
         """
-        return ROUNDOFF[dtype] + 4 * ROUNDOFF[torch.float32] * math.sqrt(
+        return ROUNDOFF.get(dtype, 0.0) + 4 * ROUNDOFF[torch.float32] * math.sqrt(
             self.depth(axes, bound) + 1
         )
 

@@ -23,7 +23,10 @@ def test_ops_hold(capsys):
     assert main(["check", "ops", "--json"]) == 0
     rows = lines(capsys)
     assert len(rows) == len(ops.specs()) * len(_C.available_isas())
-    assert all(row["holds"] and 0 < row["figure"] <= row["bound"] for row in rows)
+    for row in rows:  # a mask is right or wrong; all else has some rounding
+        least = -1 if "block_mask" in row["claim"] else 0
+        assert row["holds"], row
+        assert least < row["figure"] <= row["bound"], row
 
 
 @pytest.mark.parametrize("name", sorted(proof_cases.CASES))

@@ -29,6 +29,25 @@ DENSE = {
     "whole-tiles": ((1, 1, 1, 70, 200, 32), dict(window=120, sinks=2)),
     "dim-80": ((1, 2, 1, 7, 40, 80), dict(window=9, sinks=2)),
     "dim-112": ((1, 2, 1, 3, 40, 112), dict(window=9, sinks=2)),
+    # The number is the density of the block mask, its first two axes those of `blocks`.
+    "blocks": ((2, 4, 2, 40, 90, 32), dict(blocks=(2, 4, 0.5), block_size=16)),
+    "blocks-shared-by-heads": ((2, 6, 2, 37, 90, 32), dict(blocks=(2, 1, 0.5), block_size=20)),
+    "blocks-window-sinks-learned": (
+        (1, 4, 2, 70, 150, 32),
+        dict(blocks=(1, 4, 0.6), block_size=32, window=60, sinks=3, sink_logits=True),
+    ),
+    "blocks-both-sides": (
+        (2, 2, 1, 70, 150, 32),
+        dict(blocks=(1, 2, 0.4), block_size=64, causal=False, window=90, softcap=3.0),
+    ),
+    "blocks-of-64": ((1, 1, 1, 70, 200, 32), dict(blocks=(1, 1, 0.5), sinks=2, causal=False)),
+    "blocks-none-set": ((1, 2, 1, 20, 50, 32), dict(blocks=(1, 2, 0.0), sink_logits=True)),
+    "blocks-only-sinks": ((1, 2, 1, 20, 50, 32), dict(blocks=(1, 2, 0.0), sinks=20)),
+    "blocks-decode-split": (
+        (2, 4, 2, 1, 200, 32),
+        dict(blocks=(2, 4, 0.5), block_size=16, sinks=4, split=40),
+    ),
+    "blocks-larger-than-all": ((1, 2, 1, 20, 50, 32), dict(blocks=(1, 2, 1.0), block_size=999)),
 }
 
 # Options of `paged` below.
@@ -62,6 +81,10 @@ def dense(dtype, shape, device="cpu", seed=0, **options):
     v.copy_(torch.randn(b, hkv, lk, d))
     if options.get("sink_logits"):
         options["sink_logits"] = torch.randn(hq)
+    if blocks := options.pop("blocks", None):
+        size = options.get("block_size", 64)
+        shape = (*blocks[:2], -(-lq // size), -(-lk // size))
+        options["block_mask"] = torch.rand(shape) < blocks[2]
     bound = dict(q=q, k=k, v=v) | options
     return {n: x.to(device) if isinstance(x, torch.Tensor) else x for n, x in bound.items()}
 

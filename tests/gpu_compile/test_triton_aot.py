@@ -33,6 +33,7 @@ TYPES = {
     torch.float16: "*fp16",
     torch.bfloat16: "*bf16",
     torch.float64: "*fp64",
+    torch.uint8: "*u8",
     torch.int32: "*i32",
     torch.int64: "*i64",
     torch.int8: "*i8",
@@ -98,6 +99,8 @@ def compile_launch(fn, args, kwargs, capability):
 def attention(dtype, dim, **more):
     q = torch.zeros(2, 4, more.pop("q_len", 130), dim, dtype=dtype)
     k = torch.zeros(2, 2, 4096, dim, dtype=dtype)
+    if blocks := more.pop("blocks", None):
+        more["block_mask"] = torch.ones(2, blocks, -(-q.shape[2] // 64), 64, dtype=torch.bool)
     torch.ops.headrace.attention(q, k, k, **more)
 
 
@@ -163,6 +166,11 @@ def lora_rows(dtype, bits=None, several=2, **more):
     )
 
 
+def pooled_mask(dtype, dim, **more):
+    q, k = torch.zeros(2, 4, 700, dim, dtype=dtype), torch.zeros(2, 2, 2000, dim, dtype=dtype)
+    torch.ops.headrace.pooled_block_mask(q, k, **more)
+
+
 def freqs(dim):
     return torch.ones(dim // 2, dtype=torch.float64)
 
@@ -172,17 +180,21 @@ SINK = torch.zeros(4)
 CASES = {
     "window": lambda t: attention(t, 128, window=2048, sinks=4),
     "decode": lambda t: attention(t, 128, q_len=1, sink_logits=SINK, softcap=3.0),
+    "blocks": lambda t: attention(t, 128, window=2048, sinks=4, blocks=4),
     "paged": lambda t: paged(t, 128, inv_freq=freqs(128)),
     "append": lambda t: append(t, 128, inv_freq=freqs(128)),
     "merge": lambda t: merge_states(t, 128),
     "linear": lambda t: linear(t, 4096, True),
     "lora": lora,
     "lora-rows": lora_rows,
+    "pooled-mask": lambda t: pooled_mask(t, 128),
 }
 # Other paths through the kernels, once each.
 PATHS = {
     "both-sides": lambda t: attention(t, 80, window=64, causal=False),
     "wide": lambda t: attention(t, 256, window=64),
+    "blocks-shared": lambda t: attention(t, 80, blocks=1, causal=False, softcap=2.0),
+    "blocks-decode": lambda t: attention(t, 256, q_len=1, blocks=4, sink_logits=SINK),
     "paged-narrow": lambda t: paged(t, 64, inv_freq=freqs(64)),
     "paged-odd": lambda t: paged(t, 96, page=48, inv_freq=freqs(64), softcap=2.0),
     "paged-wide": lambda t: paged(
@@ -191,6 +203,7 @@ PATHS = {
     "paged-still": lambda t: paged(t, 128),
     "paged-mixed": lambda t: paged(t, 128, kv=torch.float16, inv_freq=freqs(128)),
     "append-still": lambda t: append(t, 80),
+    "pooled-mask-odd": lambda t: pooled_mask(t, 80, window=300, sinks=4, blocks=7),
     "linear-wide": lambda t: linear(t, 16384, False),
     "lora-ranks": lambda t: lora(t, torch.full((3,), 9).int()),
     "lora-int8": lambda t: lora_rows(t, 8),

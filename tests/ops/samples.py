@@ -199,9 +199,14 @@ def dense(
     dtype: torch.dtype = torch.float32,
     layout: str = "plain",
     learned: bool = False,
+    blocks: str | None = None,
+    density: float = 0.4,
     **kwargs,
 ) -> Call:
-    """attention in the layout of scaled_dot_product_attention."""
+    """attention in the layout of scaled_dot_product_attention.
+
+    blocks: the axes along which the block mask differs, of "batch" and "heads"; "" is one for all.
+    """
     gen = rng(seed)
     q = normal(gen, batch, kv_heads * group, q_len, dim, dtype=dtype)
     k = normal(gen, batch, kv_heads, k_len, dim, dtype=dtype)
@@ -215,6 +220,16 @@ def dense(
     kwargs = dict(kwargs)
     if learned:
         kwargs["sink_logits"] = normal(gen, kv_heads * group)
+    if blocks is not None:
+        size = kwargs.get("block_size", 64)
+        shape = (
+            batch if "batch" in blocks else 1,
+            kv_heads * group if "heads" in blocks else 1,
+            -(-q_len // size),
+            -(-k_len // size),
+        )
+        mask = torch.rand(shape, generator=gen) < density
+        kwargs["block_mask"] = mask.mT.contiguous().mT if layout == "wide" else mask
     return (q, k, v), kwargs
 
 
@@ -289,7 +304,31 @@ def forms() -> Any:
     return import_module("tests.ops.views")
 
 
+def pooled_block_mask(
+    seed: int,
+    batch: int = 2,
+    kv_heads: int = 2,
+    group: int = 2,
+    q_len: int = 130,
+    k_len: int = 200,
+    dim: int = 64,
+    dtype: torch.dtype = torch.float32,
+    layout: str = "plain",
+    **kwargs,
+) -> Call:
+    """pooled_block_mask over random queries and keys."""
+    (q, k, _), _ = dense(seed, batch, kv_heads, group, q_len, k_len, dim, dtype, layout)
+    return (q, k), kwargs
+
+
+def adapters(name: str, index: int) -> Callable[[], Call]:
+    """A sample of a multi-adapter op, whose module is made of this one."""
+    return lambda: import_module("tests.ops.adapters").SAMPLES[name][index]()
+
+
 SAMPLES: dict[str, list[Callable[[], Call]]] = {
+    "lora": [adapters("lora", i) for i in range(3)],
+    "lora_rows": [adapters("lora_rows", i) for i in range(4)],
     "attention": [
         lambda: dense(1),
         lambda: dense(2, window=17, sinks=4, dtype=torch.bfloat16, layout="heads last"),
@@ -297,6 +336,7 @@ SAMPLES: dict[str, list[Callable[[], Call]]] = {
         lambda: dense(4, q_len=9, k_len=3, dim=80, dtype=torch.float16, layout="wide"),
         lambda: dense(5, causal=False, window=5, scale=0.3, layout="rows", split=17),
         lambda: dense(6, batch=1, q_len=0),
+        lambda: dense(7, blocks="heads", block_size=16, window=40, sinks=2),
     ],
     "paged_attention": [
         lambda: paged(1, [StreamShape(257, 1, 64, 4), StreamShape(67, 67), StreamShape(0, 0)]),
@@ -334,5 +374,11 @@ SAMPLES: dict[str, list[Callable[[], Call]]] = {
         lambda: linear(2, dtype=torch.bfloat16, bias=False, layout="rows"),
         lambda: linear(3, rows=67, weight_dtype=torch.float16, layout="wide"),
         lambda: linear(4, rows=0, bias=False),
+    ],
+    "pooled_block_mask": [
+        lambda: pooled_block_mask(1, block_size=16),
+        lambda: pooled_block_mask(2, dtype=torch.bfloat16, layout="heads last", causal=False),
+        lambda: pooled_block_mask(3, blocks=3, block_size=16, sinks=3, local=20, window=90),
+        lambda: pooled_block_mask(4, batch=1, q_len=0),
     ],
 }

@@ -95,7 +95,7 @@ def decode(batch: int, cached: int, dtype: torch.dtype = torch.bfloat16) -> Case
 
     return Case(
         "paged_attention",
-        f"decode {_name(dtype)} B{batch} {_short(cached)} cached",
+        f"decode {dtype_name(dtype)} B{batch} {short(cached)} cached",
         lambda: ops.paged_attention(*args, inv_freq=inv_freq),
         check,
         spec.bytes(axes, bound),
@@ -125,7 +125,7 @@ def prefill(length: int, window: int, dtype: torch.dtype, flex: bool) -> Case:
 
     return Case(
         "attention",
-        f"prefill {_name(dtype)} {_short(length)} window {window} sinks 4",
+        f"prefill {dtype_name(dtype)} {short(length)} window {window} sinks 4",
         lambda: ops.attention(q, k, v, window=window, sinks=4),
         check,
         spec.bytes(axes, bound),
@@ -165,7 +165,7 @@ def linear(tokens: int, depth: int, outputs: int, dtype: torch.dtype = torch.flo
         return rms_error(ops.linear(x, w), want), spec.tolerance(dtype, axes, bound)
 
     return Case(
-        "linear", f"{_name(dtype)} [{tokens}, {depth}] x [{outputs}, {depth}]",
+        "linear", f"{dtype_name(dtype)} [{tokens}, {depth}] x [{outputs}, {depth}]",
         lambda: ops.linear(x, w), check, spec.bytes(axes, bound), spec.flops(axes, bound),
         lambda: F.linear(x, w), "torch linear",
     )  # fmt: skip
@@ -201,8 +201,9 @@ def append(tokens: int, dtype: torch.dtype = torch.bfloat16) -> Case:
         v_dense.copy_(v)
 
     return Case(
-        "append", f"{_name(dtype)} {tokens} tokens", lambda: ops.append(*args, inv_freq=inv_freq),
-        check, spec.bytes(axes, bound), spec.flops(axes, bound), peer, "torch rotate + copy",
+        "append", f"{dtype_name(dtype)} {tokens} tokens",
+        lambda: ops.append(*args, inv_freq=inv_freq), check,
+        spec.bytes(axes, bound), spec.flops(axes, bound), peer, "torch rotate + copy",
     )  # fmt: skip
 
 
@@ -219,7 +220,7 @@ def merge_states(tokens: int, dtype: torch.dtype = torch.float32) -> Case:
         return rms_error(ops.merge_states(*args)[0], want), spec.tolerance(dtype, axes, bound)
 
     return Case(
-        "merge_states", f"{_name(dtype)} {tokens} tokens, {HEADS} heads",
+        "merge_states", f"{dtype_name(dtype)} {tokens} tokens, {HEADS} heads",
         lambda: ops.merge_states(*args), check, spec.bytes(axes, bound), spec.flops(axes, bound),
         lambda: spec.reference(*args), "torch, eager",
     )  # fmt: skip
@@ -227,7 +228,7 @@ def merge_states(tokens: int, dtype: torch.dtype = torch.float32) -> Case:
 
 def cases(op: str | None, quick: bool) -> Iterator[Case]:
     """Cases of one op or of all, made one at a time: some hold gigabytes."""
-    from . import adapters  # its cases are made of what is above
+    from . import adapters, sparse  # their cases are made of what is above
 
     bf16, f32 = torch.bfloat16, torch.float32
     decodes = [(1, 4096), (8, 4096)]
@@ -235,15 +236,22 @@ def cases(op: str | None, quick: bool) -> Iterator[Case]:
     linears = [(1, 2048, 2048), (256, 256, 1024)]
     chunks = [256]
     mixes = [(64, 64, 1024), (256, 4, 1024)]
+    masks, blocks = [(bf16, 2048)], [(bf16, 2048, True)]
     if not quick:
         decodes = [(b, c) for c in (1024, 4096, 16384, 65536) for b in (1, 2, 8)]
         prefills = [(d, n, w) for d in (bf16, f32) for n in (4096, 16384) for w in (512, 2048)]
         linears = [(1, 256, 1024), (256, 256, 1024), (1, 4096, 4096), (64, 4096, 4096)]
         chunks = [1, 256, 4096]
         mixes = [(64, 64, 4096), (512, 8, 4096), (1, 1, 4096), (8, 8, 4096), (64, 1, 4096)]
+        masks = [(d, n) for d in (bf16, f32) for n in (4096, 32768)]
+        blocks = [(d, n, c) for d in (bf16, f32) for n in (4096, 8192) for c in (False, True)]
     makers: dict[str, list[Callable[[], Case]]] = {
         "paged_attention": [partial(decode, *shape) for shape in decodes],
-        "attention": [partial(prefill, n, w, d, flex=not quick) for d, n, w in prefills],
+        "attention": [
+            *(partial(prefill, n, w, d, flex=not quick) for d, n, w in prefills),
+            *(partial(sparse.sparse, n, c, d, flex=not quick) for d, n, c in blocks),
+        ],
+        "pooled_block_mask": [partial(sparse.pooled_block_mask, n, d) for d, n in masks],
         "linear": [partial(linear, *shape) for shape in linears],
         "append": [partial(append, tokens) for tokens in chunks],
         "merge_states": [partial(merge_states, tokens) for tokens in chunks],
@@ -259,9 +267,11 @@ def cases(op: str | None, quick: bool) -> Iterator[Case]:
                 yield one()
 
 
-def _name(dtype: torch.dtype) -> str:
+def dtype_name(dtype: torch.dtype) -> str:
+    """As in the names of shapes."""
     return {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}[dtype]
 
 
-def _short(n: int) -> str:
+def short(n: int) -> str:
+    """A length, in k where it is whole."""
     return f"{n // 1024}k" if n % 1024 == 0 else str(n)

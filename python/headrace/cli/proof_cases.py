@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor
 
 UNLIMITED = 2**62
 FAR = 4_000_000  # a position
@@ -48,6 +49,10 @@ def paged(
     }
 
 
+def _some_blocks() -> Tensor:
+    return torch.rand(1, 4, 5, 9, generator=torch.Generator().manual_seed(6)) < 0.4
+
+
 def _attention_cases() -> list[dict[str, Any]]:
     return [
         _attention(1, torch.float32, 64),
@@ -55,6 +60,7 @@ def _attention_cases() -> list[dict[str, Any]]:
         _attention(3, torch.float32, 32, window=33, sink_logits=torch.zeros(4), softcap=20.0),
         _attention(4, torch.bfloat16, 128, window=40, sinks=2),
         _attention(5, torch.float16, 256, causal=False),
+        _attention(6, torch.float32, 64, block_mask=_some_blocks(), block_size=16, sinks=2),
     ]
 
 
@@ -128,10 +134,21 @@ def _linear_cases() -> list[dict[str, Any]]:
     return made
 
 
+def _mask_cases() -> list[dict[str, Any]]:
+    """Whole numbers, so that no score is rounded: of equal ones the first are kept."""
+    made = []
+    for seed, dtype in enumerate((torch.float32, torch.bfloat16, torch.float16)):
+        g = torch.Generator().manual_seed(seed)
+        q, k = (torch.randint(-1, 2, (1, h, n, 32), generator=g) for h, n in ((4, 64), (2, 256)))
+        made.append({"q": q.to(dtype), "k": k.to(dtype), "block_size": 16, "blocks": 5, "sinks": 3})
+    return made
+
+
 CASES: dict[str, Callable[[], list[dict[str, Any]]]] = {
     "attention": _attention_cases,
     "paged_attention": _paged_cases,
     "append": _append_cases,
     "merge_states": _merge_cases,
     "linear": _linear_cases,
+    "pooled_block_mask": _mask_cases,
 }

@@ -172,7 +172,7 @@ def _error(spec: Any, case: dict[str, Any]) -> float:
 
 
 def _relative(got: Tensor, want: Tensor) -> float:
-    got = got.double()
+    got, want = got.double(), want.double()
     finite = want.isfinite()
     if not torch.equal(got.isfinite(), finite) or not torch.equal(got[~finite], want[~finite]):
         return float("inf")

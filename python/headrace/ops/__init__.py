@@ -9,6 +9,7 @@ from .lora import lora
 from .lora_rows import lora_rows
 from .merge_states import merge_states
 from .paged_attention import paged_attention
+from .pooled_block_mask import pooled_block_mask
 from .registry import specs
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "lora_rows",
     "merge_states",
     "paged_attention",
+    "pooled_block_mask",
     "rope",
     "specs",
 ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 from torch import Tensor, get_num_threads
 
 from .. import _C
+from ..kernels.attention.blocks import mask_strides
 from ..kernels.attention.spec import ATTENTION
 from .registry import DTYPE_CODE, address, call, register
 
@@ -16,6 +17,8 @@ def attention(
     window: int | None = None,
     sinks: int = 0,
     sink_logits: Tensor | None = None,
+    block_mask: Tensor | None = None,
+    block_size: int = 64,
     causal: bool = True,
     scale: float | None = None,
     softcap: float = 0.0,
@@ -25,14 +28,20 @@ def attention(
 
     q [B, Hq, Lq, D], k and v [B, Hkv, Lk, D] (fp32, bf16 or fp16; Hkv divides Hq; D a multiple of
     16 up to 256), aligned at the bottom right: query i stands at t = i + Lk - Lq. It sees key j iff
-    (j <= t, when causal) and (j < sinks, or t - window < j < t + window); window None: no window.
-    The window counts the query itself. Positions are the caller's: q and k come rotated.
-    sink_logits fp32 [Hq]: a learned term exp(b) in the denominator. softcap c > 0 maps logits x to
-    c tanh(x / c). scale defaults to D ** -0.5.
+    (j <= t, when causal) and (j < sinks, or (t - window < j < t + window and its block is set)).
+
+    window: counts the query itself; None: no window. block_mask: bool
+    [B or 1, Hq or 1, ceil(Lq / block_size), ceil(Lk / block_size)], True where queries of block
+    i // block_size see keys of block j // block_size (pooled_block_mask makes one); None: all. It
+    hides no sink. Where query heads share a mask (its second axis is 1), those of one kv head read
+    keys and values together. Positions are the caller's: q and k come rotated. sink_logits fp32
+    [Hq]: a learned term exp(b) in the denominator. softcap c > 0 maps logits x to c tanh(x / c).
+    scale defaults to D ** -0.5.
 
     Gives o [B, Hq, Lq, D], and with return_lse also lse fp32 [B, Hq, Lq] (natural logarithm,
-    without the learned sink). A row that sees nothing gives 0 and -inf. Only visible tiles are
-    read. Raises TypeError, ValueError or NotImplementedError naming the argument.
+    without the learned sink). A row that sees nothing gives 0 and -inf. Only visible tiles, and
+    nothing of blocks that are not set, are read. Raises TypeError, ValueError or
+    NotImplementedError naming the argument.
     """
     o, lse = call(
         "attention",
@@ -42,6 +51,8 @@ def attention(
         window=window,
         sinks=sinks,
         sink_logits=sink_logits,
+        block_mask=block_mask,
+        block_size=block_size,
         causal=causal,
         scale=scale,
         softcap=softcap,
@@ -51,7 +62,7 @@ def attention(
 
 def _cpu(bound, axes, outs):
     q, k, v, (o, lse) = bound["q"], bound["k"], bound["v"], outs
-    window = bound["window"]
+    window, mask = bound["window"], bound["block_mask"]
     unlimited = axes["Lq"] + axes["Lk"]
     _C.attention(
         q.data_ptr(),
@@ -63,11 +74,14 @@ def _cpu(bound, axes, outs):
         (axes["B"], axes["Hq"], axes["Hkv"], axes["Lq"], axes["Lk"], axes["D"]),
         DTYPE_CODE[q.dtype],
         unlimited if window is None else min(window, unlimited),
-        0 if window is None else bound["sinks"],
+        bound["sinks"] if window is not None or mask is not None else 0,
         bound["causal"],
         bound["scale"],
         bound["softcap"],
         address(bound["sink_logits"]),
+        address(mask),
+        mask_strides(mask),
+        min(bound["block_size"], max(1, unlimited)),
         o.data_ptr(),
         lse.data_ptr(),
         bound["split"],

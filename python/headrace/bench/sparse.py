@@ -1,0 +1,113 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Block-sparse attention, and the masks for it, over the shapes that a benchmark measures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .. import ops
+from .shapes import DIM, Case, bound_call, dtype_name, rms_error, short
+
+HEADS, KV_HEADS, SIZE, SHARE = 8, 2, 64, 0.2
+
+
+def sparse(length: int, causal: bool, dtype: torch.dtype, flex: bool) -> Case:
+    """A fifth of the blocks of every head; beside it our dense attention of the same call."""
+    q = torch.randn(1, HEADS, length, DIM).to(dtype)
+    k = torch.randn(1, KV_HEADS, length, DIM).to(dtype)
+    v = torch.randn(1, KV_HEADS, length, DIM).to(dtype)
+    mask = ops.pooled_block_mask(q, k, share=SHARE, causal=causal)
+    bound, axes = bound_call("attention", q, k, v, block_mask=mask, causal=causal)
+    spec = ops.specs()["attention"]
+    last = max(0, length - 4 * SIZE)
+
+    def ours() -> object:
+        return ops.attention(q, k, v, block_mask=mask, causal=causal)
+
+    def check() -> tuple[float, float]:
+        want, _ = spec.reference(
+            q[:, :4, last:].double(), k[:, :1].double(), v[:, :1].double(), None, 0, None, causal,
+            DIM**-0.5, 0.0, mask[:, :4, last // SIZE :], SIZE,
+        )  # fmt: skip
+        got = cast(Tensor, ours())[:, :4, last:]
+        return rms_error(got, want), spec.tolerance(dtype, axes, bound)
+
+    peers = {"torch SDPA, mask": _masked_sdpa(q, k, v, mask, causal)}
+    if flex:
+        peers["FlexAttention"] = _flex(q, k, v, mask, causal)
+    name, peer = peers.popitem()
+    return Case(
+        "attention",
+        f"blocks {dtype_name(dtype)} {short(length)} {'causal' if causal else 'full'} {SHARE:.0%}",
+        ours,
+        check,
+        spec.bytes(axes, bound),
+        spec.flops(axes, bound),
+        peer,
+        name,
+        {"dense": lambda: ops.attention(q, k, v, causal=causal), **peers},
+    )
+
+
+def pooled_block_mask(length: int, dtype: torch.dtype) -> Case:
+    """The mask of a causal prefill; the peer pools, multiplies and picks in torch."""
+    q = torch.randn(1, HEADS, length, DIM).to(dtype)
+    k = torch.randn(1, KV_HEADS, length, DIM).to(dtype)
+    bound, axes = bound_call("pooled_block_mask", q, k)
+    spec = ops.specs()["pooled_block_mask"]
+    blocks = length // SIZE
+    i = torch.arange(blocks)
+    count = (SHARE * (i + 1.0) + 0.5).long().clamp(min=1)[:, None]
+
+    def peer() -> Tensor:
+        a = q.view(1, HEADS, blocks, SIZE, DIM).mean(3)
+        b = k.view(1, KV_HEADS, blocks, SIZE, DIM).mean(3)
+        b = (b - b.mean(2, True)).repeat_interleave(HEADS // KV_HEADS, 1)
+        score = (a @ b.mT).masked_fill(i > i[:, None], -torch.inf)
+        order = score.topk(int(count[-1]), -1).indices
+        kept = (torch.arange(order.shape[-1]) < count).expand(order.shape)
+        return torch.zeros(score.shape, dtype=torch.bool).scatter(-1, order, kept)
+
+    def check() -> tuple[float, float]:
+        want = spec.reference(q.double(), k.double(), SHARE, None, SIZE, None, 0, 0, True)
+        got = ops.pooled_block_mask(q, k)
+        same = torch.equal(got.sum(-1), want.sum(-1))
+        # Scores closer than fp32 can tell may swap; those are few.
+        return (float((got != want).double().mean()) if same else torch.inf), 1e-3
+
+    return Case(
+        "pooled_block_mask", f"{dtype_name(dtype)} {short(length)}",
+        lambda: ops.pooled_block_mask(q, k), check,
+        spec.bytes(axes, bound), spec.flops(axes, bound), peer, "torch, eager",
+    )  # fmt: skip
+
+
+def _seen(mask: Tensor, causal: bool) -> Callable[..., Tensor]:
+    def seen(b: Tensor, h: Tensor, t: Tensor, j: Tensor) -> Tensor:
+        shown = mask[b, h, t // SIZE, j // SIZE]
+        return shown & (j <= t) if causal else shown
+
+    return seen
+
+
+def _flex(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, causal: bool) -> Callable[[], object]:
+    from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+
+    n = q.shape[2]
+    blocks = create_block_mask(_seen(mask, causal), 1, HEADS, n, n, "cpu", BLOCK_SIZE=SIZE)
+    compiled = torch.compile(flex_attention, dynamic=False)
+    return lambda: compiled(q, k, v, block_mask=blocks, enable_gqa=True)
+
+
+def _masked_sdpa(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor, causal: bool
+) -> Callable[[], object]:
+    wide = mask.repeat_interleave(SIZE, 2).repeat_interleave(SIZE, 3)
+    if causal:
+        wide.logical_and_(torch.ones(wide.shape[2:], dtype=torch.bool).tril())
+    return lambda: F.scaled_dot_product_attention(q, k, v, attn_mask=wide, enable_gqa=True)
