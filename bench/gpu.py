@@ -276,6 +276,8 @@ def main() -> int:
             jobs.append(("paged_attention", partial(cases.decode, bench, b, c, True)))
     jobs.append(("paged_attention", partial(cases.decode, bench, batches[-1], contexts[0], False)))
     jobs += [("attention", partial(cases.prefill, bench, n, window)) for n in prompts]
+    jobs += [("attention", partial(cases.sparse, bench, n)) for n in prompts if n <= 32768]
+    jobs += [("pooled_block_mask", partial(cases.pooled_block_mask, bench, n)) for n in prompts]
     jobs += [("append", partial(cases.append, bench, n)) for n in rows]
     jobs += [("merge_states", partial(cases.merge, bench, n)) for n in rows]
     jobs += [("linear", partial(cases.linear, bench, n, *shape)) for n in rows]

@@ -155,6 +155,68 @@ def prefill(bench: Bench, tokens: int, window: int) -> None:
     )
 
 
+def sparse(bench: Bench, tokens: int) -> None:
+    """Causal attention of a whole prompt over a fifth of its blocks; the peer sees the same."""
+    from torch.nn.attention.flex_attention import create_block_mask
+
+    blocks = -(-tokens // 64)
+    chosen = torch.rand(1, HEADS, blocks, blocks, device=bench.device) < 0.2
+    chosen |= torch.eye(blocks, dtype=torch.bool, device=bench.device)
+
+    def seen(b, h, i, j):
+        return (j <= i) & chosen[0, h, i // 64, j // 64]
+
+    mask = create_block_mask(seen, None, HEADS, tokens, tokens, device=bench.device)
+    make = lambda: dict(  # noqa: E731
+        q=bench.randn(1, HEADS, tokens, DIM),
+        k=bench.randn(1, KV_HEADS, tokens, DIM),
+        v=bench.randn(1, KV_HEADS, tokens, DIM),
+        block_mask=chosen,
+    )
+
+    def check(s: dict, out: tuple) -> bool:
+        last = tokens % 64 or 64
+        args = (s["q"][:, :, -last:].double(), s["k"].double(), s["v"].double())
+        options = (None, 0, None, True, DIM**-0.5, 0.0, chosen[:, :, -1:], 64)
+        want = ops.specs()["attention"].reference(*args, *options)
+        return near(out[0][:, :, -last:], want[0])
+
+    peers: dict[str, Callable] = {
+        "flex": lambda s: flex(bench)(s["q"], s["k"], s["v"], block_mask=mask, enable_gqa=True),
+        "ours, dense": lambda s: ops.attention(s["q"], s["k"], s["v"]),
+    }
+    share = float(chosen.tril().double().mean())
+    flops = 4 * HEADS * DIM * tokens * tokens * share
+    bench.add(
+        "attention",
+        f"prefill {tokens} of a fifth of the blocks",
+        make,
+        peers,
+        flops / bench.floors["matrix_flops_per_s"],
+        tokens * (HEADS + 2 * KV_HEADS) * DIM * 2,
+        check,
+    )
+
+
+def pooled_block_mask(bench: Bench, tokens: int) -> None:
+    """The mask of a prompt."""
+    make = lambda: dict(  # noqa: E731
+        q=bench.randn(1, HEADS, tokens, DIM), k=bench.randn(1, KV_HEADS, tokens, DIM)
+    )
+    spec = ops.specs()["pooled_block_mask"]
+
+    def check(s: dict, out: tuple) -> bool:
+        want = spec.reference(s["q"].double(), s["k"].double(), 0.2, None, 64, None, 0, 0, True)
+        return bool((out != want).double().mean() < 1e-3)
+
+    peers: dict[str, Callable] = {
+        "eager": lambda s: spec.reference(s["q"], s["k"], 0.2, None, 64, None, 0, 0, True)
+    }
+    moved = tokens * (HEADS + KV_HEADS) * DIM * 2
+    floor = moved / bench.floors["copy_bytes_per_s"]
+    bench.add("pooled_block_mask", f"{tokens} tokens", make, peers, floor, moved, check)
+
+
 def append(bench: Bench, tokens: int) -> None:
     half = DIM // 2
 

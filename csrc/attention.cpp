@@ -4,6 +4,7 @@
 #include "attention.h"
 
 #include <algorithm>
+#include <cstring>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -15,6 +16,8 @@
 
 namespace headrace {
 namespace {
+
+constexpr std::int64_t kCachedTiles = 64;
 
 const AttentionKernels& kernels() {
   return pick(headrace_attention_scalar, headrace_attention_avx2, headrace_attention_avx512);
@@ -39,7 +42,8 @@ void add_splits(std::vector<Item>& items, Item item, std::int64_t visible, std::
 
 template <class Args, class Item, class Run, class Merge>
 void run_items(const Args& args, std::vector<Item>& items, std::int64_t partial_words,
-               std::int64_t scratch_words, double work, int threads, Run run, Merge merge) {
+               std::int64_t scratch_words, double work, int threads, Run run, Merge merge,
+               std::int64_t cleared = 0) {
   std::vector<float> partial(static_cast<std::size_t>(partial_words));
   for (Item& item : items) {
     item.share.partial =
@@ -50,6 +54,7 @@ void run_items(const Args& args, std::vector<Item>& items, std::int64_t partial_
   const std::int64_t count = static_cast<std::int64_t>(items.size());
   const int team = useful_threads(threads, work);
   const Scratch scratch(scratch_words, team);
+  for (int t = 0; t < team; ++t) std::memset(scratch.of(t), 0xff, cleared * sizeof(float));
   parallel(count, team, [&](std::int64_t i, int t) { run(args, items[i], scratch.of(t)); });
   if (partial_words == 0) return;
   parallel(count, team, [&](std::int64_t i, int) {
@@ -176,12 +181,16 @@ void paged_attention(const PagedArgs& args, const PagedBatch& batch, int threads
             kernels().paged, kernels().paged_merge);
 }
 
-void attention(const DenseArgs& args, std::int64_t batch, std::int64_t split, int threads) {
+void attention(DenseArgs args, std::int64_t batch, std::int64_t split, int threads) {
   prefer_huge_pages(args.o, batch * args.q_heads * args.q_len * args.dim * dtype_size(args.dtype));
   const int group = args.q_heads / args.kv_heads;
   // Query heads that share a block mask read keys and values together; others go one by one.
   const int heads = args.block_mask && args.mask_head ? 1 : group;
   const int block = block_positions(heads);
+  // Keep as many packed tiles of keys as the next block of queries sees again, within reason.
+  const std::int64_t hull = std::min(args.k_len, (args.causal ? 1 : 2) * args.window + block);
+  args.cached = 1;
+  if (args.q_len > block) args.cached = std::min<std::int64_t>(hull / kTile + 3, kCachedTiles);
   std::vector<DenseItem> items;
   std::int64_t partial_words = 0;
   double work = 0;
@@ -209,8 +218,9 @@ void attention(const DenseArgs& args, std::int64_t batch, std::int64_t split, in
       }
     }
   }
-  run_items(args, items, partial_words, attention_scratch(block, block * heads, args.dim, 0), work,
-            threads, kernels().dense, kernels().dense_merge);
+  run_items(args, items, partial_words,
+            cache_words(args) + attention_scratch(block, block * heads, args.dim, 0), work, threads,
+            kernels().dense, kernels().dense_merge, 2 * ((args.cached + 7) / 8 * 8));
 }
 
 void append(const AppendArgs& args, std::int64_t tokens, std::int64_t pages, int threads) {

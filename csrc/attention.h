@@ -15,7 +15,7 @@ struct PagedBatch {
 
 // All of these throw std::invalid_argument before anything is written.
 void paged_attention(const PagedArgs& args, const PagedBatch& batch, int threads);
-void attention(const DenseArgs& args, std::int64_t batch, std::int64_t split, int threads);
+void attention(DenseArgs args, std::int64_t batch, std::int64_t split, int threads);
 void append(const AppendArgs& args, std::int64_t tokens, std::int64_t pages, int threads);
 void merge_states(const MergeArgs& args, std::int64_t rows, int threads);
 

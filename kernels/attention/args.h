@@ -79,6 +79,7 @@ struct DenseArgs {
   // an axis of 1. It cuts the window; sinks are seen whatever it says.
   const std::uint8_t* block_mask;
   std::int64_t mask_batch, mask_head, mask_row, mask_col, block;
+  std::int64_t cached;  // packed tiles of keys that a thread keeps, 1 or more
 };
 
 // Query positions of `heads` query heads of one kv head: all of them, or one where each has its own
@@ -122,6 +123,12 @@ inline int block_positions(int group) {
 inline std::int64_t attention_scratch(int positions, int rows, int dim, int half) {
   return static_cast<std::int64_t>(rows) * (3 * dim + kTile + 2) + 2 * positions + 2 * half +
          dim * kTile + 64;
+}
+
+// fp32 words at the start of an item's scratch that stay from item to item of a dense call: whose
+// every packed tile is (int64, -1 at first), and the tiles.
+inline std::int64_t cache_words(const DenseArgs& a) {
+  return 2 * ((a.cached + 7) / 8 * 8) + a.cached * kTile * a.dim;
 }
 
 struct AttentionKernels {

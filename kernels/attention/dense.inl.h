@@ -26,16 +26,34 @@ inline void pack_keys(const T* k, std::int64_t stride, int tokens, int dim, floa
   }
 }
 
+// Tile `tile` of the keys of one kv head, packed; blocks of queries that lie near each other find
+// it as the one before left it.
+template <class T>
+inline const float* packed_tile(const DenseArgs& a, float* cache, std::int64_t head,
+                                std::int64_t tile, bool sink, const T* k) {
+  // Sinks have a slot of their own.
+  const std::int64_t slot = a.cached == 1 ? 0 : sink ? a.cached - 1 : tile % (a.cached - 1);
+  std::int64_t* owners = reinterpret_cast<std::int64_t*>(cache);
+  const std::int64_t key = head * ((a.k_len + kTile - 1) / kTile) + tile;
+  float* packed = cache + 2 * ((a.cached + 7) / 8 * 8) + slot * kTile * a.dim;
+  if (owners[slot] != key) {
+    const std::int64_t left = a.k_len - tile * kTile;
+    pack_keys(k + tile * kTile * a.k_row, a.k_row, static_cast<int>(left < kTile ? left : kTile),
+              a.dim, packed);
+    owners[slot] = key;
+  }
+  return packed;
+}
+
 // As paged_pass, over contiguous keys.
 template <class T>
-inline void dense_pass(const DenseArgs& a, const DenseItem& it, const Rows& st, float* scratch,
-                       bool careful) {
+inline void dense_pass(const DenseArgs& a, const DenseItem& it, const Rows& st, float* cache,
+                       float* scratch, bool careful) {
   const int heads = it.heads, n = it.positions, rows = st.rows, dim = a.dim;
   const int kv_head = it.head / (a.q_heads / a.kv_heads);
-  float* q = scratch;                                        // [rows][dim]
-  float* s = q + rows * dim;                                 // [rows][kTile]
-  float* keys = s + rows * kTile;                            // [dim][kTile]
-  int* ranges = reinterpret_cast<int*>(keys + dim * kTile);  // [n][2]
+  float* q = scratch;                                      // [rows][dim]
+  float* s = q + rows * dim;                               // [rows][kTile]
+  int* ranges = reinterpret_cast<int*>(s + rows * kTile);  // [n][2]
 
   const float cap = a.softmax.softcap;
   const F scale = set1(cap > 0.f ? a.softmax.scale : a.softmax.scale * kLog2e);
@@ -64,36 +82,43 @@ inline void dense_pass(const DenseArgs& a, const DenseItem& it, const Rows& st, 
       const std::int64_t begin = run.lo + headrace::clamp(it.share.begin - passed, 0, keys_here);
       const std::int64_t end = run.lo + headrace::clamp(it.share.end - passed, 0, keys_here);
       passed += keys_here;
-      for (std::int64_t t = begin; t < end; t += kTile) {
-        const int tokens = static_cast<int>(end - t < kTile ? end - t : kTile);
-        const int cols = (tokens + kW - 1) / kW * kW;
-        pack_keys(k + t * a.k_row, a.k_row, tokens, dim, keys);
-        product<false>(q, dim, keys, kTile, dim, s, kTile, rows, cols);
+      for (std::int64_t t = begin; t < end;) {
+        // Tiles lie at multiples of kTile; of their columns, whole vectors are used.
+        const std::int64_t tile = t / kTile, base = t / kW * kW;
+        const std::int64_t stop = (tile + 1) * kTile < end ? (tile + 1) * kTile : end;
+        const int cols = static_cast<int>((stop - base + kW - 1) / kW * kW);
+        const float* packed =
+            packed_tile(a, cache, (it.batch * a.kv_heads + kv_head), tile, part == 0, k);
+        product<false>(q, dim, packed + base % kTile, kTile, dim, s, kTile, rows, cols,
+                       a.v_row == dim ? v + t * dim : nullptr, (stop - t) * dim * sizeof(T));
         for (int r = 0; r < rows; ++r) {
           const std::int64_t at = oldest + r / heads;
           const Range row =
               part == 0 ? headrace::visible_sinks(at, a.sinks, a.k_len, a.causal)
                         : headrace::visible_window(at, at, a.sinks, a.window, a.k_len, a.causal);
-          const int lo = static_cast<int>(headrace::clamp(row.lo - t, 0, tokens));
-          const int hi = static_cast<int>(headrace::clamp(row.hi - t, 0, tokens));
+          const int lo = static_cast<int>(headrace::clamp(row.lo, t, stop) - base);
+          const int hi = static_cast<int>(headrace::clamp(row.hi, t, stop) - base);
           softmax_row(s + r * kTile, cols, lo, hi, cap, r, st);
-          ranges[r / heads * 2] = lo;
-          ranges[r / heads * 2 + 1] = hi;
+          ranges[r / heads * 2] = lo - static_cast<int>(t - base);
+          ranges[r / heads * 2 + 1] = hi - static_cast<int>(t - base);
         }
-        add_values(s, v + t * a.v_row, a.v_row, tokens, st, heads, careful ? ranges : nullptr);
+        add_values(s + (t - base), v + t * a.v_row, a.v_row, static_cast<int>(stop - t), st, heads,
+                   careful ? ranges : nullptr);
+        t = stop;
       }
     }
   }
 }
 
 template <class T>
-inline void dense_block(const DenseArgs& a, const DenseItem& it, float* scratch) {
+inline void dense_block(const DenseArgs& a, const DenseItem& it, float* cache) {
+  float* scratch = cache + headrace::cache_words(a);
   const int heads = it.heads, rows = it.positions * heads, dim = a.dim;
   float* m = scratch + rows * dim;
   const Rows st{scratch, m, m + rows, rows, dim};
   float* rest = scratch + rows * dim + (2 * rows + kW - 1) / kW * kW;
-  dense_pass<T>(a, it, st, rest, false);
-  if (it.positions > 1 && !finite(st)) dense_pass<T>(a, it, st, rest, true);
+  dense_pass<T>(a, it, st, cache, rest, false);
+  if (it.positions > 1 && !finite(st)) dense_pass<T>(a, it, st, cache, rest, true);
 
   if (it.share.splits > 1) return keep_partial(it.share, st);
   for (int r = 0; r < rows; ++r) {

@@ -89,6 +89,21 @@ def dense(dtype, shape, device="cpu", seed=0, **options):
     return {n: x.to(device) if isinstance(x, torch.Tensor) else x for n, x in bound.items()}
 
 
+def exact_masks(device="cpu"):
+    """Bound arguments of ops.pooled_block_mask: whole numbers, so that one mask is the right one."""
+    gen = torch.Generator().manual_seed(0)
+    for options in (
+        dict(blocks=3, block_size=16),
+        dict(share=0.3, block_size=8, causal=False),
+        dict(blocks=5, block_size=16, sinks=3, local=20, window=150),
+    ):
+        for dtype in (torch.float32, torch.float16, torch.bfloat16):
+            q, k = (
+                torch.randint(-1, 2, (2, h, n, 64), generator=gen) for h, n in ((4, 128), (2, 256))
+            )
+            yield dict(q=q.to(device, dtype), k=k.to(device, dtype)) | options
+
+
 def paged(
     dtype,
     device="cpu",

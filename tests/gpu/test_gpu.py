@@ -54,6 +54,21 @@ def test_attention(name, dtype):
     cases.compare("attention", bound, run("attention", bound, "triton"))
 
 
+@pytest.mark.parametrize("heads", [1, 8])
+@pytest.mark.parametrize("dim", [64, 80, 128, 256])
+def test_attention_of_many_blocks(dim, heads):
+    blocks = dict(blocks=(2, heads, 0.3), block_size=64, window=1500, sinks=4)
+    bound = cases.dense(torch.bfloat16, (2, 8, 2, 700, 3000, dim), DEVICE, **blocks)
+    cases.compare("attention", bound, run("attention", bound, "triton"))
+
+
+def test_pooled_block_mask():
+    for bound in cases.exact_masks(DEVICE):
+        (got,) = run("pooled_block_mask", bound, "triton")
+        (want,) = cases.truth("pooled_block_mask", bound)
+        assert torch.equal(got.cpu(), want)
+
+
 @pytest.mark.parametrize("dim", [32, 64, 80, 96, 112, 128, 256])
 def test_attention_of_long_windows(dim):
     bound = cases.dense(

@@ -39,9 +39,9 @@ def attention(
     scale defaults to D ** -0.5.
 
     Gives o [B, Hq, Lq, D], and with return_lse also lse fp32 [B, Hq, Lq] (natural logarithm,
-    without the learned sink). A row that sees nothing gives 0 and -inf. Only visible tiles, and
-    nothing of blocks that are not set, are read. Raises TypeError, ValueError or
-    NotImplementedError naming the argument.
+    without the learned sink). A row that sees nothing gives 0 and -inf. Only tiles of keys that
+    some row sees are read, and what a row does not see never reaches it (on the CPU; see the Triton
+    kernels for NaN there). Raises TypeError, ValueError or NotImplementedError naming the argument.
     """
     o, lse = call(
         "attention",

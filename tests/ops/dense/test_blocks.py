@@ -125,6 +125,16 @@ def test_splits_and_threads(isa):
         assert compare.same_bits(a, b)
 
 
+@pytest.mark.parametrize("window", [None, 300])
+def test_more_keys_than_a_thread_keeps_packed(window):
+    args, kwargs = samples.dense(
+        12, 2, 2, 1, 200, 4500, 16, window=window, sinks=70, causal=False, block_size=64
+    )
+    compare.check("attention", args, kwargs)
+    kwargs["block_mask"] = torch.rand((1, 2, 4, 71), generator=samples.rng(1)) < 0.3
+    compare.check("attention", args, kwargs)
+
+
 def test_sinks_are_seen_whatever_the_mask_says(isa):
     (q, k, v), _ = samples.dense(5, 1, 1, 2, 20, 90, 32)
     hidden = torch.zeros(1, 1, 2, 6, dtype=torch.bool)
