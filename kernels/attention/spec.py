@@ -254,6 +254,7 @@ APPEND = OpSpec(
     depth=lambda axes, bound: 2,
     values=_append_values,
     mutates=("k_pages", "v_pages", "k_scale", "v_scale"),
+    gpu=("triton", "cuda"),
     doc="rotates keys about the origin of their page and writes keys and values into their slots",
 )
 
