@@ -194,35 +194,6 @@ void linear(Address x, std::int64_t x_row, Address weight, std::int64_t w_row, A
   headrace::linear(args, threads);
 }
 
-void pooled_block_mask(Address q, Strides3 q_strides, Address k, Strides3 k_strides,
-                       std::array<std::int64_t, 6> sizes, int dtype, double share,
-                       std::int64_t blocks, std::int64_t block_size, std::int64_t window,
-                       std::int64_t sinks, std::int64_t local, bool causal, Address mask,
-                       int threads) {
-  const auto [batch, q_heads, kv_heads, q_len, k_len, dim] = sizes;
-  headrace::PooledBlockMaskArgs args{};
-  args.q = at<const void>(q);
-  args.k = at<const void>(k);
-  args.mask = at<bool>(mask);
-  std::copy(q_strides.begin(), q_strides.end(), args.q_strides);
-  std::copy(k_strides.begin(), k_strides.end(), args.k_strides);
-  args.q_len = q_len;
-  args.k_len = k_len;
-  args.block = block_size;
-  args.window = window;
-  args.sinks = sinks;
-  args.local = local;
-  args.blocks = blocks;
-  args.share = share;
-  args.q_heads = static_cast<int>(q_heads);
-  args.kv_heads = static_cast<int>(kv_heads);
-  args.dim = static_cast<int>(dim);
-  args.dtype = dtype;
-  args.causal = causal;
-  py::gil_scoped_release nogil;
-  headrace::pooled_block_mask(args, batch, threads);
-}
-
 // pointers: x, y, a, b, a_scale, b_scale, bias, gain, base_bias, slots, weights, scale, rows,
 // row_indptr, ranks, slice_ends, epilogue. sizes: tokens, depth, outputs, slots, pool rows, rows
 // listed, slices, adapters a row, rank of the stack, biases, gains. strides: x, y, A (row, slice),
@@ -275,6 +246,35 @@ void lora(const std::string& op, const std::array<Address, 17>& pointers,
   batch.op = op.c_str();
   py::gil_scoped_release nogil;
   headrace::lora(args, batch, threads);
+}
+
+void pooled_block_mask(Address q, Strides3 q_strides, Address k, Strides3 k_strides,
+                       std::array<std::int64_t, 6> sizes, int dtype, double share,
+                       std::int64_t blocks, std::int64_t block_size, std::int64_t window,
+                       std::int64_t sinks, std::int64_t local, bool causal, Address mask,
+                       int threads) {
+  const auto [batch, q_heads, kv_heads, q_len, k_len, dim] = sizes;
+  headrace::PooledBlockMaskArgs args{};
+  args.q = at<const void>(q);
+  args.k = at<const void>(k);
+  args.mask = at<bool>(mask);
+  std::copy(q_strides.begin(), q_strides.end(), args.q_strides);
+  std::copy(k_strides.begin(), k_strides.end(), args.k_strides);
+  args.q_len = q_len;
+  args.k_len = k_len;
+  args.block = block_size;
+  args.window = window;
+  args.sinks = sinks;
+  args.local = local;
+  args.blocks = blocks;
+  args.share = share;
+  args.q_heads = static_cast<int>(q_heads);
+  args.kv_heads = static_cast<int>(kv_heads);
+  args.dim = static_cast<int>(dim);
+  args.dtype = dtype;
+  args.causal = causal;
+  py::gil_scoped_release nogil;
+  headrace::pooled_block_mask(args, batch, threads);
 }
 
 }  // namespace

@@ -15,9 +15,8 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from headrace import _C, ops
 from tests.completeness import LEVELS, missing
 from tests.ops import adapters, samples
-from tests.ops.samples import SAMPLES as PLAIN
+from tests.ops.samples import SAMPLES
 
-SAMPLES = {**PLAIN, **adapters.SAMPLES}
 ROOT = Path(__file__).resolve().parents[1]
 OPS = sorted(ops.specs())
 CASES = [pytest.param(name, i, id=f"{name}-{i}") for name in OPS for i in range(len(SAMPLES[name]))]

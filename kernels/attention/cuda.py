@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The attention ops in CUDA C++ (decode.cu, merge.cu). Not yet seen running on a GPU."""
+"""The attention ops in CUDA C++ (decode.cu, append.cu, merge.cu). Not yet seen running on a GPU."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import contextlib
 import ctypes
 
 import torch
-from headrace.kernels.attention.limits import only_plain
+from headrace.kernels.attention.limits import page_strides, scale_strides
 from headrace.kernels.common import cuda as device
 from torch import Tensor
 
@@ -15,17 +15,29 @@ from headrace.errors import bad_value
 
 WORKSPACE = 256 << 20  # bytes of split states that one launch may take; more rows, more launches
 
-_I64 = "q_row q_head k_page k_head v_page v_head pages capacity split"
-_I32 = "row0 rows streams q_heads kv_heads dim page_size half q_dtype kv_dtype"
 _POINTERS = (
-    "q k v o lse entries entry_indptr q_indptr q_pos q_order inv_freq sink_logits splits starts"
-    " partial"
+    "q k v o lse entries entry_indptr q_indptr q_pos q_order inv_freq freq_axis sink_logits"
+    " k_scale v_scale splits starts partial"
 )
+_I64 = (
+    "q_row q_head k_page k_head v_page v_head pages capacity split"
+    " k_scale_page k_scale_head v_scale_page v_scale_head"
+)
+_I32 = (
+    "row0 rows streams q_heads kv_heads dim page_size half q_dtype kv_dtype lists axes fields"
+    " k_scale_slot v_scale_slot"
+)
+_APPEND_POINTERS = "k v k_pages v_pages where inv_freq freq_axis k_scale v_scale"
+_APPEND_I64 = (
+    "k_row k_head v_row v_head k_page k_page_head v_page v_page_head"
+    " k_scale_page k_scale_head v_scale_page v_scale_head tokens pages"
+)
+_APPEND_I32 = "kv_heads dim page_size half axes dtype page_dtype k_scale_slot v_scale_slot"
 
 
 def suits(op: str, axes: dict[str, int]) -> bool:
     """Whether "auto" takes this backend: it runs here, and streams bring few rows each."""
-    return device.available() and (op == "merge_states" or axes["T"] <= 8 * axes["B"])
+    return device.available() and (op != "paged_attention" or axes["T"] <= 8 * axes["B"])
 
 
 class Decode(ctypes.Structure):
@@ -35,7 +47,17 @@ class Decode(ctypes.Structure):
         [(name, ctypes.c_void_p) for name in _POINTERS.split()]
         + [(name, ctypes.c_int64) for name in _I64.split()]
         + [(name, ctypes.c_int32) for name in _I32.split()]
-        + [("scale", ctypes.c_float), ("softcap", ctypes.c_float)]
+        + [(name, ctypes.c_float) for name in ("scale", "softcap", "rope_gain")]
+    )
+
+
+class Append(ctypes.Structure):
+    """Mirrors struct Append of append.cu."""
+
+    _fields_ = (
+        [(name, ctypes.c_void_p) for name in _APPEND_POINTERS.split()]
+        + [(name, ctypes.c_int64) for name in _APPEND_I64.split()]
+        + [(name, ctypes.c_int32) for name in _APPEND_I32.split()]
     )
 
 
@@ -72,32 +94,42 @@ def paged_attention(bound, axes, outs, library=None):
     Views are cut every 256 tokens (less if `split` says so, a page at least; a 64th of the view
     when it is longer than 16,384). `library` is for tests that bring their own.
     """
-    only_plain("paged_attention", bound, axes)
     loaded = library or device.library()
     q, k, v, (o, lse) = bound["q"], bound["k_pages"], bound["v_pages"], outs
-    tokens, q_heads, dim, page = axes["T"], axes["Hq"], axes["D"], axes["P"]
-    k_strides, v_strides = _pages("k_pages", k), _pages("v_pages", v)
+    tokens, q_heads, dim, page, lists = (axes[x] for x in ("T", "Hq", "D", "P", "G"))
+    k_page, k_head = _pages("k_pages", k)
+    v_page, v_head = _pages("v_pages", v)
+    *k_scale, k_slot = scale_strides(bound["k_scale"])
+    *v_scale, v_slot = scale_strides(bound["v_scale"])
+    if axes["Hp"] < axes["Hkv"]:  # a page holds one head, whichever it is
+        k_head = v_head = k_scale[1] = v_scale[1] = 0
     if o.numel() == 0:
         return
     order = bound["q_pos"] if bound["q_order"] is None else bound["q_order"]
     inv_freq = bound["inv_freq"]
 
-    each = loaded.headrace_cuda_decode_capacity(1, axes["E"] * page, bound["split"], page)
-    rows = max(1, min(tokens, WORKSPACE // (each * q_heads * (dim + 2) * 4)))
+    each = lists * loaded.headrace_cuda_decode_capacity(1, axes["E"] * page, bound["split"], page)
+    held = q_heads // lists
+    rows = max(1, min(tokens, WORKSPACE // (each * held * (dim + 2) * 4)))
     capacity = each * rows
     splits = q.new_empty(capacity * loaded.headrace_cuda_split_bytes(), dtype=torch.uint8)
-    starts = q.new_empty(rows + 1, dtype=torch.int32)
-    partial = q.new_empty(capacity * q_heads * (dim + 2), dtype=torch.float32)
+    starts = q.new_empty(rows * lists + 1, dtype=torch.int32)
+    partial = q.new_empty(capacity * held * (dim + 2), dtype=torch.float32)
     call = Decode(
         *map(device.address, (q, k, v, o, lse, bound["entries"], bound["entry_indptr"])),
         *map(device.address, (bound["q_indptr"], bound["q_pos"], order, inv_freq)),
-        *map(device.address, (bound["sink_logits"], splits, starts, partial)),
+        *map(device.address, (bound["freq_axis"], bound["sink_logits"])),
+        *map(device.address, (bound["k_scale"], bound["v_scale"], splits, starts, partial)),
         *q.stride()[:2],
-        *k_strides,
-        *v_strides,
+        k_page,
+        k_head,
+        v_page,
+        v_head,
         axes["N"],
         capacity,
         bound["split"],
+        *k_scale,
+        *v_scale,
         0,
         rows,
         axes["B"],
@@ -108,14 +140,58 @@ def paged_attention(bound, axes, outs, library=None):
         0 if inv_freq is None else inv_freq.numel(),
         device.DTYPE_CODE[q.dtype],
         device.DTYPE_CODE[k.dtype],
+        lists,
+        1 if bound["q_pos"].dim() == 1 else 3,
+        bound["entries"].shape[1],
+        k_slot,
+        v_slot,
         bound["scale"],
         bound["softcap"],
+        bound["rope_gain"],
     )
     with _on(q):
         for row in range(0, tokens, rows):
             call.row0, call.rows = row, min(rows, tokens - row)
             code = loaded.headrace_cuda_paged_attention(ctypes.byref(call), device.stream_of(q))
             device.check("paged_attention", code, loaded)
+
+
+def append(bound, axes, outs, library=None):
+    """`headrace.ops.append` on CUDA tensors. A token with no page or slot inside is not written."""
+    loaded = library or device.library()
+    k, v, k_pages, v_pages = bound["k"], bound["v"], bound["k_pages"], bound["v_pages"]
+    strides = (
+        *page_strides("append", "k_pages", k_pages),
+        *page_strides("append", "v_pages", v_pages),
+    )
+    if k.numel() == 0:
+        return
+    inv_freq, where = bound["inv_freq"], bound["where"]
+    *k_scale, k_slot = scale_strides(bound["k_scale"])
+    *v_scale, v_slot = scale_strides(bound["v_scale"])
+    call = Append(
+        *map(device.address, (k, v, k_pages, v_pages, where, inv_freq, bound["freq_axis"])),
+        *map(device.address, (bound["k_scale"], bound["v_scale"])),
+        *k.stride()[:2],
+        *v.stride()[:2],
+        *strides,
+        *k_scale,
+        *v_scale,
+        axes["T"],
+        axes["N"],
+        axes["Hkv"],
+        axes["D"],
+        axes["P"],
+        0 if inv_freq is None else inv_freq.numel(),
+        where.shape[1] - 2,
+        device.DTYPE_CODE[k.dtype],
+        device.DTYPE_CODE[k_pages.dtype],
+        k_slot,
+        v_slot,
+    )
+    with _on(k):
+        code = loaded.headrace_cuda_append(ctypes.byref(call), device.stream_of(k))
+        device.check("append", code, loaded)
 
 
 def merge_states(bound, axes, outs, library=None):

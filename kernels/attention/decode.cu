@@ -21,6 +21,20 @@ __device__ inline float soft_cap(float x, float cap) {
   return y < 0 ? -cap * t : cap * t;
 }
 
+// Distances along up to three axes; named, so that no index keeps them in local memory.
+struct Steps {
+  int64_t x, y, z;
+  __device__ int64_t along(int axis) const { return axis == 0 ? x : axis == 1 ? y : z; }
+};
+__device__ inline Steps steps_to(const int64_t* position, const int64_t* entry, int axes) {
+  const int64_t x = distance_along(0, position, entry);
+  if (axes == 1) return {x, 0, 0};
+  return {x, distance_along(1, position, entry), distance_along(2, position, entry)};
+}
+
+template <class T>
+constexpr bool kCodes = sizeof(T) == 1;
+
 // Resident blocks of a multiprocessor that leave the registers a block needs.
 constexpr int blocks_for(int heads) { return heads > 4 ? 2 : heads > 1 ? 3 : 4; }
 
@@ -32,7 +46,7 @@ __device__ inline float finite_base(float m) { return m == -INFINITY ? 0.f : m; 
 template <class T, int G>
 __global__ void __launch_bounds__(kThreads, blocks_for(G)) attend_kernel(const Decode a) {
   // Wide groups leave registers for 4 elements of a key or value at a time.
-  using Word = Vec<T, (G > 4 ? 4 : 16 / sizeof(T))>;
+  using Word = Vec<T, (G > 4 ? 4 : sizeof(T) > 2 ? 4 : 8)>;
   constexpr int kVec = Word::size, kLanes = kTileSlots / kVec, kStep = 32 / kLanes;
   constexpr int kUnroll = 4;
   constexpr int kChunks = kMaxDim / (32 * kVec);            // words of a value row that a lane owns
@@ -45,24 +59,25 @@ __global__ void __launch_bounds__(kThreads, blocks_for(G)) attend_kernel(const D
   float* weight = weights[warp];
 
   // Wide groups have no registers to keep these in.
-  constexpr int kKept = G > 4 ? 1 : kMaxDim / 64;
+  constexpr int kKept = G > 2 ? 1 : kMaxDim / 64;
   int64_t step[kKept];
 #pragma unroll
   for (int j = 0; j < kKept; ++j) {
     const int i = lane + 32 * j;
     step[j] = i < a.half ? phase_step(a.inv_freq[i]) : 0;
   }
+  const int lists = a.lists, shared = lists > 1 ? 1 : a.kv_heads;  // kv heads that share a list
   // Lanes along a key row, and along a value row.
   const int token_lane = lane % kLanes, depth_lane = lane / kLanes;
   const int words = dim / kVec, across = words < 32 ? words : 32, abreast = 32 / across;
   const int word = lane % across, token_of = lane / across;
 
-  const int64_t units = static_cast<int64_t>(a.starts[a.rows]) * a.kv_heads * passes;
+  const int64_t units = static_cast<int64_t>(a.starts[a.rows * lists]) * shared * passes;
   for (int64_t unit = blockIdx.x; unit < units; unit += gridDim.x) {
     const int pass = static_cast<int>(unit % passes);
-    const int kv_head = static_cast<int>(unit / passes % a.kv_heads);
-    const int64_t item = unit / passes / a.kv_heads;
+    const int64_t item = unit / passes / shared;
     const Split split = a.splits[item];
+    const int kv_head = lists > 1 ? split.list : static_cast<int>(unit / passes % shared);
     const int head0 = kv_head * group + pass * G;
     const int heads = group - pass * G < G ? group - pass * G : G;
     const float scale = a.softcap > 0.f ? a.scale : a.scale * kLog2e;
@@ -84,12 +99,13 @@ __global__ void __launch_bounds__(kThreads, blocks_for(G)) attend_kernel(const D
 #pragma unroll
       for (int j = 0; j < kChunks * kVec; ++j) o[g][j] = 0.f;
     }
-    const int64_t order = a.q_order[split.row], position = a.q_pos[split.row];
-    int64_t seen = split.seen, distance_now = 0;
-    bool ready = false;
+    const int64_t order = a.q_order[split.row];
+    const int64_t* position = a.q_pos + static_cast<int64_t>(split.row) * a.axes;
+    int64_t seen = split.seen;
+    int turned_for = -1;  // the entry for which queries are rotated
     int tile = 0;
     for (int e = split.entry; e < split.last && seen < split.stop; ++e) {
-      const int64_t* entry = a.entries + int64_t{e} * 7;
+      const int64_t* entry = a.entries + int64_t{e} * a.fields;
       const Range keys = entry_keys(entry, a.pages, a.page_size, order);
       if (keys.lo >= keys.hi) continue;
       seen += keys.hi - keys.lo;
@@ -100,18 +116,21 @@ __global__ void __launch_bounds__(kThreads, blocks_for(G)) attend_kernel(const D
         const float* query = plain;
         if (a.half > 0) {
           query = turned;
-          const int64_t steps = distance(position, entry[3], entry[4]);
-          if (!ready || steps != distance_now) {
-            ready = true;
-            distance_now = steps;
+          if (turned_for < 0 ||
+              !same_turn(a.entries + int64_t{turned_for} * a.fields, entry, a.axes)) {
+            turned_for = e;
+            const Steps steps = steps_to(position, entry, a.axes);
             __syncwarp();
 #pragma unroll
             for (int j = 0; j < kMaxDim / 64; ++j) {
               const int i = lane + 32 * j;
               if (i >= a.half) break;
               float c, s;
-              cos_sin(phase(steps, j < kKept ? step[j % kKept] : phase_step(a.inv_freq[i])), &c,
-                      &s);
+              cos_sin(phase(steps.along(a.freq_axis ? a.freq_axis[i] : 0),
+                            j < kKept ? step[j % kKept] : phase_step(a.inv_freq[i])),
+                      &c, &s);
+              c *= a.rope_gain;
+              s *= a.rope_gain;
 #pragma unroll
               for (int g = 0; g < G; ++g) {
                 const float x = plain[i * G + g], y = plain[(i + a.half) * G + g];
@@ -135,12 +154,13 @@ __global__ void __launch_bounds__(kThreads, blocks_for(G)) attend_kernel(const D
           const T* k = static_cast<const T*>(a.k) + entry[0] * a.k_page + kv_head * a.k_head + slot;
 #pragma unroll kUnroll
           for (int d = depth_lane; d < dim; d += kStep) {
-            const Word x = load_vec<Word>(k + static_cast<int64_t>(d) * a.page_size);
+            float x[kVec];
+            widen_all(load_vec<Word>(k + static_cast<int64_t>(d) * a.page_size), x);
 #pragma unroll
             for (int g = 0; g < G; ++g) {
               const float by = query[d * G + g];
 #pragma unroll
-              for (int j = 0; j < kVec; ++j) s[g][j] += by * widen(x.at[j]);
+              for (int j = 0; j < kVec; ++j) s[g][j] += by * x[j];
             }
           }
         }
@@ -151,6 +171,16 @@ __global__ void __launch_bounds__(kThreads, blocks_for(G)) attend_kernel(const D
           for (int g = 0; g < G; ++g) {
 #pragma unroll
             for (int j = 0; j < kVec; ++j) s[g][j] += __shfl_xor_sync(kAll, s[g][j], by);
+          }
+        }
+        if constexpr (kCodes<T>) {
+          const float* scales = a.k_scale + entry[0] * a.k_scale_page + kv_head * a.k_scale_head;
+#pragma unroll
+          for (int j = 0; j < kVec; ++j) {
+            const bool named = slot + j >= from && slot + j < to;
+            const float by = named ? scales[(slot + j) * a.k_scale_slot] : 0.f;
+#pragma unroll
+            for (int g = 0; g < G; ++g) s[g][j] *= by;
           }
         }
 #pragma unroll
@@ -177,10 +207,18 @@ __global__ void __launch_bounds__(kThreads, blocks_for(G)) attend_kernel(const D
           for (int j = 0; j < kChunks * kVec; ++j) o[g][j] *= shrink;
         }
         if (depth_lane == 0) {
+          const float* scales = a.v_scale + entry[0] * a.v_scale_page + kv_head * a.v_scale_head;
 #pragma unroll
           for (int j = 0; j < kVec; ++j) {
+            float by = 1.f;
+            if constexpr (kCodes<T>) {
+              const bool named = slot + j >= from && slot + j < to;
+              by = named ? scales[(slot + j) * a.v_scale_slot] : 0.f;
+            }
 #pragma unroll
-            for (int g = 0; g < G; ++g) weight[(token_lane * kVec + j) * G + g] = s[g][j];
+            for (int g = 0; g < G; ++g) {
+              weight[(token_lane * kVec + j) * G + g] = kCodes<T> ? s[g][j] * by : s[g][j];
+            }
           }
         }
         __syncwarp();
@@ -195,12 +233,13 @@ __global__ void __launch_bounds__(kThreads, blocks_for(G)) attend_kernel(const D
             for (int c = 0; c < kChunks; ++c) {
               const int at = word + 32 * c;
               if (c > 0 && at >= words) break;
-              const Word x = load_vec<Word>(v + static_cast<int64_t>(t) * dim + at * kVec);
+              float x[kVec];
+              widen_all(load_vec<Word>(v + static_cast<int64_t>(t) * dim + at * kVec), x);
 #pragma unroll
               for (int g = 0; g < G; ++g) {
                 const float by = weight[(t - base) * G + g];
 #pragma unroll
-                for (int j = 0; j < kVec; ++j) o[g][c * kVec + j] += by * widen(x.at[j]);
+                for (int j = 0; j < kVec; ++j) o[g][c * kVec + j] += by * x[j];
               }
             }
           }
@@ -248,7 +287,8 @@ __global__ void __launch_bounds__(kThreads, blocks_for(G)) attend_kernel(const D
       __syncwarp();
     }
     __syncthreads();
-    float* out = a.partial + (item * a.q_heads + head0) * (dim + 2);
+    const int first = lists > 1 ? kv_head * group : 0;  // head of the split's states
+    float* out = a.partial + (item * (a.q_heads / lists) + head0 - first) * (dim + 2);
     for (int i = threadIdx.x; i < dim * heads; i += kThreads) {
       const int g = i / dim, d = i % dim;
       float sum = 0.f;
@@ -268,13 +308,15 @@ __global__ void __launch_bounds__(kThreads, blocks_for(G)) attend_kernel(const D
 }
 
 // One row and head: joins its splits; the learned sink joins the denominator here and nowhere else.
-__global__ void __launch_bounds__(kThreads) join_kernel(const Decode a) {
+__global__ void __launch_bounds__(kThreads, 8) join_kernel(const Decode a) {
   __shared__ float share[kMaxSplits];
   const int r = blockIdx.x / a.q_heads, head = blockIdx.x % a.q_heads, lane = threadIdx.x % 32;
-  const int64_t first = a.starts[r];
-  const int count = static_cast<int>(a.starts[r + 1] - first), words = a.dim + 2;
-  const float* from = a.partial + (first * a.q_heads + head) * words;
-  const int64_t next = static_cast<int64_t>(a.q_heads) * words;
+  const int held = a.q_heads / a.lists;  // query heads of a list
+  const int32_t* starts = a.starts + r * a.lists + head / held;
+  const int64_t first = starts[0];
+  const int count = static_cast<int>(starts[1] - first), words = a.dim + 2;
+  const float* from = a.partial + (first * held + head % held) * words;
+  const int64_t next = static_cast<int64_t>(held) * words;
   const int64_t out = static_cast<int64_t>(a.row0 + r) * a.q_heads + head;
   if (threadIdx.x < 32) {
     float top = -INFINITY, sum = 0.f;
@@ -336,16 +378,21 @@ HEADRACE_EXPORT int headrace_cuda_paged_attention(const headrace::Decode* a, voi
   int device = 0, processors = 1;
   cudaError_t error = cudaGetDevice(&device);
   if (!error) error = cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device);
-  if (!error) error = headrace::launch(headrace::plan_kernel, 1, 1024, stream, *a);
+  if (!error)
+    error = headrace::launch(headrace::plan_kernel, 1, headrace::kPlanThreads, stream, *a);
   if (error) return error;
   const int group = a->q_heads / a->kv_heads, passes = (group + 7) / 8;
-  const int64_t units = a->capacity * a->kv_heads * passes;
+  const int64_t units = a->capacity * (a->lists > 1 ? 1 : a->kv_heads) * passes;
   const int64_t resident = static_cast<int64_t>(processors) * headrace::blocks_for(group);
   const int blocks = static_cast<int>(units < resident ? units : resident);
   if (a->kv_dtype == headrace::kF32) {
     error = headrace::attend<float>(*a, blocks, stream);
   } else if (a->kv_dtype == headrace::kBF16) {
     error = headrace::attend<headrace::bf16>(*a, blocks, stream);
+  } else if (a->kv_dtype == headrace::kI8) {
+    error = headrace::attend<int8_t>(*a, blocks, stream);
+  } else if (a->kv_dtype == headrace::kE4M3) {
+    error = headrace::attend<headrace::e4m3>(*a, blocks, stream);
   } else {
     error = headrace::attend<__half>(*a, blocks, stream);
   }

@@ -7,12 +7,13 @@
 namespace headrace {
 namespace {
 
-constexpr int kWarps = 4, kThreads = 32 * kWarps, kMaxDim = 256, kTileSlots = 64, kPlanRows = 1024;
+constexpr int kWarps = 4, kThreads = 32 * kWarps, kMaxDim = 256, kTileSlots = 64, kPlanRows = 1024,
+              kPlanThreads = 512;
 
 struct Split {
   int64_t seen,
       stop;  // visible tokens before the first entry; the first number that is not its own
-  int32_t row, entry, last, unused;
+  int32_t row, entry, last, list;
 };
 
 }  // namespace
@@ -26,13 +27,18 @@ struct Decode {
   const int32_t *entry_indptr, *q_indptr;
   const int64_t *q_pos, *q_order;
   const double* inv_freq;
-  const float* sink_logits;
-  Split* splits;    // [capacity]
-  int32_t* starts;  // [rows + 1]
-  float* partial;   // [capacity, q_heads, dim + 2]
+  const int32_t* freq_axis;                      // [half], null with one axis
+  const float *sink_logits, *k_scale, *v_scale;  // scales null for pages of floats
+  Split* splits;                                 // [capacity]
+  int32_t* starts;                               // [rows * lists + 1]
+  float* partial;                                // [capacity, q_heads / lists, dim + 2]
   int64_t q_row, q_head, k_page, k_head, v_page, v_head, pages, capacity, split;
+  int64_t k_scale_page, k_scale_head, v_scale_page, v_scale_head;
   int32_t row0, rows, streams, q_heads, kv_heads, dim, page_size, half, q_dtype, kv_dtype;
-  float scale, softcap;
+  int32_t lists;                       // lists of entries of a stream: 1, or one for every kv head
+  int32_t axes, fields;                // of positions, and columns of entries: 1 and 7, or 3 and 11
+  int32_t k_scale_slot, v_scale_slot;  // 1, or 0 where a page has one scale
+  float scale, softcap, rope_gain;
 };
 
 namespace {
@@ -45,21 +51,24 @@ __device__ inline int64_t warp_inclusive(int64_t x, int lane) {
   return x;
 }
 
-// One block: the first split of every row, then the entries at which splits start.
-__global__ void __launch_bounds__(1024) plan_kernel(const Decode a) {
+// One block: the first split of every row (of every row and list), then the entries at which
+// splits start.
+__global__ void __launch_bounds__(kPlanThreads) plan_kernel(const Decode a) {
   __shared__ int64_t seen[kPlanRows];
   __shared__ int32_t first_split[kPlanRows];
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, warps = blockDim.x / 32;
   int32_t done = 0;
-  for (int base = 0; base < a.rows; base += kPlanRows) {
-    const int n = a.rows - base < kPlanRows ? a.rows - base : kPlanRows;
+  const int total = a.rows * a.lists;
+  for (int base = 0; base < total; base += kPlanRows) {
+    const int n = total - base < kPlanRows ? total - base : kPlanRows;
     for (int r = warp; r < n; r += warps) {
-      const int row = a.row0 + base + r, stream = owner(a.q_indptr, a.streams, row);
-      const int last = a.entry_indptr[stream + 1];
+      const int row = a.row0 + (base + r) / a.lists;
+      const int list = owner(a.q_indptr, a.streams, row) * a.lists + (base + r) % a.lists;
+      const int last = a.entry_indptr[list + 1];
       int64_t sum = 0;
-      for (int e = a.entry_indptr[stream] + lane; e < last; e += 32) {
+      for (int e = a.entry_indptr[list] + lane; e < last; e += 32) {
         const Range keys =
-            entry_keys(a.entries + int64_t{e} * 7, a.pages, a.page_size, a.q_order[row]);
+            entry_keys(a.entries + int64_t{e} * a.fields, a.pages, a.page_size, a.q_order[row]);
         sum += keys.hi - keys.lo;
       }
       for (int o = 16; o > 0; o /= 2) sum += __shfl_xor_sync(kAll, sum, o);
@@ -73,25 +82,26 @@ __global__ void __launch_bounds__(1024) plan_kernel(const Decode a) {
       if (r < n) {
         first_split[r] = static_cast<int32_t>(end - mine);
         a.starts[base + r] = static_cast<int32_t>(end - mine);
-        if (base + r + 1 == a.rows) a.starts[a.rows] = static_cast<int32_t>(end);
+        if (base + r + 1 == total) a.starts[total] = static_cast<int32_t>(end);
       }
       done = static_cast<int32_t>(__shfl_sync(kAll, end, 31));
     }
     __syncthreads();
     for (int r = warp; r < n; r += warps) {
-      const int row = a.row0 + base + r, stream = owner(a.q_indptr, a.streams, row);
-      const int last = a.entry_indptr[stream + 1];
+      const int row = a.row0 + (base + r) / a.lists, own = (base + r) % a.lists;
+      const int list = owner(a.q_indptr, a.streams, row) * a.lists + own;
+      const int last = a.entry_indptr[list + 1];
       const int64_t tokens = split_tokens(seen[r], a.split, a.page_size);
       const int count = split_count(seen[r], tokens);
       Split* out = a.splits + first_split[r];
       int64_t passed = 0;
       int started = -1;  // the last split that has an entry
-      for (int e0 = a.entry_indptr[stream]; e0 < last; e0 += 32) {
+      for (int e0 = a.entry_indptr[list]; e0 < last; e0 += 32) {
         const int e = e0 + lane;
         int64_t keys = 0;
         if (e < last) {
           const Range range =
-              entry_keys(a.entries + int64_t{e} * 7, a.pages, a.page_size, a.q_order[row]);
+              entry_keys(a.entries + int64_t{e} * a.fields, a.pages, a.page_size, a.q_order[row]);
           keys = range.hi - range.lo;
         }
         const int64_t end = passed + warp_inclusive(keys, lane), begin = end - keys;
@@ -103,12 +113,12 @@ __global__ void __launch_bounds__(1024) plan_kernel(const Decode a) {
         }
         int before = __shfl_up_sync(kAll, top, 1);
         if (lane == 0 || before < started) before = started;
-        if (mine > before) out[mine] = {begin, (mine + 1) * tokens, row, e, last, 0};
+        if (mine > before) out[mine] = {begin, (mine + 1) * tokens, row, e, last, own};
         passed = __shfl_sync(kAll, end, 31);
         const int newest = __shfl_sync(kAll, top, 31);
         if (newest > started) started = newest;
       }
-      for (int s = started + 1 + lane; s < count; s += 32) out[s] = {0, 0, row, last, last, 0};
+      for (int s = started + 1 + lane; s < count; s += 32) out[s] = {0, 0, row, last, last, own};
     }
     __syncthreads();
   }

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a backend of the attention ops does not do yet, refused by name."""
+"""What the launchers of the GPU kernels read off their arguments, and refuse by name."""
 
 from __future__ import annotations
 
 from headrace.contract import QUANTISED
-from headrace.errors import unsupported
+from headrace.errors import bad_value, unsupported
 
 
 def only_plain(op, bound, axes):
@@ -20,3 +20,17 @@ def only_plain(op, bound, axes):
         raise unsupported(op, "entry_indptr", "a list per stream on this backend", axes["L"] + 1)
     if "q_pos" in bound and bound["q_pos"].dim() == 2:
         raise unsupported(op, "q_pos", "1 axis on this backend", "3")
+
+
+def page_strides(op, name, pages):
+    """Strides of page and head, in elements; the two axes inside must be dense."""
+    if pages.numel() and pages.stride()[2:] != (pages.shape[-1], 1):
+        raise bad_value(op, name, "the last two axes contiguous", f"strides {pages.stride()}")
+    return pages.stride(0), pages.stride(1)
+
+
+def scale_strides(scale):
+    """Strides of page, head and slot of scales [N, Hkv, S]; the last 0 when S is 1."""
+    if scale is None:
+        return 0, 0, 0
+    return scale.stride(0), scale.stride(1), int(scale.shape[2] > 1)

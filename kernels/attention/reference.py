@@ -79,13 +79,13 @@ def paged_attention(
     q_pos,
     q_order,
     inv_freq,
-    freq_axis,
-    rope_gain,
     scale,
     softcap,
     sink_logits,
-    k_scale,
-    v_scale,
+    freq_axis=None,
+    rope_gain=1.0,
+    k_scale=None,
+    v_scale=None,
 ):
     """Attention over a view of pages; see headrace.ops.paged_attention."""
     dtype = torch.promote_types(q.dtype, torch.float32)
@@ -134,7 +134,7 @@ def read(pages, scale, entry, heads, dtype, axis):
     return x.narrow(axis, entry[FIRST], entry[COUNT])
 
 
-def append(k, v, k_pages, v_pages, where, inv_freq, freq_axis, k_scale, v_scale):
+def append(k, v, k_pages, v_pages, where, inv_freq, freq_axis=None, k_scale=None, v_scale=None):
     """Rotates keys about their page's origin; writes keys and values into their slots in place."""
     dtype = torch.promote_types(k.dtype, torch.float32)
     page, slot = where[:, 0], where[:, 1]

@@ -215,8 +215,8 @@ PAGED_ATTENTION = OpSpec(
     schema=(
         "(Tensor q, Tensor k_pages, Tensor v_pages, Tensor entries, Tensor entry_indptr,"
         " Tensor q_indptr, Tensor q_pos, *, Tensor? q_order=None, Tensor? inv_freq=None,"
-        " Tensor? freq_axis=None, float rope_gain=1.0, float? scale=None, float softcap=0.0,"
-        " Tensor? sink_logits=None, Tensor? k_scale=None, Tensor? v_scale=None, int split=4096)"
+        " float? scale=None, float softcap=0.0, Tensor? sink_logits=None, Tensor? freq_axis=None,"
+        " float rope_gain=1.0, Tensor? k_scale=None, Tensor? v_scale=None, int split=4096)"
         " -> (Tensor, Tensor)"
     ),
     args=(
@@ -273,6 +273,7 @@ APPEND = OpSpec(
     depth=lambda axes, bound: 2,
     values=_append_values,
     mutates=("k_pages", "v_pages", "k_scale", "v_scale"),
+    gpu=("triton", "cuda"),
     doc="rotates keys about the origin of their page and writes keys and values into their slots",
 )
 

@@ -10,14 +10,8 @@ from __future__ import annotations
 
 import torch
 import triton
-from headrace.kernels.attention.limits import only_plain
-from headrace.kernels.common.triton import (
-    FUSION,
-    low_precision,
-    on_device,
-    page_strides,
-    power_of_two,
-)
+from headrace.kernels.attention.limits import only_plain, page_strides
+from headrace.kernels.common.triton import FUSION, low_precision, on_device, power_of_two
 
 from .blocks import mask_strides
 from .triton_blocks import block_attention_kernel

@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import triton
 import triton.language as tl
-from headrace.kernels.attention.limits import only_plain
-from headrace.kernels.common.triton import FUSION, on_device, page_strides, power_of_two
+from headrace.kernels.attention.limits import only_plain, page_strides
+from headrace.kernels.common.triton import FUSION, on_device, power_of_two
 
 from .triton_tile import cos_sin, phase_step
 

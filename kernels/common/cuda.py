@@ -13,15 +13,23 @@ from torch import Tensor
 import headrace
 from headrace.errors import BackendError
 
-DTYPE_CODE = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+DTYPE_CODE = {
+    torch.float32: 0,
+    torch.bfloat16: 1,
+    torch.float16: 2,
+    torch.int8: 3,
+    torch.float8_e4m3fn: 4,
+}
 NAME = "_cuda.so"
 
 _ENTRIES = {
     "headrace_cuda_paged_attention": (ctypes.c_int, (ctypes.c_void_p, ctypes.c_void_p)),
+    "headrace_cuda_append": (ctypes.c_int, (ctypes.c_void_p, ctypes.c_void_p)),
     "headrace_cuda_merge_states": (ctypes.c_int, (ctypes.c_void_p, ctypes.c_void_p)),
     "headrace_cuda_decode_capacity": (ctypes.c_int64, (ctypes.c_int64,) * 4),
     "headrace_cuda_decode_bytes": (ctypes.c_int64, ()),
     "headrace_cuda_split_bytes": (ctypes.c_int64, ()),
+    "headrace_cuda_append_bytes": (ctypes.c_int64, ()),
     "headrace_cuda_merge_bytes": (ctypes.c_int64, ()),
     "headrace_cuda_error": (ctypes.c_char_p, (ctypes.c_int,)),
 }

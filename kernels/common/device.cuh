@@ -5,16 +5,22 @@
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
 #include <stdint.h>
+#include <string.h>
 
 #define HEADRACE_EXPORT extern "C" __attribute__((visibility("default")))
 
 namespace headrace {
 namespace {
 
-enum DType : int { kF32, kBF16, kF16 };
+enum DType : int { kF32, kBF16, kF16, kI8, kE4M3 };
 
 struct bf16 {
   uint16_t bits;
+};
+
+// Float of 4 exponent and 3 fraction bits, without infinities: 0x7f is NaN, 448 the largest.
+struct e4m3 {
+  uint8_t bits;
 };
 
 __device__ inline float widen(float x) { return x; }
@@ -64,6 +70,43 @@ struct alignas(N * sizeof(T)) Vec {
 template <class V, class T>
 __device__ inline V load_vec(const T* p) {
   return *reinterpret_cast<const V*>(p);
+}
+
+template <class T, int N>
+__device__ inline void widen_all(const Vec<T, N>& x, float* out) {
+#pragma unroll
+  for (int i = 0; i < N; ++i) out[i] = widen(x.at[i]);
+}
+// A byte, made unsigned, as the last bits of 2^23: conversions of integers are slow, sums are not.
+template <int N>
+__device__ inline void widen_all(const Vec<int8_t, N>& x, float* out) {
+#pragma unroll
+  for (int i = 0; i < N; i += 4) {
+    uint32_t word;
+    memcpy(&word, x.at + i, 4);
+    word ^= 0x80808080u;
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {
+      out[i + j] = __uint_as_float(__byte_perm(word, 0x4b000000u, 0x7440 + j)) - 8388736.f;
+    }
+  }
+}
+// Two at a time in the bits of fp16, which then reads 2^-8 of the value, subnormals included.
+// Adding one to the magnitude 0x7f, and to no other, carries into the exponent bit that makes it
+// NaN.
+template <int N>
+__device__ inline void widen_all(const Vec<e4m3, N>& x, float* out) {
+#pragma unroll
+  for (int i = 0; i < N; i += 2) {
+    uint16_t pair;
+    memcpy(&pair, x.at + i, 2);
+    const uint32_t high = __byte_perm(pair, 0, 0x1404);  // each in the upper half of 16 bits
+    const uint32_t magnitude = (high & 0x7f007f00u) >> 1;
+    const uint32_t half =
+        (high & 0x80008000u) | magnitude | ((magnitude + 0x00800080u) & 0x40004000u);
+    out[i] = __half2float(__ushort_as_half(static_cast<uint16_t>(half))) * 256.f;
+    out[i + 1] = __half2float(__ushort_as_half(static_cast<uint16_t>(half >> 16))) * 256.f;
+  }
 }
 
 constexpr unsigned kAll = 0xffffffffu;

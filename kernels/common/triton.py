@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from headrace.errors import BackendError, bad_value
+from headrace.errors import BackendError
 
 # Read when `triton.jit` decorates, so it holds for the life of the process.
 INTERPRETED = bool(triton.knobs.runtime.interpret)
@@ -44,14 +44,6 @@ def low_precision(*tensors: Tensor) -> bool:
     """Whether all have one 16-bit dtype, so that products of their elements are exact in fp32."""
     first = tensors[0].dtype
     return first != torch.float32 and all(x.dtype == first for x in tensors)
-
-
-def page_strides(op: str, name: str, pages: Tensor) -> tuple[int, int]:
-    """Strides of page and head, in elements; the two axes inside must be dense."""
-    inner = pages.shape[-1]
-    if pages.numel() and pages.stride()[2:] != (inner, 1):
-        raise bad_value(op, name, "the last two axes contiguous", f"strides {pages.stride()}")
-    return pages.stride(0), pages.stride(1)
 
 
 @triton.jit

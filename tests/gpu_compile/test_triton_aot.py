@@ -33,6 +33,7 @@ TYPES = {
     torch.float16: "*fp16",
     torch.bfloat16: "*bf16",
     torch.float64: "*fp64",
+    torch.uint8: "*u8",
     torch.int32: "*i32",
     torch.int64: "*i64",
     torch.int8: "*i8",
@@ -135,11 +136,6 @@ def linear(dtype, n, bias):
     torch.ops.headrace.linear(x, w, torch.zeros(n, dtype=dtype) if bias else None)
 
 
-def pooled_mask(dtype, dim, **more):
-    q, k = torch.zeros(2, 4, 700, dim, dtype=dtype), torch.zeros(2, 2, 2000, dim, dtype=dtype)
-    torch.ops.headrace.pooled_block_mask(q, k, **more)
-
-
 def lora(dtype, ranks=None):
     x, a, b = (torch.zeros(*n, dtype=dtype) for n in ((7, 512), (3, 16, 512), (3, 256, 16)))
     slots = torch.zeros(7, dtype=torch.int32)
@@ -170,6 +166,11 @@ def lora_rows(dtype, bits=None, several=2, **more):
     )
 
 
+def pooled_mask(dtype, dim, **more):
+    q, k = torch.zeros(2, 4, 700, dim, dtype=dtype), torch.zeros(2, 2, 2000, dim, dtype=dtype)
+    torch.ops.headrace.pooled_block_mask(q, k, **more)
+
+
 def freqs(dim):
     return torch.ones(dim // 2, dtype=torch.float64)
 
@@ -184,9 +185,9 @@ CASES = {
     "append": lambda t: append(t, 128, inv_freq=freqs(128)),
     "merge": lambda t: merge_states(t, 128),
     "linear": lambda t: linear(t, 4096, True),
-    "pooled-mask": lambda t: pooled_mask(t, 128),
     "lora": lora,
     "lora-rows": lora_rows,
+    "pooled-mask": lambda t: pooled_mask(t, 128),
 }
 # Other paths through the kernels, once each.
 PATHS = {

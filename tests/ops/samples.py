@@ -299,6 +299,11 @@ def linear(
     return (x, w, normal(gen, outputs, dtype=weight_dtype) if bias else None), {}
 
 
+def forms() -> Any:
+    """The module of samples in other forms, which is made of this one."""
+    return import_module("tests.ops.views")
+
+
 def pooled_block_mask(
     seed: int,
     batch: int = 2,
@@ -316,12 +321,14 @@ def pooled_block_mask(
     return (q, k), kwargs
 
 
-def forms() -> Any:
-    """The module of samples in other forms, which is made of this one."""
-    return import_module("tests.ops.views")
+def adapters(name: str, index: int) -> Callable[[], Call]:
+    """A sample of a multi-adapter op, whose module is made of this one."""
+    return lambda: import_module("tests.ops.adapters").SAMPLES[name][index]()
 
 
 SAMPLES: dict[str, list[Callable[[], Call]]] = {
+    "lora": [adapters("lora", i) for i in range(3)],
+    "lora_rows": [adapters("lora_rows", i) for i in range(4)],
     "attention": [
         lambda: dense(1),
         lambda: dense(2, window=17, sinks=4, dtype=torch.bfloat16, layout="heads last"),

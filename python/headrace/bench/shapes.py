@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
-from typing import cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -53,8 +53,13 @@ def frequencies(dim: int, theta: float = 10000.0) -> Tensor:
     return theta ** (-torch.arange(0, dim, 2, dtype=torch.float64) / dim)
 
 
-def decode(batch: int, cached: int, dtype: torch.dtype = torch.bfloat16) -> Case:
-    """One query of each stream over `cached` tokens in shuffled pages, re-indexing on."""
+def decode(
+    batch: int, cached: int, dtype: torch.dtype = torch.bfloat16, codes: torch.dtype | None = None
+) -> Case:
+    """One query of each stream over `cached` tokens in shuffled pages, re-indexing on.
+
+    With `codes` over pages of that format; the peer is then ours over pages of `dtype`.
+    """
     pages = -(-cached // PAGE)
     k = torch.randn(batch, KV_HEADS, cached, DIM).to(dtype)
     v = torch.randn(batch, KV_HEADS, cached, DIM).to(dtype)
@@ -93,6 +98,8 @@ def decode(batch: int, cached: int, dtype: torch.dtype = torch.bfloat16) -> Case
         )  # fmt: skip
         return rms_error(got[:1, -group:], want), spec.tolerance(dtype, axes, bound)
 
+    if codes is not None:
+        return _over_codes(args, inv_freq, codes, f"B{batch} {short(cached)} cached")
     return Case(
         "paged_attention",
         f"decode {dtype_name(dtype)} B{batch} {short(cached)} cached",
@@ -103,6 +110,42 @@ def decode(batch: int, cached: int, dtype: torch.dtype = torch.bfloat16) -> Case
         lambda: F.scaled_dot_product_attention(q[:, :, None], k, v, enable_gqa=True),
         "torch SDPA",
         {"re-indexing off": lambda: ops.paged_attention(*args)},
+    )
+
+
+def _over_codes(args: tuple[Tensor, ...], inv_freq: Tensor, codes: torch.dtype, shape: str) -> Case:
+    """paged_attention over the same pages as codes, beside itself over the floats."""
+    q, k_pages, v_pages, *rest = args
+    top = 127 if codes == torch.int8 else 448
+    scales: dict[str, Any] = {}
+    pages = []
+    for name, x, axis in (("k_scale", k_pages, 2), ("v_scale", v_pages, 3)):
+        scales[name] = x.abs().amax(axis).float().clamp(min=1e-6) / top
+        y = x.float().div_(scales[name].unsqueeze(axis))
+        pages.append((y.round_() if codes == torch.int8 else y).to(codes))
+    coded = (q, *pages, *rest)
+    bound, axes = bound_call("paged_attention", *coded, inv_freq=inv_freq, **scales)
+    spec, group = ops.specs()["paged_attention"], HEADS // KV_HEADS
+    entries, ends, q_indptr, q_pos = rest
+
+    def check() -> tuple[float, float]:
+        got, _ = ops.paged_attention(*coded, inv_freq=inv_freq, **scales)
+        want, _ = spec.reference(
+            q[:1, -group:].double(), pages[0][:, -1:], pages[1][:, -1:], entries[: int(ends[1])],
+            ends[:2], q_indptr[:2], q_pos[:1], None, inv_freq, DIM**-0.5, 0.0, None,
+            k_scale=scales["k_scale"][:, -1:], v_scale=scales["v_scale"][:, -1:],
+        )  # fmt: skip
+        return rms_error(got[:1, -group:], want), spec.tolerance(q.dtype, axes, bound)
+
+    return Case(
+        "paged_attention",
+        f"decode {dtype_name(codes)} {shape}",
+        lambda: ops.paged_attention(*coded, inv_freq=inv_freq, **scales),
+        check,
+        spec.bytes(axes, bound),
+        spec.flops(axes, bound),
+        lambda: ops.paged_attention(*args, inv_freq=inv_freq),
+        f"ours, {dtype_name(k_pages.dtype)} pages",
     )
 
 
@@ -231,20 +274,22 @@ def cases(op: str | None, quick: bool) -> Iterator[Case]:
     from . import adapters, sparse  # their cases are made of what is above
 
     bf16, f32 = torch.bfloat16, torch.float32
-    decodes = [(1, 4096), (8, 4096)]
+    i8, e4m3 = torch.int8, torch.float8_e4m3fn
+    decodes: list[tuple] = [(1, 4096), (8, 4096), (1, 4096, bf16, i8)]
     prefills = [(bf16, 2048, 512)]
     linears = [(1, 2048, 2048), (256, 256, 1024)]
     chunks = [256]
-    masks, blocks = [(bf16, 2048)], [(bf16, 2048, True)]
     mixes = [(64, 64, 1024), (256, 4, 1024)]
+    masks, blocks = [(bf16, 2048)], [(bf16, 2048, True)]
     if not quick:
         decodes = [(b, c) for c in (1024, 4096, 16384, 65536) for b in (1, 2, 8)]
+        decodes += [(b, 65536, bf16, c) for b in (1, 2, 4) for c in (i8, e4m3)]
         prefills = [(d, n, w) for d in (bf16, f32) for n in (4096, 16384) for w in (512, 2048)]
         linears = [(1, 256, 1024), (256, 256, 1024), (1, 4096, 4096), (64, 4096, 4096)]
         chunks = [1, 256, 4096]
+        mixes = [(64, 64, 4096), (512, 8, 4096), (1, 1, 4096), (8, 8, 4096), (64, 1, 4096)]
         masks = [(d, n) for d in (bf16, f32) for n in (4096, 32768)]
         blocks = [(d, n, c) for d in (bf16, f32) for n in (4096, 8192) for c in (False, True)]
-        mixes = [(64, 64, 4096), (512, 8, 4096), (1, 1, 4096), (8, 8, 4096), (64, 1, 4096)]
     makers: dict[str, list[Callable[[], Case]]] = {
         "paged_attention": [partial(decode, *shape) for shape in decodes],
         "attention": [
@@ -269,7 +314,8 @@ def cases(op: str | None, quick: bool) -> Iterator[Case]:
 
 def dtype_name(dtype: torch.dtype) -> str:
     """As in the names of shapes."""
-    return {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}[dtype]
+    kind = {torch.int8: "int", torch.bfloat16: "bf"}.get(dtype, "fp")
+    return f"{kind}{8 * dtype.itemsize}"
 
 
 def short(n: int) -> str:

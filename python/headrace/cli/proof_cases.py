@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..adapters import quantize_rows
+
 UNLIMITED = 2**62
 FAR = 4_000_000  # a position
 
@@ -144,6 +146,42 @@ def _mask_cases() -> list[dict[str, Any]]:
     return made
 
 
+def _lora_cases() -> list[dict[str, Any]]:
+    g = torch.Generator().manual_seed(7)
+    cases = []
+    for dtype in (torch.float32, torch.bfloat16):
+        x, y = torch.randn(33, 150, generator=g), torch.randn(33, 70, generator=g)
+        a, b = torch.randn(5, 9, 150, generator=g) / 12, torch.randn(5, 70, 9, generator=g)
+        slots = torch.randint(-1, 5, (33,), generator=g, dtype=torch.int32)
+        tensors = {"x": x, "a": a, "b": b, "y": y}
+        cases.append(
+            {n: t.to(dtype) for n, t in tensors.items()}
+            | {"slots": slots, "scale": torch.rand(5, generator=g)}
+        )
+    return cases
+
+
+def _lora_rows_cases() -> list[dict[str, Any]]:
+    g = torch.Generator().manual_seed(8)
+    x, y = torch.randn(20, 64, generator=g), torch.randn(20, 96, generator=g)
+    a, b = torch.randn(30, 2, 64, generator=g) / 8, torch.randn(30, 96, generator=g)
+    plain = {
+        "x": x,
+        "y": y,
+        "rows": torch.randperm(30, generator=g).int(),
+        "row_indptr": torch.tensor([0, 3, 20, 30], dtype=torch.int32),
+        "slots": torch.randint(-1, 3, (20, 2), generator=g, dtype=torch.int32),
+        "scale": torch.rand(3, generator=g),
+        "slice_ends": torch.tensor([64, 96], dtype=torch.int32),
+    }
+    cases = [plain | {"a": a, "b": b}]
+    for bits in (8, 4):
+        (a_codes, a_scale), (b_codes, b_scale) = (quantize_rows(w, bits, 32) for w in (a, b))
+        codes = {"a": a_codes, "b": b_codes, "a_scale": a_scale, "b_scale": b_scale}
+        cases.append(plain | codes)
+    return cases
+
+
 CASES: dict[str, Callable[[], list[dict[str, Any]]]] = {
     "attention": _attention_cases,
     "paged_attention": _paged_cases,
@@ -151,4 +189,6 @@ CASES: dict[str, Callable[[], list[dict[str, Any]]]] = {
     "merge_states": _merge_cases,
     "linear": _linear_cases,
     "pooled_block_mask": _mask_cases,
+    "lora": _lora_cases,
+    "lora_rows": _lora_rows_cases,
 }

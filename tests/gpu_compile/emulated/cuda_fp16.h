@@ -7,6 +7,8 @@ struct __half {
   uint16_t bits;
 };
 
+inline __half __ushort_as_half(uint16_t bits) { return {bits}; }
+
 inline float __half2float(__half h) {
   const uint32_t sign = static_cast<uint32_t>(h.bits & 0x8000) << 16;
   const int exponent = (h.bits >> 10) & 31;

@@ -148,6 +148,14 @@ inline T __shfl_sync(unsigned, T x, int lane) {
   return emulated_exchange(x, lane, true);
 }
 
+inline uint32_t __byte_perm(uint32_t a, uint32_t b, uint32_t select) {
+  const uint64_t all = static_cast<uint64_t>(b) << 32 | a;
+  uint32_t out = 0;
+  for (int i = 0; i < 4; ++i) {
+    out |= static_cast<uint32_t>(all >> (select >> 4 * i & 7) * 8 & 255) << 8 * i;
+  }
+  return out;
+}
 inline float __uint_as_float(uint32_t x) {
   float y;
   memcpy(&y, &x, 4);
