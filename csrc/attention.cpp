@@ -9,6 +9,7 @@
 #include <string>
 #include <vector>
 
+#include "cascade.h"
 #include "common/isa.h"
 #include "common/pages.h"
 #include "common/parallel.h"
@@ -138,47 +139,142 @@ void paged_attention(const PagedArgs& args, const PagedBatch& batch, int threads
   }
   check_rope(args.rope, "paged_attention");
   const int group = args.q_heads / args.kv_heads, block = block_positions(group);
-  struct Block {
-    std::int64_t list, row, tokens;
-    int positions, head;  // the first head of the list
-  };
-  std::vector<Block> blocks;
+  std::vector<PagedBlock> blocks;
   const std::int64_t lists = batch.streams ? batch.lists / batch.streams : 1;  // of a stream
   std::int64_t splits = 0;
   double work = 0;
   int most = 1;
   for (std::int64_t b = 0; b < batch.streams; ++b) {
-    for (std::int64_t row = batch.q_indptr[b]; row < batch.q_indptr[b + 1]; row += block) {
-      const int n = static_cast<int>(std::min<std::int64_t>(block, batch.q_indptr[b + 1] - row));
+    const std::int64_t begin = batch.q_indptr[b], end = batch.q_indptr[b + 1];
+    for (std::int64_t row = begin; row < end; row += block) {
+      const int n = static_cast<int>(std::min<std::int64_t>(block, end - row));
       const auto [oldest, newest] = std::minmax_element(args.q_order + row, args.q_order + row + n);
       for (std::int64_t list = b * lists; list < (b + 1) * lists; ++list) {
         const std::int64_t tokens = visible_tokens(args, batch.entry_indptr[list],
                                                    batch.entry_indptr[list + 1], *oldest, *newest);
         work += static_cast<double>(tokens) * n * args.q_heads / lists * args.dim * 2;
         splits += std::max<std::int64_t>(1, (tokens + batch.split - 1) / batch.split);
-        blocks.push_back({list, row, tokens, n, static_cast<int>(list - b * lists)});
+        blocks.push_back(
+            {list, row, tokens, n, static_cast<int>(list - b * lists), n == end - begin});
       }
       most = std::max(most, n);
     }
   }
+  const std::vector<Prefix> prefixes =
+      batch.streams > 1 ? shared_prefixes(args, batch.entry_indptr, blocks, block)
+                        : std::vector<Prefix>{};
+  for (const Prefix& p : prefixes) {
+    int positions = 0;
+    for (int b : p.blocks) {
+      blocks[b].shared = p.tokens;
+      positions += blocks[b].positions;
+    }
+    most = std::max(most, positions);
+  }
   const int heads = lists > 1 ? 1 : heads_per_item(args.kv_heads, most * group, splits, threads);
-  std::vector<PagedItem> items;
-  std::int64_t partial_words = 0;
-  for (const Block& b : blocks) {
+  const std::int64_t words = args.dim + 2;
+
+  // Words of partial states and of states to go on from, block by block.
+  std::int64_t total = 0;
+  std::vector<std::int64_t> partials, resumes;
+  const auto splits_of = [&](const PagedBlock& b) {
+    return std::max<std::int64_t>(1, (b.tokens + batch.split - 1) / batch.split);
+  };
+  for (const PagedBlock& b : blocks) {
+    const std::int64_t state =
+        (lists > 1 ? 1 : args.kv_heads) * static_cast<std::int64_t>(b.positions) * group * words;
+    partials.push_back(total);
+    total += splits_of(b) > 1 ? splits_of(b) * state : 0;
+    resumes.push_back(total);
+    total += b.shared ? state : 0;
+  }
+  std::vector<float> states(static_cast<std::size_t>(total));
+
+  std::vector<PagedItem> items, merges;
+  for (std::size_t i = 0; i < blocks.size(); ++i) {
+    const PagedBlock& b = blocks[i];
     const std::int64_t first = batch.entry_indptr[b.list];
     const std::int64_t entries = batch.entry_indptr[b.list + 1] - first;
-    const int end = lists > 1 ? b.head + 1 : args.kv_heads;
+    const std::int64_t row_words = static_cast<std::int64_t>(b.positions) * group * words;
+    const int end = lists > 1 ? b.head + 1 : args.kv_heads, count = static_cast<int>(splits_of(b));
     for (int head = b.head; head < end; head += heads) {
-      const int some = std::min(heads, end - head);
-      add_splits(items, PagedItem{b.row, first, entries, b.positions, head, some, {}}, b.tokens,
-                 batch.split,
-                 static_cast<std::int64_t>(some) * b.positions * group * (args.dim + 2),
-                 partial_words);
+      PagedItem item{b.row, first, entries, b.positions, head, std::min(heads, end - head),
+                     {},    {},    {},      {}};
+      item.share.splits = count;
+      if (count > 1) {
+        item.share.partial = states.data() + partials[i] + (head - b.head) * count * row_words;
+        merges.push_back(item);
+      }
+      for (int split = 0; split < count; ++split) {
+        const std::int64_t begin = split * batch.split;
+        const std::int64_t stop = std::min(b.tokens, begin + batch.split);
+        // Whole splits of a shared prefix are none of the stream's own work.
+        if (stop <= b.shared && count > 1) continue;
+        item.share.split = split;
+        item.share.begin = std::max(begin, b.shared);
+        item.share.end = stop;
+        const bool goes_on = b.shared > begin;
+        item.resume = goes_on ? states.data() + resumes[i] + (head - b.head) * row_words : nullptr;
+        items.push_back(item);
+      }
     }
   }
-  run_items(args, items, partial_words,
-            attention_scratch(most, most * group * heads, args.dim, args.rope.half), work, threads,
-            kernels().paged, kernels().paged_merge);
+
+  // The prefixes, split as every one of their streams splits them.
+  std::vector<PagedItem> shared;
+  std::vector<std::vector<std::int64_t>> tokens(prefixes.size());
+  std::vector<std::vector<State>> keeps;
+  for (std::size_t p = 0; p < prefixes.size(); ++p) {
+    const Prefix& prefix = prefixes[p];
+    for (int b : prefix.blocks) {
+      for (int i = 0; i < blocks[b].positions; ++i) tokens[p].push_back(blocks[b].row + i);
+    }
+    const PagedBlock& lead = blocks[prefix.blocks[0]];
+    const int end = lists > 1 ? lead.head + 1 : args.kv_heads;
+    for (int head = lead.head; head < end; head += heads) {
+      for (std::int64_t begin = 0; begin < prefix.tokens; begin += batch.split) {
+        const std::int64_t stop = std::min(prefix.tokens, begin + batch.split);
+        std::vector<State> keep;
+        for (int b : prefix.blocks) {
+          const std::int64_t rows = static_cast<std::int64_t>(blocks[b].positions) * group;
+          const std::int64_t count = splits_of(blocks[b]), split = begin / batch.split;
+          const bool done =
+              count > 1 && std::min(blocks[b].tokens, begin + batch.split) <= prefix.tokens;
+          const std::int64_t stride = (done ? count : 1) * rows * words;
+          float* at = states.data() + (done ? partials[b] + split * rows * words : resumes[b]);
+          for (int i = 0; i < blocks[b].positions; ++i) {
+            keep.push_back({at + (head - lead.head) * stride + i * group * words, stride});
+          }
+        }
+        keeps.push_back(std::move(keep));
+        PagedItem item{0,
+                       batch.entry_indptr[lead.list],
+                       prefix.entries,
+                       static_cast<int>(tokens[p].size()),
+                       head,
+                       std::min(heads, end - head),
+                       {},
+                       tokens[p].data(),
+                       keeps.back().data(),
+                       {}};
+        item.share = {begin, stop, 0, 1, nullptr};
+        shared.push_back(item);
+      }
+    }
+  }
+
+  const int team = useful_threads(threads, work);
+  const Scratch scratch(attention_scratch(most, most * group * heads, args.dim, args.rope.half),
+                        team);
+  const auto run = [&](const std::vector<PagedItem>& some) {
+    parallel(static_cast<std::int64_t>(some.size()), team,
+             [&](std::int64_t i, int t) { kernels().paged(args, some[i], scratch.of(t)); });
+  };
+  if (!shared.empty()) run(shared);
+  run(items);
+  if (merges.empty()) return;
+  parallel(static_cast<std::int64_t>(merges.size()), team,
+           [&](std::int64_t i, int) { kernels().paged_merge(args, merges[i]); });
 }
 
 void attention(DenseArgs args, std::int64_t batch, std::int64_t split, int threads) {

@@ -56,6 +56,13 @@ struct PagedArgs {
   Softmax softmax;
 };
 
+// Where the state of one position's rows of the first head goes, [group][D + 2], and how many words
+// on those of the next head.
+struct State {
+  float* at;
+  std::int64_t head;
+};
+
 // One block of query rows of one stream, and some of its kv heads.
 struct PagedItem {
   std::int64_t row;      // first row in q
@@ -64,6 +71,11 @@ struct PagedItem {
   int positions;         // query positions in the block
   int kv_head, heads;    // first kv head, how many
   Share share;           // partial: [heads][splits][rows][D + 2]
+  // Of an item for several streams: rows of q, and where the state of each position goes. Of an
+  // item that goes on where such a one stopped: the states of its rows, [heads][rows][D + 2].
+  const std::int64_t* tokens;
+  const State* keep;
+  const float* resume;
 };
 
 struct DenseArgs {

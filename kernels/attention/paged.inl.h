@@ -14,6 +14,10 @@ inline const float* sink_of(const headrace::Softmax& s, int head) {
   return s.sink_logits ? s.sink_logits + head : nullptr;
 }
 
+inline std::int64_t token_of(const PagedItem& it, int position) {
+  return it.tokens ? it.tokens[position] : it.row + position;
+}
+
 // Rows of one head of an item.
 inline Rows of_head(const Rows& all, int rows, int index) {
   const std::int64_t at = static_cast<std::int64_t>(rows) * index;
@@ -28,7 +32,6 @@ inline void paged_slots(const PagedArgs& a, const PagedItem& it, const std::int6
                         SlotScales v_scale, std::int64_t begin, std::int64_t end, const float* q,
                         const Rows& st, float* s, int* ranges, bool careful) {
   const int group = a.q_heads / a.kv_heads, dim = a.dim;
-  const std::int64_t* order = a.q_order + it.row;
   const std::int64_t slot = entry[headrace::kFirst];
   // Tiles start on a vector, so that the partial ones at the ends never leave the page.
   for (std::int64_t t = begin; t < end;) {
@@ -39,7 +42,7 @@ inline void paged_slots(const PagedArgs& a, const PagedItem& it, const std::int6
     product<false>(q, dim, k + base, a.page_size, dim, s, kTile, st.rows, cols, v + base * dim,
                    tile_bytes);
     for (int r = 0; r < st.rows; ++r) {
-      const std::int64_t at = order[r / group];
+      const std::int64_t at = a.q_order[token_of(it, r / group)];
       const Range row = headrace::visible(at, at, entry[headrace::kOrder], entry[headrace::kReach],
                                           entry[headrace::kCount]);
       const int lo = static_cast<int>(headrace::clamp(slot + row.lo, t, stop) - base);
@@ -71,8 +74,6 @@ inline void paged_pass(const PagedArgs& a, const PagedItem& it, const Rows& st, 
   const int half = a.rope.half;
   float* sine = cosine + half;
   int* ranges = reinterpret_cast<int*>(sine + half);  // [n][2]
-  const std::int64_t* pos = a.q_pos + it.row * a.rope.axes;
-  const std::int64_t* order = a.q_order + it.row;
 
   const float cap = a.softmax.softcap;
   const F scale = set1(cap > 0.f ? a.softmax.scale : a.softmax.scale * kLog2e);
@@ -80,17 +81,19 @@ inline void paged_pass(const PagedArgs& a, const PagedItem& it, const Rows& st, 
   for (int head = 0; head < it.heads; ++head) {
     for (int r = 0; r < rows; ++r) {
       const std::int64_t at =
-          (it.row + r / group) * a.q_row + ((it.kv_head + head) * group + r % group) * a.q_head;
+          token_of(it, r / group) * a.q_row + ((it.kv_head + head) * group + r % group) * a.q_head;
       for (int d = 0; d < dim; d += kW) {
         store(plain + row_of(head, r) + d, mul(load_any(a.q, at + d, a.q_dtype), scale));
       }
     }
   }
   reset(st);
-  std::int64_t oldest = order[0], newest = order[0];
+  if (it.resume) resume(it.resume, st);
+  std::int64_t oldest = a.q_order[token_of(it, 0)], newest = oldest;
   for (int i = 1; i < n; ++i) {
-    oldest = order[i] < oldest ? order[i] : oldest;
-    newest = order[i] > newest ? order[i] : newest;
+    const std::int64_t order = a.q_order[token_of(it, i)];
+    oldest = order < oldest ? order : oldest;
+    newest = order > newest ? order : newest;
   }
 
   const float* q = plain;
@@ -108,7 +111,7 @@ inline void paged_pass(const PagedArgs& a, const PagedItem& it, const Rows& st, 
     if (a.rope.inv_freq && (!turned_for || !headrace::same_turn(turned_for, entry, a.rope.axes))) {
       turned_for = entry;
       for (int i = 0; i < n; ++i) {
-        query_angles(a.rope, pos + i * a.rope.axes, entry, cosine, sine);
+        query_angles(a.rope, a.q_pos + token_of(it, i) * a.rope.axes, entry, cosine, sine);
         for (int head = 0; head < it.heads; ++head) {
           for (int r = i * group; r < (i + 1) * group; ++r) {
             rotate(plain + row_of(head, r), cosine, sine, half, dim, turned + row_of(head, r));
@@ -159,6 +162,13 @@ inline void paged_block(const PagedArgs& a, const PagedItem& it, float* scratch)
 
   for (int head = 0; head < it.heads; ++head) {
     const Rows own = of_head(st, rows, head);
+    if (it.keep) {
+      for (int r = 0; r < rows; ++r) {
+        const headrace::State& to = it.keep[r / group];
+        keep_row(own, r, to.at + head * to.head + r % group * (dim + 2));
+      }
+      continue;
+    }
     if (it.share.splits > 1) {
       keep_partial(share_of(it, rows, dim, head), own);
       continue;

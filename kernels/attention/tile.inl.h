@@ -301,14 +301,26 @@ inline void merge_splits(const headrace::Share& share, int row, int rows, int di
   finish_row(into, m, l, dim, sink_logit, o, at, dtype, lse);
 }
 
+// A row's state, as [D + 2] words, and back.
+inline void keep_row(const Rows& st, int row, float* to) {
+  const float* from = st.o + static_cast<std::int64_t>(row) * st.dim;
+  for (int d = 0; d < st.dim; d += kW) store(to + d, load(from + d));
+  to[st.dim] = st.m[row];
+  to[st.dim + 1] = st.l[row];
+}
+inline void resume(const float* from, const Rows& st) {
+  for (int r = 0; r < st.rows; ++r, from += st.dim + 2) {
+    float* to = st.o + static_cast<std::int64_t>(r) * st.dim;
+    for (int d = 0; d < st.dim; d += kW) store(to + d, load(from + d));
+    st.m[r] = from[st.dim];
+    st.l[r] = from[st.dim + 1];
+  }
+}
+
 inline void keep_partial(const headrace::Share& share, const Rows& st) {
   const std::int64_t words = st.dim + 2;
   for (int r = 0; r < st.rows; ++r) {
-    float* to = share.partial + (static_cast<std::int64_t>(share.split) * st.rows + r) * words;
-    const float* from = st.o + static_cast<std::int64_t>(r) * st.dim;
-    for (int d = 0; d < st.dim; d += kW) store(to + d, load(from + d));
-    to[st.dim] = st.m[r];
-    to[st.dim + 1] = st.l[r];
+    keep_row(st, r, share.partial + (static_cast<std::int64_t>(share.split) * st.rows + r) * words);
   }
 }
 

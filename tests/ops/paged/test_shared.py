@@ -1,0 +1,173 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Streams whose lists begin alike read what they share once; nothing in a result tells."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from headrace import ops
+from tests.ops import compare, samples
+
+pytestmark = pytest.mark.usefixtures("two_threads")
+UNLIMITED, SIZE = samples.UNLIMITED, 16
+
+
+def batch(seed, prefix, own, rows=None, group=4, heads=2, dim=32, cap=UNLIMITED, tail=SIZE, **more):
+    """Streams with `prefix` pages in common, then own[b] pages of their own each.
+
+    rows[b] query rows at the end of stream b; `tail` slots are used of the last shared page.
+    """
+    gen = samples.rng(seed)
+    rows = [1] * len(own) if rows is None else rows
+    total = prefix + sum(own)
+    place = torch.randperm(total, generator=gen).tolist()
+    entries, owners, positions, used = [], [0], [], prefix
+    for pages, n in zip(own, rows, strict=True):
+        at = 0
+        for i in range(prefix):
+            count = tail if i == prefix - 1 else SIZE
+            entries.append([place[i], 0, count, i // 2 * 32, cap, at, UNLIMITED])
+            at += count
+        for _ in range(pages):
+            entries.append(
+                [place[used], 0, SIZE, at // 32 * 32, UNLIMITED, at, more.get("reach", UNLIMITED)]
+            )
+            used, at = used + 1, at + SIZE
+        owners.append(len(entries))
+        positions.append(torch.arange(at - n, at) + more.get("ahead", 0))
+    args = (
+        samples.normal(gen, sum(rows), heads * group, dim),
+        samples.normal(gen, max(total, 1), heads, dim, SIZE),
+        samples.normal(gen, max(total, 1), heads, SIZE, dim),
+        torch.tensor(entries, dtype=torch.int64).view(-1, 7),
+        torch.tensor(owners, dtype=torch.int32),
+        torch.tensor([0, *torch.tensor(rows).cumsum(0).tolist()], dtype=torch.int32),
+        torch.cat(positions),
+    )
+    return args, {"inv_freq": samples.frequencies(dim), "split": more.get("split", 4096)}
+
+
+def one_by_one(args, kwargs):
+    """Every stream in a call of its own, which has nobody to share with."""
+    q, k, v, entries, owners, rows, pos = args
+    outs = []
+    for b in range(len(rows) - 1):
+        mine, seen = slice(rows[b], rows[b + 1]), slice(owners[b], owners[b + 1])
+        outs.append(
+            ops.paged_attention(
+                q[mine],
+                k,
+                v,
+                entries[seen],
+                torch.tensor([0, seen.stop - seen.start], dtype=torch.int32),
+                torch.tensor([0, mine.stop - mine.start], dtype=torch.int32),
+                pos[mine],
+                **kwargs,
+            )
+        )
+    return tuple(torch.cat(x) for x in zip(*outs, strict=True))
+
+
+def check(args, kwargs, label=""):
+    together = ops.paged_attention(*args, **kwargs)
+    for a, b in zip(together, one_by_one(args, kwargs), strict=True):
+        assert compare.same_bits(a, b), label
+    compare.check("paged_attention", args, kwargs, label, got=together)
+
+
+@pytest.mark.parametrize("split", [40, 64, 100, 4096])
+@pytest.mark.parametrize(
+    "case",
+    [
+        dict(prefix=8, own=[1, 2, 3]),
+        dict(prefix=8, own=[0, 0, 5, 1]),  # some see the prefix and nothing else
+        dict(prefix=9, own=[2] * 40),  # more than one item takes
+        dict(prefix=6, own=[3, 1, 4], rows=[3, 1, 2]),
+        dict(prefix=5, own=[2, 2], cap=50, ahead=1000),
+        dict(prefix=5, own=[2, 3], tail=7),
+        dict(prefix=7, own=[1, 2], group=1, heads=3),
+        dict(prefix=4, own=[4, 6], reach=20),
+    ],
+    ids=str,
+)
+def test_bits_are_those_of_streams_alone(isa, case, split):
+    check(*batch(1, split=split, **case), case)
+
+
+@given(st.data())
+def test_any_mix(data):
+    streams = data.draw(st.integers(1, 7))
+    case = dict(
+        prefix=data.draw(st.integers(1, 12)),
+        own=data.draw(st.lists(st.integers(0, 5), min_size=streams, max_size=streams)),
+        rows=data.draw(st.lists(st.integers(0, 4), min_size=streams, max_size=streams)),
+        split=data.draw(st.sampled_from([16, 50, 64, 130, 4096])),
+        tail=data.draw(st.sampled_from([SIZE, 3])),
+        group=data.draw(st.sampled_from([1, 3])),
+    )
+    (q, *rest), kwargs = batch(2, **case)
+    if len(q):
+        check((q, *rest), kwargs, case)
+
+
+def test_two_prefixes_in_one_batch(isa):
+    """Groups are found wherever their members stand in the batch."""
+    (q, k, v, entries, owners, rows, pos), kwargs = batch(3, prefix=6, own=[1, 1, 1, 1], split=64)
+    entries = entries.clone()
+    for b in (1, 3):  # these share another prefix: the same pages, told at another origin
+        entries[owners[b] : owners[b] + 6, 3] += 32
+    check((q, k, v, entries, owners, rows, pos), kwargs)
+
+
+def test_a_list_that_parts_early_is_not_dragged_along(isa):
+    (q, k, v, entries, owners, rows, pos), kwargs = batch(4, prefix=8, own=[1, 1, 1])
+    entries = entries.clone()
+    entries[owners[1] + 5, 0] = entries[owners[1] + 8, 0]  # stream 1 leaves after five pages
+    check((q, k, v, entries, owners, rows, pos), kwargs)
+
+
+def test_nan_of_one_stream_stays_there(isa):
+    (q, *rest), kwargs = batch(5, prefix=6, own=[1, 2, 1])
+    q = q.clone()
+    q[1] = torch.nan
+    check((q, *rest), kwargs)
+    o, _ = ops.paged_attention(q, *rest, **kwargs)
+    assert o[1].isnan().all()
+    assert o[[0, 2]].isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_other_dtypes(isa, dtype):
+    (q, k, v, *rest), kwargs = batch(6, prefix=7, own=[1, 0, 3], split=50)
+    check((q.to(dtype), k.to(dtype), v.to(dtype), *rest), kwargs)
+
+
+def test_lists_per_head(isa):
+    """Every head has a list of its own; heads of other streams share with it."""
+    (q, k, v, entries, owners, rows, pos), kwargs = batch(7, prefix=6, own=[1, 2, 1], split=40)
+    lists, twice = [], [0]
+    for b in range(3):
+        mine = entries[owners[b] : owners[b + 1]]
+        for head in range(2):
+            lists.append(mine if head == 0 else mine[:5])  # the second head keeps less
+            twice.append(twice[-1] + len(lists[-1]))
+    args = (q, k, v, torch.cat(lists), torch.tensor(twice, dtype=torch.int32), rows, pos)
+    together = ops.paged_attention(*args, **kwargs)
+    compare.check("paged_attention", args, kwargs, got=together)
+    for b in range(3):
+        seen = slice(twice[2 * b], twice[2 * b + 2])
+        alone = ops.paged_attention(
+            q[b : b + 1],
+            k,
+            v,
+            args[3][seen],
+            (args[4][2 * b : 2 * b + 3] - twice[2 * b]).contiguous(),
+            torch.tensor([0, 1], dtype=torch.int32),
+            pos[b : b + 1],
+            **kwargs,
+        )
+        assert compare.same_bits(together[0][b : b + 1], alone[0])
+        assert compare.same_bits(together[1][b : b + 1], alone[1])
