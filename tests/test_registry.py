@@ -152,6 +152,7 @@ def test_compiles_into_one_graph(name, index):
 
 
 LENGTHS = {
+    "hstu_attention": lambda n: samples.hstu_attention(1, (n,)),
     "append": lambda n: samples.append(1, tokens=n, page_size=256),
     "attention": lambda n: samples.dense(1, q_len=n, k_len=2 * n, window=17, sinks=4),
     "linear": lambda n: samples.linear(1, rows=n),

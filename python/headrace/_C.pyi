@@ -91,6 +91,25 @@ def merge_states(
     threads: int,
     /,
 ) -> None: ...
+def hstu_attention(
+    q: int,
+    q_strides: tuple[int, ...],
+    k: int,
+    k_strides: tuple[int, ...],
+    v: int,
+    v_strides: tuple[int, ...],
+    tables: tuple[int, ...],
+    sizes: tuple[int, ...],
+    dtype: int,
+    alpha: float,
+    weight: float,
+    rule: tuple[int, ...],
+    causal: bool,
+    o: int,
+    split: int,
+    threads: int,
+    /,
+) -> None: ...
 def linear(
     x: int,
     x_row: int,

@@ -187,3 +187,10 @@ def test_auto_decodes_and_prefills():
     for streams in (((1, 9), (1, 4)), ((70, 4), (1, 9))):
         bound = cases.paged(torch.bfloat16, DEVICE, streams=streams)
         cases.compare("paged_attention", bound, run("paged_attention", bound, "auto"))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("name", cases.HSTU)
+def test_hstu_attention(name, dtype):
+    bound = cases.hstu_attention(dtype, DEVICE, **cases.HSTU[name])
+    cases.compare("hstu_attention", bound, run("hstu_attention", bound, "triton"))

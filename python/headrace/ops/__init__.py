@@ -3,9 +3,18 @@
 
 from .append import append
 from .attention import attention
+from .hstu_attention import hstu_attention
 from .linear import linear
 from .merge_states import merge_states
 from .paged_attention import paged_attention
 from .registry import specs
 
-__all__ = ["append", "attention", "linear", "merge_states", "paged_attention", "specs"]
+__all__ = [
+    "append",
+    "attention",
+    "hstu_attention",
+    "linear",
+    "merge_states",
+    "paged_attention",
+    "specs",
+]
