@@ -73,8 +73,8 @@ def hstu_attention(
 
 
 def _alpha(q: Tensor) -> float:
-    shape = getattr(q, "shape", ())
-    return float(shape[-1] ** -0.5) if len(shape) and shape[-1] else 1.0
+    shape: tuple[int, ...] = tuple(getattr(q, "shape", ()))
+    return float(shape[-1] ** -0.5) if shape and shape[-1] else 1.0
 
 
 def _cpu(bound, axes, outs):
