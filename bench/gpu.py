@@ -279,6 +279,8 @@ def main() -> int:
     jobs += [("append", partial(cases.append, bench, n)) for n in rows]
     jobs += [("merge_states", partial(cases.merge, bench, n)) for n in rows]
     jobs += [("linear", partial(cases.linear, bench, n, *shape)) for n in rows]
+    history = (64, 16) if bench.dry else (8192, 1024)
+    jobs.append(("hstu_attention", partial(cases.hstu, bench, *history)))
     try:
         for op, job in jobs:
             if op in only:
