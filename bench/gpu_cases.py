@@ -327,3 +327,32 @@ def lora(bench: Bench, rows: int, adapters: int, rank: int, width: int) -> None:
         moved,
         agrees,
     )
+
+
+def hstu(bench: Bench, length: int, reach: int) -> None:
+    """One history under a window; the peer masks it in torch."""
+
+    def make() -> dict[str, Any]:
+        q, k, v = (bench.randn(length, 4, DIM) for _ in range(3))
+        ptr = torch.tensor([0, length], dtype=torch.int32, device=bench.device)
+        rule = dict(max_seq_len=length, alpha=DIM**-0.5, max_attn_len=reach)
+        return dict(q=q, k=k, v=v, k_indptr=ptr) | rule
+
+    def dense(s: dict) -> torch.Tensor:
+        q, k, v = (s[x].transpose(0, 1) for x in "qkv")
+        t = torch.arange(length, device=q.device)
+        age = t[:, None] - t
+        seen = (age >= 0) & (age <= reach)
+        return (F.silu(q @ k.mT * s["alpha"]) * seen / length @ v).transpose(0, 1)
+
+    def check(s: dict, out: torch.Tensor) -> bool:
+        return near(out, dense(s | {x: s[x].double() for x in "qkv"}))
+
+    moved = 4 * length * 4 * DIM * (4 if bench.dry else 2)
+    seen = length * (reach + 1) - reach * (reach + 1) / 2
+    floor = max(
+        moved / bench.floors["copy_bytes_per_s"],
+        4 * 4 * seen * DIM / bench.floors["matrix_flops_per_s"],
+    )
+    label = f"{length} tokens, reach {reach}"
+    bench.add("hstu_attention", label, make, {"torch": dense}, floor, moved, check)

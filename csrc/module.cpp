@@ -12,6 +12,7 @@
 #include "attention.h"
 #include "build_info.h"
 #include "common/isa.h"
+#include "hstu.h"
 #include "linear.h"
 #include "lora.h"
 #include "pooled_block_mask.h"
@@ -277,6 +278,48 @@ void pooled_block_mask(Address q, Strides3 q_strides, Address k, Strides3 k_stri
   headrace::pooled_block_mask(args, batch, threads);
 }
 
+void hstu_attention(Address q, Strides2 q_strides, Address k, Strides2 k_strides, Address v,
+                    Strides2 v_strides, std::array<Address, 5> tables,
+                    std::array<std::int64_t, 6> sizes, int dtype, float alpha, float weight,
+                    std::array<std::int64_t, 4> rule, bool causal, Address o, std::int64_t split,
+                    int threads) {
+  const auto [queries, keys, heads, dim, v_dim, sequences] = sizes;
+  headrace::HstuArgs args{};
+  args.q = at<const void>(q);
+  args.k = at<const void>(k);
+  args.v = at<const void>(v);
+  args.o = at<void>(o);
+  args.attn_scale = at<const float>(tables[4]);
+  args.q_row = q_strides[0];
+  args.q_head = q_strides[1];
+  args.k_row = k_strides[0];
+  args.k_head = k_strides[1];
+  args.v_row = v_strides[0];
+  args.v_head = v_strides[1];
+  args.split = split;
+  args.heads = static_cast<int>(heads);
+  args.dim = static_cast<int>(dim);
+  args.v_dim = static_cast<int>(v_dim);
+  args.dtype = dtype;
+  args.alpha = alpha;
+  args.weight = weight;
+  headrace::HstuBatch batch{};
+  batch.q_indptr = at<const std::int32_t>(tables[0]);
+  batch.k_indptr = at<const std::int32_t>(tables[1]);
+  batch.num_targets = at<const std::int32_t>(tables[2]);
+  batch.k_order = at<const std::int64_t>(tables[3]);
+  batch.sequences = sequences;
+  batch.queries = queries;
+  batch.keys = keys;
+  batch.rule.reach = rule[0];
+  batch.rule.context = rule[1];
+  batch.rule.full = rule[2];
+  batch.rule.sinks = rule[3];
+  batch.rule.causal = causal;
+  py::gil_scoped_release nogil;
+  headrace::hstu_attention(args, batch, threads);
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
@@ -301,6 +344,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("append", &append);
   m.def("merge_states", &merge_states);
   m.def("linear", &linear);
+  m.def("hstu_attention", &hstu_attention);
   m.def("lora", &lora);
   m.def("lora_rows", &lora);
   m.def("pooled_block_mask", &pooled_block_mask);

@@ -156,6 +156,7 @@ def test_compiles_into_one_graph(name, index):
 LENGTHS = {
     "lora": lambda n: adapters.stack(1, tokens=n),
     "lora_rows": lambda n: adapters.pool(1, tokens=n),
+    "hstu_attention": lambda n: samples.hstu_attention(1, (n,)),
     "append": lambda n: samples.append(1, tokens=n, page_size=256),
     "attention": lambda n: samples.dense(1, q_len=n, k_len=2 * n, window=17, sinks=4),
     "linear": lambda n: samples.linear(1, rows=n),

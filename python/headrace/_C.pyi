@@ -149,5 +149,24 @@ def linear(
     threads: int,
     /,
 ) -> None: ...
+def hstu_attention(
+    q: int,
+    q_strides: tuple[int, ...],
+    k: int,
+    k_strides: tuple[int, ...],
+    v: int,
+    v_strides: tuple[int, ...],
+    tables: tuple[int, ...],
+    sizes: tuple[int, ...],
+    dtype: int,
+    alpha: float,
+    weight: float,
+    rule: tuple[int, ...],
+    causal: bool,
+    o: int,
+    split: int,
+    threads: int,
+    /,
+) -> None: ...
 def multiply_add_rate(seconds: float, threads: int) -> float: ...
 def read_seconds(data: int, words: int, passes: int, threads: int) -> float: ...

@@ -227,6 +227,66 @@ def linear(dtype, device="cpu", rows=37, n=45, k=70, weight=None, bias=True, see
     return dict(x=x.to(device), weight=w.to(device), bias=b)
 
 
+# Options of `hstu_attention` below.
+HSTU = {
+    "whole": {},
+    "window-targets": dict(max_attn_len=9, targets=5),
+    "prefix-pinned": dict(max_attn_len=9, contextual_seq_len=3, sinks=3, targets=2, scaled=True),
+    "new-rows": dict(new=(3, 0, 7), max_attn_len=20, min_full_attn_seq_len=2),
+    "both-sides": dict(causal=False, max_attn_len=11, contextual_seq_len=4, targets=6),
+    "ring": dict(new=(2, 0, 5), ring=True, max_attn_len=20, sinks=3, targets=1),
+    "narrow": dict(lengths=(1, 2), dim=16, v_dim=80),
+    "empty": dict(lengths=()),
+}
+
+
+def hstu_attention(
+    dtype,
+    device="cpu",
+    seed=0,
+    *,
+    lengths=(70, 0, 37),
+    new=None,
+    ring=False,
+    targets=None,
+    scaled=False,
+    dim=32,
+    v_dim=48,
+    heads=2,
+    **options,
+):
+    """Bound arguments of ops.hstu_attention; q, k and v are columns of wider, poisoned tensors."""
+    torch.manual_seed(seed)
+
+    def made(n, d):
+        x = torch.full((n, heads, d + 8), torch.nan, dtype=dtype)[..., 8:]
+        return x.copy_(torch.randn(n, heads, d))
+
+    def offsets(counts):
+        return torch.tensor([0, *counts], dtype=torch.int32).cumsum(0, dtype=torch.int32)
+
+    def ring_order(n):  # a prefix of three, and the rest far behind it and shuffled
+        return torch.cat([torch.arange(n)[:3], 10**10 + torch.randperm(max(n - 3, 0))])
+
+    rows = lengths if new is None else new
+    bound = dict(
+        q=made(sum(rows), dim),
+        k=made(sum(lengths), dim),
+        v=made(sum(lengths), v_dim),
+        k_indptr=offsets(lengths),
+        q_indptr=None if new is None else offsets(new),
+        num_targets=targets,
+        k_order=torch.cat([ring_order(n) for n in lengths]) if ring else None,
+        attn_scale=torch.rand(sum(rows)) if scaled else None,
+        max_seq_len=71,
+        alpha=dim**-0.5,
+        **options,
+    )
+    if targets is not None:
+        bound["num_targets"] = torch.tensor([min(targets, n) for n in lengths], dtype=torch.int32)
+    return {n: x.to(device) if isinstance(x, torch.Tensor) else x for n, x in bound.items()}
+
+
 def truth(op, bound):
     """The reference in fp64 on the CPU, of inputs without poison."""
     spec = ops.specs()[op]

@@ -235,3 +235,10 @@ def test_lora(case, dtype):
             at = 3 if name == "lora" else 5
             one = tuple(x[7:8] if i in (0, at, len(args) - 1) else x for i, x in enumerate(args))
             assert torch.equal(adapters.result(name, one, kwargs)[0], whole[7])
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("name", cases.HSTU)
+def test_hstu_attention(name, dtype):
+    bound = cases.hstu_attention(dtype, DEVICE, **cases.HSTU[name])
+    cases.compare("hstu_attention", bound, run("hstu_attention", bound, "triton"))

@@ -171,6 +171,11 @@ def pooled_mask(dtype, dim, **more):
     torch.ops.headrace.pooled_block_mask(q, k, **more)
 
 
+def hstu(dtype, dim, **more):
+    x, indptr = torch.zeros(40, 2, dim, dtype=dtype), torch.tensor([0, 40], dtype=torch.int32)
+    torch.ops.headrace.hstu_attention(x, x, x, indptr, max_seq_len=64, alpha=0.1, **more)
+
+
 def freqs(dim):
     return torch.ones(dim // 2, dtype=torch.float64)
 
@@ -178,6 +183,7 @@ def freqs(dim):
 SINK = torch.zeros(4)
 # In every dtype and for both architectures.
 CASES = {
+    "hstu": lambda t: hstu(t, 128, max_attn_len=512, sinks=3),
     "window": lambda t: attention(t, 128, window=2048, sinks=4),
     "decode": lambda t: attention(t, 128, q_len=1, sink_logits=SINK, softcap=3.0),
     "blocks": lambda t: attention(t, 128, window=2048, sinks=4, blocks=4),
@@ -204,6 +210,8 @@ PATHS = {
     "paged-mixed": lambda t: paged(t, 128, kv=torch.float16, inv_freq=freqs(128)),
     "append-still": lambda t: append(t, 80),
     "pooled-mask-odd": lambda t: pooled_mask(t, 80, window=300, sinks=4, blocks=7),
+    "hstu-ring": lambda t: hstu(t, 64, k_order=torch.arange(40), causal=False),
+    "hstu-wide": lambda t: hstu(t, 256, num_targets=torch.zeros(1, dtype=torch.int32)),
     "linear-wide": lambda t: linear(t, 16384, False),
     "lora-ranks": lambda t: lora(t, torch.full((3,), 9).int()),
     "lora-int8": lambda t: lora_rows(t, 8),

@@ -326,6 +326,50 @@ def adapters(name: str, index: int) -> Callable[[], Call]:
     return lambda: import_module("tests.ops.adapters").SAMPLES[name][index]()
 
 
+def hstu_attention(
+    seed: int,
+    lengths: tuple[int, ...] = (67, 0, 1, 40),
+    news: tuple[int, ...] | None = None,
+    heads: int = 2,
+    dim: int = 32,
+    v_dim: int = 48,
+    dtype: torch.dtype = torch.float32,
+    layout: str = "plain",
+    targets: int | None = None,
+    scaled: bool = False,
+    kept: int | None = None,
+    **kwargs,
+) -> Call:
+    """hstu_attention over sequences of `lengths`, of which the last `news` ask.
+
+    kept: a rolling cache of 3 + that many keys of every sequence, shuffled, with their indices.
+    """
+    gen = rng(seed)
+    total, rows = sum(lengths), sum(news) if news is not None else sum(lengths)
+    q = normal(gen, rows, heads, dim, dtype=dtype)
+    k = normal(gen, total, heads, dim, dtype=dtype)
+    v = normal(gen, total, heads, v_dim, dtype=dtype)
+    args: list = [None, None, None, indptr(lengths), None if news is None else indptr(news)]
+    args += [None, None, None]
+    if targets is not None:
+        args[5] = torch.tensor([min(n, targets) for n in lengths], dtype=torch.int32)
+    if kept is not None:
+        stays = [
+            torch.tensor([i for i in range(n) if i < 3 or i >= n - kept], dtype=torch.int64)[
+                torch.randperm(min(n, 3 + kept), generator=gen)
+            ]
+            for n in lengths
+        ]
+        none = torch.empty(0, dtype=torch.int64)
+        at = torch.cat([none, *(s + int(b) for s, b in zip(stays, args[3], strict=False))])
+        k, v, args[6] = k[at], v[at], torch.cat([none, *stays])
+        args[3] = indptr([s.numel() for s in stays])
+    if scaled:
+        args[7] = torch.rand(rows, generator=gen)
+    args[:3] = (strided(x, layout) for x in (q, k, v))
+    return tuple(args), {"max_seq_len": 71, "alpha": dim**-0.5} | kwargs
+
+
 SAMPLES: dict[str, list[Callable[[], Call]]] = {
     "lora": [adapters("lora", i) for i in range(3)],
     "lora_rows": [adapters("lora_rows", i) for i in range(4)],
@@ -380,5 +424,13 @@ SAMPLES: dict[str, list[Callable[[], Call]]] = {
         lambda: pooled_block_mask(2, dtype=torch.bfloat16, layout="heads last", causal=False),
         lambda: pooled_block_mask(3, blocks=3, block_size=16, sinks=3, local=20, window=90),
         lambda: pooled_block_mask(4, batch=1, q_len=0),
+    ],
+    "hstu_attention": [
+        lambda: hstu_attention(1),
+        lambda: hstu_attention(2, dtype=torch.bfloat16, layout="rows", targets=5, max_attn_len=9),
+        lambda: hstu_attention(3, news=(3, 0, 1, 7), scaled=True, contextual_seq_len=3, sinks=3),
+        lambda: hstu_attention(4, (9, 20), (2, 3), kept=6, dtype=torch.float16, max_attn_len=4),
+        lambda: hstu_attention(5, causal=False, max_attn_len=7, min_full_attn_seq_len=4, split=5),
+        lambda: hstu_attention(6, ()),
     ],
 }

@@ -112,3 +112,17 @@ def test_merge_states(dtype):
 def test_linear(dtype, weight):
     bound = cases.linear(dtype, weight=weight, bias=dtype == weight)
     cases.compare("linear", bound, run("linear", bound))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("name", cases.HSTU)
+def test_hstu_attention(name, dtype):
+    bound = cases.hstu_attention(dtype, **cases.HSTU[name])
+    cases.compare("hstu_attention", bound, run("hstu_attention", bound))
+
+
+def test_hstu_attention_reads_no_key_that_nobody_sees():
+    bound = cases.hstu_attention(torch.float32, lengths=(90,), new=(5,), max_attn_len=20)
+    clean = run("hstu_attention", bound)[0]
+    bound["k"][:65] = bound["v"][:65] = torch.nan
+    assert torch.equal(run("hstu_attention", bound)[0], clean)

@@ -146,6 +146,26 @@ def _mask_cases() -> list[dict[str, Any]]:
     return made
 
 
+def _hstu_cases() -> list[dict[str, Any]]:
+    g = torch.Generator().manual_seed(9)
+    q, k = (torch.randn(75, 2, 32, generator=g) for _ in "qk")
+    v = torch.randn(75, 2, 48, generator=g)
+    plain = {
+        "q": q,
+        "k": k,
+        "v": v,
+        "k_indptr": torch.tensor([0, 40, 75], dtype=torch.int32),
+        "max_seq_len": 64,
+        "alpha": 32**-0.5,
+    }
+    targets = torch.tensor([5, 0], dtype=torch.int32)
+    return [
+        plain,
+        plain | {"num_targets": targets, "max_attn_len": 9, "contextual_seq_len": 3},
+        {n: x.bfloat16() if n in "qkv" else x for n, x in plain.items()},
+    ]
+
+
 def _lora_cases() -> list[dict[str, Any]]:
     g = torch.Generator().manual_seed(7)
     cases = []
@@ -189,6 +209,7 @@ CASES: dict[str, Callable[[], list[dict[str, Any]]]] = {
     "merge_states": _merge_cases,
     "linear": _linear_cases,
     "pooled_block_mask": _mask_cases,
+    "hstu_attention": _hstu_cases,
     "lora": _lora_cases,
     "lora_rows": _lora_rows_cases,
 }

@@ -4,6 +4,7 @@
 from . import rope
 from .append import append
 from .attention import attention
+from .hstu_attention import hstu_attention
 from .linear import linear
 from .lora import lora
 from .lora_rows import lora_rows
@@ -15,6 +16,7 @@ from .registry import specs
 __all__ = [
     "append",
     "attention",
+    "hstu_attention",
     "linear",
     "lora",
     "lora_rows",
