@@ -37,7 +37,6 @@ TYPES = {
     torch.int32: "*i32",
     torch.int64: "*i64",
     torch.int8: "*i8",
-    torch.uint8: "*u8",
 }
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 
