@@ -274,6 +274,9 @@ def main() -> int:
     for b in batches:
         for c in contexts:
             jobs.append(("paged_attention", partial(cases.decode, bench, b, c, True)))
+            for codes in (torch.int8, torch.float8_e4m3fn):
+                job = partial(cases.decode, bench, b, c, True, codes)
+                jobs.append(("paged_attention", job))
     jobs.append(("paged_attention", partial(cases.decode, bench, batches[-1], contexts[0], False)))
     jobs += [("attention", partial(cases.prefill, bench, n, window)) for n in prompts]
     jobs += [("attention", partial(cases.sparse, bench, n)) for n in prompts if n <= 32768]

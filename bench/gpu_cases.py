@@ -24,8 +24,13 @@ def near(got: torch.Tensor, want: torch.Tensor, allowed: float = 1e-2) -> bool:
     return bool((got - want).square().mean().sqrt() <= allowed * want.square().mean().sqrt())
 
 
-def decode(bench: Bench, batch: int, cached: int, rotate: bool) -> None:
-    """One query a stream over 4 sinks and a window of `cached` tokens, four million tokens in."""
+def decode(
+    bench: Bench, batch: int, cached: int, rotate: bool, codes: torch.dtype | None = None
+) -> None:
+    """One query a stream over 4 sinks and a window of `cached` tokens, four million tokens in.
+
+    Over pages of the bench's dtype, or of `codes` with a scale for every slot.
+    """
     base, per = 4_000_000 // PAGE * PAGE, cached // PAGE
     cap = cached + 3
 
@@ -55,6 +60,11 @@ def decode(bench: Bench, batch: int, cached: int, rotate: bool) -> None:
             _k=bench.randn(batch, KV_HEADS, cached, DIM),
             _v=bench.randn(batch, KV_HEADS, cached, DIM),
         )
+        if codes is not None:
+            shape = (pages, KV_HEADS, PAGE)
+            made |= {n: 0.01 + torch.rand(shape) / 50 for n in ("k_scale", "v_scale")}
+            for name in ("k_pages", "v_pages"):
+                made[name] = (40 * made[name].float()).clamp(-127, 127).to(codes)
         return {
             n: x.to(bench.device) if isinstance(x, torch.Tensor) else x for n, x in made.items()
         }
@@ -72,10 +82,11 @@ def decode(bench: Bench, batch: int, cached: int, rotate: bool) -> None:
         )
         return near(out[0][:1], want[0])
 
-    kv = batch * (cached + 4) * KV_HEADS * DIM * 2 * (4 if bench.dry else 2)
+    row = DIM + 4 if codes is not None else DIM * (4 if bench.dry else 2)
+    kv = batch * (cached + 4) * KV_HEADS * 2 * row
     peers = (
         {}
-        if not rotate
+        if not rotate or codes is not None
         else {
             "sdpa": lambda s: F.scaled_dot_product_attention(
                 s["q"][:, :, None], s["_k"], s["_v"], enable_gqa=True
@@ -85,7 +96,8 @@ def decode(bench: Bench, batch: int, cached: int, rotate: bool) -> None:
     )
     bench.add(
         "paged_attention",
-        f"decode B {batch} cached {cached} {'re-indexed' if rotate else 'no rotation'}",
+        f"decode B {batch} cached {cached} {'re-indexed' if rotate else 'no rotation'}"
+        + (f" {str(codes).removeprefix('torch.')}" if codes is not None else ""),
         make,
         peers,
         kv / bench.floors["copy_bytes_per_s"],

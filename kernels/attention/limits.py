@@ -3,23 +3,17 @@
 
 from __future__ import annotations
 
-from headrace.contract import QUANTISED
-from headrace.errors import bad_value, unsupported
+import torch
+
+from headrace.errors import bad_value
+
+FORMAT = {torch.int8: 3, torch.float8_e4m3fn: 4}
+"""Quantised pages, by the codes of headrace.ops.registry; 0 stands for floats."""
 
 
-def only_plain(op, bound, axes):
-    """Refuses quantised pages, three position axes, a rotary gain, and views per kv head."""
-    if bound["k_pages"].dtype in QUANTISED:
-        have = "float32, bfloat16 and float16 on this backend"
-        raise unsupported(op, "k_pages", have, bound["k_pages"].dtype)
-    if bound["freq_axis"] is not None:
-        raise unsupported(op, "freq_axis", "None on this backend", "a tensor")
-    if bound.get("rope_gain", 1.0) != 1.0:
-        raise unsupported(op, "rope_gain", "1.0 on this backend", bound["rope_gain"])
-    if axes.get("G", 1) > 1:
-        raise unsupported(op, "entry_indptr", "a list per stream on this backend", axes["L"] + 1)
-    if "q_pos" in bound and bound["q_pos"].dim() == 2:
-        raise unsupported(op, "q_pos", "1 axis on this backend", "3")
+def as_bits(pages):
+    """e4m3 as uint8: not every GPU has the type."""
+    return pages.view(torch.uint8) if pages.dtype == torch.float8_e4m3fn else pages
 
 
 def page_strides(op, name, pages):

@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import torch
 import triton
-from headrace.kernels.attention.limits import only_plain, page_strides
+from headrace.kernels.attention.limits import FORMAT, as_bits, page_strides, scale_strides
 from headrace.kernels.common.triton import FUSION, low_precision, on_device, power_of_two
+
+from headrace.contract import QUANTISED
 
 from .blocks import mask_strides
 from .triton_blocks import block_attention_kernel
@@ -130,14 +132,20 @@ def attention(bound, axes, outs):
 
 def paged_attention(bound, axes, outs):
     """`headrace.ops.paged_attention` on CUDA tensors (or, interpreted, small CPU tensors)."""
-    only_plain("paged_attention", bound, axes)
     q, k, v, (o, lse) = bound["q"], bound["k_pages"], bound["v_pages"], outs
     q_heads, kv_heads, dim, page = axes["Hq"], axes["Hkv"], axes["D"], axes["P"]
+    lists, shared = axes["G"], axes["Hkv"] // axes["G"]
+    k_page, k_head = page_strides("paged_attention", "k_pages", k)
+    v_page, v_head = page_strides("paged_attention", "v_pages", v)
+    k_scale, v_scale = (list(scale_strides(bound[n])) for n in ("k_scale", "v_scale"))
+    if axes["Hp"] < kv_heads:  # a page holds one head, whichever it is
+        k_head = v_head = k_scale[1] = v_scale[1] = 0
     if o.numel() == 0:
         return
     order = bound["q_pos"] if bound["q_order"] is None else bound["q_order"]
     inv_freq, sink_logits = bound["inv_freq"], bound["sink_logits"]
-    low = low_precision(q, k, v)
+    # Codes are exact in 16 bits; weights times their scales may be too small for fp16.
+    low = q.dtype == torch.bfloat16 if k.dtype in QUANTISED else low_precision(q, k, v)
     rows, keys, padded, warps, stages = blocks_of(dim, low)
     keys = min(keys, triton.next_power_of_2(page))
     group = q_heads // kv_heads
@@ -145,10 +153,11 @@ def paged_attention(bound, axes, outs):
     # Bounds that need no look at the device: a block of every stream may be ragged, and only the
     # first SPLIT_BLOCKS blocks of a stream cut its view into splits.
     blocks = axes["T"] * group // rows + axes["B"]
-    items = blocks + min(SPLIT_BLOCKS, blocks) * (axes["E"] * page // split)
+    items = blocks * lists + min(SPLIT_BLOCKS, blocks) * (axes["E"] * page // split)
+    blocks *= lists
     plan = q.new_empty(blocks * 8, dtype=torch.int64)
     work = q.new_empty(blocks + 1, dtype=torch.int32)
-    states = items * kv_heads * rows if axes["E"] * page > split else 0
+    states = items * shared * rows if axes["E"] * page > split else 0
     part = [q.new_empty(states * n, dtype=torch.float32) for n in (dim, 1, 1)]
     has_sink = sink_logits is not None
     with on_device("paged_attention", q):
@@ -165,14 +174,16 @@ def paged_attention(bound, axes, outs):
             P=page,
             BM=rows,
             SPLIT_BLOCKS=SPLIT_BLOCKS,
+            FIELDS=bound["entries"].shape[1],
+            LISTS=lists,
             num_warps=2,
             **FUSION,
         )
         paged_cut_kernel[(1,)](plan, work, blocks, BLOCK=1024, num_warps=4, **FUSION)
-        paged_kernel[(items * kv_heads,)](
+        paged_kernel[(items * shared,)](
             q,
-            k,
-            v,
+            as_bits(k),
+            as_bits(v),
             o,
             lse,
             bound["entries"],
@@ -183,9 +194,16 @@ def paged_attention(bound, axes, outs):
             plan,
             work,
             *part,
+            bound["freq_axis"],
+            bound["k_scale"],
+            bound["v_scale"],
             *q.stride()[:2],
-            *page_strides("paged_attention", "k_pages", k),
-            *page_strides("paged_attention", "v_pages", v),
+            k_page,
+            k_head,
+            v_page,
+            v_head,
+            *k_scale,
+            *v_scale,
             q_heads,
             kv_heads,
             blocks,
@@ -194,6 +212,7 @@ def paged_attention(bound, axes, outs):
             split,
             bound["scale"],
             bound["softcap"],
+            bound["rope_gain"],
             D=dim,
             BD=padded,
             P=page,
@@ -203,12 +222,16 @@ def paged_attention(bound, axes, outs):
             CAPPED=bound["softcap"] > 0,
             HAS_SINK=has_sink,
             LOW=low,
+            AXES=1 if bound["q_pos"].dim() == 1 else 3,
+            FIELDS=bound["entries"].shape[1],
+            LISTS=lists,
+            FORMAT=FORMAT.get(k.dtype, 0),
             num_warps=warps,
             num_stages=stages,
             **FUSION,
         )
         if states:
-            paged_join_kernel[(blocks * kv_heads,)](
+            paged_join_kernel[(blocks * shared,)](
                 o,
                 lse,
                 sink_logits,
@@ -222,6 +245,7 @@ def paged_attention(bound, axes, outs):
                 BD=padded,
                 BM=rows,
                 HAS_SINK=has_sink,
+                LISTS=lists,
                 num_warps=warps,
                 **FUSION,
             )

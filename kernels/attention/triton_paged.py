@@ -17,7 +17,7 @@ import triton
 import triton.language as tl
 
 from .triton_plan import entry_keys
-from .triton_tile import cos_sin, finish, fold, join, phase_step
+from .triton_tile import cos_sin, decode, finish, fold, join, phase_step
 
 
 @triton.jit(do_not_specialize=["blocks", "pages"])
@@ -37,12 +37,21 @@ def paged_kernel(
     part_o,
     part_m,
     part_l,
+    freq_axis,
+    k_scale,
+    v_scale,
     q_row,
     q_head,
     k_page,
     k_head,
     v_page,
     v_head,
+    k_scale_page,
+    k_scale_head,
+    k_scale_slot,
+    v_scale_page,
+    v_scale_head,
+    v_scale_slot,
     q_heads,
     kv_heads,
     blocks,
@@ -51,6 +60,7 @@ def paged_kernel(
     split,
     scale,
     softcap,
+    gain,
     D: tl.constexpr,
     BD: tl.constexpr,
     P: tl.constexpr,
@@ -60,9 +70,13 @@ def paged_kernel(
     CAPPED: tl.constexpr,
     HAS_SINK: tl.constexpr,
     LOW: tl.constexpr,
+    AXES: tl.constexpr,
+    FIELDS: tl.constexpr,
+    LISTS: tl.constexpr,
+    FORMAT: tl.constexpr,
 ):
-    item = tl.program_id(0) // kv_heads
-    kv_head = (tl.program_id(0) % kv_heads).to(tl.int64)
+    shared = kv_heads // LISTS  # kv heads that share a list of entries
+    item = tl.program_id(0) // shared
     if item >= tl.load(work + blocks):
         return
     below = 0  # the block that owns the item, by bisection
@@ -73,6 +87,7 @@ def paged_kernel(
             below = mid
         else:
             above = mid
+    kv_head = (tl.program_id(0) % shared + below % LISTS).to(tl.int64)
     info = plan + below.to(tl.int64) * 8
     row0 = tl.load(info)
     rows = tl.load(info + 1)
@@ -94,7 +109,7 @@ def paged_kernel(
     order = tl.load(q_order + row, mask=valid, other=0)
     at = q + (row * q_row + head * q_head)[:, None]
     x = tl.load(at + d[None, :], mask=valid[:, None] & (d < D)[None, :], other=0.0)
-    turned = x.to(k_pages.dtype.element_ty)
+    turned = x
     if not LOW:
         turned = x.to(tl.float32)
     if ROTARY:
@@ -104,9 +119,14 @@ def paged_kernel(
         mate = tl.where(low_half, d + half, d - half)
         freq = tl.load(inv_freq + tl.where(low_half, d, d - half), mask=turns, other=0.0)
         step = phase_step(freq)
-        pos = tl.load(q_pos + row, mask=valid, other=0)
-    origin_now = newest * 0
-    cap_now = origin_now - 1  # no entry has it
+        pos = tl.load(q_pos + row * AXES, mask=valid, other=0)
+        by = tl.where(turns, gain, 1.0)
+        if AXES == 3:
+            pos_1 = tl.load(q_pos + row * 3 + 1, mask=valid, other=0)
+            pos_2 = tl.load(q_pos + row * 3 + 2, mask=valid, other=0)
+            axis = tl.load(freq_axis + tl.where(low_half, d, d - half), mask=turns, other=0)
+    turned_for = entries  # the entry for which the queries are rotated
+    is_turned = newest < newest
 
     acc = tl.zeros([BM, BD], tl.float32)
     m = tl.full([BM], float("-inf"), tl.float32)
@@ -116,7 +136,9 @@ def paged_kernel(
     passed = newest * 0  # visible tokens of the entries before this group
     tiles: tl.constexpr = (P + BN - 1) // BN
     for e0 in range(first_entry, last_entry, 64):
-        lo_all, hi_all = entry_keys(entries, e0 + lane, last_entry, pages, oldest, newest, P)
+        lo_all, hi_all = entry_keys(
+            entries, e0 + lane, last_entry, pages, oldest, newest, P, FIELDS
+        )
         n_all = hi_all - lo_all
         starts = passed + tl.cumsum(n_all, 0) - n_all
         mine = (n_all > 0) & (starts < end) & (starts + n_all > begin)
@@ -126,8 +148,8 @@ def paged_kernel(
         passed += tl.sum(n_all, 0)
         for i in range(i_lo * tiles, i_hi * tiles):
             e = e0 + i // tiles
-            lo, hi = entry_keys(entries, e, last_entry, pages, oldest, newest, P)
-            entry = entries + e * 7
+            lo, hi = entry_keys(entries, e, last_entry, pages, oldest, newest, P, FIELDS)
+            entry = entries + e * FIELDS
             page = tl.load(entry)
             first = tl.load(entry + 1)
             origin = tl.load(entry + 3)
@@ -139,10 +161,15 @@ def paged_kernel(
             slot_hi = first + lo + tl.minimum(tl.maximum(end - gone, 0), hi - lo)
             if i % tiles == tiles - 1:
                 gone += hi - lo
-            if ROTARY:  # noqa: SIM102  (one is decided when the kernel is compiled)
-                if (origin != origin_now) | (cap != cap_now):
-                    origin_now = origin
-                    cap_now = cap
+            if ROTARY:
+                same = is_turned & (tl.load(turned_for + 3) == origin)
+                same = same & (tl.load(turned_for + 4) == cap)
+                if AXES == 3:
+                    for j in tl.static_range(7, 11):
+                        same = same & (tl.load(turned_for + j) == tl.load(entry + j))
+                if not same:
+                    turned_for = entry
+                    is_turned = newest == newest
                     # From memory again: origins change seldom, and registers are few.
                     half_a = tl.load(
                         at + d[None, :], mask=valid[:, None] & (d < D)[None, :], other=0.0
@@ -151,9 +178,14 @@ def paged_kernel(
                         at + mate[None, :], mask=valid[:, None] & turns[None, :], other=0.0
                     ).to(tl.float32)
                     half_b = tl.where(low_half[None, :], -half_b, half_b)
-                    away = tl.minimum(pos - origin, cap)
-                    c, s = cos_sin(away[:, None] * step[None, :])
-                    turned = (half_a * c + half_b * s).to(turned.dtype)
+                    away = tl.minimum(pos - origin, cap)[:, None]
+                    if AXES == 3:
+                        more = tl.minimum(pos_1 - tl.load(entry + 7), tl.load(entry + 8))
+                        away = tl.where((axis == 1)[None, :], more[:, None], away)
+                        more = tl.minimum(pos_2 - tl.load(entry + 9), tl.load(entry + 10))
+                        away = tl.where((axis == 2)[None, :], more[:, None], away)
+                    c, s = cos_sin(away * step[None, :])
+                    turned = ((half_a * c + half_b * s) * by[None, :]).to(turned.dtype)
             slot = (i % tiles) * BN + cols
             inside = (slot >= slot_lo) & (slot < slot_hi)
             # Whole runs of 16 slots, which never leave the page, keep the loads wide.
@@ -162,7 +194,7 @@ def paged_kernel(
             kt = tl.load(
                 k_pages + page * k_page + kv_head * k_head + d[:, None] * P + slot[None, :],
                 mask=(d < D)[:, None] & touched[None, :],
-                other=0.0,
+                other=0,
             )
             # Slots that each row sees, in 64 bits by row and in 32 by element.
             row_lo = first + tl.minimum(tl.maximum(order - reach + 1 - key_order, 0), P)
@@ -173,9 +205,21 @@ def paged_kernel(
             vt = tl.load(
                 v_pages + page * v_page + kv_head * v_head + slot[:, None] * D + d[None, :],
                 mask=used[:, None] & (d < D)[None, :],
-                other=0.0,
+                other=0,
             )
-            acc, m, l = fold(turned, kt, vt, seen, acc, m, l, scale, softcap, CAPPED, True, LOW)
+            k_by = 1.0
+            v_by = 1.0
+            if FORMAT > 2:
+                kt = decode(kt, FORMAT).to(turned.dtype)
+                vt = decode(vt, FORMAT).to(turned.dtype)
+                k_at = k_scale + page * k_scale_page + kv_head * k_scale_head
+                v_at = v_scale + page * v_scale_page + kv_head * v_scale_head
+                k_by = tl.load(k_at + slot * k_scale_slot, mask=inside, other=0.0)
+                v_by = tl.load(v_at + slot * v_scale_slot, mask=used, other=0.0)
+            acc, m, l = fold(
+                turned, kt, vt, seen, acc, m, l, scale, softcap, CAPPED, True, LOW, k_by, v_by,
+                FORMAT > 2,
+            )  # fmt: skip
 
     if splits == 1:
         sink = m
@@ -187,7 +231,7 @@ def paged_kernel(
         tl.store(o + out[:, None] * D + d[None, :], y.to(o.dtype.element_ty), mask=mask)
         tl.store(lse + out, stat, mask=valid)
     else:
-        to = (item * kv_heads + kv_head) * BM + tl.arange(0, BM)
+        to = (item * shared + tl.program_id(0) % shared).to(tl.int64) * BM + tl.arange(0, BM)
         tl.store(part_o + to[:, None] * D + d[None, :], acc, mask=(d < D)[None, :])
         tl.store(part_m + to, m)
         tl.store(part_l + to, l)
@@ -210,10 +254,12 @@ def paged_join_kernel(
     BD: tl.constexpr,
     BM: tl.constexpr,
     HAS_SINK: tl.constexpr,
+    LISTS: tl.constexpr,
 ):
     """Joins the splits of one block and kv head, in order."""
-    owner = tl.program_id(0) // kv_heads
-    kv_head = (tl.program_id(0) % kv_heads).to(tl.int64)
+    shared = kv_heads // LISTS
+    owner = tl.program_id(0) // shared
+    kv_head = (tl.program_id(0) % shared + owner % LISTS).to(tl.int64)
     info = plan + owner.to(tl.int64) * 8
     splits = tl.load(info + 7)
     if splits < 2:
@@ -230,7 +276,7 @@ def paged_join_kernel(
     l = tl.zeros([BM], tl.float32)
     first = tl.load(work + owner).to(tl.int64)
     for i in range(0, splits):
-        at = ((first + i) * kv_heads + kv_head) * BM + tl.arange(0, BM)
+        at = ((first + i) * shared + tl.program_id(0) % shared) * BM + tl.arange(0, BM)
         acc_b = tl.load(part_o + at[:, None] * D + d[None, :], mask=(d < D)[None, :], other=0.0)
         acc, m, l = join(acc, m, l, acc_b, tl.load(part_m + at), tl.load(part_l + at))
     sink = m

@@ -11,9 +11,9 @@ import triton.language as tl
 
 
 @triton.jit
-def entry_keys(entries, index, last, pages, oldest, newest, P: tl.constexpr):
+def entry_keys(entries, index, last, pages, oldest, newest, P: tl.constexpr, FIELDS: tl.constexpr):
     """First and one-past-last key of an entry, from its first, that rows of these orders see."""
-    at = entries + index.to(tl.int64) * 7
+    at = entries + index.to(tl.int64) * FIELDS
     mask = index < last
     page = tl.load(at, mask=mask, other=0)
     first = tl.load(at + 1, mask=mask, other=0)
@@ -41,10 +41,12 @@ def paged_count_kernel(
     P: tl.constexpr,
     BM: tl.constexpr,
     SPLIT_BLOCKS: tl.constexpr,
+    FIELDS: tl.constexpr,
+    LISTS: tl.constexpr,
 ):
-    """Row of the plan, int64 [8], of a block: first row of the stream, rows, block of the stream,
-    first and last entry, visible tokens, splits."""
-    pid = tl.program_id(0)
+    """Row of the plan, int64 [8], of a block (of every list of a block): first row of the stream,
+    rows, block of the stream, first and last entry, oldest and newest order, splits."""
+    pid = tl.program_id(0) // LISTS
     lane = tl.arange(0, 64)
     before = 0  # blocks of the streams already passed
     stream = 0
@@ -59,12 +61,13 @@ def paged_count_kernel(
         stream += tl.sum(passed.to(tl.int32), 0)
         start = tl.maximum(start, tl.max(tl.where(passed, ends, 0), 0))
         before = tl.max(ends, 0)
-    to = plan + pid.to(tl.int64) * 8
+    to = plan + tl.program_id(0).to(tl.int64) * 8
     if stream < streams:
         row = tl.load(q_indptr + stream)
         rows = tl.load(q_indptr + stream + 1) - row
-        first = tl.load(entry_indptr + stream)
-        last = tl.load(entry_indptr + stream + 1)
+        index = stream * LISTS + tl.program_id(0) % LISTS
+        first = tl.load(entry_indptr + index)
+        last = tl.load(entry_indptr + index + 1)
         block = pid - start
         position = (block * BM + tl.arange(0, BM)) // group
         valid = position < rows
@@ -73,7 +76,7 @@ def paged_count_kernel(
         newest = tl.max(tl.where(valid, order, -9223372036854775807), 0)
         visible = tl.zeros([64], tl.int64)
         for e in range(first, last, 64):
-            lo, hi = entry_keys(entries, e + lane, last, pages, oldest, newest, P)
+            lo, hi = entry_keys(entries, e + lane, last, pages, oldest, newest, P, FIELDS)
             visible += hi - lo
         total = tl.sum(visible, 0)
         splits = tl.maximum((total + split - 1) // split, 1)

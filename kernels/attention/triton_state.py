@@ -5,12 +5,24 @@ from __future__ import annotations
 
 import triton
 import triton.language as tl
-from headrace.kernels.attention.limits import only_plain, page_strides
+from headrace.kernels.attention.limits import FORMAT, as_bits, page_strides, scale_strides
 from headrace.kernels.common.triton import FUSION, on_device, power_of_two
 
-from .triton_tile import cos_sin, phase_step
+from .triton_tile import cos_sin, encode, own_scale, phase_step
 
 TOKENS = 16  # of one program; a run of consecutive slots is written as rows of the transposed page
+
+
+@triton.jit
+def codes_of(x, scale, mask, FORMAT: tl.constexpr, OWN_SCALE: tl.constexpr):
+    """Codes of rows x [T, D] with scales at `scale` [T], written if they are their own."""
+    if OWN_SCALE:
+        step = own_scale(x, FORMAT)
+        tl.store(scale, step, mask=mask)
+    else:
+        step = tl.load(scale, mask=mask, other=0.0)
+    step = step[:, None]
+    return encode(tl.where(step == 0.0, 0.0, x / tl.where(step == 0.0, 1.0, step)), FORMAT)
 
 
 @triton.jit(do_not_specialize=["tokens", "pages"])
@@ -29,6 +41,15 @@ def append_kernel(
     k_page_head,
     v_page,
     v_page_head,
+    freq_axis,
+    k_scale,
+    v_scale,
+    k_scale_page,
+    k_scale_head,
+    k_scale_slot,
+    v_scale_page,
+    v_scale_head,
+    v_scale_slot,
     tokens,
     pages,
     half,
@@ -37,13 +58,17 @@ def append_kernel(
     P: tl.constexpr,
     BT: tl.constexpr,
     ROTARY: tl.constexpr,
+    AXES: tl.constexpr,
+    FORMAT: tl.constexpr,
+    OWN_SCALE: tl.constexpr,
 ):
     t = tl.program_id(0).to(tl.int64) * BT + tl.arange(0, BT)
     head = tl.program_id(1).to(tl.int64)
     d = tl.arange(0, BD)
     mask = t < tokens
-    page = tl.load(where + t * 3, mask=mask, other=0)
-    slot = tl.load(where + t * 3 + 1, mask=mask, other=0)
+    at_where = where + t * (2 + AXES)
+    page = tl.load(at_where, mask=mask, other=0)
+    slot = tl.load(at_where + 1, mask=mask, other=0)
     mask = mask & (page >= 0) & (page < pages) & (slot >= 0) & (slot < P)
     both = mask[:, None] & (d < D)[None, :]
     at = k + (t * k_row + head * k_head)[:, None]
@@ -54,16 +79,30 @@ def append_kernel(
         mate = tl.where(low_half, d + half, d - half)
         other = tl.load(at + mate[None, :], mask=both & turns[None, :], other=0.0).to(tl.float32)
         freq = tl.load(inv_freq + tl.where(low_half, d, d - half), mask=turns, other=0.0)
-        offset = tl.load(where + t * 3 + 2, mask=mask, other=0)
-        c, s = cos_sin(offset[:, None] * phase_step(freq)[None, :])
+        offset = tl.load(at_where + 2, mask=mask, other=0)[:, None]
+        if AXES == 3:
+            axis = tl.load(freq_axis + tl.where(low_half, d, d - half), mask=turns, other=0)
+            more = tl.load(at_where + 3, mask=mask, other=0)
+            offset = tl.where((axis == 1)[None, :], more[:, None], offset)
+            more = tl.load(at_where + 4, mask=mask, other=0)
+            offset = tl.where((axis == 2)[None, :], more[:, None], offset)
+        c, s = cos_sin(offset * phase_step(freq)[None, :])
         key = key * c + tl.where(low_half[None, :], -other, other) * s
     to_k = k_pages + (page * k_page + head * k_page_head + slot)[:, None] + d[None, :] * P
-    tl.store(to_k, key.to(k_pages.dtype.element_ty), mask=both)
+    if FORMAT > 2:
+        scale = k_scale + page * k_scale_page + head * k_scale_head + slot * k_scale_slot
+        tl.store(to_k, codes_of(key, scale, mask, FORMAT, OWN_SCALE), mask=both)
+    else:
+        tl.store(to_k, key.to(k_pages.dtype.element_ty), mask=both)
     value = tl.load(v + (t * v_row + head * v_head)[:, None] + d[None, :], mask=both, other=0.0).to(
         tl.float32
     )
     to_v = v_pages + (page * v_page + head * v_page_head + slot * D)[:, None] + d[None, :]
-    tl.store(to_v, value.to(v_pages.dtype.element_ty), mask=both)
+    if FORMAT > 2:
+        scale = v_scale + page * v_scale_page + head * v_scale_head + slot * v_scale_slot
+        tl.store(to_v, codes_of(value, scale, mask, FORMAT, OWN_SCALE), mask=both)
+    else:
+        tl.store(to_v, value.to(v_pages.dtype.element_ty), mask=both)
 
 
 @triton.jit(do_not_specialize=["rows"])
@@ -97,10 +136,10 @@ def merge_states_kernel(
 
 def append(bound, axes, outs):
     """`headrace.ops.append` on CUDA tensors. A token with no page or slot inside is not written."""
-    only_plain("append", bound, axes)
     k, v, k_pages, v_pages = bound["k"], bound["v"], bound["k_pages"], bound["v_pages"]
     to_k = page_strides("append", "k_pages", k_pages)
     to_v = page_strides("append", "v_pages", v_pages)
+    k_scale, v_scale = (scale_strides(bound[n]) for n in ("k_scale", "v_scale"))
     inv_freq = bound["inv_freq"]
     if k.numel() == 0:
         return
@@ -108,14 +147,19 @@ def append(bound, axes, outs):
         append_kernel[(triton.cdiv(axes["T"], TOKENS), axes["Hkv"])](
             k,
             v,
-            k_pages,
-            v_pages,
+            as_bits(k_pages),
+            as_bits(v_pages),
             bound["where"],
             inv_freq,
             *k.stride()[:2],
             *v.stride()[:2],
             *to_k,
             *to_v,
+            bound["freq_axis"],
+            bound["k_scale"],
+            bound["v_scale"],
+            *k_scale,
+            *v_scale,
             axes["T"],
             axes["N"],
             0 if inv_freq is None else inv_freq.numel(),
@@ -124,6 +168,9 @@ def append(bound, axes, outs):
             P=axes["P"],
             BT=TOKENS,
             ROTARY=inv_freq is not None,
+            AXES=bound["where"].shape[1] - 2,
+            FORMAT=FORMAT.get(k_pages.dtype, 0),
+            OWN_SCALE=k_scale[2] == 1,
             num_warps=4,
             **FUSION,
         )

@@ -49,6 +49,53 @@ def cos_sin(phase):
 
 
 @triton.jit
+def decode(codes, FORMAT: tl.constexpr):
+    """Codes as numbers: int8 as they are (FORMAT 3), bits of e4m3 (4) as fp32; floats stay.
+
+    e4m3 moved into fp16 reads as 2**-8 of its value, subnormals included; 0x7f is NaN.
+    """
+    if FORMAT == 4:
+        bits = codes.to(tl.int16)
+        magnitude = bits & 0x7F
+        half = ((magnitude << 7) | ((bits & 0x80) << 8)).to(tl.float16, bitcast=True)
+        value = half.to(tl.float32) * 256.0
+        value = tl.where(magnitude == 0x7F, float("nan"), value)
+    else:
+        value = codes
+    return value
+
+
+@triton.jit
+def encode(x, FORMAT: tl.constexpr):
+    """The nearest code, ties to even, saturated; a NaN is 0 in int8 (FORMAT 3), NaN in e4m3 (4)."""
+    if FORMAT == 3:
+        x = tl.where(x == x, tl.minimum(tl.maximum(x, -127.0), 127.0), 0.0)
+        code = ((x + 12582912.0) - 12582912.0).to(tl.int8)  # 1.5 * 2**23: the sum is whole
+    else:
+        u = x.to(tl.int32, bitcast=True)
+        a = u & 0x7FFFFFFF
+        # The last bit of the sum counts 2**-9, the smallest code.
+        low = (tl.abs(x) + 24576.0).to(tl.int32, bitcast=True) & 0xF
+        normal = ((a + 0x7FFFF + ((a >> 20) & 1)) >> 20) - 960
+        magnitude = tl.where(a < 0x3C800000, low, normal)
+        magnitude = tl.where(a > 0x43E00000, 0x7E, magnitude)
+        magnitude = tl.where(a >= 0x7F800000, 0x7F, magnitude)
+        code = (magnitude | ((u >> 24) & 0x80)).to(tl.uint8)
+    return code
+
+
+@triton.jit
+def own_scale(x, FORMAT: tl.constexpr):
+    """Scale [T] of rows x [T, D]: largest magnitude over largest code, NaN if not finite."""
+    a = tl.abs(x)
+    fine = tl.min((a < float("inf")).to(tl.int32), 1) > 0
+    top = tl.max(tl.where(a < float("inf"), a, 0.0), 1)
+    step = top / (127.0 if FORMAT == 3 else 448.0)
+    step = tl.where(top < 7.888609052210118e-31, 0.0, step)  # 2**-100
+    return tl.where(fine, step, float("nan"))
+
+
+@triton.jit
 def soft_cap(x, cap):
     """cap * tanh(x / cap). A series where 1 - exp would cancel."""
     y = x / cap
@@ -75,13 +122,20 @@ def fold(
     CAPPED: tl.constexpr,
     MASKED: tl.constexpr,
     LOW: tl.constexpr,
+    k_by=1.0,
+    v_by=1.0,
+    CODES: tl.constexpr = False,
 ):
     """Takes one tile of keys [D, N] and values [N, D] into the running state of rows q [M, D].
+
+    With CODES they are codes, k_by and v_by [N] their scales; it must be MASKED then.
 
     m and l are the maximum (of logits times log2 e) and the sum. Values of keys that no row sees
     must come in as 0: their weight is 0, but 0 times NaN is not.
     """
     s = product(q, k, LOW) * scale
+    if CODES:
+        s *= k_by[None, :]
     if CAPPED:
         s = soft_cap(s, softcap)
     s *= LOG2E
@@ -92,6 +146,8 @@ def fold(
     p = tl.exp2(s - base[:, None])
     shrink = tl.exp2(m - base)
     l = l * shrink + tl.sum(p, 1)
+    if CODES:  # a scale that is NaN is for those who see it
+        p = tl.where(seen, p * v_by[None, :], 0.0)
     acc = acc * shrink[:, None] + product(p.to(v.dtype) if LOW else p, v, LOW)
     return acc, top, l
 

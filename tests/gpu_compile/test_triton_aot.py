@@ -37,7 +37,6 @@ TYPES = {
     torch.int32: "*i32",
     torch.int64: "*i64",
     torch.int8: "*i8",
-    torch.uint8: "*u8",
 }
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 
@@ -117,6 +116,45 @@ def paged(dtype, dim, page=64, **more):
         indptr,
         torch.zeros(3, dtype=torch.int64),
         **more,
+    )
+
+
+def forms(q_dtype, dim, codes, lists, axes, slots=64):
+    """Codes, `lists` lists a stream (2 kv heads, on pages of their own), and 1 or 3 axes."""
+    heads = 1 if lists > 1 else 2
+    pages = torch.zeros(64, heads, dim, 64, dtype=torch.uint8).view(codes)
+    scale = torch.zeros(64, heads, slots)
+    rotary = {"inv_freq": freqs(dim)}
+    if axes == 3:
+        rotary |= {"freq_axis": torch.zeros(dim // 2, dtype=torch.int32), "rope_gain": 1.2}
+    q_pos = torch.zeros((3, 3) if axes == 3 else 3, dtype=torch.int64)
+    torch.ops.headrace.paged_attention(
+        torch.zeros(3, 8, dim, dtype=q_dtype),
+        pages,
+        pages.mT.contiguous(),
+        torch.zeros(64, 5 + 2 * axes, dtype=torch.int64),
+        torch.zeros(2 * lists + 1, dtype=torch.int32),
+        torch.tensor([0, 1, 3], dtype=torch.int32),
+        q_pos,
+        q_order=torch.zeros(3, dtype=torch.int64),
+        k_scale=scale,
+        v_scale=scale,
+        **rotary,
+    )
+
+
+def append_forms(dtype, dim, codes, axes, slots=64):
+    k = torch.zeros(33, 2, dim, dtype=dtype)
+    pages, scale = (
+        torch.zeros(9, 2, dim, 64, dtype=torch.uint8).view(codes),
+        torch.zeros(9, 2, slots),
+    )
+    rotary = {"inv_freq": freqs(dim)}
+    if axes == 3:
+        rotary |= {"freq_axis": torch.zeros(dim // 2, dtype=torch.int32)}
+    where = torch.zeros(33, 2 + axes, dtype=torch.int64)
+    torch.ops.headrace.append(
+        k, k, pages, pages.mT.contiguous(), where, k_scale=scale, v_scale=scale, **rotary
     )
 
 
@@ -212,6 +250,13 @@ PATHS = {
     "pooled-mask-odd": lambda t: pooled_mask(t, 80, window=300, sinks=4, blocks=7),
     "hstu-ring": lambda t: hstu(t, 64, k_order=torch.arange(40), causal=False),
     "hstu-wide": lambda t: hstu(t, 256, num_targets=torch.zeros(1, dtype=torch.int32)),
+    "paged-int8": lambda t: forms(t, 128, torch.int8, 1, 1),
+    "paged-fp8": lambda t: forms(t, 128, torch.float8_e4m3fn, 1, 3, slots=1),
+    "paged-lists": lambda t: forms(t, 128, torch.int8, 2, 3),
+    "paged-codes-fp32": lambda t: forms(torch.float32, 128, torch.float8_e4m3fn, 2, 1),
+    "append-int8": lambda t: append_forms(t, 128, torch.int8, 1),
+    "append-fp8": lambda t: append_forms(t, 80, torch.float8_e4m3fn, 3),
+    "append-page-scale": lambda t: append_forms(t, 128, torch.int8, 3, slots=1),
     "linear-wide": lambda t: linear(t, 16384, False),
     "lora-ranks": lambda t: lora(t, torch.full((3,), 9).int()),
     "lora-int8": lambda t: lora_rows(t, 8),
@@ -250,9 +295,13 @@ def test_every_path_compiles(path, launches):
     with headrace.use_backend("triton"):
         PATHS[path](torch.bfloat16)
     for fn, args, kwargs in launches:
-        binary = compile_launch(fn, args, kwargs, 80)
-        assert binary.asm["cubin"]
-        assert binary.metadata.shared <= SHARED_LIMIT[80], (fn.__name__, binary.metadata)
+        for capability in (80, 90) if "-int8" in path or "-fp8" in path else (80,):
+            binary = compile_launch(fn, args, kwargs, capability)
+            assert binary.asm["cubin"]
+            assert binary.metadata.shared <= SHARED_LIMIT[capability], (
+                fn.__name__,
+                binary.metadata,
+            )
 
 
 def test_every_kernel_has_a_case(launches):
