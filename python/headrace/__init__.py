@@ -14,6 +14,7 @@ __all__ = [
     "Sink",
     "Stream",
     "Window",
+    "debug",
     "models",
     "ops",
     "oracle",
@@ -32,6 +33,7 @@ try:
     import torch  # noqa: F401  (first: the extension shares torch's OpenMP runtime)
 
     from . import models, ops, presets
+    from .audit import debug
     from .backends import use_backend, use_isa
     from .memory import PagePool, Sink, Window
     from .streams import Absolute, Engine, InCache, Report, Stream, oracle, recompute, wrap

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .. import audit
 from ..errors import bad_type, bad_value, unsupported
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.int8, torch.float8_e4m3fn)
@@ -73,6 +74,7 @@ class PagePool:
         self.filled = [0] * pages
         self._holders = [0] * pages
         self._free = list(range(pages))
+        audit.owns(self.k, self)
 
     @property
     def pages(self) -> int:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .. import backends
+from .. import audit, backends
 from ..contract import Axes, OpSpec
 from ..errors import BackendError, bad_type, bad_value
 
@@ -58,6 +58,8 @@ def register(spec: OpSpec, cpu: Kernel) -> None:
     def on(device: str) -> Callable[..., Any]:
         def run(*args: Any, **kwargs: Any) -> Any:
             bound, axes = bind(args, kwargs)
+            if audit.on:
+                audit.check(spec.name, bound)
             chosen = backends.resolve(device, spec.gpu)
             if device == "cuda" and backends.current() == "auto":
                 chosen = _suited(spec, axes)
