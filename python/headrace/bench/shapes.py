@@ -226,6 +226,66 @@ def merge_states(tokens: int, dtype: torch.dtype = torch.float32) -> Case:
     )  # fmt: skip
 
 
+def causal_conv(tokens: int, channels: int, dtype: torch.dtype = torch.bfloat16) -> Case:
+    """A chunk of `tokens` of one stream, four taps, SiLU; the peer joins, convolves and keeps."""
+    x, weight = torch.randn(tokens, channels).to(dtype), torch.randn(channels, 4)
+    state = torch.randn(1, channels, 3).to(dtype)
+    indptr, rows = torch.tensor([0, tokens]).int(), torch.zeros(1).int()
+    bound, axes = bound_call("causal_conv", x, weight, None, state, indptr, rows)
+    spec, narrow = ops.specs()["causal_conv"], weight.to(dtype)[:, None]
+
+    def ours() -> torch.Tensor:
+        return ops.causal_conv(x, weight, None, state, indptr, rows)
+
+    def peer() -> torch.Tensor:
+        seen = torch.cat([state, x.T[None]], -1)
+        state.copy_(seen[..., -3:])
+        return F.silu(F.conv1d(seen, narrow, groups=channels))[0].T
+
+    def check() -> tuple[float, float]:
+        before = state.double()
+        want = spec.reference(x.double(), weight.double(), None, before, indptr, rows, True)
+        return rms_error(ours(), want), spec.tolerance(dtype, axes, bound)
+
+    return Case(
+        "causal_conv", f"{dtype_name(dtype)} [{tokens}, {channels}]", ours, check,
+        spec.bytes(axes, bound), spec.flops(axes, bound), peer, "torch conv1d",
+    )  # fmt: skip
+
+
+def linear_attention(tokens: int, dtype: torch.dtype = torch.bfloat16) -> Case:
+    """A chunk of one stream, 8 heads of 128, ReLU; the peer is the masked product of the chunk."""
+    q, k, v = (torch.randn(tokens, 8, 128).to(dtype) for _ in range(3))
+    state, norm = torch.zeros(1, 8, 128, 128), torch.ones(1, 8, 128)
+    indptr, rows = torch.tensor([0, tokens]).int(), torch.zeros(1).int()
+    args = (q, k, v, state, norm, indptr, rows)
+    bound, axes = bound_call("linear_attention", *args)
+    spec = ops.specs()["linear_attention"]
+
+    def ours() -> torch.Tensor:
+        return ops.linear_attention(*args)
+
+    def peer() -> torch.Tensor:
+        a, b, c = (x.float().transpose(0, 1) for x in (q.relu(), k.relu(), v))
+        weights = (a @ b.mT).tril_()
+        top = weights @ c + a @ state[0]
+        under = weights.sum(-1) + (a @ norm[0, :, :, None])[..., 0] + 1e-6
+        state[0] += b.mT @ c
+        norm[0] += b.sum(1)
+        return (top / under[..., None]).transpose(0, 1).to(dtype)
+
+    def check() -> tuple[float, float]:
+        wide = {n: x.double() if n in ("q", "k", "v", "state", "norm") else x
+                for n, x in bound.items()}  # fmt: skip
+        want = spec.reference(**wide)
+        return rms_error(ours(), want), spec.tolerance(dtype, axes, bound)
+
+    return Case(
+        "linear_attention", f"{dtype_name(dtype)} {tokens} tokens", ours, check,
+        spec.bytes(axes, bound), spec.flops(axes, bound), peer, "torch expression",
+    )  # fmt: skip
+
+
 def cases(op: str | None, quick: bool) -> Iterator[Case]:
     """Cases of one op or of all, made one at a time: some hold gigabytes."""
     from . import adapters, sparse  # their cases are made of what is above
@@ -246,6 +306,12 @@ def cases(op: str | None, quick: bool) -> Iterator[Case]:
         masks = [(d, n) for d in (bf16, f32) for n in (4096, 32768)]
         blocks = [(d, n, c) for d in (bf16, f32) for n in (4096, 8192) for c in (False, True)]
     makers: dict[str, list[Callable[[], Case]]] = {
+        "linear_attention": [
+            partial(linear_attention, t) for t in ((256,) if quick else (1, 256, 4096))
+        ],
+        "causal_conv": [
+            partial(causal_conv, t, 4096) for t in ((256,) if quick else (1, 256, 4096))
+        ],
         "paged_attention": [partial(decode, *shape) for shape in decodes],
         "attention": [
             *(partial(prefill, n, w, d, flex=not quick) for d, n, w in prefills),
