@@ -11,9 +11,11 @@
 
 #include "attention.h"
 #include "build_info.h"
+#include "causal_conv.h"
 #include "common/isa.h"
 #include "hstu.h"
 #include "linear.h"
+#include "linear_attention.h"
 #include "lora.h"
 #include "pooled_block_mask.h"
 #include "probe.h"
@@ -320,6 +322,57 @@ void hstu_attention(Address q, Strides2 q_strides, Address k, Strides2 k_strides
   headrace::hstu_attention(args, batch, threads);
 }
 
+void causal_conv(const std::array<Address, 7>& at_, const std::array<std::int64_t, 5>& sizes,
+                 const std::array<int, 3>& kind, int threads) {
+  headrace::CausalConvArgs args{};
+  args.x = at<const void>(at_[0]);
+  args.weight = at<const float>(at_[1]);
+  args.bias = at<const float>(at_[2]);
+  args.state = at<void>(at_[3]);
+  args.y = at<void>(at_[4]);
+  args.indptr = at<const std::int32_t>(at_[5]);
+  args.rows = at<const std::int32_t>(at_[6]);
+  args.tokens = sizes[0];
+  args.channels = sizes[1];
+  args.streams = sizes[2];
+  args.states = sizes[3];
+  args.x_row = sizes[4];
+  args.taps = kind[0];
+  args.dtype = kind[1];
+  args.silu = kind[2];
+  py::gil_scoped_release nogil;
+  headrace::causal_conv(args, threads);
+}
+
+void linear_attention(const std::array<Address, 12>& p, const std::array<std::int64_t, 14>& n,
+                      const std::array<int, 3>& kind, const std::array<double, 2>& by,
+                      int threads) {
+  headrace::LinearAttentionArgs args{};
+  args.q = at<const void>(p[0]);
+  args.k = at<const void>(p[1]);
+  args.v = at<const void>(p[2]);
+  args.state = at<float>(p[3]);
+  args.norm = at<float>(p[4]);
+  args.indptr = at<const std::int32_t>(p[5]);
+  args.rows = at<const std::int32_t>(p[6]);
+  args.log_decay = at<const float>(p[7]);
+  args.inv_freq = at<const double>(p[8]);
+  args.offset = at<const std::int64_t>(p[9]);
+  args.count = at<const std::int64_t>(p[10]);
+  args.o = at<void>(p[11]);
+  std::int64_t* sizes[] = {&args.tokens,  &args.heads,  &args.kv_heads, &args.dim,   &args.v_dim,
+                           &args.streams, &args.states, &args.half,     &args.q_row, &args.q_head,
+                           &args.k_row,   &args.k_head, &args.v_row,    &args.v_head};
+  for (int i = 0; i < 14; ++i) *sizes[i] = n[i];
+  args.dtype = kind[0];
+  args.feature = kind[1];
+  args.raw = kind[2];
+  args.scale = static_cast<float>(by[0]);
+  args.eps = static_cast<float>(by[1]);
+  py::gil_scoped_release nogil;
+  headrace::linear_attention(args, threads);
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
@@ -344,6 +397,8 @@ PYBIND11_MODULE(_C, m) {
   m.def("append", &append);
   m.def("merge_states", &merge_states);
   m.def("linear", &linear);
+  m.def("linear_attention", &linear_attention);
+  m.def("causal_conv", &causal_conv);
   m.def("hstu_attention", &hstu_attention);
   m.def("lora", &lora);
   m.def("lora_rows", &lora);

@@ -154,6 +154,8 @@ def test_compiles_into_one_graph(name, index):
 
 
 LENGTHS = {
+    "linear_attention": lambda n: samples.linear_attention(1, (3, n - 3)),
+    "causal_conv": lambda n: samples.causal_conv(1, (3, n - 3)),
     "lora": lambda n: adapters.stack(1, tokens=n),
     "lora_rows": lambda n: adapters.pool(1, tokens=n),
     "hstu_attention": lambda n: samples.hstu_attention(1, (n,)),

@@ -136,6 +136,21 @@ def pooled_block_mask(
     threads: int,
     /,
 ) -> None: ...
+def causal_conv(
+    pointers: tuple[int, int, int, int, int, int, int],
+    sizes: tuple[int, int, int, int, int],
+    kind: tuple[int, int, int],
+    threads: int,
+    /,
+) -> None: ...
+def linear_attention(
+    pointers: list[int],
+    sizes: list[int],
+    kind: tuple[int, int, int],
+    by: tuple[float, float],
+    threads: int,
+    /,
+) -> None: ...
 def linear(
     x: int,
     x_row: int,

@@ -218,10 +218,26 @@ def freqs(dim):
     return torch.ones(dim // 2, dtype=torch.float64)
 
 
+def causal_conv(t):
+    x, state = torch.zeros(5, 70, dtype=t), torch.zeros(2, 70, 3, dtype=t)
+    at = torch.tensor([0, 5]).int(), torch.tensor([1]).int()
+    headrace.ops.causal_conv(x, torch.zeros(70, 4), torch.zeros(70), state, *at)
+
+
+def linear_attention(t):
+    q, k = torch.zeros(5, 4, 64, dtype=t), torch.zeros(5, 2, 64, dtype=t)
+    at = torch.tensor([0, 5]).int(), torch.tensor([1]).int()
+    state, norm = torch.zeros(2, 2, 64, 64), torch.zeros(2, 2, 64)
+    turn = {"inv_freq": freqs(64), "offset": torch.arange(5)}
+    headrace.ops.linear_attention(q, k, k, state, norm, *at, raw=True, **turn)
+
+
 SINK = torch.zeros(4)
 # In every dtype and for both architectures.
 CASES = {
     "hstu": lambda t: hstu(t, 128, max_attn_len=512, sinks=3),
+    "linear-attention": linear_attention,
+    "causal-conv": causal_conv,
     "window": lambda t: attention(t, 128, window=2048, sinks=4),
     "decode": lambda t: attention(t, 128, q_len=1, sink_logits=SINK, softcap=3.0),
     "blocks": lambda t: attention(t, 128, window=2048, sinks=4, blocks=4),

@@ -77,6 +77,14 @@ def reference(name: str, args: tuple, kwargs: dict) -> tuple[Tensor, ...]:
     return out if isinstance(out, tuple) else (out,)
 
 
+def reference_out(name: str, args: tuple, kwargs: dict) -> tuple[Tensor, ...]:
+    """What the reference gives back in fp64, for an op that also mutates; nothing is changed."""
+    bound, _ = bind(name, args, kwargs)
+    copied = {k: wide(v).clone() if isinstance(v, Tensor) else v for k, v in bound.items()}
+    out = ops.specs()[name].reference(**copied)
+    return out if isinstance(out, tuple) else (out,)
+
+
 def run(name: str, args: tuple, kwargs: dict) -> tuple[Tensor, ...]:
     """The results of the registered op."""
     out = getattr(torch.ops.headrace, name)(*args, **kwargs)

@@ -370,6 +370,62 @@ def hstu_attention(
     return tuple(args), {"max_seq_len": 71, "alpha": dim**-0.5} | kwargs
 
 
+def causal_conv(
+    seed: int,
+    lengths: tuple[int, ...] = (3, 0, 11),
+    channels: int = 67,
+    taps: int = 4,
+    bias: bool = True,
+    dtype: torch.dtype = torch.float32,
+    layout: str = "plain",
+) -> Call:
+    """causal_conv; `layout` applies to x; the states of streams that are absent are NaN."""
+    gen = rng(seed)
+    x = strided(normal(gen, sum(lengths), channels, dtype=dtype), layout)
+    streams = len(lengths)
+    state = torch.full((streams + 3, channels, taps - 1), torch.nan, dtype=dtype)
+    rows = torch.randperm(streams + 3, generator=gen)[:streams].int()
+    state[rows.long()] = normal(gen, streams, channels, taps - 1, dtype=dtype)
+    indptr = torch.tensor((0, *itertools.accumulate(lengths)), dtype=torch.int32)
+    offset = normal(gen, channels) if bias else None
+    return (x, normal(gen, channels, taps), offset, state, indptr, rows), {}
+
+
+def linear_attention(
+    seed: int,
+    lengths: tuple[int, ...] = (3, 0, 11),
+    heads: int = 4,
+    kv_heads: int = 2,
+    dim: int = 32,
+    v_dim: int = 48,
+    dtype: torch.dtype = torch.float32,
+    layout: str = "plain",
+    keys: bool = True,
+    normed: bool = True,
+    decay: bool = False,
+    rope: bool = False,
+    **options: Any,
+) -> Call:
+    """linear_attention; `layout` applies to q, k, v; states of absent streams are NaN."""
+    gen, tokens, streams = rng(seed), sum(lengths), len(lengths)
+    shapes = ((heads, dim), (kv_heads, dim), (kv_heads, v_dim))
+    q, k, v = (strided(normal(gen, tokens, *s, dtype=dtype), layout) for s in shapes)
+    state = torch.full((streams + 2, kv_heads, dim, v_dim), torch.nan)
+    norm = torch.full((streams + 2, kv_heads, dim), torch.nan)
+    rows = torch.randperm(streams + 2, generator=gen)[:streams].int()
+    state[rows.long()] = normal(gen, streams, kv_heads, dim, v_dim)
+    norm[rows.long()] = normal(gen, streams, kv_heads, dim).abs() + 0.5
+    indptr = torch.tensor((0, *itertools.accumulate(lengths)), dtype=torch.int32)
+    kwargs: dict[str, Any] = dict(options)
+    if decay and keys:
+        kwargs["log_decay"] = -torch.rand(kv_heads, generator=gen) / 4
+    if rope:
+        kwargs["inv_freq"] = frequencies(dim, dim // 2)
+        kwargs["offset"] = torch.arange(tokens) + 1000
+    pair = (k, v) if keys else (None, None)
+    return (q, *pair, state, norm if normed else None, indptr, rows), kwargs
+
+
 SAMPLES: dict[str, list[Callable[[], Call]]] = {
     "lora": [adapters("lora", i) for i in range(3)],
     "lora_rows": [adapters("lora_rows", i) for i in range(4)],
@@ -424,6 +480,16 @@ SAMPLES: dict[str, list[Callable[[], Call]]] = {
         lambda: pooled_block_mask(2, dtype=torch.bfloat16, layout="heads last", causal=False),
         lambda: pooled_block_mask(3, blocks=3, block_size=16, sinks=3, local=20, window=90),
         lambda: pooled_block_mask(4, batch=1, q_len=0),
+    ],
+    "causal_conv": [
+        lambda: causal_conv(1),
+        lambda: causal_conv(2, dtype=torch.bfloat16, layout="rows", bias=False),
+        lambda: causal_conv(3, (0,), dtype=torch.float16),
+    ],
+    "linear_attention": [
+        lambda: linear_attention(1),
+        lambda: linear_attention(2, dtype=torch.bfloat16, layout="rows", rope=True, raw=True),
+        lambda: linear_attention(3, normed=False, decay=True),
     ],
     "hstu_attention": [
         lambda: hstu_attention(1),

@@ -269,42 +269,9 @@ def merge_states(tokens: int, dtype: torch.dtype = torch.float32) -> Case:
     )  # fmt: skip
 
 
-def hstu_attention(length: int, reach: int, new: int | None = None) -> Case:
-    """A history under a window in bf16, whole or its last `new` rows. The peer masks in torch."""
-    heads, dtype = 4, torch.bfloat16
-    k, v = (torch.randn(length, heads, DIM).to(dtype) for _ in range(2))
-    rows = length if new is None else new
-    q, ptr = torch.randn(rows, heads, DIM).to(dtype), torch.tensor([0, length], dtype=torch.int32)
-    q_ptr = torch.tensor([0, rows], dtype=torch.int32)
-    rule = dict(max_seq_len=length, alpha=DIM**-0.5, max_attn_len=reach)
-    bound, axes = bound_call("hstu_attention", q, k, v, ptr, q_ptr, **rule)
-    spec = ops.specs()["hstu_attention"]
-    t, o = torch.arange(length - rows, length)[:, None], torch.arange(length)[None]
-    mask = (o <= t) & ((t - o <= reach) if reach else True)
-
-    def dense(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
-        q, k, v = (x.transpose(0, 1) for x in (q, k, v))
-        return (F.silu(q @ k.mT * DIM**-0.5) * mask / length @ v).transpose(0, 1)
-
-    def check() -> tuple[float, float]:
-        some = slice(max(0, rows - 300), None)
-        want = dense(q[some, :1].double(), k[:, :1].double(), v[:, :1].double(), mask[some])
-        got = ops.hstu_attention(q, k, v, ptr, q_ptr, **rule)
-        return rms_error(got[some, :1], want), spec.tolerance(dtype, axes, bound)
-
-    wide = (q.float(), k.float(), v.float(), mask)
-    return Case(
-        "hstu_attention",
-        f"bf16 {short(length)} reach {reach or 'all'}" + (f" new {new}" if new else ""),
-        lambda: ops.hstu_attention(q, k, v, ptr, q_ptr, **rule), check,
-        spec.bytes(axes, bound), spec.flops(axes, bound),
-        lambda: dense(*wide), "torch fp32, dense mask", {"bf16": lambda: dense(q, k, v, mask)},
-    )  # fmt: skip
-
-
 def cases(op: str | None, quick: bool) -> Iterator[Case]:
     """Cases of one op or of all, made one at a time: some hold gigabytes."""
-    from . import adapters, sparse  # their cases are made of what is above
+    from . import adapters, sequences, sparse  # their cases are made of what is above
 
     bf16, f32 = torch.bfloat16, torch.float32
     i8, e4m3 = torch.int8, torch.float8_e4m3fn
@@ -326,7 +293,9 @@ def cases(op: str | None, quick: bool) -> Iterator[Case]:
         blocks = [(d, n, c) for d in (bf16, f32) for n in (4096, 8192) for c in (False, True)]
         hstus = [(8192, 512), (8192, 1024), (8192, 2048), (8192, 0), (8192, 2048, 16)]
     makers: dict[str, list[Callable[[], Case]]] = {
-        "hstu_attention": [partial(hstu_attention, *shape) for shape in hstus],
+        "hstu_attention": [partial(sequences.hstu_attention, *shape) for shape in hstus],
+        "linear_attention": [partial(sequences.linear_attention, t) for t in chunks],
+        "causal_conv": [partial(sequences.causal_conv, t, 4096) for t in chunks],
         "paged_attention": [partial(decode, *shape) for shape in decodes],
         "attention": [
             *(partial(prefill, n, w, d, flex=not quick) for d, n, w in prefills),

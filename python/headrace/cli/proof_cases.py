@@ -166,6 +166,36 @@ def _hstu_cases() -> list[dict[str, Any]]:
     ]
 
 
+def _conv_cases() -> list[dict[str, Any]]:
+    g = torch.Generator().manual_seed(10)
+    case: dict[str, Any] = {
+        "x": torch.randn(14, 67, generator=g),
+        "weight": torch.randn(67, 4, generator=g),
+        "state": torch.randn(3, 67, 3, generator=g),
+        "indptr": torch.tensor([0, 3, 14], dtype=torch.int32),
+        "rows": torch.tensor([2, 0], dtype=torch.int32),
+    }
+    half = {n: case[n].bfloat16() for n in ("x", "state")}
+    return [case, case | {"activation": None}, case | half]
+
+
+def _linear_attention_cases() -> list[dict[str, Any]]:
+    g = torch.Generator().manual_seed(11)
+    q = torch.randn(50, 4, 32, generator=g)
+    k, v = (torch.randn(50, 2, 32, generator=g) for _ in "kv")
+    case: dict[str, Any] = {
+        "q": q,
+        "k": k,
+        "v": v,
+        "state": torch.rand(3, 2, 32, 32, generator=g),
+        "norm": torch.rand(3, 2, 32, generator=g),
+        "indptr": torch.tensor([0, 9, 50], dtype=torch.int32),
+        "rows": torch.tensor([1, 2], dtype=torch.int32),
+    }
+    decay = torch.log(torch.tensor([0.9, 0.99]))
+    return [case, case | {"norm": None, "log_decay": decay}]
+
+
 def _lora_cases() -> list[dict[str, Any]]:
     g = torch.Generator().manual_seed(7)
     cases = []
@@ -209,7 +239,9 @@ CASES: dict[str, Callable[[], list[dict[str, Any]]]] = {
     "merge_states": _merge_cases,
     "linear": _linear_cases,
     "pooled_block_mask": _mask_cases,
+    "causal_conv": _conv_cases,
     "hstu_attention": _hstu_cases,
+    "linear_attention": _linear_attention_cases,
     "lora": _lora_cases,
     "lora_rows": _lora_rows_cases,
 }

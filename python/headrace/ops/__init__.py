@@ -4,8 +4,10 @@
 from . import rope
 from .append import append
 from .attention import attention
+from .causal_conv import causal_conv
 from .hstu_attention import hstu_attention
 from .linear import linear
+from .linear_attention import linear_attention
 from .lora import lora
 from .lora_rows import lora_rows
 from .merge_states import merge_states
@@ -16,8 +18,10 @@ from .registry import specs
 __all__ = [
     "append",
     "attention",
+    "causal_conv",
     "hstu_attention",
     "linear",
+    "linear_attention",
     "lora",
     "lora_rows",
     "merge_states",

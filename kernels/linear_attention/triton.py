@@ -1,0 +1,125 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`linear_attention` in Triton: token after token, a strip of the state's columns in registers.
+
+One program owns the columns of one head of one stream, so nothing is added atomically. A chunked
+form on matrix units is not here yet. Not yet seen running on a GPU.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+from headrace.kernels.common.triton import FUSION, on_device, power_of_two
+
+
+@triton.jit
+def phi(x, FEATURE: tl.constexpr):
+    if FEATURE == 1:
+        x = tl.maximum(x, 0.0)
+    if FEATURE == 2:
+        x = tl.where(x > 0, x + 1.0, tl.exp(tl.minimum(x, 0.0)))
+    return x
+
+
+@triton.jit
+def forms(
+    base, d, mate, sign, cosine, sine, mask, HAS: tl.constexpr, FEATURE: tl.constexpr,
+    RAW: tl.constexpr,
+):  # fmt: skip
+    """The numerator's form of a row, and phi of the row as it came."""
+    x = tl.load(base + d, mask=mask, other=0.0).to(tl.float32)
+    f = phi(x, FEATURE)
+    hat = f
+    if RAW:
+        hat = x
+    if HAS:
+        other = tl.load(base + mate, mask=mask, other=0.0).to(tl.float32)
+        if not RAW:
+            other = phi(other, FEATURE)
+        hat = hat * cosine + sign * other * sine
+    return tl.where(mask, hat, 0.0), tl.where(mask, f, 0.0)
+
+
+@triton.jit
+def linear_attention_kernel(
+    q, k, v, state, norm, new_norm, indptr, rows, log_decay, cosines, sines, count, o,
+    q_row, q_head, k_row, k_head, v_row, v_head, half, scale, eps,
+    HEADS: tl.constexpr, GROUP: tl.constexpr, DIM: tl.constexpr, V_DIM: tl.constexpr,
+    FEATURE: tl.constexpr, RAW: tl.constexpr, BD: tl.constexpr, BV: tl.constexpr,
+):  # fmt: skip
+    head = tl.program_id(0)
+    b = tl.program_id(1)
+    row = tl.load(rows + b).to(tl.int64)
+    d = tl.arange(0, BD)
+    j = tl.program_id(2) * BV + tl.arange(0, BV)
+    in_d = d < DIM
+    inside = in_d[:, None] & (j < V_DIM)[None, :]
+    heads: tl.constexpr = HEADS // GROUP
+    place = state + ((row * heads + head) * DIM + d[:, None]) * V_DIM + j[None, :]
+    s = tl.load(place, mask=inside, other=0.0)
+    z = tl.zeros([BD], tl.float32)
+    if norm is not None:
+        z = tl.load(norm + (row * heads + head) * DIM + d, mask=in_d, other=0.0)
+    decay = 1.0
+    if log_decay is not None:
+        decay = tl.exp(tl.load(log_decay + head))
+    least = eps
+    if count is not None:
+        least = eps * tl.load(count + row).to(tl.float32)
+    turned = d < 2 * half
+    mate = tl.where(d < half, d + half, tl.where(turned, d - half, d))
+    sign = tl.where(d < half, -1.0, tl.where(turned, 1.0, 0.0))
+    freq = tl.where(d < half, d, d - half)
+    ROPE: tl.constexpr = cosines is not None
+    begin = tl.load(indptr + b).to(tl.int64)
+    for i in range(0, tl.load(indptr + b + 1) - begin):
+        t = begin + i
+        cosine = tl.full([BD], 1.0, tl.float32)
+        sine = tl.zeros([BD], tl.float32)
+        if ROPE:
+            cosine = tl.load(cosines + t * half + freq, mask=turned, other=1.0)
+            sine = tl.load(sines + t * half + freq, mask=turned, other=0.0)
+        if k is not None:
+            at = k + t * k_row + head * k_head
+            hat, f = forms(at, d, mate, sign, cosine, sine, in_d, ROPE, FEATURE, RAW)
+            value = tl.load(v + t * v_row + head * v_head + j, mask=j < V_DIM, other=0.0)
+            s = s * decay + hat[:, None] * value.to(tl.float32)[None, :]
+            z = z * decay + f
+        for g in tl.static_range(GROUP):
+            h = head * GROUP + g
+            at = q + t * q_row + h * q_head
+            hat, f = forms(at, d, mate, sign, cosine, sine, in_d, ROPE, FEATURE, RAW)
+            out = tl.sum(hat[:, None] * s, 0)
+            if norm is not None:
+                out = out / (tl.sum(f * z, 0) + least)
+            else:
+                out = out * scale
+            tl.store(o + (t * HEADS + h) * V_DIM + j, out.to(o.dtype.element_ty), mask=j < V_DIM)
+    if k is not None:
+        tl.store(place, s, mask=inside)
+        if norm is not None:  # into a copy: other programs still read the old sums
+            tl.store(new_norm + (row * heads + head) * DIM + d, z, mask=in_d)
+
+
+def linear_attention(bound, axes, outs):
+    """`headrace.ops.linear_attention` on CUDA tensors (or, interpreted, small CPU tensors)."""
+    q, k, v, state, norm = (bound[x] for x in ("q", "k", "v", "state", "norm"))
+    if axes["B"] * axes["Hkv"] == 0:
+        return
+    angle = cosines = sines = None
+    if bound["inv_freq"] is not None:
+        angle = bound["offset"].double()[:, None] * bound["inv_freq"]
+        cosines, sines = angle.cos().float(), angle.sin().float()
+    fresh = None if norm is None else norm.clone()
+    strides = [n for x in (q, k, v) for n in ((0, 0) if x is None else x.stride()[:2])]
+    with on_device("linear_attention", q):
+        linear_attention_kernel[(axes["Hkv"], axes["B"], triton.cdiv(axes["Dv"], 32))](
+            q, k, v, state, norm, fresh, bound["indptr"], bound["rows"], bound["log_decay"],
+            cosines, sines, bound["count"], outs[0], *strides,
+            0 if angle is None else angle.shape[1], bound["scale"], bound["eps"],
+            HEADS=axes["H"], GROUP=axes["H"] // axes["Hkv"], DIM=axes["D"], V_DIM=axes["Dv"],
+            FEATURE=bound["feature"], RAW=bound["raw"], BD=power_of_two(axes["D"]), BV=32,
+            num_warps=4, **FUSION,
+        )  # fmt: skip
+    if k is not None and norm is not None:
+        norm.copy_(fresh)

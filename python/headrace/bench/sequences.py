@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Shapes of the ops that keep a state, and of those without a softmax."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .. import ops
+from .shapes import DIM, Case, bound_call, dtype_name, rms_error, short
+
+
+def hstu_attention(length: int, reach: int, new: int | None = None) -> Case:
+    """A history under a window in bf16, whole or its last `new` rows. The peer masks in torch."""
+    heads, dtype = 4, torch.bfloat16
+    k, v = (torch.randn(length, heads, DIM).to(dtype) for _ in range(2))
+    rows = length if new is None else new
+    q, ptr = torch.randn(rows, heads, DIM).to(dtype), torch.tensor([0, length], dtype=torch.int32)
+    q_ptr = torch.tensor([0, rows], dtype=torch.int32)
+    rule = dict(max_seq_len=length, alpha=DIM**-0.5, max_attn_len=reach)
+    bound, axes = bound_call("hstu_attention", q, k, v, ptr, q_ptr, **rule)
+    spec = ops.specs()["hstu_attention"]
+    t, o = torch.arange(length - rows, length)[:, None], torch.arange(length)[None]
+    mask = (o <= t) & ((t - o <= reach) if reach else True)
+
+    def dense(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
+        q, k, v = (x.transpose(0, 1) for x in (q, k, v))
+        return (F.silu(q @ k.mT * DIM**-0.5) * mask / length @ v).transpose(0, 1)
+
+    def check() -> tuple[float, float]:
+        some = slice(max(0, rows - 300), None)
+        want = dense(q[some, :1].double(), k[:, :1].double(), v[:, :1].double(), mask[some])
+        got = ops.hstu_attention(q, k, v, ptr, q_ptr, **rule)
+        return rms_error(got[some, :1], want), spec.tolerance(dtype, axes, bound)
+
+    wide = (q.float(), k.float(), v.float(), mask)
+    return Case(
+        "hstu_attention",
+        f"bf16 {short(length)} reach {reach or 'all'}" + (f" new {new}" if new else ""),
+        lambda: ops.hstu_attention(q, k, v, ptr, q_ptr, **rule), check,
+        spec.bytes(axes, bound), spec.flops(axes, bound),
+        lambda: dense(*wide), "torch fp32, dense mask", {"bf16": lambda: dense(q, k, v, mask)},
+    )  # fmt: skip
+
+
+def causal_conv(tokens: int, channels: int, dtype: torch.dtype = torch.bfloat16) -> Case:
+    """A chunk of `tokens` of one stream, four taps, SiLU; the peer joins, convolves and keeps."""
+    x, weight = torch.randn(tokens, channels).to(dtype), torch.randn(channels, 4)
+    state = torch.randn(1, channels, 3).to(dtype)
+    indptr, rows = torch.tensor([0, tokens]).int(), torch.zeros(1).int()
+    bound, axes = bound_call("causal_conv", x, weight, None, state, indptr, rows)
+    spec, narrow = ops.specs()["causal_conv"], weight.to(dtype)[:, None]
+
+    def ours() -> torch.Tensor:
+        return ops.causal_conv(x, weight, None, state, indptr, rows)
+
+    def peer() -> torch.Tensor:
+        seen = torch.cat([state, x.T[None]], -1)
+        state.copy_(seen[..., -3:])
+        return F.silu(F.conv1d(seen, narrow, groups=channels))[0].T
+
+    def check() -> tuple[float, float]:
+        before = state.double()
+        want = spec.reference(x.double(), weight.double(), None, before, indptr, rows, True)
+        return rms_error(ours(), want), spec.tolerance(dtype, axes, bound)
+
+    return Case(
+        "causal_conv", f"{dtype_name(dtype)} [{tokens}, {channels}]", ours, check,
+        spec.bytes(axes, bound), spec.flops(axes, bound), peer, "torch conv1d",
+    )  # fmt: skip
+
+
+def linear_attention(tokens: int, dtype: torch.dtype = torch.bfloat16) -> Case:
+    """A chunk of one stream, 8 heads of 128, ReLU; the peer is the masked product of the chunk."""
+    q, k, v = (torch.randn(tokens, 8, 128).to(dtype) for _ in range(3))
+    state, norm = torch.zeros(1, 8, 128, 128), torch.ones(1, 8, 128)
+    indptr, rows = torch.tensor([0, tokens]).int(), torch.zeros(1).int()
+    args = (q, k, v, state, norm, indptr, rows)
+    bound, axes = bound_call("linear_attention", *args)
+    spec = ops.specs()["linear_attention"]
+
+    def ours() -> torch.Tensor:
+        return ops.linear_attention(*args)
+
+    def peer() -> torch.Tensor:
+        a, b, c = (x.float().transpose(0, 1) for x in (q.relu(), k.relu(), v))
+        weights = (a @ b.mT).tril_()
+        top = weights @ c + a @ state[0]
+        under = weights.sum(-1) + (a @ norm[0, :, :, None])[..., 0] + 1e-6
+        state[0] += b.mT @ c
+        norm[0] += b.sum(1)
+        return (top / under[..., None]).transpose(0, 1).to(dtype)
+
+    def check() -> tuple[float, float]:
+        wide = {n: x.double() if n in ("q", "k", "v", "state", "norm") else x
+                for n, x in bound.items()}  # fmt: skip
+        want = spec.reference(**wide)
+        return rms_error(ours(), want), spec.tolerance(dtype, axes, bound)
+
+    return Case(
+        "linear_attention", f"{dtype_name(dtype)} {tokens} tokens", ours, check,
+        spec.bytes(axes, bound), spec.flops(axes, bound), peer, "torch expression",
+    )  # fmt: skip
