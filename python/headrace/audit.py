@@ -65,14 +65,15 @@ def _live(op: str, arg: str, pages: Tensor, named: set[int], where: str) -> None
 
 
 def _paged_attention(bound: Mapping[str, Any]) -> None:
-    op, entries = "paged_attention", bound["entries"].tolist()
-    owners = bound["entry_indptr"].tolist()
+    op = "paged_attention"
+    entries: list[list[int]] = bound["entries"].tolist()
+    owners: list[int] = bound["entry_indptr"].tolist()
     _live(op, "entries", bound["k_pages"], {e[0] for e in entries if e[2] > 0}, "in entries")
     for number, (first, last) in enumerate(pairwise(owners)):
         ranges: dict[int, list[tuple[int, int, int]]] = {}
-        previous = None
+        previous: int | None = None
         for i in range(max(first, 0), min(last, len(entries))):
-            page, slot, count, order = (*entries[i][:3], entries[i][5])
+            page, slot, count, _, _, order = entries[i][:6]
             if count <= 0:
                 continue
             if previous is not None and order < previous:
