@@ -23,7 +23,7 @@ inline void widen_row(const T* x, int n, float* to) {
   for (; i + kW <= n; i += kW) store(to + i, load(x + i));
   if (i == n) return;
   T lanes[kW] = {};
-  for (int j = i; j < n; ++j) lanes[j - i] = x[j];
+  for (int j = 0; j < kW && i + j < n; ++j) lanes[j] = x[i + j];
   store(to + i, load(lanes));
 }
 

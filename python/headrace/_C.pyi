@@ -151,6 +151,16 @@ def linear_attention(
     threads: int,
     /,
 ) -> None: ...
+def gated_delta_rule(
+    pointers: Sequence[int],
+    sizes: Sequence[int],
+    strides: Sequence[int],
+    dtype: int,
+    scale: float,
+    normalize: bool,
+    threads: int,
+    /,
+) -> None: ...
 def linear(
     x: int,
     x_row: int,

@@ -214,6 +214,13 @@ def hstu(dtype, dim, **more):
     torch.ops.headrace.hstu_attention(x, x, x, indptr, max_seq_len=64, alpha=0.1, **more)
 
 
+def gated_delta_rule(dtype):
+    q, v = torch.zeros(9, 2, 128, dtype=dtype), torch.zeros(9, 4, 128, dtype=dtype)
+    gates, state = torch.zeros(9, 4), torch.zeros(3, 4, 128, 128)
+    indptr, rows = torch.tensor([0, 4, 9]).int(), torch.tensor([2, 0]).int()
+    torch.ops.headrace.gated_delta_rule(q, q, v, gates, gates, state, indptr, rows)
+
+
 def freqs(dim):
     return torch.ones(dim // 2, dtype=torch.float64)
 
@@ -235,6 +242,7 @@ def linear_attention(t):
 SINK = torch.zeros(4)
 # In every dtype and for both architectures.
 CASES = {
+    "gated-delta-rule": gated_delta_rule,
     "hstu": lambda t: hstu(t, 128, max_attn_len=512, sinks=3),
     "linear-attention": linear_attention,
     "causal-conv": causal_conv,

@@ -426,7 +426,36 @@ def linear_attention(
     return (q, *pair, state, norm if normed else None, indptr, rows), kwargs
 
 
+def gated_delta_rule(
+    seed: int,
+    lengths: tuple[int, ...] = (3, 0, 11),
+    heads: int = 2,
+    group: int = 2,
+    dim: int = 32,
+    v_dim: int = 48,
+    dtype: torch.dtype = torch.float32,
+    layout: str = "plain",
+    **kwargs,
+) -> Call:
+    """gated_delta_rule; `layout` applies to q, k and v; states of absent streams are NaN."""
+    gen, tokens, streams = rng(seed), sum(lengths), len(lengths)
+    q, k = (strided(normal(gen, tokens, heads, dim, dtype=dtype), layout) for _ in "qk")
+    v = strided(normal(gen, tokens, heads * group, v_dim, dtype=dtype), layout)
+    log_decay = -torch.rand(tokens, heads * group, generator=gen) * 0.3
+    beta = torch.rand(tokens, heads * group, generator=gen)
+    state = torch.full((streams + 2, heads * group, dim, v_dim), torch.nan)
+    rows = torch.randperm(streams + 2, generator=gen)[:streams].int()
+    state[rows.long()] = normal(gen, streams, heads * group, dim, v_dim)
+    indptr = torch.tensor((0, *itertools.accumulate(lengths)), dtype=torch.int32)
+    return (q, k, v, log_decay, beta, state, indptr, rows), kwargs
+
+
 SAMPLES: dict[str, list[Callable[[], Call]]] = {
+    "gated_delta_rule": [
+        lambda: gated_delta_rule(1),
+        lambda: gated_delta_rule(2, dtype=torch.bfloat16, layout="rows", normalize=False),
+        lambda: gated_delta_rule(3, (), dtype=torch.float16, scale=0.3),
+    ],
     "lora": [adapters("lora", i) for i in range(3)],
     "lora_rows": [adapters("lora_rows", i) for i in range(4)],
     "attention": [

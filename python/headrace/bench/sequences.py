@@ -102,3 +102,28 @@ def linear_attention(tokens: int, dtype: torch.dtype = torch.bfloat16) -> Case:
         "linear_attention", f"{dtype_name(dtype)} {tokens} tokens", ours, check,
         spec.bytes(axes, bound), spec.flops(axes, bound), peer, "torch expression",
     )  # fmt: skip
+
+
+def gated_delta_rule(tokens: int, dtype: torch.dtype = torch.bfloat16) -> Case:
+    """A chunk of `tokens` of one stream, 8 heads of 128 x 128; the peer takes token after token."""
+    heads = 8
+    q, k, v = (torch.randn(tokens, heads, DIM).to(dtype) for _ in range(3))
+    log_decay, beta = -torch.rand(tokens, heads) * 0.1, torch.rand(tokens, heads)
+    state = torch.zeros(1, heads, DIM, DIM)
+    indptr, rows = torch.tensor([0, tokens]).int(), torch.zeros(1).int()
+    args = (q, k, v, log_decay, beta)
+    bound, axes = bound_call("gated_delta_rule", *args, state, indptr, rows)
+    spec, scale = ops.specs()["gated_delta_rule"], DIM**-0.5
+
+    def check() -> tuple[float, float]:
+        few = (*(x[:64] for x in args), torch.zeros_like(state), indptr.clamp(max=64), rows)
+        exact = [x.double() if x.is_floating_point() else x for x in few]
+        want = spec.reference(*exact, scale, True)
+        return rms_error(ops.gated_delta_rule(*few), want), spec.tolerance(dtype, axes, bound)
+
+    return Case(
+        "gated_delta_rule", f"{dtype_name(dtype)} {tokens} tokens, {heads} heads of {DIM} x {DIM}",
+        lambda: ops.gated_delta_rule(*args, state, indptr, rows), check,
+        spec.bytes(axes, bound), spec.flops(axes, bound),
+        lambda: spec.reference(*args, state, indptr, rows, scale, True), "torch, token by token",
+    )  # fmt: skip

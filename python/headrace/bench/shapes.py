@@ -293,6 +293,7 @@ def cases(op: str | None, quick: bool) -> Iterator[Case]:
         blocks = [(d, n, c) for d in (bf16, f32) for n in (4096, 8192) for c in (False, True)]
         hstus = [(8192, 512), (8192, 1024), (8192, 2048), (8192, 0), (8192, 2048, 16)]
     makers: dict[str, list[Callable[[], Case]]] = {
+        "gated_delta_rule": [partial(sequences.gated_delta_rule, t) for t in chunks],
         "hstu_attention": [partial(sequences.hstu_attention, *shape) for shape in hstus],
         "linear_attention": [partial(sequences.linear_attention, t) for t in chunks],
         "causal_conv": [partial(sequences.causal_conv, t, 4096) for t in chunks],

@@ -196,6 +196,21 @@ def _linear_attention_cases() -> list[dict[str, Any]]:
     return [case, case | {"norm": None, "log_decay": decay}]
 
 
+def _delta_cases() -> list[dict[str, Any]]:
+    g = torch.Generator().manual_seed(12)
+    case: dict[str, Any] = {
+        "q": torch.randn(40, 2, 32, generator=g),
+        "k": torch.randn(40, 2, 32, generator=g),
+        "v": torch.randn(40, 4, 48, generator=g),
+        "log_decay": -torch.rand(40, 4, generator=g),
+        "beta": torch.rand(40, 4, generator=g),
+        "state": torch.randn(3, 4, 32, 48, generator=g),
+        "indptr": torch.tensor([0, 7, 40], dtype=torch.int32),
+        "rows": torch.tensor([2, 0], dtype=torch.int32),
+    }
+    return [case, case | {n: case[n].bfloat16() for n in "qkv"}]
+
+
 def _lora_cases() -> list[dict[str, Any]]:
     g = torch.Generator().manual_seed(7)
     cases = []
@@ -240,6 +255,7 @@ CASES: dict[str, Callable[[], list[dict[str, Any]]]] = {
     "linear": _linear_cases,
     "pooled_block_mask": _mask_cases,
     "causal_conv": _conv_cases,
+    "gated_delta_rule": _delta_cases,
     "hstu_attention": _hstu_cases,
     "linear_attention": _linear_attention_cases,
     "lora": _lora_cases,

@@ -5,6 +5,7 @@ from . import rope
 from .append import append
 from .attention import attention
 from .causal_conv import causal_conv
+from .gated_delta_rule import gated_delta_rule
 from .hstu_attention import hstu_attention
 from .linear import linear
 from .linear_attention import linear_attention
@@ -19,6 +20,7 @@ __all__ = [
     "append",
     "attention",
     "causal_conv",
+    "gated_delta_rule",
     "hstu_attention",
     "linear",
     "linear_attention",

@@ -1,0 +1,11 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+#include "kernels/gated_delta_rule/args.h"
+
+namespace headrace {
+
+// Throws std::invalid_argument before anything is written.
+void gated_delta_rule(const GatedDeltaRuleArgs& args, std::int64_t streams, std::int64_t tokens,
+                      std::int64_t states, int threads);
+
+}  // namespace headrace

@@ -1,0 +1,71 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+from torch import Tensor, get_num_threads
+
+from .. import _C
+from ..kernels.gated_delta_rule.spec import GATED_DELTA_RULE
+from .registry import DTYPE_CODE, call, register
+
+
+def gated_delta_rule(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    log_decay: Tensor,
+    beta: Tensor,
+    state: Tensor,
+    indptr: Tensor,
+    rows: Tensor,
+    *,
+    scale: float | None = None,
+    normalize: bool = True,
+) -> Tensor:
+    """The gated delta rule over many streams, each with a state that stays between calls.
+
+    q, k [T, H, D] and v [T, HV, V] in fp32, bf16 or fp16, HV a multiple of H (value head j uses
+    query head j // (HV / H)), D and V multiples of 16 up to 256. Tokens indptr[b]:indptr[b + 1]
+    (int32 [B + 1]) belong to stream b, whose state is state[rows[b]] (fp32 [S, HV, D, V], changed
+    in place; rows int32 [B], all different). Token t, with decay a = exp(log_decay[t]) and strength
+    beta[t] (fp32 [T, HV]):
+
+        S = a S;   S = S + k (beta (v - S^T k))^T;   o = scale S^T q
+
+    normalize divides q and k by their lengths, sqrt(sum of squares + 1e-6), first. scale defaults
+    to D ** -0.5. Gives o [T, HV, V] in v's dtype. On the CPU the bits of a stream depend neither on
+    the other streams nor on how its tokens are cut into calls. Raises TypeError, ValueError or
+    NotImplementedError naming the argument, before anything is written.
+
+    Source: Gated Delta Networks (Yang et al., 2024).
+    """
+    return call(
+        "gated_delta_rule",
+        q,
+        k,
+        v,
+        log_decay,
+        beta,
+        state,
+        indptr,
+        rows,
+        scale=scale,
+        normalize=normalize,
+    )
+
+
+def _cpu(bound, axes, outs):
+    q, k, v = bound["q"], bound["k"], bound["v"]
+    others = (bound[n] for n in ("log_decay", "beta"))
+    kept = (bound[n] for n in ("state", "indptr", "rows"))
+    _C.gated_delta_rule(
+        [t.data_ptr() for t in (q, k, v, *others, outs[0], *kept)],
+        [axes[n] for n in ("T", "B", "S", "H", "HV", "D", "V")],
+        (*q.stride()[:2], *k.stride()[:2], *v.stride()[:2]),
+        DTYPE_CODE[q.dtype],
+        bound["scale"],
+        bound["normalize"],
+        get_num_threads(),
+    )
+
+
+register(GATED_DELTA_RULE, _cpu)
