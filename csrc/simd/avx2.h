@@ -31,14 +31,21 @@ inline F load(const std::int8_t* p) {
   const __m128i codes = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(p));
   return {_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(codes))};
 }
-// Moved into fp16 the code reads as 2^-8 of its value, subnormals included. Adding one to the
+// Moved into fp16 a code of e4m3 reads as 2^-8 of its value, subnormals included. Adding one to the
 // magnitude 0x7f, and to no other, carries into the exponent bit that makes it NaN.
-inline F load(const e4m3* p) {
-  const __m128i codes = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(p));
-  const __m128i half = _mm_slli_epi16(_mm_cvtepi8_epi16(codes), 7);  // the sign in two bits
-  const __m128i more = _mm_add_epi16(half, _mm_set1_epi16(0x80));
-  const __m128i mended = _mm_xor_si128(half, _mm_and_si128(more, _mm_set1_epi16(0x4000)));
-  return {_mm256_mul_ps(_mm256_cvtph_ps(mended), _mm256_set1_ps(256.f))};
+inline __m256i e4m3_in_fp16(__m128i codes) {
+  const __m256i half = _mm256_slli_epi16(_mm256_cvtepi8_epi16(codes), 7);  // the sign in two bits
+  const __m256i more = _mm256_add_epi16(half, _mm256_set1_epi16(0x80));
+  return _mm256_xor_si256(half, _mm256_and_si256(more, _mm256_set1_epi16(0x4000)));
+}
+inline F load_small(const e4m3* p) {
+  const __m256i half = e4m3_in_fp16(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
+  return {_mm256_cvtph_ps(_mm256_castsi256_si128(half))};
+}
+inline void load_small_pair(const e4m3* p, F* out) {
+  const __m256i half = e4m3_in_fp16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+  out[0] = {_mm256_cvtph_ps(_mm256_castsi256_si128(half))};
+  out[1] = {_mm256_cvtph_ps(_mm256_extracti128_si256(half, 1))};
 }
 inline void store(float* p, F a) { _mm256_storeu_ps(p, a.v); }
 inline void store(fp16* p, F a) {

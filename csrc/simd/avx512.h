@@ -31,15 +31,23 @@ inline F load(const std::int8_t* p) {
   const __m128i codes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
   return {_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(codes))};
 }
-// Moved into fp16 the code reads as 2^-8 of its value, subnormals included. Adding one to the
+// Moved into fp16 a code of e4m3 reads as 2^-8 of its value, subnormals included. Adding one to the
 // magnitude 0x7f, and to no other, carries into the exponent bit that makes it NaN.
-inline F load(const e4m3* p) {
-  const __m128i codes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
-  const __m256i half = _mm256_slli_epi16(_mm256_cvtepi8_epi16(codes), 7);  // the sign in two bits
-  const __m256i more = _mm256_add_epi16(half, _mm256_set1_epi16(0x80));
+inline __m512i e4m3_in_fp16(__m256i codes) {
+  const __m512i half = _mm512_slli_epi16(_mm512_cvtepi8_epi16(codes), 7);  // the sign in two bits
+  const __m512i more = _mm512_add_epi16(half, _mm512_set1_epi16(0x80));
   // half ^ (more & 0x4000)
-  const __m256i mended = _mm256_ternarylogic_epi32(half, more, _mm256_set1_epi16(0x4000), 0x78);
-  return {_mm512_mul_ps(_mm512_cvtph_ps(mended), _mm512_set1_ps(256.f))};
+  return _mm512_ternarylogic_epi32(half, more, _mm512_set1_epi16(0x4000), 0x78);
+}
+inline F load_small(const e4m3* p) {
+  const __m128i codes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+  const __m512i half = e4m3_in_fp16(_mm256_castsi128_si256(codes));
+  return {_mm512_cvtph_ps(_mm512_castsi512_si256(half))};
+}
+inline void load_small_pair(const e4m3* p, F* out) {
+  const __m512i half = e4m3_in_fp16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+  out[0] = {_mm512_cvtph_ps(_mm512_castsi512_si256(half))};
+  out[1] = {_mm512_cvtph_ps(_mm512_extracti64x4_epi64(half, 1))};
 }
 inline void store(float* p, F a) { _mm512_storeu_ps(p, a.v); }
 inline void store(fp16* p, F a) {

@@ -86,8 +86,12 @@ inline F load(const fp16* p) {
 inline F load(const std::int8_t* p) {
   return lanes([&](int i) { return static_cast<float>(p[i]); });
 }
-inline F load(const e4m3* p) {
-  return lanes([&](int i) { return widen(p[i]); });
+inline F load_small(const e4m3* p) {
+  return lanes([&](int i) { return widen(p[i]) * 0x1p-8f; });
+}
+inline void load_small_pair(const e4m3* p, F* out) {
+  out[0] = load_small(p);
+  out[1] = load_small(p + F::width);
 }
 inline void store(float* p, F a) {
   for (int i = 0; i < 4; ++i) p[i] = a.v[i];

@@ -39,6 +39,22 @@ inline F exp2(F x) {
   return scale2(p, n);
 }
 
+// N vectors of a row, widened; those of e4m3 come as 2^-8 of their value, which saves a product for
+// each: kRowUnit puts it right where something else is multiplied anyway.
+template <int N, class T>
+inline void load_row(const T* p, F* out) {
+  for (int n = 0; n < N; ++n) out[n] = load(p + n * kW);
+}
+template <int N>
+inline void load_row(const e4m3* p, F* out) {
+  for (int n = 0; n + 1 < N; n += 2) load_small_pair(p + n * kW, out + n);
+  if (N % 2) out[N - 1] = load_small(p + (N - 1) * kW);
+}
+template <class T>
+constexpr float kRowUnit = 1.f;
+template <>
+constexpr float kRowUnit<e4m3> = 256.f;
+
 // To the nearest whole number, ties to even, no further than 127; NaN becomes 0.
 inline void store(std::int8_t* p, F a) {
   float x[kW];

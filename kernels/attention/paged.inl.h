@@ -134,8 +134,8 @@ inline void paged_pass(const PagedArgs& a, const PagedItem& it, const Rows& st, 
                           : last              ? nullptr
                                               : keys(entry + a.fields, 0);
       paged_slots(a, it, entry, keys(entry, head), v, upcoming,
-                  scales_of(a.k_scale, entry, it.kv_head + head),
-                  scales_of(a.v_scale, entry, it.kv_head + head), first + mine, first + upto,
+                  scales_of<T>(a.k_scale, entry, it.kv_head + head),
+                  scales_of<T>(a.v_scale, entry, it.kv_head + head), first + mine, first + upto,
                   q + row_of(head, 0), of_head(st, rows, head), s, ranges, careful);
     }
   }

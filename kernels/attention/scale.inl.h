@@ -9,16 +9,19 @@ namespace {
 // Scales of the slots of one page and head; null for floats.
 struct SlotScales {
   const float* at;
-  int slot;  // 1, or 0: one for all
+  int slot;    // 1, or 0: one for all
+  float unit;  // of what load_row gives
 };
 
+template <class T>
 inline SlotScales scales_of(const headrace::Scales& scales, const std::int64_t* entry, int head) {
-  if (!scales.at) return {nullptr, 0};
-  return {scales.at + entry[headrace::kPage] * scales.page + head * scales.head, scales.slot};
+  if (!scales.at) return {nullptr, 0, 1.f};
+  return {scales.at + entry[headrace::kPage] * scales.page + head * scales.head, scales.slot,
+          kRowUnit<T>};
 }
 
 inline F scale_at(const SlotScales& scales, std::int64_t slot) {
-  return scales.slot ? load(scales.at + slot) : set1(scales.at[0]);
+  return mul(scales.slot ? load(scales.at + slot) : set1(scales.at[0]), set1(scales.unit));
 }
 
 // Logits of slots base, base + 1, ... against codes become logits against keys.

@@ -37,7 +37,7 @@ inline void block_product(const float* a, std::int64_t lda, const T* b, std::int
   }
   for (int i = 0; i < depth; ++i) {
     F row[N];
-    for (int n = 0; n < N; ++n) row[n] = load(b + i * ldb + n * kW);
+    load_row<N>(b + i * ldb, row);
     for (std::int64_t line = 0; line < ahead.step; line += 64) {
       __builtin_prefetch(ahead.at + i * ahead.step + line);
     }
