@@ -2,34 +2,16 @@
 #include "gated_delta_rule.h"
 
 #include <algorithm>
-#include <stdexcept>
-#include <string>
-#include <vector>
 
 #include "common/isa.h"
 #include "common/parallel.h"
+#include "common/streams.h"
 
 namespace headrace {
 
 void gated_delta_rule(const GatedDeltaRuleArgs& args, std::int64_t streams, std::int64_t tokens,
                       std::int64_t states, int threads) {
-  const std::int32_t* p = args.indptr;
-  bool rises = p[0] == 0 && p[streams] == tokens;
-  for (std::int64_t b = 0; b < streams && rises; ++b) rises = p[b] <= p[b + 1];
-  if (!rises) {
-    throw std::invalid_argument("gated_delta_rule(indptr): expected offsets that rise from 0 to " +
-                                std::to_string(tokens) + ", got others");
-  }
-  std::vector<char> taken(static_cast<std::size_t>(states));
-  for (std::int64_t b = 0; b < streams; ++b) {
-    const std::int32_t row = args.rows[b];
-    if (row < 0 || row >= states || taken[row]) {
-      throw std::invalid_argument("gated_delta_rule(rows): expected different states in [0, " +
-                                  std::to_string(states) + "), got " + std::to_string(row) +
-                                  " for stream " + std::to_string(b));
-    }
-    taken[row] = 1;
-  }
+  check_streams("gated_delta_rule", args.indptr, args.rows, streams, tokens, states);
   const auto& kernels = pick(headrace_gated_delta_rule_scalar, headrace_gated_delta_rule_avx2,
                              headrace_gated_delta_rule_avx512);
   // A long stream is shared out by strips; the heads of many short ones are enough.

@@ -14,7 +14,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 
 from headrace import _C, ops
 from tests.completeness import LEVELS, missing
-from tests.ops import adapters, samples
+from tests.ops import adapters, samples, sequences
 from tests.ops.samples import SAMPLES
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -154,12 +154,12 @@ def test_compiles_into_one_graph(name, index):
 
 
 LENGTHS = {
-    "gated_delta_rule": lambda n: samples.gated_delta_rule(1, (n,)),
-    "linear_attention": lambda n: samples.linear_attention(1, (3, n - 3)),
-    "causal_conv": lambda n: samples.causal_conv(1, (3, n - 3)),
+    "gated_delta_rule": lambda n: sequences.gated_delta_rule(1, (n,)),
+    "linear_attention": lambda n: sequences.linear_attention(1, (3, n - 3)),
+    "causal_conv": lambda n: sequences.causal_conv(1, (3, n - 3)),
     "lora": lambda n: adapters.stack(1, tokens=n),
     "lora_rows": lambda n: adapters.pool(1, tokens=n),
-    "hstu_attention": lambda n: samples.hstu_attention(1, (n,)),
+    "hstu_attention": lambda n: sequences.hstu_attention(1, (n,)),
     "append": lambda n: samples.append(1, tokens=n, page_size=256),
     "attention": lambda n: samples.dense(1, q_len=n, k_len=2 * n, window=17, sinks=4),
     "linear": lambda n: samples.linear(1, rows=n),

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from headrace import ops
-from tests.ops import compare, samples
+from tests.ops import compare, samples, sequences
 
 pytestmark = pytest.mark.usefixtures("guarded", "two_threads")
 
@@ -39,14 +39,14 @@ def test_grid(isa, dtype):
     )
     for i, case in enumerate(grid):
         silu = case.pop("silu")
-        args, _ = samples.causal_conv(i, dtype=dtype, **case)
+        args, _ = sequences.causal_conv(i, dtype=dtype, **case)
         check(args, {"silu": silu}, case)
 
 
 @pytest.mark.parametrize("dtype", samples.DTYPES, ids=str)
 @pytest.mark.parametrize("chunk", [1, 2, 3, 5, 64])
 def test_bits_do_not_depend_on_the_chunks(isa, dtype, chunk):
-    (x, weight, bias, state, _, rows), _ = samples.causal_conv(4, (130,), 70, dtype=dtype)
+    (x, weight, bias, state, _, rows), _ = sequences.causal_conv(4, (130,), 70, dtype=dtype)
     parts, rolling = [], state.clone()
     for t in range(0, 130, chunk):
         part = x[t : t + chunk]
@@ -59,7 +59,7 @@ def test_bits_do_not_depend_on_the_chunks(isa, dtype, chunk):
 
 @pytest.mark.parametrize("part", ["weight", "bias", "state", "silu", "order"])
 def test_every_term_counts(part):
-    args, _ = samples.causal_conv(5, (6, 9))
+    args, _ = sequences.causal_conv(5, (6, 9))
     want = compare.reference_out("causal_conv", args, {})
     x, weight, bias, state, indptr, rows = args
     kwargs = {}
@@ -121,7 +121,7 @@ I32 = torch.int32
 )
 def test_mistakes(change, kind, told):
     names = ("x", "weight", "bias", "state", "indptr", "rows")
-    given = dict(zip(names, samples.causal_conv(1)[0], strict=True)) | change
+    given = dict(zip(names, sequences.causal_conv(1)[0], strict=True)) | change
     before = given["state"].clone()
     with pytest.raises(kind, match=told):
         ops.causal_conv(**given)

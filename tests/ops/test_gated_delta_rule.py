@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from headrace import ops
-from tests.ops import compare, samples
+from tests.ops import compare, samples, sequences
 
 pytestmark = pytest.mark.usefixtures("guarded", "two_threads")
 NAMES = ("q", "k", "v", "log_decay", "beta", "state", "indptr", "rows")
@@ -51,7 +51,7 @@ def test_grid(isa, dtype):
     )
     for i, case in enumerate(grid):
         normalize = case.pop("normalize")
-        (q, k, *rest), kwargs = samples.gated_delta_rule(i, dtype=dtype, **case)
+        (q, k, *rest), kwargs = sequences.gated_delta_rule(i, dtype=dtype, **case)
         if not normalize:  # longer keys would make the state grow without bound
             q, k = (x.mul_(case["dim"] ** -0.5) for x in (q, k))
         check((q, k, *rest), kwargs | {"normalize": normalize}, case)
@@ -59,7 +59,7 @@ def test_grid(isa, dtype):
 
 def test_bits_do_not_know_the_calls(isa):
     """Token by token, in chunks, in one call, alone or beside others: the same bits."""
-    args, kwargs = samples.gated_delta_rule(2, (70, 5), dim=64, v_dim=80)
+    args, kwargs = sequences.gated_delta_rule(2, (70, 5), dim=64, v_dim=80)
     out, after = outcome(args, kwargs)
     tokens, row = slice(0, 70), args[7][:1]
     for size in (1, 7, 32, 33):
@@ -73,7 +73,7 @@ def test_bits_do_not_know_the_calls(isa):
 
 
 def test_threads_leave_no_trace(isa):
-    args, kwargs = samples.gated_delta_rule(3, (40, 1), v_dim=112)
+    args, kwargs = sequences.gated_delta_rule(3, (40, 1), v_dim=112)
     torch.set_num_threads(1)
     one = outcome(args, kwargs)
     for threads in (2, 8):
@@ -83,7 +83,7 @@ def test_threads_leave_no_trace(isa):
 
 
 def test_nan_stays_in_its_stream(isa):
-    args, kwargs = samples.gated_delta_rule(4, (9, 8))
+    args, kwargs = sequences.gated_delta_rule(4, (9, 8))
     out, after = outcome(args, kwargs)
     k = args[1].clone()
     k[3] = torch.nan
@@ -95,7 +95,7 @@ def test_nan_stays_in_its_stream(isa):
 
 def test_without_gate_or_strength():
     """No decay and strength 1 make a key read back what was last written under it."""
-    args, _ = samples.gated_delta_rule(5, (20,), group=1, dim=16, v_dim=16)
+    args, _ = sequences.gated_delta_rule(5, (20,), group=1, dim=16, v_dim=16)
     _, k, v, log_decay, beta, state, indptr, rows = args
     out, _ = outcome(
         (k, k, v, torch.zeros_like(log_decay), torch.ones_like(beta), state, indptr, rows),
@@ -106,12 +106,12 @@ def test_without_gate_or_strength():
 
 @given(st.lists(st.integers(0, 40), min_size=1, max_size=4), st.sampled_from([1, 2]))
 def test_any_lengths(lengths, group):
-    check(*samples.gated_delta_rule(6, tuple(lengths), group=group), lengths)
+    check(*sequences.gated_delta_rule(6, tuple(lengths), group=group), lengths)
 
 
 @pytest.mark.parametrize("term", ["log_decay", "beta", "state", "scale", "normalize", "v", "k"])
 def test_sensitive_to(term):
-    args, kwargs = samples.gated_delta_rule(7, (12,))
+    args, kwargs = sequences.gated_delta_rule(7, (12,))
     want, _ = outcome(args, kwargs)
     given_ = dict(zip(NAMES, args, strict=True)) | kwargs
     given_["state"] = given_["state"].clone()
@@ -134,12 +134,12 @@ def test_sensitive_to(term):
         (dict(beta=torch.zeros(14, 4).double()), TypeError, r"gated_delta_rule\(beta\)"),
         (dict(state=torch.zeros(5, 4, 32, 48).half()), TypeError, r"gated_delta_rule\(state\)"),
         (dict(indptr=torch.tensor([0, 9, 3, 14]).int()), ValueError, r"indptr\): expected offsets"),
-        (dict(rows=torch.tensor([0, 1, 1]).int()), ValueError, r"rows\): expected different"),
-        (dict(rows=torch.tensor([0, 1, 5]).int()), ValueError, r"rows\): expected different"),
+        (dict(rows=torch.tensor([0, 1, 1]).int()), ValueError, r"rows\): expected distinct"),
+        (dict(rows=torch.tensor([0, 1, 5]).int()), ValueError, r"rows\): expected distinct"),
     ],
 )
 def test_mistakes(change, kind, told):
-    args, kwargs = samples.gated_delta_rule(8)
+    args, kwargs = sequences.gated_delta_rule(8)
     given_ = dict(zip(NAMES, args, strict=True)) | kwargs | change
     before = given_["state"].clone()
     with pytest.raises(kind, match=told):

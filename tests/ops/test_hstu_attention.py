@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 import headrace
 from headrace import _C, ops
-from tests.ops import compare, samples
+from tests.ops import compare, samples, sequences
 
 pytestmark = pytest.mark.usefixtures("guarded", "two_threads")
 OP = "hstu_attention"
@@ -42,7 +42,7 @@ def test_grid(dtype):
         **RULES,
     )
     for i, case in enumerate(grid):
-        args, kwargs = samples.hstu_attention(i, dtype=dtype, **case)
+        args, kwargs = sequences.hstu_attention(i, dtype=dtype, **case)
         compare.check_levels(OP, args, kwargs, case, floor=1e-3)
 
 
@@ -83,7 +83,7 @@ def test_who_sees_whom(isa, targets, contextual):
 
 
 def test_scale_and_pinned_prefix(isa):
-    (q, k, v, ptr, *_), _ = samples.hstu_attention(1, (40,), heads=1)
+    (q, k, v, ptr, *_), _ = sequences.hstu_attention(1, (40,), heads=1)
     t, o = torch.arange(40)[:, None], torch.arange(40)[None]
     seen = (o <= t) & ((t - o <= 6) | (o < 3))
     s = torch.nn.functional.silu(0.3 * q[:, 0].double() @ k[:, 0].double().T) * seen
@@ -119,7 +119,7 @@ def chunks_of(args, kwargs, cuts):
 )
 def test_chunks_equal_the_whole_bit_for_bit(n, cuts, reach, sinks, split, dtype, level):
     rule = dict(max_attn_len=reach, sinks=sinks, split=split)
-    args, kwargs = samples.hstu_attention(n, (n,), dtype=dtype, scaled=True, **rule)
+    args, kwargs = sequences.hstu_attention(n, (n,), dtype=dtype, scaled=True, **rule)
     with headrace.use_isa(level):
         got = chunks_of(args, kwargs, sorted(c for c in cuts if c < n))
         assert compare.same_bits(got, run(args, kwargs))
@@ -130,7 +130,7 @@ def test_a_ring_equals_the_whole_bit_for_bit(isa, kept):
     """A prefix and a ring, streamed, against the whole history, four million tokens in as well."""
     n, prefix, reach = 150, 3, kept - 1
     rule = dict(contextual_seq_len=prefix, max_attn_len=reach, sinks=prefix, split=16)
-    (q, k, v, *_), kwargs = samples.hstu_attention(kept, (n,), **rule)
+    (q, k, v, *_), kwargs = sequences.hstu_attention(kept, (n,), **rule)
     one = torch.tensor([0, 1], dtype=torch.int32)
     ring_k, ring_v = (x.new_full((prefix + kept, *x.shape[1:]), torch.nan) for x in (k, v))
     order = torch.full((prefix + kept,), -1)
@@ -152,7 +152,7 @@ def test_a_ring_equals_the_whole_bit_for_bit(isa, kept):
 
 
 def test_targets_asked_against_the_cache(isa):
-    args, kwargs = samples.hstu_attention(5, (90, 40), targets=8, max_attn_len=20)
+    args, kwargs = sequences.hstu_attention(5, (90, 40), targets=8, max_attn_len=20)
     whole = run(args, kwargs)
     rows = torch.cat([torch.arange(82, 90), torch.arange(122, 130)])
     got = run((args[0][rows], *args[1:4], samples.indptr([8, 8]), *args[5:]), kwargs)
@@ -162,7 +162,7 @@ def test_targets_asked_against_the_cache(isa):
 def test_bits_do_not_depend_on_other_sequences_or_threads(isa):
     for split in (2048, 32):
         lengths = (67, 130, 1, 300)
-        args, kwargs = samples.hstu_attention(6, lengths, targets=4, max_attn_len=50, split=split)
+        args, kwargs = sequences.hstu_attention(6, lengths, targets=4, max_attn_len=50, split=split)
         whole = run(args, kwargs)
         for b in range(4):
             s = slice(int(args[3][b]), int(args[3][b + 1]))
@@ -175,7 +175,7 @@ def test_bits_do_not_depend_on_other_sequences_or_threads(isa):
 
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf])
 def test_what_is_hidden_is_not_read_into_a_row(isa, bad):
-    args, kwargs = samples.hstu_attention(7, (140,), targets=5, max_attn_len=9, split=32)
+    args, kwargs = sequences.hstu_attention(7, (140,), targets=5, max_attn_len=9, split=32)
     clean = run(args, kwargs)
     for at in (0, 50, 134, 139):
         k, v = args[1].clone(), args[2].clone()
@@ -209,7 +209,7 @@ def test_large_logits(isa):
 )
 def test_random_batches(lengths, news, kept, rules, split, seed):
     news = tuple(min(news, n) for n in lengths)
-    args, kwargs = samples.hstu_attention(
+    args, kwargs = sequences.hstu_attention(
         seed, tuple(lengths), news, kept=kept, split=split, v_dim=16, **rules
     )
     compare.check(OP, args, kwargs, floor=1e-3)

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from headrace import ops
-from tests.ops import compare, samples
+from tests.ops import compare, samples, sequences
 
 pytestmark = pytest.mark.usefixtures("guarded", "two_threads")
 NAME = "linear_attention"
@@ -41,7 +41,7 @@ def test_grid(isa, dtype):
     for i, case in enumerate(grid):
         normed = i % 3 > 0
         # The normaliser stays away from zero only where phi does.
-        args, kwargs = samples.linear_attention(
+        args, kwargs = sequences.linear_attention(
             i, dtype=dtype, normed=normed, feature=i % 3, **case
         )
         check(args, kwargs, case)
@@ -50,7 +50,7 @@ def test_grid(isa, dtype):
 @pytest.mark.parametrize("chunk", [1, 2, 7, 32, 33])
 @pytest.mark.parametrize("decay", [False, True])
 def test_bits_do_not_depend_on_the_chunks(isa, chunk, decay):
-    (q, k, v, state, norm, _, rows), kwargs = samples.linear_attention(4, (67,), decay=decay)
+    (q, k, v, state, norm, _, rows), kwargs = sequences.linear_attention(4, (67,), decay=decay)
     kwargs["feature"] = "relu"
     parts, rolling, sums = [], state.clone(), norm.clone()
     for t in range(0, 67, chunk):
@@ -65,7 +65,7 @@ def test_bits_do_not_depend_on_the_chunks(isa, chunk, decay):
 
 
 def test_hybrid_forcing_means_are_sums_with_a_count():
-    (q, _, _, state, norm, indptr, rows), kwargs = samples.linear_attention(
+    (q, _, _, state, norm, indptr, rows), kwargs = sequences.linear_attention(
         5, (9,), kv_heads=4, keys=False, rope=True
     )
     n, row = 50, int(rows[0])
@@ -98,7 +98,7 @@ def test_drift_of_ten_thousand_chunks():
 
 @pytest.mark.parametrize("part", ["norm", "decay", "rope", "raw", "state", "feature", "causal"])
 def test_every_term_counts(part):
-    args, kwargs = samples.linear_attention(7, (9,), rope=True, decay=True)
+    args, kwargs = sequences.linear_attention(7, (9,), rope=True, decay=True)
     want = compare.reference_out(NAME, args, kwargs)
     changed = list(args)
     if part == "norm":
@@ -134,7 +134,7 @@ def test_every_term_counts(part):
 )
 def test_mistakes(change, kind, told):
     names = ("q", "k", "v", "state", "norm", "indptr", "rows")
-    given = dict(zip(names, samples.linear_attention(1)[0], strict=True)) | change
+    given = dict(zip(names, sequences.linear_attention(1)[0], strict=True)) | change
     before = given["state"].clone()
     with pytest.raises(kind, match=told):
         ops.linear_attention(**given)

@@ -11,14 +11,14 @@ if os.environ.get("TRITON_INTERPRET") != "1":
 pytest.importorskip("triton", reason="triton is not installed")
 
 import headrace
-from tests.ops import compare, samples
+from tests.ops import compare, sequences
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
 @pytest.mark.parametrize("lengths", [(0,), (1,), (2, 0, 21)])
 @pytest.mark.parametrize(("taps", "silu"), [(1, False), (4, True)])
 def test_causal_conv(lengths, taps, silu, dtype):
-    args, _ = samples.causal_conv(1, lengths, taps=taps, bias=silu, dtype=dtype)
+    args, _ = sequences.causal_conv(1, lengths, taps=taps, bias=silu, dtype=dtype)
     kwargs = {"silu": silu}
     want = compare.reference_out("causal_conv", args, kwargs)
     state = compare.reference("causal_conv", args, kwargs)[0].to(dtype)

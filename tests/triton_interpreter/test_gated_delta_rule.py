@@ -11,7 +11,7 @@ if os.environ.get("TRITON_INTERPRET") != "1":
 pytest.importorskip("triton", reason="triton is not installed")
 
 import headrace
-from tests.ops import compare, samples
+from tests.ops import compare, sequences
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
@@ -26,7 +26,7 @@ from tests.ops import compare, samples
     ids=str,
 )
 def test_gated_delta_rule(case, dtype):
-    args, kwargs = samples.gated_delta_rule(1, dtype=dtype, **case)
+    args, kwargs = sequences.gated_delta_rule(1, dtype=dtype, **case)
     want = compare.reference_out("gated_delta_rule", args, kwargs)
     kept = compare.reference("gated_delta_rule", args, kwargs)[0]
     with headrace.use_backend("triton"):

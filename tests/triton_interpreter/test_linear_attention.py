@@ -11,7 +11,7 @@ if os.environ.get("TRITON_INTERPRET") != "1":
 pytest.importorskip("triton", reason="triton is not installed")
 
 import headrace
-from tests.ops import compare, samples
+from tests.ops import compare, sequences
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
@@ -27,7 +27,7 @@ from tests.ops import compare, samples
     ids=str,
 )
 def test_linear_attention(case, dtype):
-    args, kwargs = samples.linear_attention(1, dtype=dtype, **case)
+    args, kwargs = sequences.linear_attention(1, dtype=dtype, **case)
     name = "linear_attention"
     want = (*compare.reference_out(name, args, kwargs), *compare.reference(name, args, kwargs))
     with headrace.use_backend("triton"):
