@@ -154,6 +154,7 @@ def test_compiles_into_one_graph(name, index):
 
 
 LENGTHS = {
+    "frame_delta_rule": lambda n: samples.frame_delta_rule(1, ((3, n - 3),)),
     "gated_delta_rule": lambda n: samples.gated_delta_rule(1, (n,)),
     "linear_attention": lambda n: samples.linear_attention(1, (3, n - 3)),
     "causal_conv": lambda n: samples.causal_conv(1, (3, n - 3)),

@@ -391,6 +391,48 @@ def causal_conv(
     return (x, normal(gen, channels, taps), offset, state, indptr, rows), {}
 
 
+def frame_delta_rule(
+    seed: int,
+    frames: tuple[tuple[int, ...], ...] = ((3, 9), (), (6,)),
+    heads: int = 2,
+    v_heads: int = 4,
+    dim: int = 32,
+    v_dim: int = 48,
+    dtype: torch.dtype = torch.float32,
+    layout: str = "plain",
+    decay: bool = True,
+    rope: bool = True,
+    **options: Any,
+) -> Call:
+    """frame_delta_rule; frames[b] are the sizes of stream b's; states of absent ones are NaN."""
+    gen, streams = rng(seed), len(frames)
+    sizes = [n for stream in frames for n in stream]
+    tokens = sum(sizes)
+    # Keys so short that a frame of them cannot push the state out of bounds.
+    short = (dim * max([1, *sizes])) ** -0.5
+
+    def of(h: int, d: int, by: float = 1.0, positive: bool = True) -> Tensor:
+        x = torch.randn(tokens, h, d, generator=gen) * by
+        return strided((x.relu() if positive else x).to(dtype), layout)
+
+    q, k, v = of(heads, dim), of(heads, dim, short), of(v_heads, v_dim, 1.0, False)
+    state = torch.full((streams + 2, v_heads, dim, v_dim), torch.nan)
+    norm = torch.full((streams + 2, v_heads, dim), torch.nan)
+    rows = torch.randperm(streams + 2, generator=gen)[:streams].int()
+    state[rows.long()] = normal(gen, streams, v_heads, dim, v_dim)
+    norm[rows.long()] = normal(gen, streams, v_heads, dim).abs() + 0.5
+    of_tokens = torch.tensor((0, *itertools.accumulate(sizes)), dtype=torch.int32)
+    of_frames = torch.tensor((0, *itertools.accumulate(map(len, frames))), dtype=torch.int32)
+    kwargs: dict[str, Any] = dict(options)
+    if decay:
+        kwargs["log_decay"] = -torch.rand(len(sizes), v_heads, generator=gen)
+    if rope:
+        kwargs["q_hat"] = of(heads, dim, 1.0, False)
+        kwargs["k_hat"] = of(heads, dim, short, False)
+    beta = torch.rand(tokens, v_heads, generator=gen)
+    return (q, k, v, beta, state, norm, of_tokens, of_frames, rows), kwargs
+
+
 def linear_attention(
     seed: int,
     lengths: tuple[int, ...] = (3, 0, 11),
@@ -514,6 +556,11 @@ SAMPLES: dict[str, list[Callable[[], Call]]] = {
         lambda: causal_conv(1),
         lambda: causal_conv(2, dtype=torch.bfloat16, layout="rows", bias=False),
         lambda: causal_conv(3, (0,), dtype=torch.float16),
+    ],
+    "frame_delta_rule": [
+        lambda: frame_delta_rule(1),
+        lambda: frame_delta_rule(2, dtype=torch.bfloat16, layout="rows", rope=False),
+        lambda: frame_delta_rule(3, ((0,),), dtype=torch.float16, decay=False),
     ],
     "linear_attention": [
         lambda: linear_attention(1),
