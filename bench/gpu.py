@@ -288,6 +288,8 @@ def main() -> int:
     jobs += [("lora", partial(cases.lora, bench, *mix, shape[0])) for mix in mixes]
     history = (64, 16) if bench.dry else (8192, 1024)
     jobs.append(("hstu_attention", partial(cases.hstu, bench, *history)))
+    clips = [(2, 2, 20)] if bench.dry else [(1, 4, 880), (8, 4, 880)]
+    jobs += [("frame_delta_rule", partial(cases.frame_delta, bench, *clip)) for clip in clips]
     try:
         for op, job in jobs:
             if op in only:

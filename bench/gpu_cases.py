@@ -368,3 +368,48 @@ def hstu(bench: Bench, length: int, reach: int) -> None:
     )
     label = f"{length} tokens, reach {reach}"
     bench.add("hstu_attention", label, make, {"torch": dense}, floor, moved, check)
+
+
+def frame_delta(bench: Bench, streams: int, frames: int, size: int) -> None:
+    """Frames of `size` tokens of each stream, 20 heads of 112; the peer does a frame at a time."""
+    heads, dim, tokens = 20, 112, streams * frames * size
+
+    def make() -> dict[str, Any]:
+        q, k, v, q_hat, k_hat = (bench.randn(tokens, heads, dim) for _ in range(5))
+        short = (dim * size) ** -0.5
+        more: dict[str, Any] = dict(device=bench.device, dtype=torch.int32)
+        return dict(
+            q=q.relu(), k=k.relu() * short, v=v, q_hat=q_hat, k_hat=k_hat * short,
+            beta=torch.rand(tokens, heads, device=bench.device),
+            state=torch.zeros(streams, heads, dim, dim, device=bench.device),
+            norm=torch.ones(streams, heads, dim, device=bench.device),
+            frames=torch.arange(0, tokens + 1, size, **more),
+            indptr=torch.arange(0, streams * frames + 1, frames, **more),
+            rows=torch.arange(streams, **more), update=False,
+        )  # fmt: skip
+
+    def dense(s: dict) -> torch.Tensor:
+        names = ("q", "k", "v", "q_hat", "k_hat")
+        rows = [s[x].reshape(streams, frames, size, heads, dim).transpose(2, 3) for x in names]
+        beta = s["beta"].reshape(streams, frames, size, heads, 1).transpose(2, 3)
+        state, norm, outs = s["state"], s["norm"][..., None], []
+        wide = torch.promote_types(rows[0].dtype, torch.float32)
+        for f in range(frames):
+            q, k, v, q_hat, k_hat = (x[:, f].to(wide) for x in rows)
+            state = state + k_hat.mT @ (beta[:, f] * (v - k_hat @ state.to(wide)))
+            norm = norm + k.mT @ (beta[:, f] * (1 - k @ norm.to(wide)))
+            outs.append((q_hat @ state / (q @ norm + 1e-6)).transpose(1, 2))
+        return torch.stack(outs, 1).reshape(tokens, heads, dim)
+
+    def check(s: dict, out: torch.Tensor) -> bool:
+        wide = {n: x.double() if isinstance(x, torch.Tensor) and x.is_floating_point() else x
+                for n, x in s.items()}  # fmt: skip
+        return near(out, dense(wide))
+
+    moved = 6 * tokens * heads * dim * (4 if bench.dry else 2) + 4 * streams * heads * dim * dim
+    floor = max(
+        moved / bench.floors["copy_bytes_per_s"],
+        6 * tokens * heads * dim * dim / bench.floors["matrix_flops_per_s"],
+    )
+    label = f"{streams} streams, {frames} frames of {size}"
+    bench.add("frame_delta_rule", label, make, {"torch fp32": dense}, floor, moved, check)

@@ -13,6 +13,7 @@
 #include "build_info.h"
 #include "causal_conv.h"
 #include "common/isa.h"
+#include "delta.h"
 #include "gated_delta_rule.h"
 #include "hstu.h"
 #include "linear.h"
@@ -345,6 +346,35 @@ void causal_conv(const std::array<Address, 7>& at_, const std::array<std::int64_
   headrace::causal_conv(args, threads);
 }
 
+void frame_delta_rule(const std::array<Address, 13>& p, const std::array<std::int64_t, 18>& n,
+                      const std::array<int, 2>& kind, double eps, int threads) {
+  headrace::FrameDeltaArgs args{};
+  args.q = at<const void>(p[0]);
+  args.k = at<const void>(p[1]);
+  args.v = at<const void>(p[2]);
+  args.q_hat = at<const void>(p[3]);
+  args.k_hat = at<const void>(p[4]);
+  args.beta = at<const float>(p[5]);
+  args.log_decay = at<const float>(p[6]);
+  args.state = at<float>(p[7]);
+  args.norm = at<float>(p[8]);
+  args.frames = at<const std::int32_t>(p[9]);
+  args.indptr = at<const std::int32_t>(p[10]);
+  args.rows = at<const std::int32_t>(p[11]);
+  args.o = at<void>(p[12]);
+  std::int64_t* sizes[] = {&args.tokens,    &args.heads,       &args.v_heads,   &args.dim,
+                           &args.v_dim,     &args.frame_count, &args.streams,   &args.states,
+                           &args.q_row,     &args.q_head,      &args.k_row,     &args.k_head,
+                           &args.v_row,     &args.v_head,      &args.q_hat_row, &args.q_hat_head,
+                           &args.k_hat_row, &args.k_hat_head};
+  for (int i = 0; i < 18; ++i) *sizes[i] = n[i];
+  args.dtype = kind[0];
+  args.update = kind[1];
+  args.eps = static_cast<float>(eps);
+  py::gil_scoped_release nogil;
+  headrace::frame_delta_rule(args, threads);
+}
+
 void linear_attention(const std::array<Address, 12>& p, const std::array<std::int64_t, 14>& n,
                       const std::array<int, 3>& kind, const std::array<double, 2>& by,
                       int threads) {
@@ -431,6 +461,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("append", &append);
   m.def("merge_states", &merge_states);
   m.def("linear", &linear);
+  m.def("frame_delta_rule", &frame_delta_rule);
   m.def("gated_delta_rule", &gated_delta_rule);
   m.def("linear_attention", &linear_attention);
   m.def("causal_conv", &causal_conv);

@@ -154,6 +154,7 @@ def test_compiles_into_one_graph(name, index):
 
 
 LENGTHS = {
+    "frame_delta_rule": lambda n: sequences.frame_delta_rule(1, ((3, n - 3),)),
     "gated_delta_rule": lambda n: sequences.gated_delta_rule(1, (n,)),
     "linear_attention": lambda n: sequences.linear_attention(1, (3, n - 3)),
     "causal_conv": lambda n: sequences.causal_conv(1, (3, n - 3)),

@@ -143,6 +143,9 @@ def causal_conv(
     threads: int,
     /,
 ) -> None: ...
+def frame_delta_rule(
+    pointers: list[int], sizes: list[int], kind: tuple[int, int], eps: float, threads: int, /
+) -> None: ...
 def linear_attention(
     pointers: list[int],
     sizes: list[int],

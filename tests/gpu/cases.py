@@ -287,6 +287,61 @@ def hstu_attention(
     return {n: x.to(device) if isinstance(x, torch.Tensor) else x for n, x in bound.items()}
 
 
+# Options of `frame_delta_rule` below.
+FRAMES = {
+    "frames": {},
+    "one-token": dict(frames=((1,),)),
+    "long": dict(frames=((880, 3),), dim=112, v_dim=112),
+    "plain": dict(decay=False, rope=False, update=False),
+    "wide": dict(frames=((70,), (5, 33)), dim=256, v_dim=80),
+    "empty": dict(frames=((0,), ())),
+}
+
+
+def frame_delta_rule(
+    dtype,
+    device="cpu",
+    seed=0,
+    *,
+    frames=((70, 0, 37), (), (9,)),
+    dim=32,
+    v_dim=48,
+    decay=True,
+    rope=True,
+    update=True,
+):
+    """Bound arguments of ops.frame_delta_rule; rows are columns of wider, poisoned tensors."""
+    torch.manual_seed(seed)
+    sizes = [n for stream in frames for n in stream]
+    heads, v_heads, tokens, streams = 2, 4, sum(sizes), len(frames)
+    short = (dim * max([1, *sizes])) ** -0.5  # the state stays in bounds
+
+    def made(h, d, by=1.0, positive=True):
+        x = torch.randn(tokens, h, d) * by
+        big = torch.full((tokens, h, d + 8), torch.nan, dtype=dtype)[..., 8:]
+        return big.copy_(x.relu() if positive else x)
+
+    def offsets(counts):
+        return torch.tensor([0, *counts], dtype=torch.int32).cumsum(0, dtype=torch.int32)
+
+    bound = dict(
+        q=made(heads, dim),
+        k=made(heads, dim, short),
+        v=made(v_heads, v_dim, 1.0, False),
+        beta=torch.rand(tokens, v_heads),
+        state=torch.randn(streams, v_heads, dim, v_dim),
+        norm=torch.rand(streams, v_heads, dim) + 0.5,
+        frames=offsets(sizes),
+        indptr=offsets(map(len, frames)),
+        rows=torch.randperm(streams).int(),
+        log_decay=-torch.rand(len(sizes), v_heads) if decay else None,
+        q_hat=made(heads, dim, 1.0, False) if rope else None,
+        k_hat=made(heads, dim, short, False) if rope else None,
+        update=update,
+    )
+    return {n: x.to(device) if isinstance(x, torch.Tensor) else x for n, x in bound.items()}
+
+
 def truth(op, bound):
     """The reference in fp64 on the CPU, of inputs without poison."""
     spec = ops.specs()[op]

@@ -242,3 +242,16 @@ def test_lora(case, dtype):
 def test_hstu_attention(name, dtype):
     bound = cases.hstu_attention(dtype, DEVICE, **cases.HSTU[name])
     cases.compare("hstu_attention", bound, run("hstu_attention", bound, "triton"))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("name", cases.FRAMES)
+def test_frame_delta_rule(name, dtype):
+    bound = cases.frame_delta_rule(dtype, DEVICE, **cases.FRAMES[name])
+    expected = {n: x.clone() if isinstance(x, torch.Tensor) else x for n, x in bound.items()}
+    out = run("frame_delta_rule", bound, "triton")
+    cases.compare("frame_delta_rule", expected, out)
+    with headrace.use_backend("reference"):
+        torch.ops.headrace.frame_delta_rule(**expected)
+    for state in ("state", "norm"):
+        torch.testing.assert_close(bound[state], expected[state], rtol=1e-4, atol=1e-4)

@@ -239,11 +239,21 @@ def linear_attention(t):
     headrace.ops.linear_attention(q, k, k, state, norm, *at, raw=True, **turn)
 
 
+def frame_delta(t, dim=112):
+    q, v, beta = torch.zeros(9, 2, dim, dtype=t), torch.zeros(9, 4, dim, dtype=t), torch.zeros(9, 4)
+    at = torch.tensor([0, 5, 9]).int(), torch.tensor([0, 2]).int(), torch.tensor([1]).int()
+    state, norm = torch.zeros(2, 4, dim, dim), torch.zeros(2, 4, dim)
+    hats = {"q_hat": q, "k_hat": q, "log_decay": torch.zeros(2, 4)}
+    headrace.ops.frame_delta_rule(q, q, v, beta, state, norm, *at, **hats)
+
+
 SINK = torch.zeros(4)
 # In every dtype and for both architectures.
 CASES = {
     "gated-delta-rule": gated_delta_rule,
     "hstu": lambda t: hstu(t, 128, max_attn_len=512, sinks=3),
+    "frame-delta": frame_delta,
+    "frame-delta-256": lambda t: frame_delta(t, 256),
     "linear-attention": linear_attention,
     "causal-conv": causal_conv,
     "window": lambda t: attention(t, 128, window=2048, sinks=4),

@@ -327,6 +327,7 @@ def other(module: str, name: str, index: int) -> Callable[[], Call]:
 
 
 SAMPLES: dict[str, list[Callable[[], Call]]] = {
+    "frame_delta_rule": [other("sequences", "frame_delta_rule", i) for i in range(3)],
     "gated_delta_rule": [other("sequences", "gated_delta_rule", i) for i in range(3)],
     "lora": [other("adapters", "lora", i) for i in range(3)],
     "lora_rows": [other("adapters", "lora_rows", i) for i in range(4)],

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from tests.ops.samples import Call, frequencies, indptr, normal, rng, strided
 
@@ -136,7 +137,54 @@ def gated_delta_rule(
     return (q, k, v, log_decay, beta, state, indptr, rows), kwargs
 
 
+def frame_delta_rule(
+    seed: int,
+    frames: tuple[tuple[int, ...], ...] = ((3, 9), (), (6,)),
+    heads: int = 2,
+    v_heads: int = 4,
+    dim: int = 32,
+    v_dim: int = 48,
+    dtype: torch.dtype = torch.float32,
+    layout: str = "plain",
+    decay: bool = True,
+    rope: bool = True,
+    **options: Any,
+) -> Call:
+    """frame_delta_rule; frames[b] are the sizes of stream b's; states of absent ones are NaN."""
+    gen, streams = rng(seed), len(frames)
+    sizes = [n for stream in frames for n in stream]
+    tokens = sum(sizes)
+    # Keys so short that a frame of them cannot push the state out of bounds.
+    short = (dim * max([1, *sizes])) ** -0.5
+
+    def of(h: int, d: int, by: float = 1.0, positive: bool = True) -> Tensor:
+        x = torch.randn(tokens, h, d, generator=gen) * by
+        return strided((x.relu() if positive else x).to(dtype), layout)
+
+    q, k, v = of(heads, dim), of(heads, dim, short), of(v_heads, v_dim, 1.0, False)
+    state = torch.full((streams + 2, v_heads, dim, v_dim), torch.nan)
+    norm = torch.full((streams + 2, v_heads, dim), torch.nan)
+    rows = torch.randperm(streams + 2, generator=gen)[:streams].int()
+    state[rows.long()] = normal(gen, streams, v_heads, dim, v_dim)
+    norm[rows.long()] = normal(gen, streams, v_heads, dim).abs() + 0.5
+    of_tokens = torch.tensor((0, *itertools.accumulate(sizes)), dtype=torch.int32)
+    of_frames = torch.tensor((0, *itertools.accumulate(map(len, frames))), dtype=torch.int32)
+    kwargs: dict[str, Any] = dict(options)
+    if decay:
+        kwargs["log_decay"] = -torch.rand(len(sizes), v_heads, generator=gen)
+    if rope:
+        kwargs["q_hat"] = of(heads, dim, 1.0, False)
+        kwargs["k_hat"] = of(heads, dim, short, False)
+    beta = torch.rand(tokens, v_heads, generator=gen)
+    return (q, k, v, beta, state, norm, of_tokens, of_frames, rows), kwargs
+
+
 SAMPLES: dict[str, list[Callable[[], Call]]] = {
+    "frame_delta_rule": [
+        lambda: frame_delta_rule(1),
+        lambda: frame_delta_rule(2, dtype=torch.bfloat16, layout="rows", rope=False),
+        lambda: frame_delta_rule(3, ((0,),), dtype=torch.float16, decay=False),
+    ],
     "hstu_attention": [
         lambda: hstu_attention(1),
         lambda: hstu_attention(2, dtype=torch.bfloat16, layout="rows", targets=5, max_attn_len=9),

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -68,6 +70,61 @@ def causal_conv(tokens: int, channels: int, dtype: torch.dtype = torch.bfloat16)
     return Case(
         "causal_conv", f"{dtype_name(dtype)} [{tokens}, {channels}]", ours, check,
         spec.bytes(axes, bound), spec.flops(axes, bound), peer, "torch conv1d",
+    )  # fmt: skip
+
+
+def frame_delta_rule(frames: int, size: int, dtype: torch.dtype = torch.bfloat16) -> Case:
+    """Frames of `size` tokens of one stream, 8 heads of 112; the peers are torch expressions.
+
+    The first does a frame at a time in fp32 products; `bf16` keeps the products in bf16.
+    """
+    heads, dim, tokens = 8, 112, frames * size
+    g = torch.Generator().manual_seed(1)
+    short = (dim * size) ** -0.5
+    q, k = (torch.randn(tokens, heads, dim, generator=g).relu() * x for x in (1, short))
+    turned: dict[str, Any] = {n: x.flip(-1).to(dtype) for n, x in (("q_hat", q), ("k_hat", k))}
+    q, k, v = q.to(dtype), k.to(dtype), torch.randn(tokens, heads, dim, generator=g).to(dtype)
+    beta, decay = torch.rand(tokens, heads, generator=g), torch.full((frames, heads), -0.1)
+    state, norm = torch.zeros(1, heads, dim, dim), torch.ones(1, heads, dim)
+    at = (
+        torch.arange(0, tokens + 1, size).int(),
+        torch.tensor([0, frames]).int(),
+        torch.zeros(1).int(),
+    )
+    args, kwargs = (q, k, v, beta, state, norm, *at), turned | {"log_decay": decay}
+    bound, axes = bound_call("frame_delta_rule", *args, **kwargs)
+    spec = ops.specs()["frame_delta_rule"]
+
+    def ours() -> torch.Tensor:
+        return ops.frame_delta_rule(*args, **kwargs)
+
+    def peer(wide: torch.dtype = torch.float32) -> list[Tensor]:
+        out = []
+        for f in range(frames):
+            part = slice(f * size, (f + 1) * size)
+            rows = (q, k, v, turned["q_hat"], turned["k_hat"])
+            a, b, c, ah, bh = (x[part].to(wide).transpose(0, 1) for x in rows)
+            step = beta[part].T[..., None]
+            s = state[0] * decay[f].exp()[:, None, None]
+            z = (norm[0] * decay[f].exp()[:, None])[..., None]
+            delta = (step * (c.float() - (bh @ s.to(wide)).float())).to(wide)
+            state[0] = s + (bh.mT @ delta).float()
+            norm[0] = (z + b.float().mT @ (step * (1 - b.float() @ z)))[..., 0]
+            under = a.float() @ norm[0, ..., None] + 1e-6
+            top = ah @ state[0].to(wide)
+            out.append((top / under).transpose(0, 1).to(dtype))
+        return out
+
+    def check() -> tuple[float, float]:
+        wide = {n: x.double() if isinstance(x, Tensor) and x.is_floating_point() else x
+                for n, x in bound.items()}  # fmt: skip
+        want = spec.reference(**wide)
+        return rms_error(ours(), want), spec.tolerance(dtype, axes, bound)
+
+    return Case(
+        "frame_delta_rule", f"{dtype_name(dtype)} {frames} frames of {size}", ours, check,
+        spec.bytes(axes, bound), spec.flops(axes, bound), peer, "torch expression",
+        {"bf16": lambda: peer(torch.bfloat16)},
     )  # fmt: skip
 
 

@@ -279,6 +279,7 @@ def cases(op: str | None, quick: bool) -> Iterator[Case]:
     prefills = [(bf16, 2048, 512)]
     linears = [(1, 2048, 2048), (256, 256, 1024)]
     chunks = [256]
+    clips = [(2, 220)]
     mixes = [(64, 64, 1024), (256, 4, 1024)]
     masks, blocks = [(bf16, 2048)], [(bf16, 2048, True)]
     hstus: list[tuple[int, ...]] = [(1024, 256)]
@@ -288,6 +289,7 @@ def cases(op: str | None, quick: bool) -> Iterator[Case]:
         prefills = [(d, n, w) for d in (bf16, f32) for n in (4096, 16384) for w in (512, 2048)]
         linears = [(1, 256, 1024), (256, 256, 1024), (1, 4096, 4096), (64, 4096, 4096)]
         chunks = [1, 256, 4096]
+        clips = [(1, 220), (1, 880), (4, 880)]
         mixes = [(64, 64, 4096), (512, 8, 4096), (1, 1, 4096), (8, 8, 4096), (64, 1, 4096)]
         masks = [(d, n) for d in (bf16, f32) for n in (4096, 32768)]
         blocks = [(d, n, c) for d in (bf16, f32) for n in (4096, 8192) for c in (False, True)]
@@ -295,6 +297,7 @@ def cases(op: str | None, quick: bool) -> Iterator[Case]:
     makers: dict[str, list[Callable[[], Case]]] = {
         "gated_delta_rule": [partial(sequences.gated_delta_rule, t) for t in chunks],
         "hstu_attention": [partial(sequences.hstu_attention, *shape) for shape in hstus],
+        "frame_delta_rule": [partial(sequences.frame_delta_rule, n, t) for n, t in clips],
         "linear_attention": [partial(sequences.linear_attention, t) for t in chunks],
         "causal_conv": [partial(sequences.causal_conv, t, 4096) for t in chunks],
         "paged_attention": [partial(decode, *shape) for shape in decodes],

@@ -211,6 +211,24 @@ def _delta_cases() -> list[dict[str, Any]]:
     return [case, case | {n: case[n].bfloat16() for n in "qkv"}]
 
 
+def _frame_delta_cases() -> list[dict[str, Any]]:
+    g = torch.Generator().manual_seed(13)
+    q, k = (torch.rand(50, 2, 32, generator=g) * by for by in (1.0, 0.03))
+    case: dict[str, Any] = {
+        "q": q,
+        "k": k,
+        "v": torch.randn(50, 4, 32, generator=g),
+        "beta": torch.rand(50, 4, generator=g),
+        "state": torch.rand(3, 4, 32, 32, generator=g),
+        "norm": torch.rand(3, 4, 32, generator=g) + 0.5,
+        "frames": torch.tensor([0, 20, 40, 50], dtype=torch.int32),
+        "indptr": torch.tensor([0, 2, 3], dtype=torch.int32),
+        "rows": torch.tensor([1, 2], dtype=torch.int32),
+    }
+    decay = -torch.rand(3, 4, generator=g)
+    return [case, case | {"log_decay": decay, "q_hat": q.flip(-1), "k_hat": k.flip(-1)}]
+
+
 def _lora_cases() -> list[dict[str, Any]]:
     g = torch.Generator().manual_seed(7)
     cases = []
@@ -257,6 +275,7 @@ CASES: dict[str, Callable[[], list[dict[str, Any]]]] = {
     "causal_conv": _conv_cases,
     "gated_delta_rule": _delta_cases,
     "hstu_attention": _hstu_cases,
+    "frame_delta_rule": _frame_delta_cases,
     "linear_attention": _linear_attention_cases,
     "lora": _lora_cases,
     "lora_rows": _lora_rows_cases,

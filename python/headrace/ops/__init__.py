@@ -5,6 +5,7 @@ from . import rope
 from .append import append
 from .attention import attention
 from .causal_conv import causal_conv
+from .frame_delta_rule import frame_delta_rule
 from .gated_delta_rule import gated_delta_rule
 from .hstu_attention import hstu_attention
 from .linear import linear
@@ -20,6 +21,7 @@ __all__ = [
     "append",
     "attention",
     "causal_conv",
+    "frame_delta_rule",
     "gated_delta_rule",
     "hstu_attention",
     "linear",
