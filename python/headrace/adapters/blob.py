@@ -140,6 +140,8 @@ def pack(op: str, config: AdapterConfig, tensors: Mapping[str, Tensor]) -> tuple
         tensor = tensors[key]
         if isinstance(tensor, np.ndarray):
             tensor = torch.from_numpy(tensor)
+        if not isinstance(tensor, Tensor):
+            raise bad_type(op, key, "a tensor", type(tensor).__name__)
         if tensor.dtype != span.dtype:
             raise bad_type(op, key, _name(span.dtype), _name(tensor.dtype))
         rows = key.endswith(".b")
