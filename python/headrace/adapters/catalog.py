@@ -128,7 +128,7 @@ def _environment(path: Path, map_size: int, create: bool) -> Any:
         try:
             env.reader_check()  # slots of processes that were killed
             tables = {}
-            with env.begin(write=create) as txn:
+            with env.begin(write=True) as txn:  # handles from a read do not last
                 for name in TABLES:
                     tables[name] = env.open_db(name.encode(), txn=txn, create=create)
                 if create:
