@@ -7,6 +7,7 @@ from typing import Any
 
 __all__ = [
     "Absolute",
+    "AdapterStore",
     "Engine",
     "InCache",
     "PagePool",
@@ -14,6 +15,7 @@ __all__ = [
     "Sink",
     "Stream",
     "Window",
+    "adapters",
     "debug",
     "models",
     "ops",
@@ -32,7 +34,8 @@ load_error: Exception | None = None
 try:
     import torch  # noqa: F401  (first: the extension shares torch's OpenMP runtime)
 
-    from . import models, ops, presets
+    from . import adapters, models, ops, presets
+    from .adapters import AdapterStore
     from .audit import debug
     from .backends import use_backend, use_isa
     from .memory import PagePool, Sink, Window

@@ -1,6 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Adapters: how their weights are kept."""
+"""Adapters: how their weights are kept, and which there are."""
 
+from .blob import Adapter, Layer
 from .codes import quantize_rows
+from .config import AdapterConfig, Base, Module
+from .gate import Gate
+from .peft_files import modules_of
+from .records import NewAdapter, Revision
+from .store import AdapterStore
 
-__all__ = ["quantize_rows"]
+__all__ = [
+    "Adapter",
+    "AdapterConfig",
+    "AdapterStore",
+    "Base",
+    "Gate",
+    "Layer",
+    "Module",
+    "NewAdapter",
+    "Revision",
+    "modules_of",
+    "quantize_rows",
+]

@@ -12,6 +12,7 @@ from importlib import import_module
 # Imported only when called, so that one broken part does not take the others along.
 COMMANDS = {
     "stream": "read text without end through a model; report perplexity, memory and time",
+    "adapters": "keep personal adapters: register, find, promote, roll back, verify",
     "check": "prove on this machine that what is fast is also exact",
     "bench": "time the ops beside a peer and the floor of this machine",
     "info": "what is installed, what this machine has, and what is off and why",

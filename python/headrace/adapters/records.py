@@ -1,0 +1,217 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Rows of the catalog: what is given to a store, what it tells, and how a row goes in and out."""
+
+from __future__ import annotations
+
+import json
+import math
+import struct
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from ..errors import bad_type, bad_value
+from .catalog import Tx, dumps, floating, number, ordered
+from .config import AdapterConfig, text
+
+NAME = struct.Struct(">32sQ")  # an alias: digest, number of the move that set it
+_FILE = struct.Struct(">QQ")  # bytes, blobs written
+
+
+@dataclass(frozen=True)
+class NewAdapter:
+    """What `AdapterStore.add_many` takes.
+
+    tensors: `MODULE.a` [r, K], `MODULE.b` [N, r], and `MODULE.bias`, `MODULE.magnitude` [N] where
+    the configuration has them. name: a new name for it. parents: revisions it came from. data,
+    trainer: what it was trained on and by, as JSON. peft: its adapter_config.json, if it had one.
+    """
+
+    config: AdapterConfig
+    tensors: Mapping[str, Tensor]
+    name: str | None = None
+    owner: str | None = None
+    parents: tuple[str, ...] = ()
+    data: Any = None
+    trainer: Any = None
+    peft: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class Revision:
+    """What a store knows of a revision. size in bytes; created in seconds since 1970."""
+
+    digest: str
+    base: str
+    owner: str | None
+    parents: tuple[str, ...]
+    data: Any
+    trainer: Any
+    created: float
+    size: int
+    rank: int  # the largest
+    modules: int
+    names: tuple[str, ...]  # that point at it
+    scores: Mapping[str, float]  # the latest value per metric
+
+
+def describe(op: str, new: NewAdapter, digest: bytes, blob: np.ndarray) -> dict[str, Any]:
+    """The record of a new revision; raises for what cannot be kept."""
+    if new.owner is not None:
+        text(op, "owner", new.owner)
+    if new.name is not None:
+        text(op, "name", new.name)
+        if is_digest(new.name):
+            raise bad_value(op, "name", "a name that is no digest", new.name)
+    for parent in new.parents:
+        if not is_digest(parent):
+            raise bad_value(op, "parents", "digests of 64 hex digits", repr(parent))
+    record = {
+        "digest": digest.hex(),
+        "base": new.config.base,
+        "owner": new.owner,
+        "parents": list(dict.fromkeys(new.parents)),
+        "data": new.data,
+        "trainer": new.trainer,
+        "created": time.time(),
+        "size": len(blob),
+        "rank": max(m.rank for m in new.config.modules),
+        "modules": len(new.config.modules),
+    }
+    if new.peft is not None:
+        record["peft"] = dict(new.peft)
+    for arg in ("data", "trainer", "peft"):
+        if record.get(arg) is not None:
+            try:
+                dumps(record[arg])
+            except (TypeError, ValueError) as error:
+                raise bad_value(op, arg, "what JSON can hold", error) from None
+    return record
+
+
+def is_digest(value: object) -> bool:
+    """Whether it is spelled as a digest."""
+    return isinstance(value, str) and len(value) == 64 and not set(value) - set("0123456789abcdef")
+
+
+def insert(tx: Tx, row: int, record: Mapping[str, Any]) -> None:
+    """Puts a revision in, with everything that finds it."""
+    at, digest = number(row), bytes.fromhex(record["digest"])
+    tx.put("row", at, dumps(record), append=True)
+    tx.put("digest", digest, at)
+    for table, prefix in _found_by(record):
+        tx.put(table, prefix + at)
+
+
+def delete(tx: Tx, row: int, record: Mapping[str, Any]) -> None:
+    """Takes a revision out, with everything that finds it."""
+    at = number(row)
+    segment = bytes.fromhex(record["segment"])
+    size, count, rows = segment_rows(tx, segment)
+    put_segment(tx, segment, size, count, [r for r in rows if r != row])
+    for metric, value in scores(tx, row).items():
+        tx.delete("score", score_key(metric, value) + at)
+        tx.delete("latest", at + metric.encode())
+    for table in ("evaluation", "named"):
+        for key, _ in list(tx.scan(table, at)):
+            tx.delete(table, key)
+    for table, prefix in _found_by(record):
+        tx.delete(table, prefix + at)
+    tx.delete("digest", bytes.fromhex(record["digest"]))
+    tx.delete("row", at)
+
+
+def _found_by(record: Mapping[str, Any]) -> list[tuple[str, bytes]]:
+    keys = [("base", record["base"].encode() + b"\0")]
+    if record["owner"] is not None:
+        keys.append(("owner", record["owner"].encode() + b"\0"))
+    return keys + [("parent", bytes.fromhex(p)) for p in record["parents"]]
+
+
+def indexed(record: Mapping[str, Any], row: int) -> list[tuple[str, bytes]]:
+    """(table, key) of every entry that has to be there for a row."""
+    at = number(row)
+    found = [("digest", bytes.fromhex(record["digest"]))]
+    return found + [(table, key + at) for table, key in _found_by(record)]
+
+
+def put_segment(tx: Tx, segment: bytes, size: int, count: int, rows: list[int]) -> None:
+    """Notes a file of `count` blobs, and the rows that they belong to."""
+    tx.put("segment", segment, _FILE.pack(size, count) + b"".join(map(number, rows)))
+
+
+def segment_rows(tx: Tx, segment: bytes) -> tuple[int, int, list[int]]:
+    """(bytes of the file, blobs written to it, rows in it that are still there)."""
+    value = tx.get("segment", segment) or _FILE.pack(0, 0)
+    return (*_FILE.unpack_from(value), np.frombuffer(value[_FILE.size :], ">u8").tolist())
+
+
+def score_key(metric: str, value: float) -> bytes:
+    """Sorts by metric, then by value."""
+    return metric.encode() + b"\0" + ordered(value)
+
+
+def scores(tx: Tx, row: int) -> dict[str, float]:
+    """Latest value per metric."""
+    return {key[8:].decode(): floating(value) for key, value in tx.scan("latest", number(row))}
+
+
+def evaluate(tx: Tx, row: int, metric: str, value: float, extra: Mapping[str, Any]) -> None:
+    """Records a measurement; it becomes the latest of its metric."""
+    at = number(row)
+    last = [key for key, _ in tx.scan("evaluation", at)]
+    entry = {"metric": metric, "value": value, "time": time.time(), **extra}
+    tx.put("evaluation", at + number(len(last)), dumps(entry))
+    before = scores(tx, row).get(metric)
+    if before is not None:
+        tx.delete("score", score_key(metric, before) + at)
+    tx.put("latest", at + metric.encode(), ordered(value))
+    tx.put("score", score_key(metric, value) + at)
+
+
+def check_score(op: str, metric: str, value: float) -> None:
+    """Raises for what is no measurement."""
+    text(op, "metric", metric, 64)
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise bad_type(op, "value", "a number", type(value).__name__)
+    if not math.isfinite(value):
+        raise bad_value(op, "value", "a finite number", value)
+
+
+def names_of(tx: Tx, row: int, digest: bytes) -> tuple[str, ...]:
+    """Names that point at a row now."""
+    found = [key[8:] for key, _ in tx.scan("named", number(row))]
+    return tuple(n.decode() for n in found if (tx.get("alias", n) or b"")[:32] == digest)
+
+
+def moves(tx: Tx, name: bytes) -> list[dict[str, Any]]:
+    """Everything that a name did, first to last."""
+    return [json.loads(value) for _, value in tx.scan("move", name + b"\0")]
+
+
+def point(tx: Tx, name: bytes, revision: str, action: str, back: int | None, why: str) -> None:
+    """Moves a name to a revision. `back`: number of the move that a rollback returns to."""
+    row = tx.row_of(bytes.fromhex(revision))
+    if row is None:
+        raise KeyError(revision)
+    held = tx.get("alias", name)
+    seq = 0 if held is None else NAME.unpack(held)[1] + 1
+    entry = {"revision": revision, "action": action, "back": back, "time": time.time()}
+    tx.put("move", name + b"\0" + number(seq), dumps({**entry, "why": why} if why else entry))
+    tx.put("alias", name, NAME.pack(bytes.fromhex(revision), seq))
+    tx.put("named", number(row) + name)
+
+
+def revision(tx: Tx, row: int, record: Mapping[str, Any] | None = None) -> Revision:
+    """What is known of a row."""
+    r = tx.record(row) if record is None else record
+    return Revision(
+        **{k: r[k] for k in Revision.__dataclass_fields__ if k in r and k != "parents"},
+        parents=tuple(r["parents"]),
+        names=names_of(tx, row, bytes.fromhex(r["digest"])),
+        scores=scores(tx, row),
+    )

@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Files of blobs. A file holds the blobs of one transaction, each on a multiple of 4096 bytes.
+
+One file per adapter would cost one fsync and one inode each: a million small adapters would take an
+hour to register. Files are written once, under a name that nobody else has, and never changed.
+Writers hold a shared lock, collection an exclusive one, both released when a process dies.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import mmap
+import os
+import secrets
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+PAGE = 4096
+
+
+class Segments:
+    """The files of blobs under `root`."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self._files, self._parts, self._lock = root / "segments", root / "parts", root / "lock"
+
+    def create(self) -> None:
+        """Makes the folders; what is there stays."""
+        self._parts.mkdir(exist_ok=True)
+        for i in range(256):
+            (self._files / f"{i:02x}").mkdir(parents=True, exist_ok=True)
+        self._lock.touch()
+        sync_folder(self._files)
+        sync_folder(self.root)
+
+    def ready(self) -> bool:
+        """Whether `create` has been here, to its end."""
+        return self._lock.is_file()
+
+    @contextlib.contextmanager
+    def locked(self, exclusive: bool = False) -> Iterator[None]:
+        """Holds the lock between writers (shared) and collection (exclusive)."""
+        handle = os.open(self._lock, os.O_RDWR)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH)
+            yield
+        finally:
+            os.close(handle)
+
+    def path(self, segment: bytes) -> Path:
+        """Where the file of a segment is."""
+        name = segment.hex()
+        return self._files / name[:2] / f"{name}.blobs"
+
+    def write(self, blobs: Sequence[Any]) -> tuple[bytes, list[int], int]:
+        """Puts blobs on the disk for good; (segment, offsets, size of the file). All or nothing."""
+        segment = secrets.token_bytes(16)
+        part, target = self._parts / segment.hex(), self.path(segment)
+        offsets, at = [], 0
+        try:
+            with open(part, "xb") as file:
+                for blob in blobs:
+                    offsets.append(at)
+                    file.write(blob)
+                    at += len(blob)
+                    pad = -at % PAGE
+                    file.write(bytes(pad))
+                    at += pad
+                file.flush()
+                os.fsync(file.fileno())
+            os.rename(part, target)
+            sync_folder(target.parent)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.unlink(part)
+            with contextlib.suppress(OSError):
+                os.unlink(target)
+            raise
+        return segment, offsets, at
+
+    def map(self, segment: bytes, offset: int, size: int) -> memoryview:
+        """Bytes of a blob, mapped copy-on-write. FileNotFoundError; ValueError where cut short."""
+        with open(self.path(segment), "rb") as file:
+            if os.fstat(file.fileno()).st_size < offset + size:
+                raise ValueError("cut short")
+            skip = offset % mmap.ALLOCATIONGRANULARITY
+            mapped = mmap.mmap(
+                file.fileno(), size + skip, access=mmap.ACCESS_COPY, offset=offset - skip
+            )
+        return memoryview(mapped)[skip:]
+
+    def listed(self) -> Iterator[tuple[bytes | None, Path]]:
+        """Every file there is; None for what is no finished segment."""
+        for path in sorted(self._files.glob("*/*")):
+            try:
+                yield bytes.fromhex(path.stem), path
+            except ValueError:
+                yield None, path
+        for path in sorted(self._parts.iterdir()):
+            yield None, path
+
+
+def sync_folder(path: Path) -> None:
+    """Makes names in a folder last."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
