@@ -90,7 +90,7 @@ def test_bases(store):
 
 
 def test_configurations():
-    with pytest.raises(ValueError, match="rank.*expected 1 to 512 in m, got 0"):
+    with pytest.raises(ValueError, match=r"rank.*expected 1 to 512 in m, got 0"):
         Module("m", 0, 4, 4, 1.0)
     with pytest.raises(ValueError, match="got 513"):
         Module("m", 513, 4, 4, 1.0)

@@ -162,7 +162,7 @@ def test_layers_to_transform(store, tmp_path):
     said = {"base_model_name_or_path": "deep", "layers_to_transform": [1, 10]}
     assert store.add_peft(folder(tmp_path / "b", tensors=deep, **said))
     said["layers_to_transform"] = [1, 2]
-    with pytest.raises(ValueError, match="none for model.layers.2.q"):
+    with pytest.raises(ValueError, match=r"none for model.layers.2.q"):
         store.add_peft(folder(tmp_path / "c", tensors=deep, **said))
 
 

@@ -83,7 +83,7 @@ def read(op: str, folder: str | os.PathLike[str], base: Base) -> tuple[Any, dict
     said = raw.get("base_model_name_or_path")
     if said and said not in (base.name, *base.known_as):
         raise bad_value(
-            op, "base", said, base.name, "add_base with known_as where they are the same"
+            op, "base", base.name, said, "add_base with known_as where they are the same"
         )
     tensors = _read_tensors(op, path / WEIGHTS)
     names = sorted({key.rpartition(".")[0] for key in tensors})
