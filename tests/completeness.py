@@ -32,7 +32,8 @@ def missing(root: Path, spec: OpSpec) -> list[str]:
         need(text(family / f"cpu_{level}.cpp"), f"kernels/{spec.family}/cpu_{level}.cpp")
     listed = re.search(r"set\(HEADRACE_FAMILIES([^)]*)\)", text(root / "CMakeLists.txt"))
     need(listed and spec.family in listed[1].split(), "its family in CMakeLists.txt")
-    need(f'm.def("{op}"' in text(root / "csrc" / "module.cpp"), "its binding in csrc/module.cpp")
+    binding = f"csrc/bind/{spec.family}.cpp"
+    need(f'm.def("{op}"' in text(root / binding), f"its binding in {binding}")
     stub = function(root / "python" / "headrace" / "_C.pyi", op)
     need(stub, "its stub in python/headrace/_C.pyi")
 

@@ -63,9 +63,6 @@ def edits(root: Path, name: str) -> dict[Path, str]:
         return (TEMPLATES / f"{title}.part").read_text()
 
     change("CMakeLists.txt", r"^set\(HEADRACE_FAMILIES(?= )", " @name@")
-    change("csrc/module.cpp", r'^#include "attention\.h"\n', '#include "@name@.h"\n', before=True)
-    change("csrc/module.cpp", r"^}  // namespace\n\nPYBIND11_MODULE", part("binding"), before=True)
-    change("csrc/module.cpp", r'^  m\.def\("linear", &linear\);\n', '  m.def("@name@", &@name@);\n')
     change("python/headrace/_C.pyi", r"^def linear\(", part("stub"), before=True)
     change(
         "python/headrace/ops/__init__.py",
@@ -82,12 +79,6 @@ def edits(root: Path, name: str) -> dict[Path, str]:
     compiled = "tests/gpu_compile/test_triton_aot.py"
     if (root / compiled).exists():
         change(compiled, r"^CASES = \{\n", part("compiled"))
-
-    includes = re.compile(r'(?:^#include ".*"\n)+', re.MULTILINE)
-    path = root / "csrc/module.cpp"
-    changed[path] = includes.sub(
-        lambda found: "".join(sorted(found[0].splitlines(keepends=True))), changed[path]
-    )
     return changed
 
 

@@ -102,12 +102,12 @@ def test_a_taken_name_changes_nothing(tree):
 
 def test_an_unexpected_tree_changes_nothing(tree, tmp_path):
     shutil.copytree(tree, tmp_path / "tree")
-    module = tmp_path / "tree/csrc/module.cpp"
-    module.write_text(module.read_text().replace("PYBIND11_MODULE", "SOMETHING_ELSE"))
+    lists = tmp_path / "tree/CMakeLists.txt"
+    lists.write_text(lists.read_text().replace("HEADRACE_FAMILIES", "SOMETHING_ELSE"))
     before = files(tmp_path / "tree")
     done = generate(tmp_path / "tree", "other")
     assert done.returncode != 0
-    assert "csrc/module.cpp" in done.stderr
+    assert "CMakeLists.txt" in done.stderr
     assert files(tmp_path / "tree") == before
 
 

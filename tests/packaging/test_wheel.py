@@ -81,6 +81,7 @@ def test_sdist_holds_the_sources_and_no_leftovers(sdist):
         "cmake/isa.cmake",
         "cmake/build_info.h.in",
         "csrc/module.cpp",
+        "csrc/bind/linear.cpp",
         "kernels/linear/cpu_avx2.cpp",
         "python/headrace/py.typed",
         "python/headrace/_C.pyi",

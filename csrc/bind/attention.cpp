@@ -1,0 +1,167 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "attention.h"
+
+#include <tuple>
+
+#include "bind/bind.h"
+
+namespace headrace::bind {
+
+namespace {
+
+// inv_freq, freq_axis, how many frequencies, how many axes.
+using RopeArgs = std::tuple<Address, Address, int, int>;
+// Scales of quantised pages: address (0: none), strides of page, head and slot.
+using ScaleArgs = std::tuple<Address, std::int64_t, std::int64_t, int>;
+
+headrace::Rope rope_of(RopeArgs rope, float gain) {
+  const auto [inv_freq, freq_axis, half, axes] = rope;
+  return {at<const double>(inv_freq), at<const std::int32_t>(freq_axis), half, axes, gain};
+}
+
+headrace::Scales scales_of(ScaleArgs scale) {
+  const auto [address, page, head, slot] = scale;
+  return {at<float>(address), page, head, slot};
+}
+
+void paged_attention(Address q, Strides2 q_strides, Address k, Strides2 k_strides, Address v,
+                     Strides2 v_strides, ScaleArgs k_scale, ScaleArgs v_scale, Address entries,
+                     Address entry_indptr, Address q_indptr, Address q_pos, Address q_order,
+                     RopeArgs rope, float rope_gain, std::array<std::int64_t, 9> sizes, int q_dtype,
+                     int kv_dtype, float scale, float softcap, Address sink_logits, Address o,
+                     Address lse, std::int64_t split, int threads) {
+  const auto [tokens, q_heads, kv_heads, dim, page_size, pages, streams, lists, n_entries] = sizes;
+  headrace::PagedArgs args{};
+  args.q = at<const void>(q);
+  args.k = at<const void>(k);
+  args.v = at<const void>(v);
+  args.o = at<void>(o);
+  args.lse = at<float>(lse);
+  args.entries = at<const std::int64_t>(entries);
+  args.q_pos = at<const std::int64_t>(q_pos);
+  args.q_order = at<const std::int64_t>(q_order);
+  args.q_row = q_strides[0];
+  args.q_head = q_strides[1];
+  args.k_page = k_strides[0];
+  args.k_head = k_strides[1];
+  args.v_page = v_strides[0];
+  args.v_head = v_strides[1];
+  args.q_heads = static_cast<int>(q_heads);
+  args.kv_heads = static_cast<int>(kv_heads);
+  args.dim = static_cast<int>(dim);
+  args.page_size = static_cast<int>(page_size);
+  args.q_dtype = q_dtype;
+  args.kv_dtype = kv_dtype;
+  args.rope = rope_of(rope, rope_gain);
+  args.fields = 5 + 2 * args.rope.axes;
+  args.k_scale = scales_of(k_scale);
+  args.v_scale = scales_of(v_scale);
+  args.softmax = headrace::Softmax{scale, softcap, at<const float>(sink_logits)};
+  const headrace::PagedBatch batch{at<const std::int32_t>(entry_indptr),
+                                   at<const std::int32_t>(q_indptr),
+                                   streams,
+                                   lists,
+                                   n_entries,
+                                   tokens,
+                                   pages,
+                                   split};
+  py::gil_scoped_release nogil;
+  headrace::paged_attention(args, batch, threads);
+}
+
+void attention(Address q, Strides3 q_strides, Address k, Strides3 k_strides, Address v,
+               Strides3 v_strides, std::array<std::int64_t, 6> sizes, int dtype,
+               std::int64_t window, std::int64_t sinks, bool causal, float scale, float softcap,
+               Address sink_logits, Address block_mask, std::array<std::int64_t, 4> mask_strides,
+               std::int64_t block, Address o, Address lse, std::int64_t split, int threads) {
+  const auto [batch, q_heads, kv_heads, q_len, k_len, dim] = sizes;
+  headrace::DenseArgs args{};
+  args.q = at<const void>(q);
+  args.k = at<const void>(k);
+  args.v = at<const void>(v);
+  args.o = at<void>(o);
+  args.lse = at<float>(lse);
+  args.q_batch = q_strides[0];
+  args.q_head = q_strides[1];
+  args.q_row = q_strides[2];
+  args.k_batch = k_strides[0];
+  args.k_head = k_strides[1];
+  args.k_row = k_strides[2];
+  args.v_batch = v_strides[0];
+  args.v_head = v_strides[1];
+  args.v_row = v_strides[2];
+  args.q_len = q_len;
+  args.k_len = k_len;
+  args.window = window;
+  args.sinks = sinks;
+  args.q_heads = static_cast<int>(q_heads);
+  args.kv_heads = static_cast<int>(kv_heads);
+  args.dim = static_cast<int>(dim);
+  args.dtype = dtype;
+  args.causal = causal;
+  args.softmax = headrace::Softmax{scale, softcap, at<const float>(sink_logits)};
+  args.block_mask = at<const std::uint8_t>(block_mask);
+  args.mask_batch = mask_strides[0];
+  args.mask_head = mask_strides[1];
+  args.mask_row = mask_strides[2];
+  args.mask_col = mask_strides[3];
+  args.block = block;
+  py::gil_scoped_release nogil;
+  headrace::attention(args, batch, split, threads);
+}
+
+void append(Address k, Strides2 k_strides, Address v, Strides2 v_strides, Address k_pages,
+            Strides2 k_page_strides, Address v_pages, Strides2 v_page_strides, ScaleArgs k_scale,
+            ScaleArgs v_scale, Address where, RopeArgs rope, std::array<std::int64_t, 5> sizes,
+            int dtype, int page_dtype, int threads) {
+  const auto [tokens, kv_heads, dim, page_size, pages] = sizes;
+  headrace::AppendArgs args{};
+  args.k = at<const void>(k);
+  args.v = at<const void>(v);
+  args.k_pages = at<void>(k_pages);
+  args.v_pages = at<void>(v_pages);
+  args.where = at<const std::int64_t>(where);
+  args.rope = rope_of(rope, 1.f);
+  args.k_scale = scales_of(k_scale);
+  args.v_scale = scales_of(v_scale);
+  args.k_row = k_strides[0];
+  args.k_head = k_strides[1];
+  args.v_row = v_strides[0];
+  args.v_head = v_strides[1];
+  args.k_page = k_page_strides[0];
+  args.k_page_head = k_page_strides[1];
+  args.v_page = v_page_strides[0];
+  args.v_page_head = v_page_strides[1];
+  args.kv_heads = static_cast<int>(kv_heads);
+  args.dim = static_cast<int>(dim);
+  args.page_size = static_cast<int>(page_size);
+  args.dtype = dtype;
+  args.page_dtype = page_dtype;
+  py::gil_scoped_release nogil;
+  headrace::append(args, tokens, pages, threads);
+}
+
+void merge_states(Address o_a, Address lse_a, Address o_b, Address lse_b, Address o, Address lse,
+                  std::int64_t rows, int dim, int dtype, int threads) {
+  const headrace::MergeArgs args{at<const void>(o_a),
+                                 at<const void>(o_b),
+                                 at<const float>(lse_a),
+                                 at<const float>(lse_b),
+                                 at<void>(o),
+                                 at<float>(lse),
+                                 dim,
+                                 dtype};
+  py::gil_scoped_release nogil;
+  headrace::merge_states(args, rows, threads);
+}
+
+}  // namespace
+
+void attention_family(py::module_& m) {
+  m.def("paged_attention", &paged_attention);
+  m.def("attention", &attention);
+  m.def("append", &append);
+  m.def("merge_states", &merge_states);
+}
+
+}  // namespace headrace::bind

@@ -1,0 +1,20 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "probe.h"
+
+#include "bind/bind.h"
+
+namespace headrace::bind {
+
+void probe_family(py::module_& m) {
+  m.def("multiply_add_rate", &multiply_add_rate, py::arg("seconds"), py::arg("threads"),
+        py::call_guard<py::gil_scoped_release>());
+  m.def(
+      "read_seconds",
+      [](Address data, std::int64_t words, int passes, int threads) {
+        return read_seconds(at<const float>(data), words, passes, threads);
+      },
+      py::arg("data"), py::arg("words"), py::arg("passes"), py::arg("threads"),
+      py::call_guard<py::gil_scoped_release>());
+}
+
+}  // namespace headrace::bind
