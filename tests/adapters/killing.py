@@ -22,13 +22,13 @@ from headrace.adapters import AdapterStore, NewAdapter
 
 from .conftest import SHAPES, weights
 
-_context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["headrace", "tests.adapters.killing"])
+context = multiprocessing.get_context("forkserver")
+context.set_forkserver_preload(["headrace", "tests.adapters.killing"])
 
 
 def forked(target, *args):
     """A started process that imports nothing anew."""
-    child = _context.Process(target=target, args=args, daemon=True)
+    child = context.Process(target=target, args=args, daemon=True)
     child.start()
     return child
 
@@ -169,6 +169,44 @@ def rounds(path, kills, seed, lose=False):
     return told
 
 
+def _make(folder, fifo):
+    """Makes one store after the other."""
+    pipe = os.open(fifo, os.O_WRONLY)
+    i = 0
+    while True:
+        os.write(pipe, b"%6d" % i)
+        AdapterStore(Path(folder) / str(i)).close()
+        i += 1
+
+
+def made_and_killed(folder, kills, seed):
+    """Kills processes that make stores; the store that was being made has to open and to work.
+    Gives how many were killed.
+    """
+    rng, dead = random.Random(seed), 0
+    for i in range(kills):
+        home, fifo = Path(folder) / f"made-{i}", Path(folder) / f"making-{i}"
+        home.mkdir()
+        os.mkfifo(fifo)
+        child = forked(_make, str(home), str(fifo))
+        pipe = os.open(fifo, os.O_RDONLY)
+        said = os.read(pipe, 6)
+        time.sleep(rng.uniform(0.0, 0.05))
+        child.kill()
+        child.join()
+        dead += child.exitcode == -9
+        while more := os.read(pipe, 6000):
+            said = more[-6:]
+        os.close(pipe)
+        with AdapterStore(home / str(int(said))) as store:
+            store.add_base("base", SHAPES)
+            digest = store.add(*weights(i), name="n")
+            found = store.verify()
+            assert (found.problems, found.unused) == ((), ())
+            store.open(digest, verify=True)
+    return dead
+
+
 def _start(path, start, fifo):
     _write(path, start, os.open(fifo, os.O_WRONLY))
 
@@ -176,4 +214,6 @@ def _start(path, start, fifo):
 if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as folder:
         count = int(sys.argv[1]) if len(sys.argv) > 1 else 200
-        print(json.dumps(rounds(Path(folder) / "store", count, seed=2)))
+        told = rounds(Path(folder) / "store", count, seed=2)
+        told["killed_while_made"] = made_and_killed(folder, count, seed=4)
+        print(json.dumps(told))

@@ -2,6 +2,7 @@
 """Each mistake is one line, and leaves the store as it was."""
 
 import dataclasses
+import errno
 import os
 import resource
 import signal
@@ -9,7 +10,15 @@ import signal
 import pytest
 import torch
 
-from headrace.adapters import AdapterConfig, AdapterStore, Base, Gate, Module, NewAdapter
+from headrace.adapters import (
+    AdapterConfig,
+    AdapterStore,
+    Base,
+    Gate,
+    Module,
+    NewAdapter,
+    segments,
+)
 
 from .conftest import SHAPES, clean, everything, weights
 
@@ -287,3 +296,65 @@ def test_a_disk_full_at_the_commit(store):
         signal.signal(signal.SIGXFSZ, held)
     store.add_many(many)
     clean(store)
+
+
+@pytest.mark.parametrize("call", ["fsync", "rename", "open"])
+@pytest.mark.parametrize("code", [errno.EIO, errno.ENOSPC])
+def test_a_disk_that_fails(store, monkeypatch, call, code):
+    """Each call on the way of the blobs to the disk fails once."""
+    store.add(*weights(0), name="n")
+
+    def fail(*_, **__):
+        raise OSError(code, os.strerror(code))
+
+    def add():
+        with monkeypatch.context() as patch:
+            if call == "open":
+                patch.setattr(segments, "open", fail, raising=False)
+            else:
+                patch.setattr(segments.os, call, fail)
+            store.add_many([NewAdapter(*weights(1), name="m")])
+
+    line = f"got: {os.strerror(code)}; nothing was added"
+    refused(store, line, add, OSError)
+    store.add(*weights(1), name="m")
+    clean(store)
+
+
+def test_collection_on_a_full_disk(store, monkeypatch):
+    """Room for nothing: what no revision uses goes all the same, the rest stays as it was."""
+    single = store.add(*weights(0))
+    packs = [store.add_many([NewAdapter(*weights(10 * i + j)) for j in range(4)]) for i in (1, 2)]
+    for digest in (single, *packs[0][:2], *packs[1][:3]):
+        store.remove(digest)
+    real, room = store._segments.write, [4096 * 3]
+
+    def write(blobs):
+        room[0] -= sum(len(b) for b in blobs)
+        if room[0] < 0:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return real(blobs)
+
+    monkeypatch.setattr(store._segments, "write", write)
+    with pytest.raises(OSError, match=r"gc\(path\): expected room for \d+ bytes, got: No space") as e:
+        store.gc()
+    assert "\n" not in str(e.value)
+    assert len(list(store.path.glob("segments/*/*.blobs"))) == 2
+    found = clean(store)
+    assert (found.revisions, found.unused) == (3, ())
+    room[0] = 1 << 20
+    assert store.gc() == type(store.gc())(0, 1, 4096 * 2 * pages(store, packs[0][3]))
+    clean(store)
+
+
+def pages(store, digest):
+    return -(-store.open(digest).size // 4096)
+
+
+def test_measurements_all_or_none(store):
+    digest = store.add(*weights(), name="n")
+    bad = [("n", "m", 1.0), (digest, "m", 2.0), ("nobody", "m", 3.0)]
+    refused(store, "got nobody", lambda: store.evaluate_many(bad))
+    assert store.evaluations("n") == []
+    store.evaluate_many(bad[:2], by="me")
+    assert [(e["value"], e["by"]) for e in store.evaluations("n")] == [(1.0, "me"), (2.0, "me")]

@@ -230,10 +230,11 @@ class _Layer(torch.nn.Module):
 class _Model(torch.nn.Module):
     def __init__(self):
         super().__init__()
-        self.layers = torch.nn.ModuleList(_Layer() for _ in range(12))
+        self.body = torch.nn.Module()  # peft finds the numbers of layers below another module only
+        self.body.layers = torch.nn.ModuleList(_Layer() for _ in range(12))
 
     def forward(self, x):
-        for layer in self.layers:
+        for layer in self.body.layers:
             x = layer.v(torch.relu(layer.q(x)))
         return x
 
@@ -247,6 +248,8 @@ class _Model(torch.nn.Module):
         {"use_dora": True},
         {"lora_bias": True, "layers_to_transform": [0, 11]},
         {"target_modules": "all-linear"},
+        {"exclude_modules": ["layers.3.q", "body.layers.4.v"]},
+        {"target_modules": r".*\.[0-5]\.(q|v)", "use_rslora": True, "use_dora": True},
     ],
     ids=str,
 )

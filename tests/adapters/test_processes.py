@@ -4,11 +4,12 @@
 import threading
 
 import pytest
+import torch
 
 from headrace.adapters import AdapterStore, NewAdapter
 
 from .conftest import clean, weights
-from .killing import forked, rounds
+from .killing import context, forked, made_and_killed, rounds
 
 
 def test_threads_share_a_store(store):
@@ -57,6 +58,34 @@ def test_processes_write_collect_and_promote_at_once(store):
     assert len(digests) == 20
 
 
+def _same_name(path, seed, gate, told):
+    with AdapterStore(path) as store:
+        gate.wait(30)
+        for i in range(30):
+            try:
+                store.add(*weights(seed + i), name=f"n{i}")
+                told.put((i, seed + i))
+            except ValueError as error:
+                assert f"expected a new name, got n{i}; promote" in str(error)
+                assert "\n" not in str(error)
+
+
+def test_two_writers_of_one_name(store):
+    """One of them has it, whole; the other is told in one line and leaves nothing behind."""
+    gate, told = context.Barrier(2), context.Queue()
+    children = [forked(_same_name, store.path, seed, gate, told) for seed in (1000, 2000)]
+    won = dict(told.get(timeout=60) for _ in range(30))
+    for child in children:
+        child.join(60)
+        assert child.exitcode == 0
+    assert told.empty()
+    for i, seed in won.items():
+        got = store.open(f"n{i}", verify=True).tensors()
+        assert all(torch.equal(got[k], t) for k, t in weights(seed)[1].items())
+    found = clean(store)
+    assert (found.revisions, found.names, found.unused) == (30, 30, ())
+
+
 def test_reading_goes_on_while_files_are_written_anew(store):
     made = store.add_many([NewAdapter(*weights(i)) for i in range(40)])
     for digest in made[1::2]:
@@ -89,6 +118,10 @@ def test_killed_while_writing(tmp_path):
     assert told["kills"] == 12
     assert told["acknowledged"] > 0
     assert told["problems"] == []
+
+
+def test_killed_while_the_store_is_made(tmp_path):
+    assert made_and_killed(tmp_path, 8, seed=3) == 8
 
 
 def test_the_check_of_killed_writers_can_fail(tmp_path):

@@ -188,15 +188,15 @@ class Tx:
         return cursor.key() if cursor.last() else None
 
     def scan(
-        self, table: str, prefix: bytes = b"", reverse: bool = False
+        self, table: str, prefix: bytes = b"", reverse: bool = False, most: bytes = b"\xff" * 24
     ) -> Iterator[tuple[bytes, bytes]]:
-        """Keys and values that begin with `prefix`, in order."""
+        """Keys and values that begin with `prefix`, in order; reverse: from prefix + most down."""
         cursor = self.txn.cursor(db=self.tables[table])
         if not reverse:
             found = cursor.set_range(prefix) if prefix else cursor.first()
             step = cursor.next
         else:
-            after = prefix + b"\xff" * 24
+            after = prefix + most
             found = cursor.set_range(after) if prefix else False
             found = cursor.prev() if found else cursor.last()
             step = cursor.prev

@@ -9,7 +9,7 @@ from typing import Any
 
 from ..errors import bad_type, bad_value
 from . import records
-from .catalog import Tx, floating, number
+from .catalog import Tx, floating, number, ordered
 from .config import text
 from .gate import Gate
 from .records import NAME, Revision
@@ -163,9 +163,10 @@ def _rows(
             scored = [(records.scores(tx, row).get(metric), row) for row in narrow]
             pairs: Any = sorted(((s, r) for s, r in scored if s is not None), reverse=True)
         else:
+            most = b"\xff" * 24 if at_most is None else ordered(at_most) + b"\xff" * 9
             pairs = (
                 (floating(key[-16:-8]), int.from_bytes(key[-8:], "big"))
-                for key, _ in tx.scan("score", prefix, reverse=True)
+                for key, _ in tx.scan("score", prefix, reverse=True, most=most)
             )
         for value, row in pairs:
             if at_least is not None and value < at_least:

@@ -163,9 +163,10 @@ def scores(tx: Tx, row: int) -> dict[str, float]:
 def evaluate(tx: Tx, row: int, metric: str, value: float, extra: Mapping[str, Any]) -> None:
     """Records a measurement; it becomes the latest of its metric."""
     at = number(row)
-    last = [key for key, _ in tx.scan("evaluation", at)]
+    last = next(tx.scan("evaluation", at, reverse=True), None)
+    serial = 0 if last is None else int.from_bytes(last[0][8:], "big") + 1
     entry = {"metric": metric, "value": value, "time": time.time(), **extra}
-    tx.put("evaluation", at + number(len(last)), dumps(entry))
+    tx.put("evaluation", at + number(serial), dumps(entry))
     before = scores(tx, row).get(metric)
     if before is not None:
         tx.delete("score", score_key(metric, before) + at)

@@ -60,10 +60,10 @@ def commit(
         _drop(catalog, segments, segment)
         if isinstance(error, _Again):
             return False
-        if isinstance(error, OSError) and error.errno in _FULL:
+        if isinstance(error, OSError) and error.errno is not None:
+            what = "room on the disk" if error.errno in _FULL else "to write"
             raise OSError(
-                f"{op}(adapters): expected room on the disk, got: {error.strerror}; "
-                "nothing was added"
+                f"{op}(adapters): expected {what}, got: {error.strerror}; nothing was added"
             ) from None
         raise
     if not rows:

@@ -243,11 +243,15 @@ class AdapterStore:
 
     def evaluate(self, name: str, metric: str, value: float, **about: Any) -> None:
         """Records a measurement of a revision. about: data, by, ... as JSON."""
+        self.evaluate_many([(name, metric, value)], **about)
+
+    def evaluate_many(self, measured: Iterable[tuple[str, str, float]], **about: Any) -> None:
+        """Records measurements (name or digest, metric, value) in one transaction, all or none."""
         op = "AdapterStore.evaluate"
-        records.check_score(op, metric, value)
         with self._catalog.write() as tx:
-            row = naming.row_of(op, tx, name)
-            records.evaluate(tx, row, metric, float(value), about)
+            for name, metric, value in measured:
+                records.check_score(op, metric, value)
+                records.evaluate(tx, naming.row_of(op, tx, name), metric, float(value), about)
 
     def evaluations(self, name: str) -> list[dict[str, Any]]:
         """Every measurement of a revision, first to last."""

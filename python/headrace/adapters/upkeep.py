@@ -117,33 +117,42 @@ def _unused(tx: Tx, segments: Segments) -> Iterator[Path]:
 
 
 def collect(catalog: Catalog, segments: Segments, waste: float, dry_run: bool) -> Collected:
-    """Takes away files without a revision; writes anew those that are mostly waste. The caller
-    holds the exclusive lock, so that no writer's file waits for its commit.
+    """Takes away files without a revision; writes anew those that are mostly waste, those with the
+    least to write first, so that a full disk empties. The caller holds the exclusive lock, so that
+    no writer's file waits for its commit.
     """
     removed = rewritten = freed = 0
-    for segment, total, live, used in _partly_used(catalog, waste):
-        if used == 0:
-            if not dry_run:
-                with catalog.write() as tx:
+    found = sorted(_partly_used(catalog, waste), key=lambda f: f[3])
+    if not dry_run:
+        with catalog.write() as tx:
+            for segment, _, _, used in found:
+                if used == 0:
                     tx.delete("segment", segment)
-            else:
-                removed += 1
-                freed += total
-        else:
-            rewritten += 1
-            freed += total - used if dry_run else -used  # the old file is counted below
-            if not dry_run:
-                _rewrite(catalog, segments, segment, live)
     with catalog.read() as tx:
         unused = list(_unused(tx, segments))
-    moved = 0 if dry_run else rewritten
     for path in unused:
         with contextlib.suppress(FileNotFoundError):
             freed += path.stat().st_size
             if not dry_run:
                 os.unlink(path)
             removed += 1
-    return Collected(removed - moved, rewritten, freed)
+    for segment, total, live, used in found:
+        if used:
+            if not dry_run:
+                try:
+                    _rewrite(catalog, segments, segment, live)
+                except OSError as error:
+                    raise OSError(
+                        f"AdapterStore.gc(path): expected room for {used} bytes, got: "
+                        f"{error.strerror or error}; {freed} bytes were given back before"
+                    ) from None
+                segments.path(segment).unlink(missing_ok=True)
+            rewritten += 1
+            freed += total - used
+        elif dry_run:  # else among the unused above
+            removed += 1
+            freed += total
+    return Collected(removed, rewritten, freed)
 
 
 def _partly_used(
