@@ -156,7 +156,7 @@ def rounds(path, kills, seed, lose=False):
         pending = _expect(said, state)
         told["while_busy"] += pending is not None
         with AdapterStore(path) as store:
-            if lose:
+            if lose and state["names"]:
                 store.forget(next(iter(state["names"])))
             found = _check(store, state, pending)
             told["problems"] += found.problems

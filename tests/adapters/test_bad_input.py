@@ -10,15 +10,7 @@ import signal
 import pytest
 import torch
 
-from headrace.adapters import (
-    AdapterConfig,
-    AdapterStore,
-    Base,
-    Gate,
-    Module,
-    NewAdapter,
-    segments,
-)
+from headrace.adapters import AdapterConfig, AdapterStore, Base, Gate, Module, NewAdapter, segments
 
 from .conftest import SHAPES, clean, everything, weights
 
@@ -336,7 +328,9 @@ def test_collection_on_a_full_disk(store, monkeypatch):
         return real(blobs)
 
     monkeypatch.setattr(store._segments, "write", write)
-    with pytest.raises(OSError, match=r"gc\(path\): expected room for \d+ bytes, got: No space") as e:
+    with pytest.raises(
+        OSError, match=r"gc\(path\): expected room for \d+ bytes, got: No space"
+    ) as e:
         store.gc()
     assert "\n" not in str(e.value)
     assert len(list(store.path.glob("segments/*/*.blobs"))) == 2

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from headrace.adapters import AdapterStore, Gate, NewAdapter
 from headrace.adapters.catalog import floating, ordered
+from headrace.adapters.segments import places
 
 from .conftest import SHAPES, clean, weights
 
@@ -55,6 +56,41 @@ def test_blobs_begin_on_pages_and_layers_follow_one_another(store):
                 span = adapter.span(module, part)
                 assert layer.start <= span.start < span.stop <= layer.stop
     assert adapter.layers[-1].stop == adapter.size
+
+
+@given(st.lists(st.integers(1, 200).map(lambda n: 64 * n), max_size=50))
+def test_small_blobs_share_pages(sizes):
+    offsets, total = places(sizes)
+    at = 0
+    for offset, size in zip(offsets, sizes, strict=True):
+        assert at <= offset < at + 4096
+        assert offset % 64 == 0
+        first, last = offset // 4096, (offset + size - 1) // 4096
+        assert first == last or offset % 4096 == 0
+        at = offset + size
+    assert total == at
+    assert total <= sum(-(-size // 4096) * 4096 for size in sizes)
+
+
+def test_adapters_of_one_page(store):
+    """Their buffers lie on multiples of 64 and hold nothing of their neighbours."""
+    store.add_base("tiny", {"m": (3, 5)})
+    config = AdapterConfig("tiny", (Module("m", 1, 5, 3, 1.0),))
+    given = [{"m.a": torch.randn(1, 5), "m.b": torch.randn(3, 1)} for _ in range(30)]
+    made = store.add_many([NewAdapter(config, t) for t in given])
+    for digest, tensors in zip(made, given, strict=True):
+        adapter = store.open(digest, verify=True)
+        assert adapter.buffer.data_ptr() % 64 == 0
+        assert adapter.buffer.numel() == adapter.size < 1024
+        assert all(torch.equal(adapter.tensors()[k], t) for k, t in tensors.items())
+    (path,) = store.path.glob("segments/*/*.blobs")
+    assert path.stat().st_size < 30 * 1024
+    for digest in made[::2]:
+        store.remove(digest)
+    assert store.gc(waste=0.0).rewritten == 1
+    for digest in made[1::2]:
+        store.open(digest, verify=True)
+    clean(store)
 
 
 def test_views_share_the_file_and_never_change_it(store):
@@ -243,7 +279,7 @@ def test_removal_and_collection(store):
     did = store.gc()
     assert would == did
     assert (did.removed, did.rewritten) == (1, 1)
-    assert did.bytes == 4096 * math.ceil(kept.size / 4096) * 7
+    assert did.bytes == kept.size + 4096 * math.ceil(kept.size / 4096) * 6
     assert torch.equal(kept.a("layers.0.q"), weights(19)[1]["layers.0.q.a"])
     for digest in (many[1], *pack[:4]):
         store.open(digest, verify=True)

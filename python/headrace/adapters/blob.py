@@ -15,7 +15,7 @@ import struct
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
@@ -45,6 +45,21 @@ class Span:
     shape: tuple[int, ...]
     start: int
     stop: int
+
+    @cached_property
+    def rows(self) -> bool:
+        """Whether it is kept transposed, as rank rows."""
+        return self.key.endswith(".b")
+
+    @cached_property
+    def given(self) -> tuple[int, ...]:
+        """The shape as peft has it."""
+        return self.shape[::-1] if self.rows else self.shape
+
+    @cached_property
+    def numpy(self) -> np.dtype:
+        """What numpy takes it for."""
+        return np.dtype(_name(self.dtype).replace("bfloat16", "int16"))
 
 
 @dataclass(frozen=True)
@@ -90,13 +105,19 @@ class Layout:
         )
         dtypes = {span.dtype for span in self.spans.values()}
         self.dtype = dtypes.pop() if len(dtypes) == 1 else None
+        self._runs: list[list[int]] = []  # bytes of tensors, without what lies between them
+        for span in self.spans.values():
+            if self._runs and self._runs[-1][1] == span.start:
+                self._runs[-1][1] = span.stop
+            else:
+                self._runs.append([span.start, span.stop])
         self._hash = hashlib.sha256(struct.pack("<Q", len(self.canonical)) + self.canonical)
 
     def digest(self, blob: Any) -> bytes:
         """Identity of the adapter in `blob`, 32 bytes."""
         view, state = memoryview(blob), self._hash.copy()
-        for span in self.spans.values():
-            state.update(view[span.start : span.stop])
+        for start, stop in self._runs:
+            state.update(view[start:stop])
         return state.digest()
 
     def seal(self, blob: np.ndarray) -> bytes:
@@ -144,14 +165,11 @@ def pack(op: str, config: AdapterConfig, tensors: Mapping[str, Tensor]) -> tuple
             raise bad_type(op, key, "a tensor", type(tensor).__name__)
         if tensor.dtype != span.dtype:
             raise bad_type(op, key, _name(span.dtype), _name(tensor.dtype))
-        rows = key.endswith(".b")
-        wanted = span.shape[::-1] if rows else span.shape
-        if tensor.shape != wanted:
-            raise bad_value(op, key, list(wanted), list(tensor.shape))
-        words = _BITS[span.dtype][0]
-        into = blob[span.start : span.stop].view(words).reshape(span.shape)
-        source = _numpy(tensor).view(words)
-        into[...] = source.T if rows else source
+        if tensor.shape != span.given:
+            raise bad_value(op, key, list(span.given), list(tensor.shape))
+        source = _numpy(tensor)
+        into = np.ndarray(span.shape, span.numpy, blob, span.start)
+        into[...] = source.T if span.rows else source
     _check_finite(op, layout, blob)
     return layout.seal(blob), blob
 

@@ -104,6 +104,13 @@ class AdapterConfig:
                 raise bad_value(op, "invocation", "token numbers, or None", self.invocation)
             object.__setattr__(self, "invocation", tokens)
 
+    def __hash__(self) -> int:
+        return self._hash
+
+    @cached_property
+    def _hash(self) -> int:
+        return hash((self.base, self.modules, self.rslora, self.fan_in_fan_out, self.invocation))
+
     @property
     def dora(self) -> bool:
         """Whether the modules have DoRA magnitudes."""
@@ -113,6 +120,11 @@ class AdapterConfig:
     def bias(self) -> bool:
         """Whether the modules have a LoRA bias."""
         return self.modules[0].bias is not None
+
+    @cached_property
+    def rank(self) -> int:
+        """The largest rank."""
+        return max(m.rank for m in self.modules)
 
     @cached_property
     def by_name(self) -> dict[str, Module]:

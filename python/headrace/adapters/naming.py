@@ -92,11 +92,11 @@ def forget(tx: Tx, name: str) -> None:
     key = text(op, "name", name).encode()
     if tx.get("alias", key) is None:
         raise bad_value(op, "name", "a name of this store", name)
-    for seq, move in enumerate(records.moves(tx, key)):
+    for at, move in records.moves(tx, key).items():
         row = tx.row_of(bytes.fromhex(move["revision"]))
         if row is not None:
             tx.delete("named", number(row) + key)
-        tx.delete("move", key + b"\0" + number(seq))
+        tx.delete("move", number(at))
     tx.delete("alias", key)
 
 

@@ -79,13 +79,13 @@ def describe(op: str, new: NewAdapter, digest: bytes, blob: np.ndarray) -> dict[
         "trainer": new.trainer,
         "created": time.time(),
         "size": len(blob),
-        "rank": max(m.rank for m in new.config.modules),
+        "rank": new.config.rank,
         "modules": len(new.config.modules),
     }
     if new.peft is not None:
         record["peft"] = dict(new.peft)
-    for arg in ("data", "trainer", "peft"):
-        if record.get(arg) is not None:
+    for arg, value in (("data", new.data), ("trainer", new.trainer), ("peft", new.peft)):
+        if value is not None:
             try:
                 dumps(record[arg])
             except (TypeError, ValueError) as error:
@@ -98,13 +98,17 @@ def is_digest(value: object) -> bool:
     return isinstance(value, str) and len(value) == 64 and not set(value) - set("0123456789abcdef")
 
 
-def insert(tx: Tx, row: int, record: Mapping[str, Any]) -> None:
-    """Puts a revision in, with everything that finds it."""
-    at, digest = number(row), bytes.fromhex(record["digest"])
-    tx.put("row", at, dumps(record), append=True)
-    tx.put("digest", digest, at)
-    for table, prefix in _found_by(record):
-        tx.put(table, prefix + at)
+def insert(tx: Tx, first: int, new: list[dict[str, Any]]) -> None:
+    """Puts revisions in as rows from `first` on, with everything that finds them."""
+    into: dict[str, list[tuple[bytes, bytes]]] = {}
+    for row, record in enumerate(new, first):
+        at = number(row)
+        into.setdefault("row", []).append((at, dumps(record)))
+        into.setdefault("digest", []).append((bytes.fromhex(record["digest"]), at))
+        for table, prefix in _found_by(record):
+            into.setdefault(table, []).append((prefix + at, b""))
+    for table, items in into.items():
+        tx.put_all(table, items, append=table == "row")
 
 
 def delete(tx: Tx, row: int, record: Mapping[str, Any]) -> None:
@@ -189,22 +193,51 @@ def names_of(tx: Tx, row: int, digest: bytes) -> tuple[str, ...]:
     return tuple(n.decode() for n in found if (tx.get("alias", n) or b"")[:32] == digest)
 
 
-def moves(tx: Tx, name: bytes) -> list[dict[str, Any]]:
-    """Everything that a name did, first to last."""
-    return [json.loads(value) for _, value in tx.scan("move", name + b"\0")]
+def moves(tx: Tx, name: bytes) -> dict[int, dict[str, Any]]:
+    """Everything that a name did, first to last, by number."""
+    held, found = tx.get("alias", name), []
+    at = None if held is None else NAME.unpack(held)[1]
+    while at is not None:
+        move = json.loads(tx.get("move", number(at)) or b"{}")
+        found.append((at, move))
+        at = move["before"]
+    return dict(reversed(found))
 
 
 def point(tx: Tx, name: bytes, revision: str, action: str, back: int | None, why: str) -> None:
     """Moves a name to a revision. `back`: number of the move that a rollback returns to."""
-    row = tx.row_of(bytes.fromhex(revision))
+    digest = bytes.fromhex(revision)
+    row = tx.row_of(digest)
     if row is None:
         raise KeyError(revision)
     held = tx.get("alias", name)
-    seq = 0 if held is None else NAME.unpack(held)[1] + 1
-    entry = {"revision": revision, "action": action, "back": back, "time": time.time()}
-    tx.put("move", name + b"\0" + number(seq), dumps({**entry, "why": why} if why else entry))
-    tx.put("alias", name, NAME.pack(bytes.fromhex(revision), seq))
-    tx.put("named", number(row) + name)
+    before = None if held is None else NAME.unpack(held)[1]
+    _point(tx, [(name, digest, row)], action, back, before, why)
+
+
+def name_new(tx: Tx, names: list[tuple[bytes, bytes, int]]) -> None:
+    """Points new names (name, digest, row) at their revisions."""
+    _point(tx, names, "add", None, None, "")
+
+
+def _point(
+    tx: Tx,
+    names: list[tuple[bytes, bytes, int]],
+    action: str,
+    back: int | None,
+    before: int | None,
+    why: str,
+) -> None:
+    first, now = tx.next_number("move"), time.time()
+    into: dict[str, list[tuple[bytes, bytes]]] = {"move": [], "alias": [], "named": []}
+    for at, (name, digest, row) in enumerate(names, first):
+        move = {"name": name.decode(), "revision": digest.hex(), "action": action, "time": now}
+        move |= {"back": back, "before": before}
+        into["move"].append((number(at), dumps({**move, "why": why} if why else move)))
+        into["alias"].append((name, NAME.pack(digest, at)))
+        into["named"].append((number(row) + name, b""))
+    for table, items in into.items():
+        tx.put_all(table, items, append=table == "move")
 
 
 def revision(tx: Tx, row: int, record: Mapping[str, Any] | None = None) -> Revision:

@@ -31,31 +31,33 @@ def commit(
     nothing done, where someone removed in between what seemed to be there.
     """
     with catalog.read() as tx:
-        _check(op, tx, blobs, wanted)
-        fresh = [d for d in blobs if tx.row_of(d) is None]
+        seen = tx.txn.id()
+        fresh, names = _look(op, tx, blobs, wanted)
     segment, size = b"", 0
     offsets: list[int] = []
-    rows: list[int] = []
+    rows: dict[bytes, int] = {}
     try:
         if fresh:
             segment, offsets, size = segments.write([blobs[d][1] for d in fresh])
         with catalog.write() as tx:
-            _check(op, tx, blobs, wanted)
-            if any(tx.row_of(d) is None for d in blobs.keys() - set(fresh)):
-                raise _Again
-            last = tx.last("row")
-            row = 0 if last is None else int.from_bytes(last, "big") + 1
+            absent = fresh
+            if tx.txn.id() != seen + 1:  # others committed meanwhile
+                absent, names = _look(op, tx, blobs, wanted)
+                if not set(absent) <= set(fresh):
+                    raise _Again
+            first, missing = tx.next_number("row"), set(absent)
+            new = []
             for digest, offset in zip(fresh, offsets, strict=True):
-                if tx.row_of(digest) is None:
+                if digest in missing:
                     place = {"segment": segment.hex(), "offset": offset}
-                    records.insert(tx, row, {**blobs[digest][0], **place})
-                    rows.append(row)
-                    row += 1
-            if rows:
-                records.put_segment(tx, segment, size, len(fresh), rows)
-            for name, digest in wanted:
-                if tx.get("alias", name.encode()) is None:
-                    records.point(tx, name.encode(), digest.hex(), "add", None, "")
+                    rows[digest] = first + len(new)
+                    new.append({**blobs[digest][0], **place})
+            if new:
+                records.insert(tx, first, new)
+                records.put_segment(tx, segment, size, len(fresh), list(rows.values()))
+            if names:
+                row = {d: rows[d] if d in rows else tx.row_of(d) for d in names.values()}
+                records.name_new(tx, [(n, d, row[d]) for n, d in names.items()])
     except BaseException as error:
         _drop(catalog, segments, segment)
         if isinstance(error, _Again):
@@ -71,18 +73,25 @@ def commit(
     return True
 
 
-def _check(op: str, tx: Tx, blobs: Mapping[bytes, Any], wanted: list[tuple[str, bytes]]) -> None:
-    taken: dict[str, bytes] = {}
-    for name, digest in wanted:
-        held = tx.get("alias", name.encode())
-        now = held[:32] if held is not None else taken.setdefault(name, digest)
+def _look(
+    op: str, tx: Tx, blobs: Mapping[bytes, Any], wanted: list[tuple[str, bytes]]
+) -> tuple[list[bytes], dict[bytes, bytes]]:
+    """(digests that are not there yet, names that are not there yet -> digest); raises for names of
+    something else and for unknown parents.
+    """
+    names: dict[bytes, bytes] = {}
+    for name, digest in sorted(wanted):  # in the order of the tables, as below: fewer cache misses
+        key = name.encode()
+        held = tx.get("alias", key)
+        now = held[:32] if held is not None else names.setdefault(key, digest)
         if now != digest:
             raise bad_value(op, "name", "a new name", name, "promote moves a name")
-    for record, _ in blobs.values():
-        for parent in record["parents"]:
-            key = bytes.fromhex(parent)
-            if key not in blobs and tx.row_of(key) is None:
-                raise bad_value(op, "parents", "revisions of this store", parent)
+    for parent in {p for record, _ in blobs.values() for p in record["parents"]}:
+        key = bytes.fromhex(parent)
+        if key not in blobs and tx.row_of(key) is None:
+            raise bad_value(op, "parents", "revisions of this store", parent)
+    there = {d for d in sorted(blobs) if tx.row_of(d) is not None}
+    return [d for d in blobs if d not in there], names
 
 
 def _drop(catalog: Catalog, segments: Segments, segment: bytes) -> None:

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files of blobs. A file holds the blobs of one transaction, each on a multiple of 4096 bytes.
+"""Files of blobs. A file holds the blobs of one transaction. A blob begins on a page of 4096 bytes,
+or in the rest of one if it fits there whole: large ones can be read and pinned page by page, small
+ones do not cost a page each.
 
 One file per adapter would cost one fsync and one inode each: a million small adapters would take an
 hour to register. Files are written once, under a name that nobody else has, and never changed.
@@ -10,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import io
 import mmap
 import os
 import secrets
@@ -18,6 +21,19 @@ from pathlib import Path
 from typing import Any
 
 PAGE = 4096
+_PIECES = 1024  # that one call takes
+_ZEROS = memoryview(bytes(PAGE))
+
+
+def places(sizes: Sequence[int]) -> tuple[list[int], int]:
+    """(where each blob begins, bytes in all)."""
+    offsets, at = [], 0
+    for size in sizes:
+        if at % PAGE + size > PAGE:
+            at = -(-at // PAGE) * PAGE
+        offsets.append(at)
+        at += size
+    return offsets, at
 
 
 class Segments:
@@ -59,17 +75,18 @@ class Segments:
         """Puts blobs on the disk for good; (segment, offsets, size of the file). All or nothing."""
         segment = secrets.token_bytes(16)
         part, target = self._parts / segment.hex(), self.path(segment)
-        offsets, at = [], 0
+        offsets, total = places([len(blob) for blob in blobs])
+        pieces: list[memoryview] = []
+        at = 0
+        for offset, blob in zip(offsets, blobs, strict=True):
+            if offset != at:
+                pieces.append(_ZEROS[: offset - at])
+            pieces.append(memoryview(blob))
+            at = offset + len(blob)
         try:
-            with open(part, "xb") as file:
-                for blob in blobs:
-                    offsets.append(at)
-                    file.write(blob)
-                    at += len(blob)
-                    pad = -at % PAGE
-                    file.write(bytes(pad))
-                    at += pad
-                file.flush()
+            with open(part, "xb", buffering=0) as file:
+                for i in range(0, len(pieces), _PIECES):
+                    _write(file, pieces[i : i + _PIECES])
                 os.fsync(file.fileno())
             os.rename(part, target)
             sync_folder(target.parent)
@@ -79,7 +96,7 @@ class Segments:
             with contextlib.suppress(OSError):
                 os.unlink(target)
             raise
-        return segment, offsets, at
+        return segment, offsets, total
 
     def map(self, segment: bytes, offset: int, size: int) -> memoryview:
         """Bytes of a blob, mapped copy-on-write. FileNotFoundError; ValueError where cut short."""
@@ -101,6 +118,16 @@ class Segments:
                 yield None, path
         for path in sorted(self._parts.iterdir()):
             yield None, path
+
+
+def _write(file: io.FileIO, pieces: list[memoryview]) -> None:
+    """Writes all of pieces in as few calls as the system takes."""
+    done = os.writev(file.fileno(), pieces)
+    for piece in pieces:
+        skip = min(done, len(piece))
+        done, rest = done - skip, piece[skip:]
+        while rest:
+            rest = rest[file.write(rest) :]
 
 
 def sync_folder(path: Path) -> None:

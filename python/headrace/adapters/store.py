@@ -126,9 +126,11 @@ class AdapterStore:
         base, shapes, missing or extra tensors, weights not finite, unknown parents.
         """
         op = "AdapterStore.add"
-        given, blobs, wanted = [], {}, []
+        given, blobs, wanted, checked = [], {}, [], set()
         for new in adapters:
-            self.base(new.config.base).check(op, new.config)
+            if new.config not in checked:
+                self.base(new.config.base).check(op, new.config)
+                checked.add(new.config)
             digest, blob = pack(op, new.config, new.tensors)
             given.append(digest)
             record = records.describe(op, new, digest, blob)
@@ -262,7 +264,8 @@ class AdapterStore:
     def history(self, name: str) -> list[dict[str, Any]]:
         """Every move of a name, first to last: revision, action, time."""
         with self._catalog.read() as tx:
-            return records.moves(tx, name.encode())
+            path = records.moves(tx, name.encode()).values()
+        return [{k: m[k] for k in ("revision", "action", "time", "why") if k in m} for m in path]
 
     def promote(self, name: str, revision: str, *, gate: Gate | None = None, why: str = "") -> str:
         """Points a name (also a new one) at a revision, if that passes the gate; gives its digest.

@@ -15,7 +15,7 @@ from . import records
 from .blob import read_layout
 from .catalog import Catalog, Tx, dumps, number
 from .records import NAME
-from .segments import PAGE, Segments
+from .segments import Segments, places
 
 
 @dataclass(frozen=True)
@@ -100,13 +100,13 @@ def _tables(tx: Tx) -> Iterator[str]:
             if tx.get("row", key[-8:]) is None:
                 yield f"the table {table} points at no revision"
     for name, value in tx.scan("alias"):
-        digest, seq = NAME.unpack(value)
-        row, move = tx.row_of(digest), tx.get("move", name + b"\0" + number(seq))
+        digest, at = NAME.unpack(value)
+        row, move = tx.row_of(digest), json.loads(tx.get("move", number(at)) or b"{}")
         if row is None:
             yield f"the name {name.decode()} points at no revision"
         elif tx.get("named", number(row) + name) is None:
             yield f"the name {name.decode()} is not listed with its revision"
-        if move is None or json.loads(move)["revision"] != digest.hex():
+        if (move.get("name"), move.get("revision")) != (name.decode(), digest.hex()):
             yield f"the name {name.decode()} has no move that set it"
 
 
@@ -165,7 +165,7 @@ def _partly_used(
             if len(rows) == count:
                 continue
             live = [{**tx.record(row), "row": row} for row in rows]
-            used = sum(-(-r["size"] // PAGE) * PAGE for r in live)
+            used = places([r["size"] for r in live])[1]
             if used == 0 or total - used >= max(waste * total, 1):
                 found.append((segment, total, live, used))
     return found
