@@ -12,7 +12,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from headrace.adapters import AdapterStore, Gate, NewAdapter
+from headrace.adapters import AdapterConfig, AdapterStore, Gate, Module, NewAdapter
 from headrace.adapters.catalog import floating, ordered
 from headrace.adapters.segments import places
 

@@ -46,7 +46,7 @@ def commit(
                 if not set(absent) <= set(fresh):
                     raise _Again
             first, missing = tx.next_number("row"), set(absent)
-            new = []
+            new: list[dict[str, Any]] = []
             for digest, offset in zip(fresh, offsets, strict=True):
                 if digest in missing:
                     place = {"segment": segment.hex(), "offset": offset}
@@ -56,8 +56,9 @@ def commit(
                 records.insert(tx, first, new)
                 records.put_segment(tx, segment, size, len(fresh), list(rows.values()))
             if names:
-                row = {d: rows[d] if d in rows else tx.row_of(d) for d in names.values()}
-                records.name_new(tx, [(n, d, row[d]) for n, d in names.items()])
+                held = {d: tx.row_of(d) for d in names.values() if d not in rows}
+                known = rows | {d: row for d, row in held.items() if row is not None}
+                records.name_new(tx, [(n, d, known[d]) for n, d in names.items()])
     except BaseException as error:
         _drop(catalog, segments, segment)
         if isinstance(error, _Again):
