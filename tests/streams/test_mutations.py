@@ -66,8 +66,8 @@ def error(positions=None, sink_logits=False):
 
 @pytest.mark.parametrize("name", VIEWS)
 def test_a_wrong_view_is_noticed(monkeypatch, name):
-    def wrong(table, plan, oldest):
-        rows = PLAIN(table, plan, oldest)
+    def wrong(table, oldest):
+        rows = PLAIN(table, oldest)
         if table.tokens > 60:
             VIEWS[name](rows)
         return rows
@@ -78,8 +78,8 @@ def test_a_wrong_view_is_noticed(monkeypatch, name):
 
 
 def test_absolute_positions_do_without_the_cap(monkeypatch):
-    def uncapped(table, plan, oldest):
-        rows = PLAIN(table, plan, oldest)
+    def uncapped(table, oldest):
+        rows = PLAIN(table, oldest)
         no_cap(rows)
         return rows
 
