@@ -20,6 +20,7 @@ from . import interrupts
 from .lane import Lane, Lanes, check_lanes, connected
 from .positions import InCache, PerLane, Positions
 from .report import Report
+from .run import Run
 from .stream import Stream
 from .tokens import Tokens, ids
 
@@ -204,7 +205,7 @@ class Engine:
         self._check_open("step")
         began = time.perf_counter()
         fed = {stream: self._tokens(stream, tokens) for stream, tokens in batch.items()}
-        runs = {s: _Run(s, x, self.vocab, logits) for s, x in fed.items()}
+        runs = {s: Run(s, x, self.vocab, logits) for s, x in fed.items()}
         edit = Edit(self.pool)
         try:
             with torch.inference_mode():
@@ -222,7 +223,7 @@ class Engine:
             raise
         return reports
 
-    def _advance(self, edit: Edit, runs: list[_Run], at: int) -> None:
+    def _advance(self, edit: Edit, runs: list[Run], at: int) -> None:
         """One model call: the tokens at..at+chunk of each run."""
         chunks = [run.tokens[at : at + self.chunk] for run in runs]
         starts = [run.table.end for run in runs]
@@ -281,38 +282,6 @@ class Engine:
     def _check_open(self, op: str) -> None:
         if self.closed:
             raise bad_value(op, "engine", "an open engine", "a closed one")
-
-
-class _Run:
-    """A stream on its way through a step: what it will be if the step succeeds."""
-
-    def __init__(self, stream: Stream, tokens: Tensor, vocab: int, keep: bool) -> None:
-        self.table, self.last, self.tokens = stream.table, stream._last, tokens
-        self.read = view.across(lane.table for lane in stream.reads)
-        self._keep = keep
-        self._nll = [torch.empty(0, device=tokens.device)]
-        self._logits = [torch.empty(0, vocab, device=tokens.device)]
-
-    def score(self, tokens: Tensor, logits: Tensor) -> None:
-        """Scores tokens [n] against what predicted them; logits [n, V] are those after each."""
-        last = torch.full_like(logits[0], torch.nan) if self.last is None else self.last
-        before = torch.cat([last[None], logits[:-1]])
-        said = before.gather(1, tokens[:, None])[:, 0]
-        self._nll.append(torch.logsumexp(before, -1) - said)
-        self.last = logits[-1].clone()
-        if self._keep:
-            self._logits.append(logits)
-
-    def report(self, ms: float) -> Report:
-        alive = self.table.alive
-        return Report(
-            tokens=len(self.tokens),
-            nll=torch.cat(self._nll),
-            alive=alive,
-            evicted=self.table.tokens - alive,
-            ms=ms,
-            logits=torch.cat(self._logits) if self._keep else None,
-        )
 
 
 def _default_pages(plan: Plan, page_size: int, chunk: int) -> int:

@@ -67,10 +67,10 @@ def check_lanes(lanes: Sequence[Lane], positions: Positions) -> tuple[Lane, ...]
     if lanes and not isinstance(positions, PerLane):
         hint = "distances between lanes are differences of positions"
         raise bad_value("wrap", "positions", "PerLane(...) with lanes", repr(positions), hint)
-    for lane, start in positions.starts.items() if isinstance(positions, PerLane) else ():
-        if lane not in names or (isinstance(start, str) and (start not in names or start == lane)):
+    for name, start in positions.starts.items() if isinstance(positions, PerLane) else ():
+        if name not in names or (isinstance(start, str) and (start not in names or start == name)):
             expected = f"starts of lanes {', '.join(names) or '(none)'}"
-            raise bad_value("wrap", "positions", expected, f"{lane}={start!r}")
+            raise bad_value("wrap", "positions", expected, f"{name}={start!r}")
     return lanes
 
 
