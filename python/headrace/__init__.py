@@ -10,7 +10,9 @@ __all__ = [
     "AdapterStore",
     "Engine",
     "InCache",
+    "Lane",
     "PagePool",
+    "PerLane",
     "Report",
     "Sink",
     "Stream",
@@ -39,7 +41,18 @@ try:
     from .audit import debug
     from .backends import use_backend, use_isa
     from .memory import PagePool, Sink, Window
-    from .streams import Absolute, Engine, InCache, Report, Stream, oracle, recompute, wrap
+    from .streams import (
+        Absolute,
+        Engine,
+        InCache,
+        Lane,
+        PerLane,
+        Report,
+        Stream,
+        oracle,
+        recompute,
+        wrap,
+    )
 except Exception as error:
     load_error = error
 

@@ -120,7 +120,7 @@ class Sessions(RuleBasedStateMachine):
             table = stream._lease.table
             assert table.tokens == len(history)
             read = []
-            for row in view.entries(table, self.engine.plan, oldest=table.end):
+            for row in view.entries(table, oldest=table.end):
                 slots = written[row[view.PAGE]][row[view.FIRST] :][: row[view.COUNT]]
                 read += [(row[view.ORDER] + i, x) for i, x in enumerate(slots)]
             assert read == self.alive(history)

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """For each thing that a view can get wrong, the comparison with the oracle notices."""
 
+from dataclasses import replace
+
 import pytest
 
 from headrace import Absolute, InCache, Sink, Window, ops, oracle, wrap
@@ -66,8 +68,8 @@ def error(positions=None, sink_logits=False):
 
 @pytest.mark.parametrize("name", VIEWS)
 def test_a_wrong_view_is_noticed(monkeypatch, name):
-    def wrong(table, plan, oldest):
-        rows = PLAIN(table, plan, oldest)
+    def wrong(table, oldest):
+        rows = PLAIN(table, oldest)
         if table.tokens > 60:
             VIEWS[name](rows)
         return rows
@@ -78,8 +80,8 @@ def test_a_wrong_view_is_noticed(monkeypatch, name):
 
 
 def test_absolute_positions_do_without_the_cap(monkeypatch):
-    def uncapped(table, plan, oldest):
-        rows = PLAIN(table, plan, oldest)
+    def uncapped(table, oldest):
+        rows = PLAIN(table, oldest)
         no_cap(rows)
         return rows
 
@@ -122,7 +124,7 @@ def test_pages_let_go_too_early_are_noticed(monkeypatch):
         trimmed = plain(self, table)
         if len(trimmed.window) > 1 and table.tokens > 60:
             self._retired.append(trimmed.window[0].id)
-            return type(table)(table.start, table.end, table.pinned, trimmed.window[1:])
+            return replace(table, window=trimmed.window[1:])
         return trimmed
 
     monkeypatch.setattr(Edit, "trim", eager)

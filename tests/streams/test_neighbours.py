@@ -67,7 +67,7 @@ def poison(engine, keep):
     engine.pool.k.fill_(torch.nan)
     engine.pool.v.fill_(torch.nan)
     table = keep._lease.table
-    for spans in (table.pinned_spans(engine.plan), table.window_spans()):
+    for spans in (table.pinned_spans(), table.window_spans()):
         for page, stop in spans:
             slots = slice(0, stop - page.start)
             engine.pool.k[:, page.id, ..., slots] = k[:, page.id, ..., slots]

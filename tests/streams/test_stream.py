@@ -186,7 +186,11 @@ def test_rollback_wants_a_mark_of_its_own(engine):
     [
         ({"memory": Sink(4)}, ValueError, "wrap(memory): expected a Window among the regions"),
         ({"memory": 256}, TypeError, "wrap(memory): expected regions such as Sink(4) + Window("),
-        ({"positions": "in-cache"}, TypeError, "wrap(positions): expected InCache() or Absolute()"),
+        (
+            {"positions": "in-cache"},
+            TypeError,
+            "wrap(positions): expected InCache(), Absolute() or PerLane()",
+        ),
         ({"pool_pages": 0}, ValueError, "wrap(pool_pages): expected 1 or more, got 0"),
         ({"chunk": 0}, ValueError, "wrap(chunk): expected 1 or more, got 0"),
         ({"chunk": 2.5}, TypeError, "wrap(chunk): expected a whole number, got 2.5"),

@@ -186,6 +186,7 @@ def _flex(q: Tensor, k: Tensor, v: Tensor, window: int) -> Callable[[], object]:
 
     length = q.shape[2]
     mask = create_block_mask(seen, None, None, length, length, device="cpu")
+    torch._dynamo.reset()  # past eight shapes it would run uncompiled
     compiled = torch.compile(flex_attention, dynamic=False)
     return lambda: compiled(q, k, v, block_mask=mask, enable_gqa=True)
 

@@ -100,6 +100,7 @@ def _flex(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, causal: bool) -> Callab
 
     n = q.shape[2]
     blocks = create_block_mask(_seen(mask, causal), 1, HEADS, n, n, "cpu", BLOCK_SIZE=SIZE)
+    torch._dynamo.reset()  # past eight shapes it would run uncompiled
     compiled = torch.compile(flex_attention, dynamic=False)
     return lambda: compiled(q, k, v, block_mask=blocks, enable_gqa=True)
 

@@ -8,7 +8,6 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from .pool import PagePool
-from .regions import Plan
 from .table import Page, Table
 
 Slot = tuple[int, int, int]
@@ -38,8 +37,8 @@ class Edit:
     that only the old ones needed, `undo` those that only the new ones have.
     """
 
-    def __init__(self, pool: PagePool, plan: Plan) -> None:
-        self._pool, self._plan = pool, plan
+    def __init__(self, pool: PagePool) -> None:
+        self._pool = pool
         self._taken: set[int] = set()
         self._retired: list[int] = []
         self._filled: dict[int, int] = {}
@@ -71,7 +70,7 @@ class Edit:
     def _claim(self, table: Table, n: int) -> tuple[_Growth, _Growth]:
         """Splits n tokens into pinned and window ones and claims the free slots of the tail."""
         end = table.end + n
-        border = min(max(table.end, table.start + self._plan.pinned), end)
+        border = min(max(table.end, table.start + table.plan.pinned), end)
         return (
             _Growth(table.pinned, table.end, border, self._room(table.pinned, table.end, border)),
             _Growth(table.window, border, end, self._room(table.window, border, end)),
@@ -113,8 +112,8 @@ class Edit:
         A stream keeps as many pages as its window may ever span, so that in the long run it holds a
         constant number.
         """
-        window, keep = table.window, self._plan.window_pages(self._pool.page_size)
-        alive_from = table.end - self._plan.reach + 1
+        window, keep = table.window, table.plan.window_pages(self._pool.page_size)
+        alive_from = table.end - table.plan.reach + 1
         dead = 0
         while len(window) - dead > keep and window[dead + 1].start <= alive_from:
             dead += 1

@@ -25,7 +25,7 @@ class PagePool:
     `append` writes; others have None. Free pages are
     handed out lowest id first, so that a run repeats itself. A page is free when nobody holds it.
     filled[page] is how many of its slots were ever written since it was taken: slots from there on
-    belong to nobody.
+    belong to nobody. written_bytes counts all that steps ever wrote into it.
     """
 
     def __init__(
@@ -72,6 +72,7 @@ class PagePool:
         tensors = (self.k, self.v, self.k_scale, self.v_scale)
         self.page_bytes = sum(x[:, 0].nbytes for x in tensors if x is not None)
         self.filled = [0] * pages
+        self.written_bytes = 0
         self._holders = [0] * pages
         self._free = list(range(pages))
         audit.owns(self.k, self)
@@ -80,6 +81,11 @@ class PagePool:
     def pages(self) -> int:
         """All pages, free or not."""
         return len(self.filled)
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of the keys and values of one token in one layer."""
+        return self.page_bytes // (self.page_size * self.k.shape[0])
 
     @property
     def free_pages(self) -> int:

@@ -26,7 +26,7 @@ class Page(NamedTuple):
 
 @dataclass(frozen=True)
 class Table:
-    """The pages of a stream whose tokens have positions start..end-1.
+    """The pages of a stream whose tokens have positions start..end-1, held by `plan`.
 
     pinned: pages of the first tokens, about the origin `start`. window: the run of pages of the
     others, each ending where the next begins, the last one at `end`.
@@ -34,6 +34,7 @@ class Table:
 
     start: int
     end: int
+    plan: Plan
     pinned: tuple[Page, ...] = ()
     window: tuple[Page, ...] = ()
 
@@ -41,6 +42,11 @@ class Table:
     def tokens(self) -> int:
         """Tokens read so far, alive or not."""
         return self.end - self.start
+
+    @property
+    def alive(self) -> int:
+        """Tokens that the next query sees."""
+        return self.plan.alive(self.tokens)
 
     @property
     def tail(self) -> Page | None:
@@ -52,9 +58,9 @@ class Table:
         """Ids of all its pages, pinned ones first."""
         return [page.id for page in self.pinned + self.window]
 
-    def pinned_spans(self, plan: Plan) -> Iterator[tuple[Page, int]]:
+    def pinned_spans(self) -> Iterator[tuple[Page, int]]:
         """Pinned pages with the position after the last token of each."""
-        return _spans(self.pinned, min(self.end, self.start + plan.pinned))
+        return _spans(self.pinned, min(self.end, self.start + self.plan.pinned))
 
     def window_spans(self) -> Iterator[tuple[Page, int]]:
         """Window pages with the position after the last token of each."""

@@ -8,14 +8,14 @@ says what they mean to a query. Positions are logical: the k-th token of a strea
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from .edit import Slot
-from .regions import UNLIMITED, Plan
+from .regions import UNLIMITED
 from .table import Table
 
 PAGE, FIRST, COUNT, ORIGIN, CAP, ORDER, REACH = range(7)
@@ -30,19 +30,24 @@ __all__ = [
     "REACH",
     "UNLIMITED",
     "View",
+    "across",
     "entries",
 ]
 
+BEFORE = -(2**61)
+"""An order before that of every query, however much follows."""
 
-def entries(table: Table, plan: Plan, oldest: int) -> list[list[int]]:
+
+def entries(table: Table, oldest: int) -> list[list[int]]:
     """What queries at positions `oldest` and later read of a stream: one row of seven per page.
 
     Pinned tokens come first, with their cap; window tokens follow with their reach, cut down to
     those that the oldest query still sees.
     """
+    plan = table.plan
     rows = [
         [page.id, 0, stop - page.start, page.origin, plan.cap, page.start, UNLIMITED]
-        for page, stop in table.pinned_spans(plan)
+        for page, stop in table.pinned_spans()
     ]
     alive_from = oldest - plan.reach + 1
     for page, stop in table.window_spans():
@@ -50,6 +55,19 @@ def entries(table: Table, plan: Plan, oldest: int) -> list[list[int]]:
         if first < stop:
             slot = first - page.start
             rows.append([page.id, slot, stop - first, page.origin, UNLIMITED, first, plan.reach])
+    return rows
+
+
+def across(tables: Iterable[Table]) -> list[list[int]]:
+    """What queries of another lane read of these: all that their own next queries will see.
+
+    Nothing of it is later than the queries, and positions of all lanes count on one line.
+    """
+    rows = [row for table in tables for row in entries(table, oldest=table.end)]
+    order = BEFORE
+    for row in rows:
+        row[CAP], row[ORDER], row[REACH] = UNLIMITED, order, UNLIMITED
+        order += row[COUNT]
     return rows
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import time
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -17,8 +17,10 @@ from ..errors import bad_type, bad_value
 from ..memory import Edit, Lease, PagePool, Plan, Region, Table, view
 from ..memory.regions import UNLIMITED, compile_plan
 from . import interrupts
-from .positions import InCache, Positions
+from .lane import Lane, Lanes, check_lanes, connected
+from .positions import InCache, PerLane, Positions
 from .report import Report
+from .run import Run
 from .stream import Stream
 from .tokens import Tokens, ids
 
@@ -56,27 +58,30 @@ def wrap(
     dtype: torch.dtype = torch.float32,
     exact: bool = True,
     chunk: int = 256,
+    lanes: Sequence[Lane] = (),
 ) -> Engine:
     """An engine that streams through a model.
 
-    memory: what a stream keeps, e.g. `Sink(4) + Window(252)`. positions: InCache() (the default) or
-    Absolute(). pool_pages: pages of `page_size` tokens for all streams together; None makes room
-    for 16 streams, or for 65,536 tokens when the window is unlimited. dtype: of keys and values in
-    the pool (float32, bfloat16, float16, or int8 and float8_e4m3fn with a scale for every row,
-    with about 4 and 15 times the error of bfloat16). exact: every matrix product through
-    `ops.linear`, so that a stream has the same bits whatever else is in the step; False leaves them
-    to torch. chunk: longest run of tokens of a stream in one model call. Raises TypeError,
-    ValueError or NotImplementedError naming the argument.
+    memory: what a stream keeps, e.g. `Sink(4) + Window(252)`. positions: InCache() (the default),
+    Absolute(), or PerLane(), the default where there are lanes. pool_pages: pages of `page_size`
+    tokens for all streams together; None makes room for 16 streams, or for 65,536 tokens when the
+    window is unlimited. dtype: of keys and values in the pool (float32, bfloat16, float16, or int8
+    and float8_e4m3fn with a scale for every row, with about 4 and 15 times the error of bfloat16).
+    exact: every matrix product through `ops.linear`, so that a stream has the same bits whatever
+    else is in the step; False leaves them to torch. chunk: longest run of tokens of a stream in one
+    model call. lanes: the sequences of a stream of several; `open_lanes` then opens one. Raises
+    TypeError, ValueError or NotImplementedError naming the argument.
     """
     return Engine(
         model,
         memory,
-        positions if positions is not None else InCache(),
+        positions if positions is not None else PerLane() if lanes else InCache(),
         pool_pages,
         page_size,
         dtype,
         exact,
         chunk,
+        lanes,
     )
 
 
@@ -93,6 +98,7 @@ class Engine:
         dtype: torch.dtype,
         exact: bool,
         chunk: int,
+        lanes: Sequence[Lane] = (),
     ) -> None:
         for name in ("config", "inv_freq", "sink_logits"):
             if not hasattr(model, name):
@@ -104,7 +110,9 @@ class Engine:
                     f"it has no {name}",
                 )
         if not isinstance(positions, Positions):
-            raise bad_type("wrap", "positions", "InCache() or Absolute()", repr(positions))
+            raise bad_type(
+                "wrap", "positions", "InCache(), Absolute() or PerLane()", repr(positions)
+            )
         sizes = {"chunk": chunk, "page_size": page_size, "pool_pages": pool_pages}
         for name, value in sizes.items():
             if value is None and name == "pool_pages":
@@ -115,13 +123,22 @@ class Engine:
                 raise bad_value("wrap", name, "1 or more", value)
         self.model, self.memory, self.positions = model, memory, positions
         self.exact, self.chunk = exact, chunk
+        self.lanes = check_lanes(lanes, positions)
         self.plan: Plan = positions.place(compile_plan(memory))
+        self._lane_plans = {
+            lane.name: positions.place(compile_plan(lane.memory)) if lane.memory else self.plan
+            for lane in self.lanes
+        }
         c = model.config
         self.vocab: int = c.vocab
         self.device = model.inv_freq.device
         self.pool = PagePool(
             c.layers,
-            pool_pages or _default_pages(self.plan, page_size, chunk),
+            pool_pages
+            or sum(
+                _default_pages(plan, page_size, chunk)
+                for plan in self._lane_plans.values() or [self.plan]
+            ),
             c.kv_heads,
             c.head_dim,
             page_size,
@@ -140,12 +157,31 @@ class Engine:
 
     def open(self, *, position: int = 0) -> Stream:
         """A new stream, whose first token has the logical position `position`."""
-        self._check_open("open")
+        self._check_place("open", position)
+        if self.lanes:
+            names = ", ".join(lane.name for lane in self.lanes)
+            raise bad_value("open", "engine", "one without lanes", names, "call open_lanes()")
+        return self._adopt(Stream(self, Lease(self.pool, Table(position, position, self.plan))))
+
+    def open_lanes(self, *, position: int = 0) -> Lanes:
+        """A new stream of several lanes; each begins at its own start, counted from `position`."""
+        self._check_place("open_lanes", position)
+        if not isinstance(self.positions, PerLane) or not self.lanes:
+            raise bad_value("open_lanes", "engine", "one with lanes", "none", "call open()")
+        opened: dict[str, Stream] = {}
+        for lane in self.lanes:
+            start = self.positions.starts.get(lane.name, 0)
+            at = position + (start if isinstance(start, int) else 0)
+            table = Table(at, at, self._lane_plans[lane.name])
+            opened[lane.name] = self._adopt(Stream(self, Lease(self.pool, table)))
+        return Lanes(self, connected(opened, self.lanes, self.positions))
+
+    def _check_place(self, op: str, position: int) -> None:
+        self._check_open(op)
         if isinstance(position, bool) or not isinstance(position, int):
-            raise bad_type("open", "position", "a whole number", repr(position))
+            raise bad_type(op, "position", "a whole number", repr(position))
         if not 0 <= position < 2**61:
-            raise bad_value("open", "position", "0 or more, below 2**61", position)
-        return self._adopt(Stream(self, Lease(self.pool, Table(position, position))))
+            raise bad_value(op, "position", "0 or more, below 2**61", position)
 
     def close(self) -> None:
         """Closes every stream and gives the pool's memory back. Closing twice is fine."""
@@ -169,14 +205,14 @@ class Engine:
         self._check_open("step")
         began = time.perf_counter()
         fed = {stream: self._tokens(stream, tokens) for stream, tokens in batch.items()}
-        runs = {s: _Run(s._lease.table, s._last, x, self.vocab, logits) for s, x in fed.items()}
-        edit = Edit(self.pool, self.plan)
+        runs = {s: Run(s, x, self.vocab, logits) for s, x in fed.items()}
+        edit = Edit(self.pool)
         try:
             with torch.inference_mode():
                 for at in range(0, max((len(t) for t in fed.values()), default=0), self.chunk):
                     self._advance(edit, [r for r in runs.values() if at < len(r.tokens)], at)
             ms = (time.perf_counter() - began) * 1e3
-            reports = {stream: run.report(self.plan, ms) for stream, run in runs.items()}
+            reports = {stream: run.report(ms) for stream, run in runs.items()}
             with interrupts.deferred():
                 for stream, run in runs.items():
                     stream._lease.table, stream._last = run.table, run.last
@@ -187,7 +223,7 @@ class Engine:
             raise
         return reports
 
-    def _advance(self, edit: Edit, runs: list[_Run], at: int) -> None:
+    def _advance(self, edit: Edit, runs: list[Run], at: int) -> None:
         """One model call: the tokens at..at+chunk of each run."""
         chunks = [run.tokens[at : at + self.chunk] for run in runs]
         starts = [run.table.end for run in runs]
@@ -196,7 +232,10 @@ class Engine:
         tables = [table for table, _ in grown]
         step = view.View.of(
             [where for _, where in grown],
-            [view.entries(t, self.plan, oldest=p) for t, p in zip(tables, starts, strict=True)],
+            [
+                run.read + view.entries(table, oldest=start)
+                for run, table, start in zip(runs, tables, starts, strict=True)
+            ],
             starts,
             self.device,
         )
@@ -212,6 +251,7 @@ class Engine:
             pages, scales = self.pool.layer(layer)
             sink_logits = self.model.sink_logits(layer)
             ops.append(k, v, *pages, step.where, inv_freq=self._inv_freq, **scales)
+            self.pool.written_bytes += len(step.where) * self.pool.row_bytes
             o, _ = ops.paged_attention(
                 q,
                 *pages,
@@ -231,6 +271,8 @@ class Engine:
         if not isinstance(stream, Stream) or stream.engine is not self:
             raise bad_value("step", "batch", "streams of this engine", repr(stream))
         stream._check_open("feed")
+        for lane in stream.reads:
+            lane._check_open("feed")
         return ids(tokens, self.vocab, self.device)
 
     def _adopt(self, stream: Stream) -> Stream:
@@ -240,39 +282,6 @@ class Engine:
     def _check_open(self, op: str) -> None:
         if self.closed:
             raise bad_value(op, "engine", "an open engine", "a closed one")
-
-
-class _Run:
-    """A stream on its way through a step: what it will be if the step succeeds."""
-
-    def __init__(
-        self, table: Table, last: Tensor | None, tokens: Tensor, vocab: int, keep: bool
-    ) -> None:
-        self.table, self.last, self.tokens = table, last, tokens
-        self._keep = keep
-        self._nll = [torch.empty(0, device=tokens.device)]
-        self._logits = [torch.empty(0, vocab, device=tokens.device)]
-
-    def score(self, tokens: Tensor, logits: Tensor) -> None:
-        """Scores tokens [n] against what predicted them; logits [n, V] are those after each."""
-        last = torch.full_like(logits[0], torch.nan) if self.last is None else self.last
-        before = torch.cat([last[None], logits[:-1]])
-        said = before.gather(1, tokens[:, None])[:, 0]
-        self._nll.append(torch.logsumexp(before, -1) - said)
-        self.last = logits[-1].clone()
-        if self._keep:
-            self._logits.append(logits)
-
-    def report(self, plan: Plan, ms: float) -> Report:
-        alive = plan.alive(self.table.tokens)
-        return Report(
-            tokens=len(self.tokens),
-            nll=torch.cat(self._nll),
-            alive=alive,
-            evicted=self.table.tokens - alive,
-            ms=ms,
-            logits=torch.cat(self._logits) if self._keep else None,
-        )
 
 
 def _default_pages(plan: Plan, page_size: int, chunk: int) -> int:

@@ -10,14 +10,15 @@ tokens is left in them.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..memory import Region
-from .positions import InCache, Positions
+from .lane import Lane
+from .positions import InCache, PerLane, Positions
 
 BLOCK = 64
 """Queries whose distances to all keys are in memory at a time."""
@@ -39,7 +40,62 @@ def oracle(
     number = torch.arange(len(tokens), device=tokens.device)
     query, key = number[:, None], number[None, :]
     seen = memory.keeps(query, key)
-    distance = positions.distance(query, key, seen)
+    return _dense(model, tokens, seen, positions.distance(query, key, seen), dtype)
+
+
+@torch.inference_mode()
+def lanes_oracle(
+    model: Any,
+    tokens: Mapping[str, Tensor],
+    ticks: Mapping[str, Tensor],
+    lanes: Sequence[Lane],
+    memory: Region,
+    positions: PerLane,
+    dtype: torch.dtype = torch.float64,
+) -> dict[str, Tensor]:
+    """Logits [T, vocab] after each token of every lane, in one masked forward over all of them.
+
+    tokens int64 [T] of each lane in its own order, ticks int64 [T] the step in which each came.
+    A query of lane a sees of a what its memory keeps; of a lane b that it reads, what the next
+    token of b would see, had it come just before the query's step. Memory [N, N] for N tokens.
+    """
+    names = [lane.name for lane in lanes]
+    number = {name: torch.arange(len(tokens[name])) for name in names}
+    first = {name: int(ticks[name][0]) if len(ticks[name]) else 0 for name in names}
+    spots = {n: number[n] + _stands(n, first[n], ticks, positions) for n in names}
+    rows = []
+    for a in lanes:
+        row = []
+        for b in lanes:
+            key, memory_b = number[b.name][None, :], b.memory or memory
+            if a.name == b.name:
+                row.append(memory_b.keeps(number[a.name][:, None], key))
+            elif b.name in a.reads:
+                come = ticks[b.name][None, :] < ticks[a.name][:, None]
+                row.append(come & memory_b.keeps(come.sum(-1, keepdim=True), key))
+            else:
+                row.append(torch.zeros(len(number[a.name]), key.shape[1], dtype=torch.bool))
+        rows.append(torch.cat(row, 1))
+    spot = torch.cat([spots[name] for name in names])
+    joined = torch.cat([tokens[name] for name in names])
+    logits = _dense(model, joined, torch.cat(rows), spot[:, None] - spot[None, :], dtype)
+    return dict(zip(names, logits.split([len(tokens[name]) for name in names]), strict=True))
+
+
+def _stands(name: str, tick: int, ticks: Mapping[str, Tensor], positions: PerLane) -> int:
+    """Position of the next token of a lane, just before a step."""
+    came = int((ticks[name] < tick).sum())
+    start = positions.starts.get(name, 0)
+    if isinstance(start, str):
+        start = _stands(start, int(ticks[name][0]) if came else tick, ticks, positions)
+    return start + came
+
+
+def _dense(
+    model: Any, tokens: Tensor, seen: Tensor, distance: Tensor, dtype: torch.dtype
+) -> Tensor:
+    """Logits of a forward in which query t sees the keys seen[t], at distance[t]."""
+    number = torch.arange(len(tokens), device=tokens.device)
     inv_freq = model.inv_freq.double()
 
     def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:

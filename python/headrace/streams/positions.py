@@ -7,10 +7,12 @@ turns it into integers of the plan.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 
 from torch import Tensor
 
+from ..errors import bad_type, bad_value
 from ..memory import UNLIMITED, Plan
 
 
@@ -55,3 +57,24 @@ class InCache(Positions):
     def place(self, plan: Plan) -> Plan:
         bounded = plan.reach < UNLIMITED
         return replace(plan, cap=plan.pinned + plan.reach - 1 if bounded else UNLIMITED)
+
+
+@dataclass(frozen=True)
+class PerLane(Absolute):
+    """Every lane counts its tokens on its own, from its start; evicted tokens leave their gap.
+
+    starts: where lanes begin, by name; a lane that is not named begins at 0. A name in place of a
+    number begins the lane where that other lane stands when the first token comes. Two lanes at 0
+    are the group positions of GPE (source ids and target ids both from 0), a name gives ordinary
+    continuation, a large number keeps a gap (Speak While Watching names all three).
+    """
+
+    starts: Mapping[str, int | str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for lane, start in self.starts.items():
+            if isinstance(start, bool) or not isinstance(start, int | str):
+                got = f"{lane}={start!r}"
+                raise bad_type("PerLane", "starts", "positions, or names of lanes", got)
+            if isinstance(start, int) and not 0 <= start < 2**61:
+                raise bad_value("PerLane", "starts", "0 or more, below 2**61", f"{lane}={start}")

@@ -4,13 +4,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from ..errors import bad_type, bad_value
-from ..memory import Lease
+from ..memory import Lease, Table
 from .report import Report
 from .tokens import BYTES, Tokens, ids
 
@@ -32,14 +33,31 @@ class Mark:
 class Stream:
     """One sequence of tokens through the model of an engine; made by `Engine.open`."""
 
-    def __init__(self, engine: Engine, lease: Lease, last: Tensor | None = None) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        lease: Lease,
+        last: Tensor | None = None,
+        reads: tuple[Stream, ...] = (),
+    ) -> None:
         self.engine = engine
+        self.reads = reads  # other lanes whose tokens it sees
+        self.follows: Stream | None = None  # the lane at whose position the first token comes
         self._lease = lease
         self._last = last  # logits [V] that predict the next token
 
     @property
     def closed(self) -> bool:
         return self._lease.released
+
+    @property
+    def table(self) -> Table:
+        """Its page table; that of an empty lane begins where the lane it follows stands."""
+        table = self._lease.table
+        if self.follows is None or table.tokens:
+            return table
+        start = self.follows.table.end
+        return replace(table, start=start, end=start)
 
     @property
     def tokens(self) -> int:
@@ -49,7 +67,7 @@ class Stream:
     @property
     def alive(self) -> int:
         """Tokens that the next query sees."""
-        return self.engine.plan.alive(self.tokens)
+        return self._lease.table.alive
 
     @property
     def pages(self) -> list[int]:
@@ -59,7 +77,7 @@ class Stream:
     @property
     def position(self) -> int:
         """Logical position of the next token."""
-        return self._lease.table.end
+        return self.table.end
 
     def feed(self, tokens: Tokens, *, logits: bool = False) -> Report:
         """Reads tokens: int64 [T], a list, an array, or bytes for a byte model.
@@ -134,7 +152,7 @@ class Stream:
     def fork(self) -> Stream:
         """A stream that goes on from here on its own, sharing all pages so far."""
         self._check_open("fork")
-        return self.engine._adopt(Stream(self.engine, self._lease.share(), self._last))
+        return self.engine._adopt(Stream(self.engine, self._lease.share(), self._last, self.reads))
 
     def mark(self) -> Mark:
         """Remembers this moment, for `rollback`."""
@@ -143,6 +161,11 @@ class Stream:
 
     def rollback(self, mark: Mark) -> None:
         """Makes the stream what it was at the mark, which stays valid."""
+        self._check_mark(mark)
+        self._lease.rewind(mark._lease)
+        self._last = mark._last
+
+    def _check_mark(self, mark: Mark) -> None:
         self._check_open("rollback")
         if not isinstance(mark, Mark):
             raise bad_type("rollback", "mark", "a mark of this stream", type(mark).__name__)
@@ -150,8 +173,6 @@ class Stream:
             raise bad_value("rollback", "mark", "a mark of this stream", "one of another")
         if mark._lease.released:
             raise bad_value("rollback", "mark", "a mark that holds its pages", "a released one")
-        self._lease.rewind(mark._lease)
-        self._last = mark._last
 
     def close(self) -> None:
         """Gives the pages back. Closing twice is fine."""
