@@ -24,8 +24,10 @@ rows:
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
+import shutil
 import struct
 import threading
 from collections.abc import Iterator
@@ -115,18 +117,18 @@ class Catalog:
     @contextlib.contextmanager
     def read(self) -> Iterator[Tx]:
         """A view of one moment."""
-        with _told("read"), self.env.begin() as txn:
+        with _told("read", self._key[1]), self.env.begin() as txn:
             yield Tx(txn, self.tables)
 
     @contextlib.contextmanager
     def write(self) -> Iterator[Tx]:
         """A change: all of it and on the disk when the block ends, or, after an error, nothing."""
-        with _told("write"), self.env.begin(write=True) as txn:
+        with _told("write", self._key[1]), self.env.begin(write=True) as txn:
             yield Tx(txn, self.tables)
 
 
 def _environment(path: Path, map_size: int, create: bool) -> Any:
-    with _told("open"):
+    with _told("open", str(path)):
         env = lmdb.open(
             str(path), map_size=map_size, max_dbs=len(TABLES), create=create, max_readers=1024
         )
@@ -148,7 +150,7 @@ def _environment(path: Path, map_size: int, create: bool) -> Any:
 
 
 @contextlib.contextmanager
-def _told(what: str) -> Iterator[None]:
+def _told(what: str, path: str) -> Iterator[None]:
     try:
         yield
     except lmdb.MapFullError:
@@ -157,10 +159,19 @@ def _told(what: str) -> Iterator[None]:
             "with a larger map_size; nothing was changed"
         ) from None
     except lmdb.Error as error:
+        why = " ".join(str(error).split())
+        if what == "write" and _no_room(path):  # LMDB calls a write cut short an I/O error
+            why = os.strerror(errno.ENOSPC)
         raise OSError(
-            f"AdapterStore(path): expected to {what} the catalog, got: "
-            f"{' '.join(str(error).split())}; nothing was changed"
+            f"AdapterStore(path): expected to {what} the catalog, got: {why}; nothing was changed"
         ) from None
+
+
+def _no_room(path: str) -> bool:
+    try:
+        return shutil.disk_usage(path).free < 1 << 20
+    except OSError:
+        return False
 
 
 class Tx:

@@ -7,9 +7,9 @@ import json
 import math
 import struct
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from torch import Tensor
@@ -59,8 +59,22 @@ class Revision:
     scores: Mapping[str, float]  # the latest value per metric
 
 
-def describe(op: str, new: NewAdapter, digest: bytes, blob: np.ndarray) -> dict[str, Any]:
-    """The record of a new revision; raises for what cannot be kept."""
+class Entry(NamedTuple):
+    """A new revision, before it has a place: its record as JSON, and what finds it."""
+
+    text: bytes
+    digest: bytes
+    base: str
+    owner: str | None
+    parents: tuple[str, ...]
+
+    def placed(self, segment: bytes, offset: int) -> bytes:
+        """The record with the file and the offset of its blob."""
+        return b'%s,"segment":"%s","offset":%d}' % (self.text[:-1], segment.hex().encode(), offset)
+
+
+def describe(op: str, new: NewAdapter, digest: bytes, blob: np.ndarray) -> Entry:
+    """The entry of a new revision; raises for what cannot be kept."""
     if new.owner is not None:
         text(op, "owner", new.owner)
     if new.name is not None:
@@ -70,11 +84,12 @@ def describe(op: str, new: NewAdapter, digest: bytes, blob: np.ndarray) -> dict[
     for parent in new.parents:
         if not is_digest(parent):
             raise bad_value(op, "parents", "digests of 64 hex digits", repr(parent))
+    parents = tuple(dict.fromkeys(new.parents))
     record = {
         "digest": digest.hex(),
         "base": new.config.base,
         "owner": new.owner,
-        "parents": list(dict.fromkeys(new.parents)),
+        "parents": parents,
         "data": new.data,
         "trainer": new.trainer,
         "created": time.time(),
@@ -84,13 +99,16 @@ def describe(op: str, new: NewAdapter, digest: bytes, blob: np.ndarray) -> dict[
     }
     if new.peft is not None:
         record["peft"] = dict(new.peft)
-    for arg, value in (("data", new.data), ("trainer", new.trainer), ("peft", new.peft)):
-        if value is not None:
+    try:
+        text_of = dumps(record)
+    except (TypeError, ValueError):
+        for arg, value in (("data", new.data), ("trainer", new.trainer), ("peft", new.peft)):
             try:
-                dumps(record[arg])
+                dumps(value)
             except (TypeError, ValueError) as error:
                 raise bad_value(op, arg, "what JSON can hold", error) from None
-    return record
+        raise
+    return Entry(text_of, digest, new.config.base, new.owner, parents)
 
 
 def is_digest(value: object) -> bool:
@@ -98,14 +116,14 @@ def is_digest(value: object) -> bool:
     return isinstance(value, str) and len(value) == 64 and not set(value) - set("0123456789abcdef")
 
 
-def insert(tx: Tx, first: int, new: list[dict[str, Any]]) -> None:
-    """Puts revisions in as rows from `first` on, with everything that finds them."""
-    into: dict[str, list[tuple[bytes, bytes]]] = {}
-    for row, record in enumerate(new, first):
+def insert(tx: Tx, first: int, new: list[tuple[Entry, bytes]]) -> None:
+    """Puts revisions in, with their records, as rows from `first` on, and all that finds them."""
+    into: dict[str, list[tuple[bytes, bytes]]] = {"row": [], "digest": []}
+    for row, (entry, record) in enumerate(new, first):
         at = number(row)
-        into.setdefault("row", []).append((at, dumps(record)))
-        into.setdefault("digest", []).append((bytes.fromhex(record["digest"]), at))
-        for table, prefix in _found_by(record):
+        into["row"].append((at, record))
+        into["digest"].append((entry.digest, at))
+        for table, prefix in _found_by(entry.base, entry.owner, entry.parents):
             into.setdefault(table, []).append((prefix + at, b""))
     for table, items in into.items():
         tx.put_all(table, items, append=table == "row")
@@ -123,24 +141,28 @@ def delete(tx: Tx, row: int, record: Mapping[str, Any]) -> None:
     for table in ("evaluation", "named"):
         for key, _ in list(tx.scan(table, at)):
             tx.delete(table, key)
-    for table, prefix in _found_by(record):
+    for table, prefix in _finding(record):
         tx.delete(table, prefix + at)
     tx.delete("digest", bytes.fromhex(record["digest"]))
     tx.delete("row", at)
 
 
-def _found_by(record: Mapping[str, Any]) -> list[tuple[str, bytes]]:
-    keys = [("base", record["base"].encode() + b"\0")]
-    if record["owner"] is not None:
-        keys.append(("owner", record["owner"].encode() + b"\0"))
-    return keys + [("parent", bytes.fromhex(p)) for p in record["parents"]]
+def _found_by(base: str, owner: str | None, parents: Iterable[str]) -> list[tuple[str, bytes]]:
+    keys = [("base", base.encode() + b"\0")]
+    if owner is not None:
+        keys.append(("owner", owner.encode() + b"\0"))
+    return keys + [("parent", bytes.fromhex(p)) for p in parents]
+
+
+def _finding(record: Mapping[str, Any]) -> list[tuple[str, bytes]]:
+    return _found_by(record["base"], record["owner"], record["parents"])
 
 
 def indexed(record: Mapping[str, Any], row: int) -> list[tuple[str, bytes]]:
     """(table, key) of every entry that has to be there for a row."""
     at = number(row)
     found = [("digest", bytes.fromhex(record["digest"]))]
-    return found + [(table, key + at) for table, key in _found_by(record)]
+    return found + [(table, key + at) for table, key in _finding(record)]
 
 
 def put_segment(tx: Tx, segment: bytes, size: int, count: int, rows: list[int]) -> None:

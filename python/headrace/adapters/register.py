@@ -24,10 +24,10 @@ def commit(
     op: str,
     catalog: Catalog,
     segments: Segments,
-    blobs: Mapping[bytes, Any],
+    blobs: Mapping[bytes, tuple[records.Entry, Any]],
     wanted: list[tuple[str, bytes]],
 ) -> bool:
-    """Writes what is new of blobs (digest -> record, bytes) and sets the names wanted. False, with
+    """Writes what is new of blobs (digest -> entry, bytes) and sets the names wanted. False, with
     nothing done, where someone removed in between what seemed to be there.
     """
     with catalog.read() as tx:
@@ -46,12 +46,12 @@ def commit(
                 if not set(absent) <= set(fresh):
                     raise _Again
             first, missing = tx.next_number("row"), set(absent)
-            new: list[dict[str, Any]] = []
+            new: list[tuple[records.Entry, bytes]] = []
             for digest, offset in zip(fresh, offsets, strict=True):
                 if digest in missing:
-                    place = {"segment": segment.hex(), "offset": offset}
+                    entry = blobs[digest][0]
                     rows[digest] = first + len(new)
-                    new.append({**blobs[digest][0], **place})
+                    new.append((entry, entry.placed(segment, offset)))
             if new:
                 records.insert(tx, first, new)
                 records.put_segment(tx, segment, size, len(fresh), list(rows.values()))
@@ -75,7 +75,10 @@ def commit(
 
 
 def _look(
-    op: str, tx: Tx, blobs: Mapping[bytes, Any], wanted: list[tuple[str, bytes]]
+    op: str,
+    tx: Tx,
+    blobs: Mapping[bytes, tuple[records.Entry, Any]],
+    wanted: list[tuple[str, bytes]],
 ) -> tuple[list[bytes], dict[bytes, bytes]]:
     """(digests that are not there yet, names that are not there yet -> digest); raises for names of
     something else and for unknown parents.
@@ -87,7 +90,7 @@ def _look(
         now = held[:32] if held is not None else names.setdefault(key, digest)
         if now != digest:
             raise bad_value(op, "name", "a new name", name, "promote moves a name")
-    for parent in {p for record, _ in blobs.values() for p in record["parents"]}:
+    for parent in {p for entry, _ in blobs.values() for p in entry.parents}:
         key = bytes.fromhex(parent)
         if key not in blobs and tx.row_of(key) is None:
             raise bad_value(op, "parents", "revisions of this store", parent)

@@ -126,16 +126,16 @@ class AdapterStore:
         base, shapes, missing or extra tensors, weights not finite, unknown parents.
         """
         op = "AdapterStore.add"
-        given, blobs, wanted, checked = [], {}, [], set()
+        given, wanted, checked = [], [], set()
+        blobs: dict[bytes, tuple[records.Entry, Any]] = {}
         for new in adapters:
             if new.config not in checked:
                 self.base(new.config.base).check(op, new.config)
                 checked.add(new.config)
             digest, blob = pack(op, new.config, new.tensors)
             given.append(digest)
-            record = records.describe(op, new, digest, blob)
-            if digest not in blobs:
-                blobs[digest] = (record, blob)
+            entry = records.describe(op, new, digest, blob)
+            blobs.setdefault(digest, (entry, blob))
             if new.name is not None:
                 wanted.append((new.name, digest))
         with self._segments.locked():
