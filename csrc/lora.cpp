@@ -4,6 +4,7 @@
 #include "lora.h"
 
 #include <algorithm>
+#include <atomic>
 #include <numeric>
 #include <stdexcept>
 #include <string>
@@ -63,17 +64,21 @@ int rank_of(const LoraBatch& batch, const LoraArgs& args, std::int32_t slot, int
          std::to_string(rank));
 }
 
-// Tokens that use the same adapters, in the order of the batch.
+// Tokens that use the same adapters, in the order of the batch; what it lists lies in Lists.
 struct Segment {
   std::int64_t begin, end;  // in the order of tokens
+  std::size_t rank_rows, starts, bias_rows;
+  std::int32_t gain_row;
+};
+struct Lists {
   std::vector<std::int32_t> rank_rows, starts, bias_rows;
-  std::vector<std::uint8_t> adapter;
-  std::int32_t gain_row = -1;
+  std::vector<std::uint8_t> adapter;  // beside rank_rows
 };
 
-Segment segment_of(const LoraArgs& args, const LoraBatch& batch, const std::int32_t* slots) {
-  Segment s{};
-  s.starts.push_back(0);
+Segment segment_of(const LoraArgs& args, const LoraBatch& batch, const std::int32_t* slots,
+                   Lists& to) {
+  Segment s{0, 0, to.rank_rows.size(), to.starts.size(), to.bias_rows.size(), -1};
+  to.starts.push_back(0);
   for (int j = 0; j < args.slices; ++j) {
     for (int w = 0; w < batch.width; ++w) {
       const std::int32_t slot = slots[w];
@@ -86,11 +91,11 @@ Segment segment_of(const LoraArgs& args, const LoraBatch& batch, const std::int3
           refuse(batch, "rows", between(0, batch.pool_rows),
                  std::to_string(row) + " for slot " + std::to_string(slot));
         }
-        s.rank_rows.push_back(static_cast<std::int32_t>(row));
-        s.adapter.push_back(static_cast<std::uint8_t>(w));
+        to.rank_rows.push_back(static_cast<std::int32_t>(row));
+        to.adapter.push_back(static_cast<std::uint8_t>(w));
       }
     }
-    s.starts.push_back(static_cast<std::int32_t>(s.rank_rows.size()));
+    to.starts.push_back(static_cast<std::int32_t>(to.rank_rows.size() - s.rank_rows));
   }
   for (int w = 0; w < batch.width; ++w) {
     std::int32_t bias = -1, gain = -1;
@@ -106,7 +111,7 @@ Segment segment_of(const LoraArgs& args, const LoraBatch& batch, const std::int3
       refuse(batch, "epilogue", "gain rows in [-1, " + std::to_string(batch.gains) + ")",
              std::to_string(gain));
     }
-    s.bias_rows.push_back(bias);
+    to.bias_rows.push_back(bias);
     if (gain < 0) continue;
     if (std::count_if(slots, slots + batch.width, [](std::int32_t x) { return x >= 0; }) > 1) {
       refuse(batch, "epilogue", "no gain where a token has several adapters",
@@ -135,6 +140,7 @@ void lora(const LoraArgs& args, const LoraBatch& batch, int threads) {
   });
 
   std::vector<Segment> segments;
+  Lists lists;
   const std::int64_t used = static_cast<std::int64_t>(order.size());
   std::int64_t bridge_words = 0;
   double work = 0;
@@ -143,10 +149,10 @@ void lora(const LoraArgs& args, const LoraBatch& batch, int threads) {
     while (end < used && std::equal(tuple(order[i]), tuple(order[i]) + width, tuple(order[end]))) {
       ++end;
     }
-    segments.push_back(segment_of(args, batch, tuple(order[i])));
+    segments.push_back(segment_of(args, batch, tuple(order[i]), lists));
     segments.back().begin = i;
     segments.back().end = end;
-    const double rows = static_cast<double>(segments.back().rank_rows.size());
+    const double rows = static_cast<double>(lists.starts.back());
     work += (end - i) * (rows * args.depth + rows / args.slices * args.outputs);
     bridge_words += (end - i) * static_cast<std::int64_t>(rows);
     i = end;
@@ -167,10 +173,12 @@ void lora(const LoraArgs& args, const LoraBatch& batch, int threads) {
   for (const Segment& s : segments) {
     for (std::int64_t i = s.begin; i < s.end; i += kLoraTokens) {
       const int count = static_cast<int>(std::min<std::int64_t>(kLoraTokens, s.end - i));
-      blocks.push_back({order.data() + i, count, s.rank_rows.data(), s.starts.data(),
+      const std::int32_t* starts = lists.starts.data() + s.starts;
+      blocks.push_back({order.data() + i, count, lists.rank_rows.data() + s.rank_rows, starts,
                         batch.slice_ends ? batch.slice_ends : &whole, factors.data() + i * width,
-                        s.adapter.data(), s.bias_rows.data(), s.gain_row, width, at});
-      at += count * static_cast<std::int64_t>(s.rank_rows.size());
+                        lists.adapter.data() + s.rank_rows, lists.bias_rows.data() + s.bias_rows,
+                        s.gain_row, width, at, nullptr});
+      at += static_cast<std::int64_t>(count) * starts[args.slices];
     }
   }
 
@@ -180,9 +188,16 @@ void lora(const LoraArgs& args, const LoraBatch& batch, int threads) {
   const std::int64_t count = static_cast<std::int64_t>(blocks.size());
   const auto ranks = [&](const LoraBlock& b) { return b.starts[args.slices]; };
   if (count >= 2 * team) {
-    parallel(count, team, [&](std::int64_t i, int t) {
-      kernels.shrink(args, blocks[i], 0, ranks(blocks[i]), scratch.of(t));
-      kernels.expand(args, blocks[i], 0, args.outputs, scratch.of(t));
+    // A thread takes its next block before it works on the one it has: the kernels read ahead.
+    std::atomic<std::int64_t> taken{0};
+    parallel(team, team, [&](std::int64_t, int t) {
+      for (std::int64_t own = taken++, after; own < count; own = after) {
+        after = taken++;
+        LoraBlock block = blocks[own];
+        if (after < count) block.next = &blocks[after];
+        kernels.shrink(args, block, 0, ranks(block), scratch.of(t));
+        kernels.expand(args, block, 0, args.outputs, scratch.of(t));
+      }
     });
     return;
   }

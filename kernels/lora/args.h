@@ -37,14 +37,15 @@ struct LoraBlock {
   const std::int32_t* bias_rows;  // [width], -1: none
   std::int32_t gain_row;          // -1: none
   int width;
-  float* bridge;  // [count][starts[slices]]
+  float* bridge;          // [count][starts[slices]]
+  const LoraBlock* next;  // the block that this thread takes after this one, or null
 };
 
 // Tokens of one block at most, and elements that a body widens at a time.
 constexpr int kLoraTokens = 16;
 constexpr int kLoraChunk = 512;
-// Rank rows or vectors of output columns that one pass over a block takes.
-constexpr int kLoraRanks = 8;
+// Rank rows that one pass over a block takes.
+constexpr int kLoraRanks = 4;
 
 inline std::int64_t lora_scratch(std::int64_t depth) {
   const std::int64_t padded = (depth + 15) / 16 * 16;

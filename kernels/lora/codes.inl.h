@@ -22,6 +22,8 @@ constexpr bool kCodes<i8> = true;
 template <>
 constexpr bool kCodes<i4> = true;
 
+inline std::int64_t padded(std::int64_t n) { return (n + kW - 1) / kW * kW; }
+
 // n floats out of n elements, zeros up to a whole vector behind them.
 template <class T>
 inline void widen(const T* from, std::int64_t n, float* to) {
@@ -39,58 +41,65 @@ inline void widen_any(const void* from, std::int64_t at, std::int64_t n, int dty
   widen(static_cast<const fp16*>(from) + at, n, to);
 }
 
-inline float weight_at(const i8* row, const float* scales, int group, std::int64_t at) {
-  return static_cast<float>(row[at].value) * scales[at / group];
-}
-// Blocks of 32 codes in 16 bytes: byte i holds element i below and element i + 16 above.
-inline float weight_at(const i4* row, const float* scales, int group, std::int64_t at) {
-  const std::int64_t in = at % 32;
-  const int pair = row[at / 32 * 16 + in % 16].pair;
-  return static_cast<float>((in < 16 ? pair & 15 : pair >> 4) - 8) * scales[at / group];
+// Blocks of 32 codes: those of i4 take 16 bytes, byte i holds element i below and i + 16 above.
+constexpr int kBlock = 32;
+constexpr int kPer = kBlock / kW;  // vectors of a block
+
+inline const i8* codes_at(const i8* row, std::int64_t at) { return row + at; }
+inline const i4* codes_at(const i4* row, std::int64_t at) { return row + at / 2; }
+inline float code_at(const i8* row, std::int64_t at) { return row[at].value; }
+inline float code_at(const i4* row, std::int64_t at) {
+  const std::int64_t in = at % kBlock;
+  const int pair = row[at / kBlock * 16 + in % 16].pair;
+  return static_cast<float>((in < 16 ? pair & 15 : pair >> 4) - 8);
 }
 
-// 16 consecutive weights of one group.
-inline void widen_16(const i8* codes, float scale, float* to) {
+// What the codes of one group are turned into weights by: always code times scale, rounded once.
+struct Unit {
+  F by, shift;
+};
+
+inline Unit unit_of(const i8*, float scale) { return {set1(scale), zero()}; }
+inline Unit unit_of(const i4*, float scale) {
 #if defined(HEADRACE_AVX512)
-  const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(codes));
-  _mm512_storeu_ps(
-      to, _mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(bytes)), _mm512_set1_ps(scale)));
-#elif defined(HEADRACE_AVX2)
-  for (int i = 0; i < 16; i += 8) {
-    const __m128i bytes = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(codes + i));
-    _mm256_storeu_ps(to + i, _mm256_mul_ps(_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(bytes)),
-                                           _mm256_set1_ps(scale)));
-  }
+  // The 16 weights that a code can stand for fit one vector: a code is an index.
+  const __m512 levels = _mm512_set_ps(7, 6, 5, 4, 3, 2, 1, 0, -1, -2, -3, -4, -5, -6, -7, -8);
+  return {mul({levels}, set1(scale)), zero()};
 #else
-  for (int i = 0; i < 16; ++i) to[i] = static_cast<float>(codes[i].value) * scale;
+  return {set1(scale), set1(-8.f * scale)};
 #endif
 }
 
-// One block of 32 weights.
-inline void widen_block(const i4* codes, float scale, float* to) {
-#if defined(HEADRACE_AVX512)
-  // The 16 values that a code can stand for fit one vector: a code is an index.
-  const __m512 levels = _mm512_mul_ps(
-      _mm512_set_ps(7, 6, 5, 4, 3, 2, 1, 0, -1, -2, -3, -4, -5, -6, -7, -8), _mm512_set1_ps(scale));
-  const __m512i pairs =
-      _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(codes)));
-  _mm512_storeu_ps(to, _mm512_permutexvar_ps(pairs, levels));
-  _mm512_storeu_ps(to + 16, _mm512_permutexvar_ps(_mm512_srli_epi32(pairs, 4), levels));
-#elif defined(HEADRACE_AVX2)
-  const __m256i low = _mm256_set1_epi32(15), eight = _mm256_set1_epi32(8);
-  for (int i = 0; i < 16; i += 8) {
-    const __m256i pairs =
-        _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(codes + i)));
-    const __m256i a = _mm256_sub_epi32(_mm256_and_si256(pairs, low), eight);
-    const __m256i b = _mm256_sub_epi32(_mm256_srli_epi32(pairs, 4), eight);
-    _mm256_storeu_ps(to + i, _mm256_mul_ps(_mm256_cvtepi32_ps(a), _mm256_set1_ps(scale)));
-    _mm256_storeu_ps(to + i + 16, _mm256_mul_ps(_mm256_cvtepi32_ps(b), _mm256_set1_ps(scale)));
+// The 32 weights of a block of one group.
+inline void weights(const i8* at, const Unit& unit, F* w) {
+#if defined(HEADRACE_AVX512) || defined(HEADRACE_AVX2)
+  for (int i = 0; i < kPer; ++i) {
+    w[i] = mul(load(reinterpret_cast<const std::int8_t*>(at) + i * kW), unit.by);
   }
 #else
-  for (int i = 0; i < 16; ++i) {
-    to[i] = static_cast<float>((codes[i].pair & 15) - 8) * scale;
-    to[i + 16] = static_cast<float>((codes[i].pair >> 4) - 8) * scale;
+  float codes[kBlock];
+  for (int i = 0; i < kBlock; ++i) codes[i] = code_at(at, i);
+  for (int i = 0; i < kPer; ++i) w[i] = mul(load(codes + i * kW), unit.by);
+#endif
+}
+inline void weights(const i4* at, const Unit& unit, F* w) {
+#if defined(HEADRACE_AVX512)
+  const __m512i pairs = _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(at)));
+  w[0] = {_mm512_permutexvar_ps(pairs, unit.by.v)};  // looks at four bits of an index
+  w[1] = {_mm512_permutexvar_ps(_mm512_srli_epi32(pairs, 4), unit.by.v)};
+#elif defined(HEADRACE_AVX2)
+  // c s - 8 s, rounded once, is (c - 8) s, rounded once.
+  const __m256i low = _mm256_set1_epi32(15);
+  for (int i = 0; i < 2; ++i) {
+    const __m256i pairs =
+        _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(at + i * 8)));
+    w[i] = fma({_mm256_cvtepi32_ps(_mm256_and_si256(pairs, low))}, unit.by, unit.shift);
+    w[i + 2] = fma({_mm256_cvtepi32_ps(_mm256_srli_epi32(pairs, 4))}, unit.by, unit.shift);
   }
+#else
+  float codes[kBlock];
+  for (int i = 0; i < kBlock; ++i) codes[i] = code_at(at, i);
+  for (int i = 0; i < kPer; ++i) w[i] = mul(load(codes + i * kW), unit.by);
 #endif
 }
 
@@ -98,20 +107,21 @@ inline void widen_block(const i4* codes, float scale, float* to) {
 template <class P>
 inline void widen_codes(const P* row, const float* scales, int group, std::int64_t first,
                         std::int64_t n, float* to) {
-  constexpr int kStep = std::is_same_v<P, i4> ? 32 : 16;
-  std::int64_t i = 0;
-  if (group % kStep == 0 && first % kStep == 0) {
-    for (; i + kStep <= n; i += kStep) {
-      const float scale = scales[(first + i) / group];
-      if constexpr (std::is_same_v<P, i4>) {
-        widen_block(row + (first + i) / 2, scale, to + i);
-      } else {
-        widen_16(row + first + i, scale, to + i);
+  const std::int64_t end = first + n;
+  std::int64_t at = first, g = first / group;
+  for (; at < end; ++g) {
+    const std::int64_t stop = (g + 1) * group < end ? (g + 1) * group : end;
+    if (at % kBlock == 0 && at + kBlock <= stop) {
+      const Unit unit = unit_of(row, scales[g]);
+      for (; at + kBlock <= stop; at += kBlock) {
+        F w[kPer];
+        weights(codes_at(row, at), unit, w);
+        for (int i = 0; i < kPer; ++i) store(to + at - first + i * kW, w[i]);
       }
     }
+    for (; at < stop; ++at) to[at - first] = code_at(row, at) * scales[g];
   }
-  for (; i < n; ++i) to[i] = weight_at(row, scales, group, first + i);
-  for (; i % kW; ++i) to[i] = 0.f;
+  for (std::int64_t i = n; i % kW; ++i) to[i] = 0.f;
 }
 
 }  // namespace

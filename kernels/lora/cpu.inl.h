@@ -10,22 +10,16 @@
 
 #include "args.h"
 #include "codes.inl.h"
+#include "few.inl.h"
 
 namespace {
 
 using headrace::kLoraChunk;
-using headrace::kLoraRanks;
-using headrace::LoraArgs;
-using headrace::LoraBlock;
 
 constexpr int kM = F::registers == 32 ? 4 : 2;
 constexpr int kColumns = 4;           // vectors of output columns at a time
 constexpr int kWide = kColumns * kW;  // columns
 constexpr int kDeep = 128;            // rank rows that are widened at a time
-constexpr int kStrip = 4096;          // columns of whole rows at a time
-constexpr int kAhead = 512;           // elements ahead of a pass that come nearer meanwhile
-
-inline std::int64_t padded(std::int64_t n) { return (n + kW - 1) / kW * kW; }
 
 // acc[M][N] += x[M][0:n] . a[N][0:n], lane by lane.
 template <int M, int N, class T>
@@ -40,8 +34,6 @@ inline void dots(const float* x, std::int64_t x_row, const T* const* a, std::int
     F xs[M];
     for (int m = 0; m < M; ++m) xs[m] = load(x + m * x_row + k);
     for (int i = 0; i < N; ++i) {
-      if (M == 1 && k % (64 / static_cast<int>(sizeof(T))) == 0)
-        __builtin_prefetch(a[i] + k + kAhead);
       const F w = load(a[i] + k);
       for (int m = 0; m < M; ++m) acc[m][i] = fma(xs[m], w, acc[m][i]);
     }
@@ -67,13 +59,9 @@ inline void shrink_rows(const LoraArgs& a, const LoraBlock& b, int first, const 
   const P* base[N];
   const float* scales[N];
   for (int i = 0; i < N; ++i) {
-    int slice = 0;
-    while (first + i >= b.starts[slice + 1]) ++slice;
-    const std::int64_t row = b.rank_rows[first + i];
-    base[i] = static_cast<const P*>(a.a) + row * a.a_row + slice * a.a_slice;
-    if constexpr (kCodes<P>) {
-      scales[i] = a.a_scale + (row * a.slices + slice) * (a.depth / a.a_group);
-    }
+    const int slice = slice_of(b, first + i);
+    base[i] = a_row<P>(a, b.rank_rows[first + i], slice);
+    if constexpr (kCodes<P>) scales[i] = a_scales(a, b.rank_rows[first + i], slice);
   }
   memset(sums, 0, sizeof(float) * b.count * N * kW);
   for (std::int64_t k = 0; k < a.depth; k += kLoraChunk) {
@@ -88,10 +76,8 @@ inline void shrink_rows(const LoraArgs& a, const LoraBlock& b, int first, const 
       }
     }
     int m = 0;
-    if constexpr (N <= 4) {
-      for (; m + kM <= b.count; m += kM) {
-        dots<kM, N>(xs + m * stride + k, stride, rows, n, sums + m * N * kW);
-      }
+    for (; m + kM <= b.count; m += kM) {
+      dots<kM, N>(xs + m * stride + k, stride, rows, n, sums + m * N * kW);
     }
     for (; m < b.count; ++m) dots<1, N>(xs + m * stride + k, stride, rows, n, sums + m * N * kW);
   }
@@ -112,11 +98,13 @@ inline void shrink_of(const LoraArgs& a, const LoraBlock& b, int first, int last
   for (int m = 0; m < b.count; ++m) {
     widen_any(a.x, b.tokens[m] * a.x_row, a.depth, a.x_dtype, xs + m * padded(a.depth));
   }
-  int r = first;
-  if (b.count < kM) {
-    for (; r + 8 <= last; r += 8) shrink_rows<8, P>(a, b, r, xs, sums, wide);
+  if (b.count < kM && (!kCodes<P> || a.a_group % kBlock == 0)) {
+    return shrink_few<P>(a, b, first, last, xs, padded(a.depth));
   }
-  for (; r + 4 <= last; r += 4) shrink_rows<4, P>(a, b, r, xs, sums, wide);
+  int r = first;
+  for (; r + kLoraRanks <= last; r += kLoraRanks) {
+    shrink_rows<kLoraRanks, P>(a, b, r, xs, sums, wide);
+  }
   for (; r < last; ++r) shrink_rows<1, P>(a, b, r, xs, sums, wide);
 }
 
@@ -160,29 +148,18 @@ inline void store_some(void* p, std::int64_t at, int n, int dtype, F value) {
   memcpy(static_cast<char*>(p) + at * size, lanes, n * size);
 }
 
-// into[0:n] += c[0:N] rows[0:N][0:n], for one token: whole rows one after the other, since memory
-// is fast in long runs. The same sums as rank_rows, in the same order.
-template <int N, class T>
-inline void along_rows(const float* c, const T* const* rows, std::int64_t at, std::int64_t n,
-                       float* into) {
-  F x[N];
-  for (int r = 0; r < N; ++r) x[r] = set1(c[r]);
-  for (std::int64_t i = 0; i < n; i += kW) {
-    F sum = load(into + i);
-    for (int r = 0; r < N; ++r) {
-      if (i % (64 / static_cast<int>(sizeof(T))) == 0)
-        __builtin_prefetch(rows[r] + at + i + kAhead);
-      sum = fma(x[r], load(rows[r] + at + i), sum);
-    }
-    store(into + i, sum);
-  }
-}
-
 // Adds columns [first, first + n) of the accumulated product to the rows of y.
 inline void finish(const LoraArgs& a, const LoraBlock& b, std::int64_t first, int n,
                    const float* acc, std::int64_t acc_row) {
+  bool plain = b.gain_row < 0;
+  for (int w = 0; w < b.width; ++w) plain = plain && b.bias_rows[w] < 0;
   for (int m = 0; m < b.count; ++m) {
-    for (int i = 0; i < n; i += kW) {
+    int i = 0;
+    for (const std::int64_t at = b.tokens[m] * a.y_row + first; plain && i + kW <= n; i += kW) {
+      const F y = add(load_any(a.y, at + i, a.x_dtype), load(acc + m * acc_row + i));
+      store_any(a.y, at + i, a.x_dtype, y);
+    }
+    for (; i < n; i += kW) {
       const int some = n - i < kW ? n - i : kW;
       const std::int64_t at = first + i, y_at = b.tokens[m] * a.y_row + at;
       float lanes[kW];
@@ -217,15 +194,12 @@ inline void widen_columns(const LoraArgs& a, const LoraBlock& b, int first, int 
   if constexpr (kCodes<P>) {
     for (int r = 0; r < depth; ++r) {
       const std::int64_t row = b.rank_rows[first + r];
-      const P* base = static_cast<const P*>(a.b) + row * a.b_slot;
-      widen_codes(base, a.b_scale + row * (a.outputs / a.b_group), a.b_group, at, n,
-                  to + r * kWide);
+      widen_codes(b_row<P>(a, row), b_scales(a, row), a.b_group, at, n, to + r * kWide);
     }
   } else {
     for (int r = 0; r < depth; ++r) {
       const std::int64_t row = b.rank_rows[first + r];
-      const P* base = static_cast<const P*>(a.b) + row / a.b_ranks * a.b_slot +
-                      row % a.b_ranks * a.b_rank + at * a.b_col;
+      const P* base = b_row<P>(a, row) + at * a.b_col;
       if (a.b_col == 1) {
         widen(base, n, to + r * kWide);
         continue;
@@ -251,48 +225,6 @@ inline void widen_columns(const LoraArgs& a, const LoraBlock& b, int first, int 
   }
 }
 
-// Rank rows [r, r + N) of a strip of one slice.
-template <int N, class P>
-inline void strip_rows(const LoraArgs& a, const LoraBlock& b, int r, std::int64_t at, int n,
-                       float* acc, float* wide) {
-  using T = std::conditional_t<kCodes<P>, float, P>;
-  const int all = b.starts[a.slices];
-  const auto add = [&](const auto* const* rows, std::int64_t from) {
-    for (int m = 0; m < b.count; ++m) {
-      along_rows<N>(b.bridge + m * all + r, rows, from, n, acc + m * kStrip);
-    }
-  };
-  if constexpr (!kCodes<P>) {
-    if (n % kW == 0) {
-      const T* rows[N];
-      for (int i = 0; i < N; ++i) {
-        const std::int64_t row = b.rank_rows[r + i];
-        rows[i] =
-            static_cast<const P*>(a.b) + row / a.b_ranks * a.b_slot + row % a.b_ranks * a.b_rank;
-      }
-      return add(rows, at);
-    }
-  }
-  const float* rows[N];
-  for (int i = 0; i < N; ++i) {
-    widen_columns<P>(a, b, r + i, 1, at, n, wide + i * kStrip);
-    rows[i] = wide + i * kStrip;
-  }
-  add(rows, 0);
-}
-
-// A strip of one slice for few tokens.
-template <class P>
-inline void expand_strip(const LoraArgs& a, const LoraBlock& b, int slice, std::int64_t at, int n,
-                         float* acc, float* wide) {
-  for (int m = 0; m < b.count; ++m) memset(acc + m * kStrip, 0, sizeof(float) * padded(n));
-  int r = b.starts[slice];
-  const int last = b.starts[slice + 1];
-  for (; r + 4 <= last; r += 4) strip_rows<4, P>(a, b, r, at, n, acc, wide);
-  for (; r < last; ++r) strip_rows<1, P>(a, b, r, at, n, acc, wide);
-  finish(a, b, at, n, acc, kStrip);
-}
-
 template <class P>
 inline void expand_of(const LoraArgs& a, const LoraBlock& b, std::int64_t first, std::int64_t last,
                       float* scratch) {
@@ -308,7 +240,8 @@ inline void expand_of(const LoraArgs& a, const LoraBlock& b, std::int64_t first,
     if (b.count < kM && a.b_col == 1) {
       for (std::int64_t at = lo; at < hi; at += kStrip) {
         const int n = static_cast<int>(hi - at < kStrip ? hi - at : kStrip);
-        expand_strip<P>(a, b, slice, at, n, scratch, scratch + b.count * kStrip);
+        expand_strip<P>(a, b, slice, at, n, hi, scratch);
+        finish(a, b, at, n, scratch, kStrip);
       }
       continue;
     }
@@ -324,9 +257,7 @@ inline void expand_of(const LoraArgs& a, const LoraBlock& b, std::int64_t first,
           if (direct) {
             const P** at_rows = reinterpret_cast<const P**>(rows);
             for (int i = 0; i < deep; ++i) {
-              const std::int64_t row = b.rank_rows[start + r + i];
-              at_rows[i] = static_cast<const P*>(a.b) + row / a.b_ranks * a.b_slot +
-                           row % a.b_ranks * a.b_rank;
+              at_rows[i] = b_row<P>(a, b.rank_rows[start + r + i]);
             }
             all_rank_rows(b, c, all, at_rows, at, deep, acc);
           }

@@ -47,7 +47,7 @@ def test_codes(isa, bits):
         12,
         tokens=(1, 3, 4, 21),
         depth=(32, 64, 576),
-        widths=((64,), (64, 96), (32, 32, 32), (2080,)),
+        widths=((64,), (64, 96), (32, 32, 32), (2080,), (45, 51), (4100, 28)),
         rank=(1, 5, 16, 33),
         several=(1, 2),
         group=(32,),
@@ -81,10 +81,11 @@ def test_equals_the_stack(isa):
     assert compare.same_bits(got, want)
 
 
-def test_rows_do_not_depend_on_the_batch(isa):
-    for bits in (None, 4):
+@pytest.mark.parametrize("widths", [(64, 32), (45, 51), (4128,)], ids=str)
+def test_rows_do_not_depend_on_the_batch(isa, widths):
+    for bits, group in ((None, 32), (8, 32), (4, 32), (8, 6), (4, 96)):
         args, kwargs = adapters.pool(
-            6, 70, 96, (64, 32), 6, 20, several=2, bits=bits, epilogue="bias"
+            6, 70, 96, widths, 6, 20, several=2, bits=bits, group=group, epilogue="bias"
         )
         whole = result("lora_rows", args, kwargs)
         x, a, b, rows, indptr, slots, scale, y = args
