@@ -13,6 +13,7 @@
 #include "common/isa.h"
 #include "common/pages.h"
 #include "common/parallel.h"
+#include "common/slots.h"
 #include "kernels/attention/blocks.h"
 
 namespace headrace {
@@ -108,15 +109,6 @@ std::int64_t visible_tokens(const PagedArgs& args, std::int64_t first, std::int6
     tokens += seen.hi - seen.lo;
   }
   return tokens;
-}
-
-void check_rope(const Rope& rope, const std::string& op) {
-  for (int i = 0; rope.freq_axis && i < rope.half; ++i) {
-    const std::int32_t axis = rope.freq_axis[i];
-    if (axis >= 0 && axis < rope.axes) continue;
-    refuse(op + "(freq_axis): expected axes in [0, " + std::to_string(rope.axes) + "), got " +
-           std::to_string(axis) + " for frequency " + std::to_string(i));
-  }
 }
 
 }  // namespace
@@ -321,17 +313,8 @@ void attention(DenseArgs args, std::int64_t batch, std::int64_t split, int threa
 
 void append(const AppendArgs& args, std::int64_t tokens, std::int64_t pages, int threads) {
   check_rope(args.rope, "append");
-  const int fields = 2 + args.rope.axes;
-  const auto at = [&](std::int64_t t) { return args.where + t * fields; };  // page, slot, ...
-  for (std::int64_t t = 0; t < tokens; ++t) {
-    const std::int64_t page = at(t)[0], slot = at(t)[1];
-    if (page < 0 || page >= pages || slot < 0 || slot >= args.page_size) {
-      refuse("append(where): expected pages in [0, " + std::to_string(pages) +
-             ") and slots in [0, " + std::to_string(args.page_size) + "), got page " +
-             std::to_string(page) + " and slot " + std::to_string(slot) + " for token " +
-             std::to_string(t));
-    }
-  }
+  check_slots(args, "append", tokens, pages);
+  const auto at = [&](std::int64_t t) { return args.where + t * (2 + args.rope.axes); };
   std::vector<std::int64_t> runs{0};
   for (std::int64_t t = 1; t < tokens; ++t) {
     const bool follows = at(t)[0] == at(t - 1)[0] && at(t)[1] == at(t - 1)[1] + 1;

@@ -81,6 +81,9 @@ def test_free_pages_are_refused():
             before = k[page].clone()
             with pytest.raises(ValueError, match=rf"append\(where\): .* page {page}, free"):
                 ops.append(new, new, k, v, where)
+            sums, row = torch.zeros(1, 1, 16, 16), torch.zeros(1).int()
+            with pytest.raises(ValueError, match=rf"append_absorb\(where\): .* page {page}, free"):
+                ops.append_absorb(new, new, k, v, where, where * 0, sums, None, one, row)
             assert torch.equal(k[page].isnan(), before.isnan())
             with pytest.raises(ValueError, match=rf"paged_attention\(entries\): .* page {page}"):
                 ops.paged_attention(q, k, v, entries, one, one, pos)

@@ -14,7 +14,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 
 from headrace import _C, ops
 from tests.completeness import LEVELS, missing
-from tests.ops import adapters, samples, sequences
+from tests.ops import adapters, evictions, samples, sequences
 from tests.ops.samples import SAMPLES
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -161,6 +161,7 @@ LENGTHS = {
     "lora": lambda n: adapters.stack(1, tokens=n),
     "lora_rows": lambda n: adapters.pool(1, tokens=n),
     "hstu_attention": lambda n: sequences.hstu_attention(1, (n,)),
+    "append_absorb": lambda n: evictions.append_absorb(1, (3, n - 3), page_size=256),
     "append": lambda n: samples.append(1, tokens=n, page_size=256),
     "attention": lambda n: samples.dense(1, q_len=n, k_len=2 * n, window=17, sinks=4),
     "linear": lambda n: samples.linear(1, rows=n),

@@ -1,28 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "attention.h"
 
-#include <tuple>
-
 #include "bind/bind.h"
+#include "bind/pages.h"
 
 namespace headrace::bind {
 
 namespace {
-
-// inv_freq, freq_axis, how many frequencies, how many axes.
-using RopeArgs = std::tuple<Address, Address, int, int>;
-// Scales of quantised pages: address (0: none), strides of page, head and slot.
-using ScaleArgs = std::tuple<Address, std::int64_t, std::int64_t, int>;
-
-headrace::Rope rope_of(RopeArgs rope, float gain) {
-  const auto [inv_freq, freq_axis, half, axes] = rope;
-  return {at<const double>(inv_freq), at<const std::int32_t>(freq_axis), half, axes, gain};
-}
-
-headrace::Scales scales_of(ScaleArgs scale) {
-  const auto [address, page, head, slot] = scale;
-  return {at<float>(address), page, head, slot};
-}
 
 void paged_attention(Address q, Strides2 q_strides, Address k, Strides2 k_strides, Address v,
                      Strides2 v_strides, ScaleArgs k_scale, ScaleArgs v_scale, Address entries,

@@ -121,12 +121,17 @@ def _paged_values(bound, axes):
         raise unsupported("paged_attention", "k_pages", "page sizes that 16 divides", axes["P"])
 
 
-def _append_values(bound, axes):
-    _heads("append", axes, "k")
-    _rotary("append", bound, axes, 1 if bound["where"].shape[1] == 3 else 3)
-    _scales("append", bound, axes)
+def check_append(op, bound, axes):
+    """Refuses what append takes but no kernel serves, for every op that appends."""
+    _heads(op, axes, "k")
+    _rotary(op, bound, axes, 1 if bound["where"].shape[1] == 3 else 3)
+    _scales(op, bound, axes)
     if axes["P"] % 16 or axes["P"] == 0:
-        raise unsupported("append", "k_pages", "page sizes that 16 divides", axes["P"])
+        raise unsupported(op, "k_pages", "page sizes that 16 divides", axes["P"])
+
+
+def _append_values(bound, axes):
+    check_append("append", bound, axes)
 
 
 def _merge_values(bound, axes):

@@ -25,47 +25,17 @@ def codes_of(x, scale, mask, FORMAT: tl.constexpr, OWN_SCALE: tl.constexpr):
     return encode(tl.where(step == 0.0, 0.0, x / tl.where(step == 0.0, 1.0, step)), FORMAT)
 
 
-@triton.jit(do_not_specialize=["tokens", "pages"])
-def append_kernel(
-    k,
-    v,
-    k_pages,
-    v_pages,
-    where,
-    inv_freq,
-    k_row,
-    k_head,
-    v_row,
-    v_head,
-    k_page,
-    k_page_head,
-    v_page,
-    v_page_head,
-    freq_axis,
-    k_scale,
-    v_scale,
-    k_scale_page,
-    k_scale_head,
-    k_scale_slot,
-    v_scale_page,
-    v_scale_head,
-    v_scale_slot,
-    tokens,
-    pages,
-    half,
-    D: tl.constexpr,
-    BD: tl.constexpr,
-    P: tl.constexpr,
-    BT: tl.constexpr,
-    ROTARY: tl.constexpr,
-    AXES: tl.constexpr,
-    FORMAT: tl.constexpr,
-    OWN_SCALE: tl.constexpr,
-):
-    t = tl.program_id(0).to(tl.int64) * BT + tl.arange(0, BT)
-    head = tl.program_id(1).to(tl.int64)
+@triton.jit
+def append_rows(
+    t, mask, head,
+    k, v, k_pages, v_pages, where, inv_freq, k_row, k_head, v_row, v_head,
+    k_page, k_page_head, v_page, v_page_head, freq_axis, k_scale, v_scale,
+    k_scale_page, k_scale_head, k_scale_slot, v_scale_page, v_scale_head, v_scale_slot,
+    pages, half, D: tl.constexpr, BD: tl.constexpr, P: tl.constexpr, ROTARY: tl.constexpr,
+    AXES: tl.constexpr, FORMAT: tl.constexpr, OWN_SCALE: tl.constexpr,
+):  # fmt: skip
+    """Writes tokens t [BT] of one head into their slots."""
     d = tl.arange(0, BD)
-    mask = t < tokens
     at_where = where + t * (2 + AXES)
     page = tl.load(at_where, mask=mask, other=0)
     slot = tl.load(at_where + 1, mask=mask, other=0)
@@ -103,6 +73,24 @@ def append_kernel(
         tl.store(to_v, codes_of(value, scale, mask, FORMAT, OWN_SCALE), mask=both)
     else:
         tl.store(to_v, value.to(v_pages.dtype.element_ty), mask=both)
+
+
+@triton.jit(do_not_specialize=["tokens", "pages"])
+def append_kernel(
+    k, v, k_pages, v_pages, where, inv_freq, k_row, k_head, v_row, v_head,
+    k_page, k_page_head, v_page, v_page_head, freq_axis, k_scale, v_scale,
+    k_scale_page, k_scale_head, k_scale_slot, v_scale_page, v_scale_head, v_scale_slot,
+    tokens, pages, half, D: tl.constexpr, BD: tl.constexpr, P: tl.constexpr, BT: tl.constexpr,
+    ROTARY: tl.constexpr, AXES: tl.constexpr, FORMAT: tl.constexpr, OWN_SCALE: tl.constexpr,
+):  # fmt: skip
+    t = tl.program_id(0).to(tl.int64) * BT + tl.arange(0, BT)
+    append_rows(
+        t, t < tokens, tl.program_id(1).to(tl.int64),
+        k, v, k_pages, v_pages, where, inv_freq, k_row, k_head, v_row, v_head,
+        k_page, k_page_head, v_page, v_page_head, freq_axis, k_scale, v_scale,
+        k_scale_page, k_scale_head, k_scale_slot, v_scale_page, v_scale_head, v_scale_slot,
+        pages, half, D, BD, P, ROTARY, AXES, FORMAT, OWN_SCALE,
+    )  # fmt: skip
 
 
 @triton.jit(do_not_specialize=["rows"])

@@ -42,12 +42,25 @@ inline void absorb_norm(const float* phi, int n, int dim, float decay, float* no
   }
 }
 
+// Rows that are in registers together, and lines of the state on their way while they are.
+constexpr int kFoldRows = 8, kAhead = 2 * kFoldRows;
+
+// Asks for n rows of a state. Where few tokens pass, memory is what takes the time, and strips
+// down the rows are no pattern that a processor foresees.
+inline void fetch_rows(const float* state, int n, int v_dim) {
+  for (int i = 0; i < n * v_dim; i += 16) __builtin_prefetch(state + i, 1);
+}
+
 // R rows of a state [dim][v_dim]: each token decays them and adds k v^T; with Q, o [n][v_dim] gains
-// q times what they hold then; the state is written only with Keep.
+// q times what they hold then; the state is written only with Keep. Rows from `ahead` on, if any,
+// are asked for on the way.
 template <int R, bool K, bool Q, bool Keep>
 inline void fold_rows(const float* k, const float* v, const float* q, int n, int dim, int v_dim,
-                      float decay, float* state, float* o) {
+                      float decay, float* state, float* o, const float* ahead) {
   for (int j = 0; j < v_dim; j += kW) {
+    if (ahead && j % 16 == 0) {
+      for (int r = 0; r < R; ++r) __builtin_prefetch(ahead + r * v_dim + j, K && Keep);
+    }
     F s[R];
     for (int r = 0; r < R; ++r) s[r] = load(state + r * v_dim + j);
     const F g = set1(decay);
@@ -71,9 +84,10 @@ inline void fold_rows(const float* k, const float* v, const float* q, int n, int
 template <bool K, bool Q, bool Keep = true>
 inline void fold(const float* k, const float* v, const float* q, int n, int dim, int v_dim,
                  float decay, float* state, float* o) {
-  constexpr int rows = 8;
-  for (int d = 0; d < dim; d += rows) {
-    fold_rows<rows, K, Q, Keep>(k + d, v, q + d, n, dim, v_dim, decay, state + d * v_dim, o);
+  for (int d = 0; d < dim; d += kFoldRows) {
+    const float* ahead = d + kAhead < dim ? state + (d + kAhead) * v_dim : nullptr;
+    fold_rows<kFoldRows, K, Q, Keep>(k + d, v, q + d, n, dim, v_dim, decay, state + d * v_dim, o,
+                                     ahead);
   }
 }
 

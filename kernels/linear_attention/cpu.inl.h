@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "absorb.inl.h"
+#include "kernels/common/turns.inl.h"
 
 namespace {
 
@@ -54,16 +55,16 @@ void run(const LinearAttentionArgs& a, std::int64_t stream, std::int64_t head, f
   float* work = s + kLinearBlock * half;
   float* state = a.state + place * dim * v_dim;
   float* norm = a.norm ? a.norm + place * dim : nullptr;
+  fetch_rows(state, kAhead, v_dim);
   const float decay = a.log_decay ? expf(a.log_decay[head]) : 1.f;
   const float eps = a.count ? a.eps * static_cast<float>(a.count[a.rows[stream]]) : a.eps;
   for (std::int64_t begin = a.indptr[stream]; begin < a.indptr[stream + 1]; begin += kLinearBlock) {
     const std::int64_t left = a.indptr[stream + 1] - begin;
     const int n = static_cast<int>(left < kLinearBlock ? left : kLinearBlock);
     for (int t = 0; t < n; ++t) {
-      for (int i = 0; i < half; ++i) {
-        const double angle = static_cast<double>(a.offset[begin + t]) * a.inv_freq[i];
-        c[t * half + i] = static_cast<float>(cos(angle));
-        s[t * half + i] = static_cast<float>(sin(angle));
+      if (half) {
+        const double offset = static_cast<double>(a.offset[begin + t]);
+        turns([=](int) { return offset; }, a.inv_freq, half, c + t * half, s + t * half);
       }
       if (!a.k) continue;
       forms(a, a.k, (begin + t) * a.k_row + head * a.k_head, c + t * half, s + t * half, work,

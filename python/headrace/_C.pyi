@@ -146,6 +146,16 @@ def causal_conv(
 def frame_delta_rule(
     pointers: list[int], sizes: list[int], kind: tuple[int, int], eps: float, threads: int, /
 ) -> None: ...
+def append_absorb(
+    pointers: list[int],
+    sizes: list[int],
+    k_scale: tuple[int, int, int, int],
+    v_scale: tuple[int, int, int, int],
+    rope: tuple[int, int, int, int],
+    kind: tuple[int, int, int],
+    threads: int,
+    /,
+) -> None: ...
 def linear_attention(
     pointers: list[int],
     sizes: list[int],

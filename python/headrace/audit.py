@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from itertools import pairwise
 from typing import Any
 from weakref import WeakValueDictionary
@@ -95,15 +96,15 @@ def _paged_attention(bound: Mapping[str, Any]) -> None:
             ranges.setdefault(page, []).append((slot, slot + count, i))
 
 
-def _append(bound: Mapping[str, Any]) -> None:
+def _append(bound: Mapping[str, Any], op: str = "append") -> None:
     written: dict[tuple[int, int], int] = {}
     where = bound["where"].tolist()
-    _live("append", "where", bound["k_pages"], {row[0] for row in where}, "in where")
+    _live(op, "where", bound["k_pages"], {row[0] for row in where}, "in where")
     for t, row in enumerate(where):
         other = written.setdefault((row[0], row[1]), t)
         if other != t:
             raise bad_value(
-                "append",
+                op,
                 "where",
                 "every slot once",
                 f"slot {row[1]} of page {row[0]} for tokens {other} and {t}",
@@ -113,4 +114,5 @@ def _append(bound: Mapping[str, Any]) -> None:
 _CHECKS: dict[str, Callable[[Mapping[str, Any]], None]] = {
     "paged_attention": _paged_attention,
     "append": _append,
+    "append_absorb": partial(_append, op="append_absorb"),
 }

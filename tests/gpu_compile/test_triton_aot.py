@@ -164,6 +164,22 @@ def append(dtype, dim, **more):
     torch.ops.headrace.append(k, k, pages, pages.mT.contiguous(), where, **more)
 
 
+def append_absorb(dtype, dim=128, codes=None, axes=1, **more):
+    k, pages = torch.zeros(33, 2, dim, dtype=dtype), torch.zeros(9, 2, dim, 64, dtype=dtype)
+    if codes is not None:
+        pages = torch.zeros(9, 2, dim, 64, dtype=torch.uint8).view(codes)
+        more |= {n: torch.zeros(9, 2, 64) for n in ("k_scale", "v_scale")}
+    where = torch.zeros(33, 2 + axes, dtype=torch.int64)
+    evicted = torch.zeros(33, 1 + 2 * axes, dtype=torch.int64)
+    if axes == 3:
+        more["freq_axis"] = torch.zeros(dim // 2, dtype=torch.int32)
+    at = torch.tensor([0, 33]).int(), torch.tensor([1]).int()
+    sums = torch.zeros(2, 2, dim, dim), torch.zeros(2, 2, dim)
+    torch.ops.headrace.append_absorb(
+        k, k, pages, pages.mT.contiguous(), where, evicted, *sums, *at, inv_freq=freqs(dim), **more
+    )
+
+
 def merge_states(dtype, dim):
     o, lse = torch.zeros(5, 4, dim, dtype=dtype), torch.zeros(5, 4)
     torch.ops.headrace.merge_states(o, lse, o, lse)
@@ -261,6 +277,7 @@ CASES = {
     "blocks": lambda t: attention(t, 128, window=2048, sinks=4, blocks=4),
     "paged": lambda t: paged(t, 128, inv_freq=freqs(128)),
     "append": lambda t: append(t, 128, inv_freq=freqs(128)),
+    "append-absorb": append_absorb,
     "merge": lambda t: merge_states(t, 128),
     "linear": lambda t: linear(t, 4096, True),
     "lora": lora,
@@ -291,6 +308,11 @@ PATHS = {
     "append-int8": lambda t: append_forms(t, 128, torch.int8, 1),
     "append-fp8": lambda t: append_forms(t, 80, torch.float8_e4m3fn, 3),
     "append-page-scale": lambda t: append_forms(t, 128, torch.int8, 3, slots=1),
+    "append-absorb-raw": lambda t: append_absorb(
+        t, raw=True, log_decay=torch.zeros(2), count=torch.zeros(2).long()
+    ),
+    "append-absorb-codes": lambda t: append_absorb(t, 80, torch.float8_e4m3fn, 3),
+    "append-absorb-wide": lambda t: append_absorb(t, 256, torch.int8),
     "linear-wide": lambda t: linear(t, 16384, False),
     "lora-ranks": lambda t: lora(t, torch.full((3,), 9).int()),
     "lora-int8": lambda t: lora_rows(t, 8),

@@ -383,6 +383,7 @@ SAMPLES: dict[str, list[Callable[[], Call]]] = {
         lambda: pooled_block_mask(3, blocks=3, block_size=16, sinks=3, local=20, window=90),
         lambda: pooled_block_mask(4, batch=1, q_len=0),
     ],
+    "append_absorb": [other("evictions", "append_absorb", i) for i in range(4)],
     "causal_conv": [other("sequences", "causal_conv", i) for i in range(3)],
     "linear_attention": [other("sequences", "linear_attention", i) for i in range(3)],
     "hstu_attention": [other("sequences", "hstu_attention", i) for i in range(6)],

@@ -272,7 +272,7 @@ def merge_states(tokens: int, dtype: torch.dtype = torch.float32) -> Case:
 
 def cases(op: str | None, quick: bool) -> Iterator[Case]:
     """Cases of one op or of all, made one at a time: some hold gigabytes."""
-    from . import adapters, sequences, sparse  # their cases are made of what is above
+    from . import adapters, evictions, sequences, sparse  # their cases are made of what is above
 
     bf16, f32 = torch.bfloat16, torch.float32
     i8, e4m3 = torch.int8, torch.float8_e4m3fn
@@ -280,7 +280,7 @@ def cases(op: str | None, quick: bool) -> Iterator[Case]:
     prefills = [(bf16, 2048, 512)]
     linears = [(1, 2048, 2048), (256, 256, 1024)]
     chunks = [256]
-    clips = [(2, 220)]
+    clips, rings = [(2, 220)], [(8, 1)]
     mixes = [(64, 64, 1024), (256, 4, 1024)]
     masks, blocks = [(bf16, 2048)], [(bf16, 2048, True)]
     hstus: list[tuple[int, ...]] = [(1024, 256)]
@@ -291,6 +291,7 @@ def cases(op: str | None, quick: bool) -> Iterator[Case]:
         linears = [(1, 256, 1024), (256, 256, 1024), (1, 4096, 4096), (64, 4096, 4096)]
         chunks = [1, 256, 4096]
         clips = [(1, 220), (1, 880), (4, 880)]
+        rings = [(64, 1), (8, 64), (1, 1)]
         mixes = [(64, 64, 4096), (512, 8, 4096), (1, 1, 4096), (8, 8, 4096), (64, 1, 4096)]
         masks = [(d, n) for d in (bf16, f32) for n in (4096, 32768)]
         blocks = [(d, n, c) for d in (bf16, f32) for n in (4096, 8192) for c in (False, True)]
@@ -309,6 +310,7 @@ def cases(op: str | None, quick: bool) -> Iterator[Case]:
         "pooled_block_mask": [partial(sparse.pooled_block_mask, n, d) for d, n in masks],
         "linear": [partial(linear, *shape) for shape in linears],
         "append": [partial(append, tokens) for tokens in chunks],
+        "append_absorb": [partial(evictions.append_absorb, *shape) for shape in rings],
         "merge_states": [partial(merge_states, tokens) for tokens in chunks],
         "lora": [partial(adapters.stack, *mix) for mix in mixes],
         "lora_rows": [

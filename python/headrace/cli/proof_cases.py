@@ -115,6 +115,27 @@ def _append_cases() -> list[dict[str, Any]]:
     return made
 
 
+def _append_absorb_cases() -> list[dict[str, Any]]:
+    """The slots of `_append_cases` hold tokens, all but the first of which are absorbed."""
+    made = []
+    for seed, (case, raw) in enumerate(zip(_append_cases(), (False, True, False), strict=True)):
+        g = torch.Generator().manual_seed(20 + seed)
+        offsets = torch.randint(0, 90, (9, 2), generator=g)
+        evicted = torch.cat([torch.arange(9).clamp(max=1)[:, None], offsets], 1)
+        made.append(
+            case
+            | {
+                "evicted": evicted,
+                "state": torch.randn(3, 2, 64, 64, generator=g),
+                "norm": torch.rand(3, 2, 64, generator=g),
+                "indptr": torch.tensor([0, 4, 9], dtype=torch.int32),
+                "rows": torch.tensor([2, 0], dtype=torch.int32),
+                "raw": raw,
+            }
+        )
+    return made
+
+
 def _merge_cases() -> list[dict[str, Any]]:
     made = []
     for seed, dtype in enumerate((torch.float32, torch.bfloat16, torch.float16)):
@@ -269,6 +290,7 @@ CASES: dict[str, Callable[[], list[dict[str, Any]]]] = {
     "attention": _attention_cases,
     "paged_attention": _paged_cases,
     "append": _append_cases,
+    "append_absorb": _append_absorb_cases,
     "merge_states": _merge_cases,
     "linear": _linear_cases,
     "pooled_block_mask": _mask_cases,

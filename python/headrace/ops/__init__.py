@@ -3,6 +3,7 @@
 
 from . import rope
 from .append import append
+from .append_absorb import append_absorb
 from .attention import attention
 from .causal_conv import causal_conv
 from .frame_delta_rule import frame_delta_rule
@@ -19,6 +20,7 @@ from .registry import specs
 
 __all__ = [
     "append",
+    "append_absorb",
     "attention",
     "causal_conv",
     "frame_delta_rule",

@@ -1,0 +1,71 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Shapes of append_absorb."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .. import ops
+from .shapes import DIM, KV_HEADS, PAGE, Case, bound_call, dtype_name, frequencies, rms_error
+
+
+def append_absorb(streams: int, tokens: int, dtype: torch.dtype = torch.bfloat16) -> Case:
+    """A chunk of `tokens` of each stream over a ring of four pages that is full, ReLU.
+
+    The peer gathers, turns, adds and scatters in torch. `moving its bytes` passes once over a
+    state of the same size and over as many bytes as the slots hold, in place.
+    """
+    total, pages = streams * tokens, 4 * streams
+    k, v = (torch.randn(total, KV_HEADS, DIM).to(dtype) for _ in "kv")
+    k_pages = torch.randn(pages, KV_HEADS, DIM, PAGE).to(dtype)
+    v_pages = torch.randn(pages, KV_HEADS, PAGE, DIM).to(dtype)
+    state, norm = torch.zeros(streams, KV_HEADS, DIM, DIM), torch.zeros(streams, KV_HEADS, DIM)
+    t = torch.arange(total)
+    stream, slot = t // tokens, (37 * (t // tokens) + t % tokens) % (4 * PAGE)  # not in step
+    page, slot = stream * 4 + slot // PAGE, slot % PAGE
+    where = torch.stack([page, slot, slot], 1)
+    evicted = torch.stack([torch.ones_like(t), slot, torch.zeros_like(t)], 1)
+    indptr = torch.arange(0, total + 1, tokens, dtype=torch.int32)
+    rows, inv_freq = torch.arange(streams, dtype=torch.int32), frequencies(DIM)
+    args = (k, v, k_pages, v_pages, where, evicted, state, norm, indptr, rows)
+    bound, axes = bound_call("append_absorb", *args, inv_freq=inv_freq)
+    spec = ops.specs()["append_absorb"]
+    angle = slot[:, None].double() * inv_freq
+    cos, sin = angle.cos().float()[:, None], angle.sin().float()[:, None]
+
+    def turned(x: Tensor, sign: int) -> Tensor:
+        a, b = x.float().split(DIM // 2, -1)
+        return torch.cat([a * cos - sign * b * sin, b * cos + sign * a * sin], -1)
+
+    def peer() -> None:
+        old = turned(k_pages[page, :, :, slot], -1).relu().view(streams, tokens, KV_HEADS, DIM)
+        values = v_pages[page, :, slot].float().view(streams, tokens, KV_HEADS, DIM)
+        state.add_(torch.einsum("bthd,bthv->bhdv", old, values))
+        norm.add_(old.sum(1))
+        k_pages[page, :, :, slot] = turned(k, 1).to(dtype)
+        v_pages[page, :, slot] = v
+
+    other, slots = torch.ones_like(state), torch.zeros(2 * k.numel() * k.itemsize // 4).int()
+
+    def move() -> None:
+        other.mul_(1.0)
+        slots.bitwise_not_()
+
+    def check() -> tuple[float, float]:
+        few = min(streams, 2)
+        wide = {n: x.double().clone() if n in ("k", "v", "k_pages", "v_pages", "state", "norm")
+                else x for n, x in bound.items()}  # fmt: skip
+        for n in ("k", "v", "where", "evicted"):
+            wide[n] = wide[n][: few * tokens]
+        spec.reference(**wide | {"indptr": indptr[: few + 1], "rows": rows[:few]})
+        ops.append_absorb(*args, inv_freq=inv_freq)
+        error = rms_error(state[:few], wide["state"][:few])
+        return error, spec.tolerance(torch.float32, axes, bound)
+
+    return Case(
+        "append_absorb", f"{dtype_name(dtype)} {streams} streams x {tokens} tokens",
+        lambda: ops.append_absorb(*args, inv_freq=inv_freq), check,
+        spec.bytes(axes, bound), spec.flops(axes, bound), peer, "torch expression",
+        {"moving its bytes": move},
+    )  # fmt: skip
