@@ -4,6 +4,7 @@
 from . import rope
 from .append import append
 from .attention import attention
+from .block_score import block_score
 from .causal_conv import causal_conv
 from .frame_delta_rule import frame_delta_rule
 from .gated_delta_rule import gated_delta_rule
@@ -16,10 +17,12 @@ from .merge_states import merge_states
 from .paged_attention import paged_attention
 from .pooled_block_mask import pooled_block_mask
 from .registry import specs
+from .select import select
 
 __all__ = [
     "append",
     "attention",
+    "block_score",
     "causal_conv",
     "frame_delta_rule",
     "gated_delta_rule",
@@ -32,5 +35,6 @@ __all__ = [
     "paged_attention",
     "pooled_block_mask",
     "rope",
+    "select",
     "specs",
 ]
