@@ -229,6 +229,37 @@ def pooled_block_mask(bench: Bench, tokens: int) -> None:
     bench.add("pooled_block_mask", f"{tokens} tokens", make, peers, floor, moved, check)
 
 
+def block_score(bench: Bench, tokens: int) -> None:
+    """Means of blocks of 64 tokens for one query of all heads."""
+    make = lambda: dict(  # noqa: E731
+        q=bench.randn(1, HEADS, 1, DIM), keys=bench.randn(1, KV_HEADS, tokens // 64, DIM)
+    )
+
+    def eager(s: dict) -> torch.Tensor:
+        return (s["q"].view(1, KV_HEADS, -1, 1, DIM).sum(2) @ s["keys"].mT).sum(1)
+
+    moved = tokens // 64 * KV_HEADS * DIM * (4 if bench.dry else 2)
+    floor = moved / bench.floors["copy_bytes_per_s"]
+    check = lambda s, out: near(out, eager({n: x.double() for n, x in s.items()}))  # noqa: E731
+    bench.add("block_score", f"{tokens} tokens", make, {"eager": eager}, floor, moved, check)
+
+
+def select(bench: Bench, size: int, k: int) -> None:
+    """The best of one row of scores."""
+
+    def make() -> dict[str, Any]:
+        score = torch.randn(1, 1, size, device=bench.device)
+        return dict(score=score, policy="top_k", k=k)
+
+    def check(s: dict, out: tuple) -> bool:
+        return torch.equal(out[0].long(), s["score"].topk(k).indices.sort().values)
+
+    peers = {"topk": lambda s: s["score"].topk(k).indices.sort()}
+    moved = 4 * (size + k)
+    floor = moved / bench.floors["copy_bytes_per_s"]
+    bench.add("select", f"{k} of {size}", make, peers, floor, moved, check)
+
+
 def append(bench: Bench, tokens: int) -> None:
     half = DIM // 2
 

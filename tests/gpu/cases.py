@@ -104,6 +104,13 @@ def exact_masks(device="cpu"):
             yield dict(q=q.to(device, dtype), k=k.to(device, dtype)) | options
 
 
+def moved(call, device):
+    """Arguments and keywords of a call, tensors on a device."""
+    put = lambda x: x.to(device) if isinstance(x, torch.Tensor) else x  # noqa: E731
+    args, kwargs = call
+    return tuple(map(put, args)), {name: put(x) for name, x in kwargs.items()}
+
+
 def paged(
     dtype,
     device="cpu",

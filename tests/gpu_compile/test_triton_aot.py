@@ -263,9 +263,23 @@ def frame_delta(t, dim=112):
     headrace.ops.frame_delta_rule(q, q, v, beta, state, norm, *at, **hats)
 
 
+def select(dtype, policy, **more):
+    headrace.ops.select(torch.zeros(5, 70000, dtype=dtype), policy, **more)
+
+
+def block_score(dtype, kind="mean", dim=128, rows=700, **more):
+    q, keys = torch.zeros(2, 8, 1, dim, dtype=dtype), torch.zeros(2, 2, rows, dim, dtype=dtype)
+    if kind == "bits":
+        q, keys = q.int(), keys.int()
+    more |= {"upper": keys} if kind == "bounds" else {}
+    headrace.ops.block_score(q, keys, **more)
+
+
 SINK = torch.zeros(4)
 # In every dtype and for both architectures.
 CASES = {
+    "select": lambda t: select(t, "mass", mass=0.5, counts=torch.ones(70000)),
+    "block-score": block_score,
     "gated-delta-rule": gated_delta_rule,
     "hstu": lambda t: hstu(t, 128, max_attn_len=512, sinks=3),
     "frame-delta": frame_delta,
@@ -299,6 +313,14 @@ PATHS = {
     "paged-mixed": lambda t: paged(t, 128, kv=torch.float16, inv_freq=freqs(128)),
     "append-still": lambda t: append(t, 80),
     "pooled-mask-odd": lambda t: pooled_mask(t, 80, window=300, sinks=4, blocks=7),
+    "select-top": lambda t: select(t, "top_k", k=64, first=4, last=64),
+    "select-threshold": lambda t: select(t, "threshold", lowest=True, threshold=0.5),
+    "select-share": lambda t: select(t, "share", share=0.5, forced=torch.zeros(1, 2).int()),
+    "select-flat": lambda t: select(t, "flat", k=999, floor=3),
+    "score-bounds": lambda t: block_score(t, "bounds", heads="each"),
+    "score-bits": lambda t: block_score(t, "bits", dim=1, lengths=torch.ones(2).int()),
+    "score-max": lambda t: block_score(t, dim=80, block_size=64, queries="sum"),
+    "score-index": lambda t: block_score(t, dim=1024, index=torch.ones(1, 40).int()),
     "hstu-ring": lambda t: hstu(t, 64, k_order=torch.arange(40), causal=False),
     "hstu-wide": lambda t: hstu(t, 256, num_targets=torch.zeros(1, dtype=torch.int32)),
     "paged-int8": lambda t: forms(t, 128, torch.int8, 1, 1),

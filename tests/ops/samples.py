@@ -387,4 +387,6 @@ SAMPLES: dict[str, list[Callable[[], Call]]] = {
     "causal_conv": [other("sequences", "causal_conv", i) for i in range(3)],
     "linear_attention": [other("sequences", "linear_attention", i) for i in range(3)],
     "hstu_attention": [other("sequences", "hstu_attention", i) for i in range(6)],
+    "select": [other("scores", "select", i) for i in range(10)],
+    "block_score": [other("scores", "block_score", i) for i in range(6)],
 }

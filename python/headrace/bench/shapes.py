@@ -272,7 +272,7 @@ def merge_states(tokens: int, dtype: torch.dtype = torch.float32) -> Case:
 
 def cases(op: str | None, quick: bool) -> Iterator[Case]:
     """Cases of one op or of all, made one at a time: some hold gigabytes."""
-    from . import adapters, evictions, sequences, sparse  # their cases are made of what is above
+    from . import adapters, evictions, scores, sequences, sparse  # made of what is above
 
     bf16, f32 = torch.bfloat16, torch.float32
     i8, e4m3 = torch.int8, torch.float8_e4m3fn
@@ -284,6 +284,8 @@ def cases(op: str | None, quick: bool) -> Iterator[Case]:
     mixes = [(64, 64, 1024), (256, 4, 1024)]
     masks, blocks = [(bf16, 2048)], [(bf16, 2048, True)]
     hstus: list[tuple[int, ...]] = [(1024, 256)]
+    recalls = [(2**17, 1)]
+    choices: list[tuple] = [(64, 196, 60), (1, 2**17, 512), (1, 2**14, 0, "mass")]
     if not quick:
         decodes = [(b, c) for c in (1024, 4096, 16384, 65536) for b in (1, 2, 8)]
         decodes += [(b, 65536, bf16, c) for b in (1, 2, 4) for c in (i8, e4m3)]
@@ -295,8 +297,15 @@ def cases(op: str | None, quick: bool) -> Iterator[Case]:
         mixes = [(64, 64, 4096), (512, 8, 4096), (1, 1, 4096), (8, 8, 4096), (64, 1, 4096)]
         masks = [(d, n) for d in (bf16, f32) for n in (4096, 32768)]
         blocks = [(d, n, c) for d in (bf16, f32) for n in (4096, 8192) for c in (False, True)]
+        recalls = [(10**6, 4)]  # together larger than a cache
+        choices = [(1, 10**6, 4096), (8, 15625, 64), (1024, 196, 60), (1, 10**6, 0, "mass")]
         hstus = [(8192, 512), (8192, 1024), (8192, 2048), (8192, 0), (8192, 2048, 16)]
     makers: dict[str, list[Callable[[], Case]]] = {
+        "select": [partial(scores.select, *choice) for choice in choices],
+        "block_score": [
+            *(partial(scores.retrieve, *x, kind) for x in recalls for kind in scores.KINDS),
+            *(partial(scores.bits, *x) for x in recalls),
+        ],
         "gated_delta_rule": [partial(sequences.gated_delta_rule, t) for t in chunks],
         "hstu_attention": [partial(sequences.hstu_attention, *shape) for shape in hstus],
         "frame_delta_rule": [partial(sequences.frame_delta_rule, n, t) for n, t in clips],

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..adapters import quantize_rows
+from .proof_scores import score_cases
 
 UNLIMITED = 2**62
 FAR = 4_000_000  # a position
@@ -293,6 +294,7 @@ CASES: dict[str, Callable[[], list[dict[str, Any]]]] = {
     "append_absorb": _append_absorb_cases,
     "merge_states": _merge_cases,
     "linear": _linear_cases,
+    **score_cases(),
     "pooled_block_mask": _mask_cases,
     "causal_conv": _conv_cases,
     "gated_delta_rule": _delta_cases,

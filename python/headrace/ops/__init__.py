@@ -5,6 +5,7 @@ from . import rope
 from .append import append
 from .append_absorb import append_absorb
 from .attention import attention
+from .block_score import block_score
 from .causal_conv import causal_conv
 from .frame_delta_rule import frame_delta_rule
 from .gated_delta_rule import gated_delta_rule
@@ -17,11 +18,13 @@ from .merge_states import merge_states
 from .paged_attention import paged_attention
 from .pooled_block_mask import pooled_block_mask
 from .registry import specs
+from .select import select
 
 __all__ = [
     "append",
     "append_absorb",
     "attention",
+    "block_score",
     "causal_conv",
     "frame_delta_rule",
     "gated_delta_rule",
@@ -34,5 +37,6 @@ __all__ = [
     "paged_attention",
     "pooled_block_mask",
     "rope",
+    "select",
     "specs",
 ]

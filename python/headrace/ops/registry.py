@@ -157,6 +157,7 @@ _KINDS: dict[str, tuple[Any, str]] = {
     "int": (int, "an integer"),
     "float": ((int, float), "a number"),
     "bool": (bool, "True or False"),
+    "str": (str, "a string"),
 }
 
 

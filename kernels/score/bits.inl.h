@@ -1,0 +1,95 @@
+// SPDX-License-Identifier: Apache-2.0
+// Sums of products of signs. Bits that agree less bits that differ, over any number of queries, is
+// at every place of the word a weight, its size known, times a sign: so the queries fold into the
+// signs of the weights and, plane by plane, the binary digits of their sizes.
+#pragma once
+#include "args.h"
+#include "csrc/simd/vec.h"
+
+namespace {
+
+constexpr int kBitWords = 16;  // words of a row at most
+
+// apart[j] += the weights at which words[j] differs, for whole tiles. fold: signs, then the planes
+// of the sizes from the highest down.
+#if defined(HEADRACE_AVX512)
+// A level of its own in all but name: what other processors of the level lack is one instruction.
+template <int P>
+__attribute__((target("avx512vpopcntdq"))) inline void apart_fast(const std::uint32_t* words,
+                                                                  const std::uint32_t* fold,
+                                                                  int planes, std::int64_t tiles,
+                                                                  std::int32_t* apart) {
+  const int count = P ? P : planes;
+  const __m512i signs = _mm512_set1_epi32(static_cast<int>(fold[0]));
+  __m512i kept[P ? P : 1];
+  for (int p = 0; p < P; ++p) kept[p] = _mm512_set1_epi32(static_cast<int>(fold[1 + p]));
+  for (std::int64_t i = 0; i < tiles * headrace::kScoreTile; i += 16) {
+    const __m512i w = _mm512_loadu_si512(words + i);
+    __m512i sum = _mm512_setzero_si512();
+    for (int p = 0; p < count; ++p) {
+      const __m512i plane = P ? kept[P ? p : 0] : _mm512_set1_epi32(static_cast<int>(fold[1 + p]));
+      const __m512i x = _mm512_ternarylogic_epi32(w, signs, plane, 0x28);  // (w ^ signs) & plane
+      const __m512i n = _mm512_popcnt_epi32(x);
+      sum = p ? _mm512_add_epi32(_mm512_add_epi32(sum, sum), n) : n;
+    }
+    _mm512_storeu_si512(apart + i, _mm512_add_epi32(_mm512_loadu_si512(apart + i), sum));
+  }
+}
+#endif
+
+#if defined(HEADRACE_AVX512) || defined(HEADRACE_AVX2)
+inline void apart_bytes(const std::uint32_t* words, const std::uint32_t* fold, int planes,
+                        std::int64_t tiles, std::int32_t* apart) {
+  const __m256i table =
+      _mm256_broadcastsi128_si256(_mm_setr_epi8(0, 1, 1, 2, 1, 2, 2, 3, 1, 2, 2, 3, 2, 3, 3, 4));
+  const __m256i low = _mm256_set1_epi8(15), signs = _mm256_set1_epi32(static_cast<int>(fold[0]));
+  const __m256i ones = _mm256_set1_epi8(1), wide = _mm256_set1_epi16(1);
+  for (std::int64_t i = 0; i < tiles * headrace::kScoreTile; i += 8) {
+    __m256i* to = reinterpret_cast<__m256i*>(apart + i);
+    const __m256i w = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(words + i));
+    const __m256i differ = _mm256_xor_si256(w, signs);
+    __m256i sum = _mm256_setzero_si256();
+    for (int p = 0; p < planes; ++p) {
+      const __m256i plane = _mm256_set1_epi32(static_cast<int>(fold[1 + p]));
+      const __m256i x = _mm256_and_si256(differ, plane);
+      const __m256i a = _mm256_shuffle_epi8(table, _mm256_and_si256(x, low));
+      const __m256i b = _mm256_shuffle_epi8(table, _mm256_and_si256(_mm256_srli_epi16(x, 4), low));
+      const __m256i n = _mm256_madd_epi16(_mm256_maddubs_epi16(_mm256_add_epi8(a, b), ones), wide);
+      sum = _mm256_add_epi32(_mm256_add_epi32(sum, sum), n);
+    }
+    _mm256_storeu_si256(to, _mm256_add_epi32(_mm256_loadu_si256(to), sum));
+  }
+}
+#endif
+
+inline void bits_apart(bool fast, const std::uint32_t* words, const std::uint32_t* fold, int planes,
+                       std::int64_t tiles, std::int32_t* apart) {
+#if defined(HEADRACE_AVX512)
+  if (!fast) return apart_bytes(words, fold, planes, tiles, apart);
+  if (planes == 1) return apart_fast<1>(words, fold, planes, tiles, apart);
+  if (planes == 2) return apart_fast<2>(words, fold, planes, tiles, apart);
+  if (planes == 3) return apart_fast<3>(words, fold, planes, tiles, apart);
+  apart_fast<0>(words, fold, planes, tiles, apart);
+#elif defined(HEADRACE_AVX2)
+  static_cast<void>(fast);
+  apart_bytes(words, fold, planes, tiles, apart);
+#else
+  static_cast<void>(fast);
+  std::int32_t sum[headrace::kScoreTile];
+  for (std::int64_t t = 0; t < tiles * headrace::kScoreTile; t += headrace::kScoreTile) {
+    for (int j = 0; j < headrace::kScoreTile; ++j) sum[j] = 0;
+    for (int p = 0; p < planes; ++p) {
+      for (int j = 0; j < headrace::kScoreTile; ++j) {
+        std::uint32_t x = (words[t + j] ^ fold[0]) & fold[1 + p];
+        x -= (x >> 1) & 0x55555555u;
+        x = (x & 0x33333333u) + ((x >> 2) & 0x33333333u);
+        x = (x + (x >> 4)) & 0x0f0f0f0fu;
+        sum[j] = 2 * sum[j] + static_cast<std::int32_t>((x * 0x01010101u) >> 24);
+      }
+    }
+    for (int j = 0; j < headrace::kScoreTile; ++j) apart[t + j] += sum[j];
+  }
+#endif
+}
+
+}  // namespace

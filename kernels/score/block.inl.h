@@ -1,0 +1,395 @@
+// SPDX-License-Identifier: Apache-2.0
+// Scores of blocks by what stands for them: means (or single keys), lower and upper bounds, or
+// bits.
+#pragma once
+#include <string.h>
+
+#include "bits.inl.h"
+#include "tile.inl.h"
+
+namespace {
+
+using headrace::BlockScoreArgs;
+
+constexpr int kChunk = 24;  // rows of queries that are scored together
+
+// Sums are folded into the queries where nothing but sums follows the product.
+template <class T>
+inline void fold_as(const BlockScoreArgs& a, std::int64_t batch) {
+  const int in_group = a.q_heads / a.kv_heads;
+  const bool pool = a.folded == a.group;
+  const int merged = in_group / a.group;  // heads that become one
+  const std::int64_t size = static_cast<std::int64_t>(a.folded) * a.dim;
+  const float part = pool && a.reduce == headrace::kQueryMean ? 1.f / a.queries : 1.f;
+  const std::int64_t low = a.upper ? a.dim * a.folded : 0;
+  for (int kv = 0; kv < a.kv_heads; ++kv) {
+    float* base = a.folds + (batch * a.kv_heads + kv) * size * (a.upper ? 2 : 1);
+    for (int r = 0; r < a.folded; ++r) {
+      float* out = base + r * a.dim;
+      for (std::int64_t d = 0; d < a.dim; d += kW) {
+        F sum = zero(), negative = zero();
+        const int first_head = pool ? r * merged : static_cast<int>(r / a.queries);
+        const std::int64_t first = pool ? 0 : r % a.queries, last = pool ? a.queries : first + 1;
+        for (int h = first_head; h < first_head + merged; ++h) {
+          const T* head = static_cast<const T*>(a.q) + batch * a.q_strides[0] +
+                          (kv * in_group + h) * a.q_strides[1];
+          for (std::int64_t w = first; w < last; ++w) {
+            const F x = load(head + w * a.q_strides[2] + d);
+            sum = add(sum, a.upper ? max(x, zero()) : x);
+            if (a.upper) negative = add(negative, min(x, zero()));
+          }
+        }
+        store(out + d, mul(sum, set1(part)));
+        if (a.upper) store(out + low + d, mul(negative, set1(part)));
+      }
+    }
+  }
+}
+
+// Rows of queries that one row of sign bits stands for.
+inline std::int64_t summed_queries(const BlockScoreArgs& a) {
+  return a.q_heads / a.kv_heads * a.queries / a.folded;
+}
+
+inline void fold_bits(const BlockScoreArgs& a, std::int64_t batch) {
+  const std::int64_t summed = summed_queries(a), all = a.q_heads * a.queries;
+  std::uint32_t* out = reinterpret_cast<std::uint32_t*>(a.folds) +
+                       batch * a.kv_heads * a.folded * headrace::bit_record(a);
+  for (std::int64_t first = 0; first < all; first += summed) {
+    std::uint32_t* total = out++;
+    *total = 0;
+    for (std::int64_t d = 0; d < a.dim; ++d) {
+      std::int64_t set[32] = {};
+      for (std::int64_t i = first; i < first + summed; ++i) {
+        const std::uint32_t word = static_cast<const std::uint32_t*>(
+            a.q)[batch * a.q_strides[0] + i / a.queries * a.q_strides[1] +
+                 i % a.queries * a.q_strides[2] + d];
+        for (int b = 0; b < 32; ++b) set[b] += (word >> b) & 1u;
+      }
+      std::uint32_t* record = out;
+      out += 1 + a.planes;
+      for (std::uint32_t* r = record; r < out; ++r) *r = 0;
+      for (int b = 0; b < 32; ++b) {
+        const std::int64_t weight = (summed - 2 * set[b]) / a.bit_unit;
+        const std::uint32_t size = static_cast<std::uint32_t>(weight < 0 ? -weight : weight);
+        record[0] |= static_cast<std::uint32_t>(weight < 0) << b;
+        *total += size;
+        for (int p = 0; p < a.planes; ++p) {
+          record[1 + p] |= ((size >> (a.planes - 1 - p)) & 1u) << b;
+        }
+      }
+    }
+  }
+}
+
+void fold(const BlockScoreArgs& a, std::int64_t batch) {
+  if (a.dtype == headrace::kScoreInt) return fold_bits(a, batch);
+  if (a.q_dtype == headrace::kF32) return fold_as<float>(a, batch);
+  if (a.q_dtype == headrace::kBF16) return fold_as<bf16>(a, batch);
+  fold_as<fp16>(a, batch);
+}
+
+// The stored rows of a tile: their numbers, -1 for what is not there. Gives how many are.
+inline int tile_rows(const BlockScoreArgs& a, std::int64_t batch, std::int64_t begin, int n,
+                     std::int64_t* at) {
+  std::int64_t length = a.rows;
+  if (a.lengths && a.lengths[batch * a.lengths_stride] < length) {
+    length = a.lengths[batch * a.lengths_stride];
+  }
+  int there = 0;
+  for (int j = 0; j < n; ++j) {
+    const std::int64_t i = begin + j;
+    std::int64_t row = i < length ? i : -1;
+    if (row >= 0 && a.index) {
+      row = a.index[batch * a.index_stride + i];
+      if (row < 0 || row >= a.stored) row = -1;
+    }
+    at[j] = row;
+    there += row >= 0;
+  }
+  return there;
+}
+
+// Adds the scores s[n] of one row of queries (head a of its group) to those of the result.
+inline void combine(const BlockScoreArgs& a, int kv, int head, const float* s, int n, float* out) {
+  const bool each = a.heads == headrace::kEachHead;
+  const bool grouped = a.heads == headrace::kGroupSum || a.heads == headrace::kGroupMax;
+  const bool most = a.heads == headrace::kGroupMax || a.heads == headrace::kHeadMax;
+  const int row = each ? kv * a.group + head : grouped ? kv : 0;
+  const bool fresh = (each || (head == 0 && (grouped || kv == 0)));
+  float* to = out + row * headrace::kScoreSpan;
+  for (int j = 0; j < n; j += kW) {
+    const F x = load(s + j);
+    const F old = load(to + j);
+    store(to + j, fresh ? x : most ? max(x, old) : add(x, old));
+  }
+}
+
+// m[n] = s[n], or reduced with what is there.
+inline void reduce_queries(int how, bool first, const float* s, int n, float* m) {
+  for (int j = 0; j < n; j += kW) {
+    const F x = load(s + j), old = load(m + j);
+    store(m + j, first ? x : how == headrace::kQueryMax ? max(x, old) : add(x, old));
+  }
+}
+
+constexpr int kFew = 8;  // rows of queries that read a tile in place
+
+// A tile of up to kScoreTile stored rows of floats.
+template <class T>
+struct FloatTile {
+  const BlockScoreArgs& a;
+  int n, coming;
+  const T *rows[kScoreTile + kW], *low[kScoreTile + kW];  // the last ones are those to come
+
+  FloatTile(const BlockScoreArgs& args, int count, int after)
+      : a(args), n(count), coming(after < kW ? after : kW) {}
+
+  // at: numbers of the rows. Those that are not there read one that is; their scores are dropped.
+  void point(std::int64_t batch, int kv, const std::int64_t* at) {
+    std::int64_t any = 0;
+    for (int j = 0; j < n; ++j) any = at[j] >= 0 ? at[j] : any;
+    const T* keys =
+        static_cast<const T*>(a.keys) + batch * a.key_strides[0] + kv * a.key_strides[1];
+    const T* upper = static_cast<const T*>(a.upper) +
+                     (a.upper ? batch * a.upper_strides[0] + kv * a.upper_strides[1] : 0);
+    for (int j = 0; j < kScoreTile + kW; ++j) {
+      const std::int64_t row = j < n + coming && at[j] >= 0 ? at[j] : any;
+      rows[j] = a.upper ? upper + row * a.upper_strides[2] : keys + row * a.key_strides[2];
+      low[j] = keys + row * a.key_strides[2];
+    }
+  }
+
+  // body(row of queries, its scores s[n]) for all rows of queries of a kv head.
+  template <class Body>
+  void score(std::int64_t batch, int kv, float* scratch, const Body& body) const {
+    const std::int64_t size = a.dim * a.folded;
+    const float* q = a.folds + (batch * a.kv_heads + kv) * size * (a.upper ? 2 : 1);
+    const float* q_low = q + size;
+    float *s = scratch, *columns = scratch + kChunk * kScoreTile;
+    if (a.folded <= kFew) {
+      for (int r = 0; r < a.folded; ++r) {
+        for (int j = 0; j < n; j += kW) {
+          store(s + j, dots(q + r * a.dim, rows + j, a.dim, q_low + r * a.dim,
+                            a.upper ? low + j : nullptr, r == 0));
+        }
+        body(r, s);
+      }
+      return;
+    }
+    for (int r0 = 0; r0 < a.folded; r0 += kChunk) {
+      const int count = a.folded - r0 < kChunk ? a.folded - r0 : kChunk;
+      if (r0 == 0 || a.upper) to_columns(rows, n, a.dim, columns);
+      products(q + r0 * a.dim, a.dim, count, columns, n, a.dim, false, s);
+      if (a.upper) {
+        to_columns(low, n, a.dim, columns);
+        products(q_low + r0 * a.dim, a.dim, count, columns, n, a.dim, true, s);
+      }
+      for (int r = 0; r < count; ++r) body(r0 + r, s + r * kScoreTile);
+    }
+  }
+};
+
+// Whether the words of rows are one array.
+inline bool side_by_side(const BlockScoreArgs& a) {
+  return a.dim == 1 && a.key_strides[2] == 1 && !a.index;
+}
+
+inline float bit_score(const BlockScoreArgs& a, std::int64_t most, std::int32_t apart) {
+  return static_cast<float>((static_cast<std::int32_t>(most) - 2 * apart) * a.bit_unit);
+}
+
+// A tile of stored rows of sign bits, `dim` words each. A score counts the bits that agree less
+// those that do not, over all rows of queries that are summed.
+struct BitTile {
+  const BlockScoreArgs& a;
+  int n;
+  const std::uint32_t* dense;  // where one word each lies side by side
+  std::uint32_t words[kBitWords][kScoreTile];
+
+  BitTile(const BlockScoreArgs& args, int count, int) : a(args), n(count) {}
+
+  void point(std::int64_t batch, int kv, const std::int64_t* at) {
+    const std::uint32_t* keys = static_cast<const std::uint32_t*>(a.keys) +
+                                batch * a.key_strides[0] + kv * a.key_strides[1];
+    dense = nullptr;
+    if (n == kScoreTile && side_by_side(a) && at[n - 1] >= 0) {
+      dense = keys + at[0];
+      return;
+    }
+    for (int j = 0; j < kScoreTile; ++j) {
+      const bool there = j < n && at[j] >= 0;
+      for (int d = 0; d < a.dim; ++d) words[d][j] = there ? keys[at[j] * a.key_strides[2] + d] : 0;
+    }
+  }
+
+  // The record of a row of queries; its first word is the largest score.
+  const std::uint32_t* record(std::int64_t batch, int kv, int r) const {
+    return reinterpret_cast<const std::uint32_t*>(a.folds) +
+           ((batch * a.kv_heads + kv) * a.folded + r) * headrace::bit_record(a);
+  }
+
+  // Adds for every stored row the weights at which it differs.
+  void count(const std::uint32_t* record, std::int32_t* apart) const {
+    for (int d = 0; d < a.dim; ++d) {
+      const std::uint32_t* fold = record + 1 + d * (1 + a.planes);
+      bits_apart(a.popcount, dense ? dense : words[d], fold, a.planes, 1, apart);
+    }
+  }
+
+  template <class Body>
+  void score(std::int64_t batch, int kv, float* s, const Body& body) const {
+    for (int r = 0; r < a.folded; ++r) {
+      alignas(64) std::int32_t apart[kScoreTile] = {};
+      const std::uint32_t* fold = record(batch, kv, r);
+      count(fold, apart);
+      for (int j = 0; j < kScoreTile; ++j) s[j] = bit_score(a, fold[0], apart[j]);
+      body(r, s);
+    }
+  }
+};
+
+inline void finish(const BlockScoreArgs& a, std::int64_t batch, std::int64_t begin, int n,
+                   const std::int64_t* at, const float* sums) {
+  const bool folded = a.dtype != headrace::kScoreInt && a.folded == a.group;
+  const float part = !folded && a.reduce == headrace::kQueryMean ? 1.f / a.queries : 1.f;
+  const float factor = part * a.scale;
+  for (int o = 0; o < a.out_heads; ++o) {
+    float* out = a.out + (batch * a.out_heads + o) * a.blocks + begin;
+    const float* sum = sums + o * headrace::kScoreSpan;
+    for (int j = 0; j < n; ++j) {
+      const float x = sum[j] * factor;
+      out[j] = at[j] >= 0 ? x : -kInf;
+    }
+  }
+}
+
+// Every stored row is a block.
+template <class Tile>
+inline void rows_as(const BlockScoreArgs& a, std::int64_t batch, std::int64_t begin,
+                    std::int64_t end, float* scratch) {
+  const std::int64_t per_head = a.folded / a.group;
+  float *sums = scratch, *m = sums + a.out_heads * headrace::kScoreSpan;
+  float* rest = m + a.group * kScoreTile;
+  const int span = static_cast<int>(end - begin);
+  std::int64_t at[headrace::kScoreSpan];
+  if (tile_rows(a, batch, begin, span, at) > 0) {
+    for (int kv = 0; kv < a.kv_heads; ++kv) {
+      for (int t = 0; t < span; t += kScoreTile) {
+        const int n = span - t < kScoreTile ? span - t : kScoreTile;
+        Tile tile(a, n, span - t - n);
+        tile.point(batch, kv, at + t);
+        tile.score(batch, kv, rest, [&](int r, const float* s) {
+          const int head = static_cast<int>(r / per_head);
+          const std::int64_t w = r % per_head;
+          if (per_head == 1) return combine(a, kv, head, s, n, sums + t);
+          reduce_queries(a.reduce, w == 0, s, n, m);
+          if (w == per_head - 1) combine(a, kv, head, m, n, sums + t);
+        });
+      }
+    }
+  }
+  finish(a, batch, begin, span, at, sums);
+}
+
+// Sign bits of which everything is summed: counted over all heads, then made a score.
+inline void bits_summed(const BlockScoreArgs& a, std::int64_t batch, std::int64_t begin,
+                        std::int64_t end, float* sums) {
+  const int span = static_cast<int>(end - begin);
+  std::int64_t at[headrace::kScoreSpan];
+  tile_rows(a, batch, begin, span, at);
+  alignas(64) std::int32_t apart[headrace::kScoreSpan] = {};
+  int whole = side_by_side(a) ? span / kScoreTile : 0;  // tiles without an end
+  while (whole > 0 && at[whole * kScoreTile - 1] < 0) --whole;
+  std::int64_t most = 0;
+  for (int kv = 0; kv < a.kv_heads; ++kv) {
+    BitTile tile(a, kScoreTile, 0);
+    const std::uint32_t* fold = tile.record(batch, kv, 0);
+    most += fold[0];
+    if (whole > 0) {
+      const std::uint32_t* words = static_cast<const std::uint32_t*>(a.keys) +
+                                   batch * a.key_strides[0] + kv * a.key_strides[1] + begin;
+      for (int i = 0; i < whole * kScoreTile; i += 16) {
+        __builtin_prefetch(words + headrace::kScoreSpan + i);
+      }
+      bits_apart(a.popcount, words, fold + 1, a.planes, whole, apart);
+    }
+    for (int t = whole * kScoreTile; t < span; t += kScoreTile) {
+      tile.n = span - t < kScoreTile ? span - t : kScoreTile;
+      tile.point(batch, kv, at + t);
+      tile.count(fold, apart + t);
+    }
+  }
+  for (int j = 0; j < span; ++j) sums[j] = bit_score(a, most, apart[j]);
+  finish(a, batch, begin, span, at, sums);
+}
+
+// A block is block_size rows: of every row of queries the largest product counts.
+template <class Tile>
+inline void max_as(const BlockScoreArgs& a, std::int64_t batch, std::int64_t begin,
+                   std::int64_t end, float* scratch) {
+  const std::int64_t per_head = a.folded / a.group;
+  float *sums = scratch, *most = sums + a.out_heads * headrace::kScoreSpan;
+  float* rest = most + (a.folded + 15) / 16 * 16;
+  for (std::int64_t b = begin; b < end; ++b) {
+    const std::int64_t first = b * a.block_size;
+    const std::int64_t last = first + a.block_size < a.rows ? first + a.block_size : a.rows;
+    std::int64_t there = 0;
+    for (int kv = 0; kv < a.kv_heads; ++kv) {
+      for (int r = 0; r < a.folded; ++r) most[r] = -kInf;
+      for (std::int64_t t = first; t < last; t += kScoreTile) {
+        std::int64_t at[kScoreTile];
+        const int n = static_cast<int>(last - t < kScoreTile ? last - t : kScoreTile);
+        const int some = tile_rows(a, batch, t, n, at);
+        if (some == 0) continue;
+        there += some;
+        Tile tile(a, n, 0);
+        tile.point(batch, kv, at);
+        tile.score(batch, kv, rest, [&](int r, const float* s) {
+          float best = most[r];
+          for (int j = 0; j < n; ++j) best = at[j] >= 0 && !(s[j] <= best) ? s[j] : best;
+          most[r] = best;
+        });
+      }
+      for (int head = 0; head < a.group && there; ++head) {
+        float m[kScoreTile] = {most[head * per_head]};
+        for (std::int64_t w = 1; w < per_head; ++w) {
+          const float x = most[head * per_head + w];
+          m[0] = a.reduce == headrace::kQueryMax ? (x > m[0] ? x : m[0]) : m[0] + x;
+        }
+        combine(a, kv, head, m, 1, sums);
+      }
+    }
+    const std::int64_t at = there ? 0 : -1;
+    finish(a, batch, b, 1, &at, sums);
+  }
+}
+
+template <class Tile>
+inline void blocks_as(const BlockScoreArgs& a, std::int64_t batch, std::int64_t begin,
+                      std::int64_t end, float* scratch) {
+  if (a.block_size == 1) return rows_as<Tile>(a, batch, begin, end, scratch);
+  max_as<Tile>(a, batch, begin, end, scratch);
+}
+
+void one_span(const BlockScoreArgs& a, std::int64_t batch, std::int64_t begin, std::int64_t end,
+              float* scratch) {
+  if (a.dtype == headrace::kScoreInt) {
+    const bool summed = a.heads == headrace::kHeadSum && a.folded == 1 && a.block_size == 1;
+    if (summed) return bits_summed(a, batch, begin, end, scratch);
+    return blocks_as<BitTile>(a, batch, begin, end, scratch);
+  }
+  if (a.dtype == headrace::kF32) return blocks_as<FloatTile<float>>(a, batch, begin, end, scratch);
+  if (a.dtype == headrace::kBF16) return blocks_as<FloatTile<bf16>>(a, batch, begin, end, scratch);
+  blocks_as<FloatTile<fp16>>(a, batch, begin, end, scratch);
+}
+
+void blocks(const BlockScoreArgs& a, std::int64_t batch, std::int64_t begin, std::int64_t end,
+            float* scratch) {
+  for (; begin < end; begin += headrace::kScoreSpan) {
+    const std::int64_t next = begin + headrace::kScoreSpan;
+    one_span(a, batch, begin, next < end ? next : end, scratch);
+  }
+}
+
+}  // namespace
