@@ -12,11 +12,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .. import ops
+from .. import interrupts, ops
+from ..adapters import Adapter, AdapterBank
 from ..errors import bad_type, bad_value
 from ..memory import Edit, Lease, PagePool, Plan, Region, Table, view
 from ..memory.regions import UNLIMITED, compile_plan
-from . import interrupts
+from .adapting import Sites
 from .positions import InCache, Positions
 from .report import Report
 from .stream import Stream
@@ -56,6 +57,7 @@ def wrap(
     dtype: torch.dtype = torch.float32,
     exact: bool = True,
     chunk: int = 256,
+    adapters: AdapterBank | None = None,
 ) -> Engine:
     """An engine that streams through a model.
 
@@ -65,7 +67,8 @@ def wrap(
     the pool (float32, bfloat16, float16, or int8 and float8_e4m3fn with a scale for every row,
     with about 4 and 15 times the error of bfloat16). exact: every matrix product through
     `ops.linear`, so that a stream has the same bits whatever else is in the step; False leaves them
-    to torch. chunk: longest run of tokens of a stream in one model call. Raises TypeError,
+    to torch. chunk: longest run of tokens of a stream in one model call. adapters: a bank for the
+    model; each stream may have its own of them, in one step with all others. Raises TypeError,
     ValueError or NotImplementedError naming the argument.
     """
     return Engine(
@@ -77,6 +80,7 @@ def wrap(
         dtype,
         exact,
         chunk,
+        adapters,
     )
 
 
@@ -93,6 +97,7 @@ class Engine:
         dtype: torch.dtype,
         exact: bool,
         chunk: int,
+        adapters: AdapterBank | None = None,
     ) -> None:
         for name in ("config", "inv_freq", "sink_logits"):
             if not hasattr(model, name):
@@ -130,6 +135,8 @@ class Engine:
         )
         self._inv_freq = model.inv_freq.double()
         self._linear: Callable[..., Tensor] = ops.linear if exact else F.linear
+        self.adapters = adapters
+        self._sites = None if adapters is None else Sites(model, adapters)
         self._streams: weakref.WeakSet[Stream] = weakref.WeakSet()
         self.closed = False
 
@@ -138,14 +145,19 @@ class Engine:
         """Bytes of keys and values that streams and marks hold."""
         return self.pool.resident_bytes
 
-    def open(self, *, position: int = 0) -> Stream:
-        """A new stream, whose first token has the logical position `position`."""
+    def open(self, *, position: int = 0, adapter: str | Adapter | None = None) -> Stream:
+        """A new stream, whose first token has the logical position `position`.
+
+        adapter: a name or digest that the bank knows. The stream keeps the revision that the name
+        means now, until it closes or `Stream.use` changes it.
+        """
         self._check_open("open")
         if isinstance(position, bool) or not isinstance(position, int):
             raise bad_type("open", "position", "a whole number", repr(position))
         if not 0 <= position < 2**61:
             raise bad_value("open", "position", "0 or more, below 2**61", position)
-        return self._adopt(Stream(self, Lease(self.pool, Table(position, position))))
+        chosen = self._adapter("open", adapter)
+        return self._adopt(Stream(self, Lease(self.pool, Table(position, position)), None, chosen))
 
     def close(self) -> None:
         """Closes every stream and gives the pool's memory back. Closing twice is fine."""
@@ -169,12 +181,15 @@ class Engine:
         self._check_open("step")
         began = time.perf_counter()
         fed = {stream: self._tokens(stream, tokens) for stream, tokens in batch.items()}
-        runs = {s: _Run(s._lease.table, s._last, x, self.vocab, logits) for s, x in fed.items()}
+        runs = {
+            s: _Run(s._lease.table, s._last, x, self.vocab, logits, s._adapter)
+            for s, x in fed.items()
+        }
         edit = Edit(self.pool, self.plan)
         try:
             with torch.inference_mode():
                 for at in range(0, max((len(t) for t in fed.values()), default=0), self.chunk):
-                    self._advance(edit, [r for r in runs.values() if at < len(r.tokens)], at)
+                    self._calls(edit, [r for r in runs.values() if at < len(r.tokens)], at)
             ms = (time.perf_counter() - began) * 1e3
             reports = {stream: run.report(self.plan, ms) for stream, run in runs.items()}
             with interrupts.deferred():
@@ -187,7 +202,20 @@ class Engine:
             raise
         return reports
 
-    def _advance(self, edit: Edit, runs: list[_Run], at: int) -> None:
+    def _calls(self, edit: Edit, runs: list[_Run], at: int) -> None:
+        """One model call for all runs, or several where they have more adapters than fit."""
+        if self._sites is None or not any(run.adapter for run in runs):
+            return self._advance(edit, runs, at, self._linear)
+        counts = [min(self.chunk, len(run.tokens) - at) for run in runs]
+
+        def call(chosen: list[int], linear: Callable[..., Tensor]) -> None:
+            self._advance(edit, [runs[i] for i in chosen], at, linear)
+
+        self._sites.call([run.adapter for run in runs], counts, self._linear, call)
+
+    def _advance(
+        self, edit: Edit, runs: list[_Run], at: int, linear: Callable[..., Tensor]
+    ) -> None:
         """One model call: the tokens at..at+chunk of each run."""
         chunks = [run.tokens[at : at + self.chunk] for run in runs]
         starts = [run.table.end for run in runs]
@@ -200,7 +228,7 @@ class Engine:
             starts,
             self.device,
         )
-        out = self.model(torch.cat(chunks), self._attend(step), linear=self._linear)
+        out = self.model(torch.cat(chunks), self._attend(step), linear=linear)
         logits = out.float().split([len(c) for c in chunks])
         for run, table, read, rows in zip(runs, tables, chunks, logits, strict=True):
             with interrupts.deferred():
@@ -233,6 +261,13 @@ class Engine:
         stream._check_open("feed")
         return ids(tokens, self.vocab, self.device)
 
+    def _adapter(self, op: str, source: str | Adapter | None) -> Adapter | None:
+        if source is None:
+            return None
+        if self.adapters is None or self._sites is None:
+            raise bad_value(op, "adapter", "None", repr(source), "wrap the model with adapters=")
+        return self._sites.check(op, self.adapters.find(source, op))
+
     def _adopt(self, stream: Stream) -> Stream:
         self._streams.add(stream)
         return stream
@@ -246,9 +281,16 @@ class _Run:
     """A stream on its way through a step: what it will be if the step succeeds."""
 
     def __init__(
-        self, table: Table, last: Tensor | None, tokens: Tensor, vocab: int, keep: bool
+        self,
+        table: Table,
+        last: Tensor | None,
+        tokens: Tensor,
+        vocab: int,
+        keep: bool,
+        adapter: Adapter | None,
     ) -> None:
         self.table, self.last, self.tokens = table, last, tokens
+        self.adapter = adapter
         self._keep = keep
         self._nll = [torch.empty(0, device=tokens.device)]
         self._logits = [torch.empty(0, vocab, device=tokens.device)]
