@@ -75,7 +75,7 @@ class Machine(RuleBasedStateMachine):
             assert self.bank.load(MADE[i][0], name=name, wait=wait) == MADE[i][0].revision
             self.names[name] = i
         else:
-            with pytest.raises(ValueError, match="AdapterBank.load"):
+            with pytest.raises(ValueError, match=r"AdapterBank\.load"):
                 self.bank.load(MADE[i][0], name=name)
             assert self.order == before
 
@@ -131,7 +131,7 @@ class Machine(RuleBasedStateMachine):
             self.bank.pin(MADE[i][0])
             self.pins.add(i)
         else:
-            with pytest.raises(ValueError, match="AdapterBank.load"):
+            with pytest.raises(ValueError, match=r"AdapterBank\.load"):
                 self.bank.pin(MADE[i][0])
 
     @rule(i=some)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import heapq
+import math
 import threading
 import time
 import weakref
@@ -99,7 +100,7 @@ class Loader:
                         raise one.error.with_traceback(None)
                     if layer not in one.missing:
                         break
-                    job = self._pop(residents)
+                    job = self._pop(residents, layer)
                     if job is None:
                         self._changed.wait()
                         continue
@@ -127,9 +128,13 @@ class Loader:
         if self._thread is not None:
             self._thread.join()
 
-    def _pop(self, among: Sequence[Resident] | None = None) -> tuple[Resident, Layer] | None:
-        """The most urgent job (of these), now that of this thread; None where there is none."""
-        queued = self._queue if among is None else [job for job in self._queue if job[3] in among]
+    def _pop(
+        self, among: Sequence[Resident] | None = None, last: Layer = math.inf
+    ) -> tuple[Resident, Layer] | None:
+        """The most urgent job (of these, up to a layer), now that of this thread; None for none."""
+        queued = self._queue
+        if among is not None:  # a later layer would keep the one that is wanted waiting
+            queued = [job for job in queued if job[3] in among and job[1] <= last]
         if not queued:
             return None
         if among is None:
