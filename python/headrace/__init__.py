@@ -7,6 +7,7 @@ from typing import Any
 
 __all__ = [
     "Absolute",
+    "AdapterBank",
     "AdapterStore",
     "Engine",
     "InCache",
@@ -37,7 +38,7 @@ try:
     import torch  # noqa: F401  (first: the extension shares torch's OpenMP runtime)
 
     from . import adapters, models, ops, presets
-    from .adapters import AdapterStore
+    from .adapters import AdapterBank, AdapterStore
     from .audit import debug
     from .backends import use_backend, use_isa
     from .memory import PagePool, Sink, Window

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Adapters: how their weights are kept, and which there are."""
 
+from .bank import AdapterBank
 from .blob import Adapter, Layer
 from .codes import quantize_rows
 from .config import AdapterConfig, Base, Module
@@ -11,6 +12,7 @@ from .store import AdapterStore
 
 __all__ = [
     "Adapter",
+    "AdapterBank",
     "AdapterConfig",
     "AdapterStore",
     "Base",

@@ -211,6 +211,7 @@ class Adapter:
     def __init__(self, op: str, buffer: Any, revision: str, verify: bool = False) -> None:
         view = memoryview(buffer)
         self.revision = revision  # the digest, 64 hex digits
+        self.mapped = False  # whether it is a file's, and a first touch may read the disk
         layout = read_layout(op, view, revision)
         self.config: AdapterConfig = layout.config
         self.size: int = layout.size  # bytes of the blob

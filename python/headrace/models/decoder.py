@@ -155,11 +155,11 @@ class Decoder(nn.Module):
 
         linear(x [T, K], weight [N, K], bias=None) -> [T, N] does every sum over features. With one
         whose row bits do not depend on T, and an `attend` of the same kind, neither do the bits of
-        a row of the result. The rest is elementwise and correctly rounded. With torch's own linear
-        the norm takes torch's fused path.
+        a row of the result. The rest is elementwise and correctly rounded. With torch's own linear,
+        or one that says it is `fused`, the norm takes torch's fused path.
         """
         c = self.config
-        fused = linear is F.linear
+        fused = getattr(linear, "fused", linear is F.linear)
         x = self.embedding[tokens]
         rows = x.shape[0]
         for layer, block in enumerate(cast(Iterable[_Block], self.blocks)):

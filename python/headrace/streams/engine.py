@@ -12,11 +12,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .. import ops
+from .. import interrupts, ops
+from ..adapters import Adapter, AdapterBank
 from ..errors import bad_type, bad_value
 from ..memory import Edit, Lease, PagePool, Plan, Region, Table, view
 from ..memory.regions import UNLIMITED, compile_plan
 from . import interrupts
+from .adapting import Sites
 from .lane import Lane, Lanes, check_lanes, connected
 from .positions import InCache, PerLane, Positions
 from .report import Report
@@ -59,6 +61,7 @@ def wrap(
     exact: bool = True,
     chunk: int = 256,
     lanes: Sequence[Lane] = (),
+    adapters: AdapterBank | None = None,
 ) -> Engine:
     """An engine that streams through a model.
 
@@ -69,8 +72,9 @@ def wrap(
     and float8_e4m3fn with a scale for every row, with about 4 and 15 times the error of bfloat16).
     exact: every matrix product through `ops.linear`, so that a stream has the same bits whatever
     else is in the step; False leaves them to torch. chunk: longest run of tokens of a stream in one
-    model call. lanes: the sequences of a stream of several; `open_lanes` then opens one. Raises
-    TypeError, ValueError or NotImplementedError naming the argument.
+    model call. lanes: the sequences of a stream of several; `open_lanes` then opens one.
+    adapters: a bank for the model; each stream may have its own of them, in one step with all
+    others. Raises TypeError, ValueError or NotImplementedError naming the argument.
     """
     return Engine(
         model,
@@ -82,6 +86,7 @@ def wrap(
         exact,
         chunk,
         lanes,
+        adapters,
     )
 
 
@@ -99,6 +104,7 @@ class Engine:
         exact: bool,
         chunk: int,
         lanes: Sequence[Lane] = (),
+        adapters: AdapterBank | None = None,
     ) -> None:
         for name in ("config", "inv_freq", "sink_logits"):
             if not hasattr(model, name):
@@ -147,6 +153,8 @@ class Engine:
         )
         self._inv_freq = model.inv_freq.double()
         self._linear: Callable[..., Tensor] = ops.linear if exact else F.linear
+        self.adapters = adapters
+        self._sites = None if adapters is None else Sites(model, adapters)
         self._streams: weakref.WeakSet[Stream] = weakref.WeakSet()
         self.closed = False
 
@@ -155,25 +163,35 @@ class Engine:
         """Bytes of keys and values that streams and marks hold."""
         return self.pool.resident_bytes
 
-    def open(self, *, position: int = 0) -> Stream:
-        """A new stream, whose first token has the logical position `position`."""
+    def open(self, *, position: int = 0, adapter: str | Adapter | None = None) -> Stream:
+        """A new stream, whose first token has the logical position `position`.
+
+        adapter: a name or digest that the bank knows. The stream keeps the revision that the name
+        means now, until it closes or `Stream.use` changes it.
+        """
         self._check_place("open", position)
         if self.lanes:
             names = ", ".join(lane.name for lane in self.lanes)
             raise bad_value("open", "engine", "one without lanes", names, "call open_lanes()")
-        return self._adopt(Stream(self, Lease(self.pool, Table(position, position, self.plan))))
+        chosen = self._adapter("open", adapter)
+        table = Table(position, position, self.plan)
+        return self._adopt(Stream(self, Lease(self.pool, table), adapter=chosen))
 
-    def open_lanes(self, *, position: int = 0) -> Lanes:
-        """A new stream of several lanes; each begins at its own start, counted from `position`."""
+    def open_lanes(self, *, position: int = 0, adapter: str | Adapter | None = None) -> Lanes:
+        """A new stream of several lanes; each begins at its own start, counted from `position`.
+
+        adapter: of every lane; `Stream.use` gives one lane another.
+        """
         self._check_place("open_lanes", position)
         if not isinstance(self.positions, PerLane) or not self.lanes:
             raise bad_value("open_lanes", "engine", "one with lanes", "none", "call open()")
+        chosen = self._adapter("open_lanes", adapter)
         opened: dict[str, Stream] = {}
         for lane in self.lanes:
             start = self.positions.starts.get(lane.name, 0)
             at = position + (start if isinstance(start, int) else 0)
             table = Table(at, at, self._lane_plans[lane.name])
-            opened[lane.name] = self._adopt(Stream(self, Lease(self.pool, table)))
+            opened[lane.name] = self._adopt(Stream(self, Lease(self.pool, table), adapter=chosen))
         return Lanes(self, connected(opened, self.lanes, self.positions))
 
     def _check_place(self, op: str, position: int) -> None:
@@ -210,7 +228,7 @@ class Engine:
         try:
             with torch.inference_mode():
                 for at in range(0, max((len(t) for t in fed.values()), default=0), self.chunk):
-                    self._advance(edit, [r for r in runs.values() if at < len(r.tokens)], at)
+                    self._calls(edit, [r for r in runs.values() if at < len(r.tokens)], at)
             ms = (time.perf_counter() - began) * 1e3
             reports = {stream: run.report(ms) for stream, run in runs.items()}
             with interrupts.deferred():
@@ -223,7 +241,20 @@ class Engine:
             raise
         return reports
 
-    def _advance(self, edit: Edit, runs: list[Run], at: int) -> None:
+    def _calls(self, edit: Edit, runs: list[Run], at: int) -> None:
+        """One model call for all runs, or several where they have more adapters than fit."""
+        if self._sites is None or not any(run.adapter for run in runs):
+            return self._advance(edit, runs, at, self._linear)
+        counts = [min(self.chunk, len(run.tokens) - at) for run in runs]
+
+        def call(chosen: list[int], linear: Callable[..., Tensor]) -> None:
+            self._advance(edit, [runs[i] for i in chosen], at, linear)
+
+        self._sites.call([run.adapter for run in runs], counts, self._linear, call)
+
+    def _advance(
+        self, edit: Edit, runs: list[Run], at: int, linear: Callable[..., Tensor]
+    ) -> None:
         """One model call: the tokens at..at+chunk of each run."""
         chunks = [run.tokens[at : at + self.chunk] for run in runs]
         starts = [run.table.end for run in runs]
@@ -239,7 +270,7 @@ class Engine:
             starts,
             self.device,
         )
-        out = self.model(torch.cat(chunks), self._attend(step), linear=self._linear)
+        out = self.model(torch.cat(chunks), self._attend(step), linear=linear)
         logits = out.float().split([len(c) for c in chunks])
         for run, table, read, rows in zip(runs, tables, chunks, logits, strict=True):
             with interrupts.deferred():
@@ -274,6 +305,13 @@ class Engine:
         for lane in stream.reads:
             lane._check_open("feed")
         return ids(tokens, self.vocab, self.device)
+
+    def _adapter(self, op: str, source: str | Adapter | None) -> Adapter | None:
+        if source is None:
+            return None
+        if self.adapters is None or self._sites is None:
+            raise bad_value(op, "adapter", "None", repr(source), "wrap the model with adapters=")
+        return self._sites.check(op, self.adapters.find(source, op))
 
     def _adopt(self, stream: Stream) -> Stream:
         self._streams.add(stream)

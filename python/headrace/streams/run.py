@@ -14,6 +14,7 @@ class Run:
 
     def __init__(self, stream: Stream, tokens: Tensor, vocab: int, keep: bool) -> None:
         self.table, self.last, self.tokens = stream.table, stream._last, tokens
+        self.adapter = stream._adapter
         self.read = view.across(lane.table for lane in stream.reads)
         self._keep = keep
         self._nll = [torch.empty(0, device=tokens.device)]

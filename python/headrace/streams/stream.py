@@ -16,14 +16,16 @@ from .report import Report
 from .tokens import BYTES, Tokens, ids
 
 if TYPE_CHECKING:
+    from ..adapters import Adapter
     from .engine import Engine
 
 
 class Mark:
     """A moment of a stream to come back to; holds its pages until released or forgotten."""
 
-    def __init__(self, stream: Stream, lease: Lease, last: Tensor | None) -> None:
-        self.stream, self._lease, self._last = stream, lease, last
+    def __init__(self, stream: Stream, lease: Lease) -> None:
+        self.stream, self._lease = stream, lease
+        self._last, self._adapter = stream._last, stream._adapter
 
     def release(self) -> None:
         """Lets the pages go; the mark cannot be used any more."""
@@ -39,10 +41,12 @@ class Stream:
         lease: Lease,
         last: Tensor | None = None,
         reads: tuple[Stream, ...] = (),
+        adapter: Adapter | None = None,
     ) -> None:
         self.engine = engine
         self.reads = reads  # other lanes whose tokens it sees
         self.follows: Stream | None = None  # the lane at whose position the first token comes
+        self._adapter = adapter
         self._lease = lease
         self._last = last  # logits [V] that predict the next token
 
@@ -78,6 +82,19 @@ class Stream:
     def position(self) -> int:
         """Logical position of the next token."""
         return self.table.end
+
+    @property
+    def adapter(self) -> str | None:
+        """Digest of its adapter's revision, or None."""
+        return None if self._adapter is None else self._adapter.revision
+
+    def use(self, adapter: str | Adapter | None) -> None:
+        """Changes the adapter for the tokens to come; those read so far stay as they were seen.
+
+        The name of the one in use updates it to the revision that the name means now.
+        """
+        self._check_open("use")
+        self._adapter = self.engine._adapter("use", adapter)
 
     def feed(self, tokens: Tokens, *, logits: bool = False) -> Report:
         """Reads tokens: int64 [T], a list, an array, or bytes for a byte model.
@@ -152,18 +169,20 @@ class Stream:
     def fork(self) -> Stream:
         """A stream that goes on from here on its own, sharing all pages so far."""
         self._check_open("fork")
-        return self.engine._adopt(Stream(self.engine, self._lease.share(), self._last, self.reads))
+        return self.engine._adopt(
+            Stream(self.engine, self._lease.share(), self._last, self.reads, self._adapter)
+        )
 
     def mark(self) -> Mark:
         """Remembers this moment, for `rollback`."""
         self._check_open("mark")
-        return Mark(self, self._lease.share(), self._last)
+        return Mark(self, self._lease.share())
 
     def rollback(self, mark: Mark) -> None:
         """Makes the stream what it was at the mark, which stays valid."""
         self._check_mark(mark)
         self._lease.rewind(mark._lease)
-        self._last = mark._last
+        self._last, self._adapter = mark._last, mark._adapter
 
     def _check_mark(self, mark: Mark) -> None:
         self._check_open("rollback")
@@ -175,8 +194,9 @@ class Stream:
             raise bad_value("rollback", "mark", "a mark that holds its pages", "a released one")
 
     def close(self) -> None:
-        """Gives the pages back. Closing twice is fine."""
+        """Gives the pages back, and lets go of the adapter. Closing twice is fine."""
         self._lease.release()
+        self._adapter = None
 
     def __enter__(self) -> Stream:
         return self
