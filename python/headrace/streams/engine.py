@@ -17,6 +17,7 @@ from ..errors import bad_type, bad_value
 from ..memory import Edit, Lease, PagePool, Plan, Region, Table, view
 from ..memory.regions import UNLIMITED, compile_plan
 from . import interrupts
+from .history import History
 from .positions import InCache, Positions
 from .report import Report
 from .stream import Stream
@@ -138,14 +139,18 @@ class Engine:
         """Bytes of keys and values that streams and marks hold."""
         return self.pool.resident_bytes
 
-    def open(self, *, position: int = 0) -> Stream:
-        """A new stream, whose first token has the logical position `position`."""
+    def open(self, *, position: int = 0, history: bool = False) -> Stream:
+        """A new stream, whose first token has the logical position `position`.
+
+        history: it remembers its tokens, four bytes each, which `Stream.update` needs.
+        """
         self._check_open("open")
         if isinstance(position, bool) or not isinstance(position, int):
             raise bad_type("open", "position", "a whole number", repr(position))
         if not 0 <= position < 2**61:
             raise bad_value("open", "position", "0 or more, below 2**61", position)
-        return self._adopt(Stream(self, Lease(self.pool, Table(position, position))))
+        lease = Lease(self.pool, Table(position, position))
+        return self._adopt(Stream(self, lease, history=History() if history else None))
 
     def close(self) -> None:
         """Closes every stream and gives the pool's memory back. Closing twice is fine."""
@@ -180,6 +185,8 @@ class Engine:
             with interrupts.deferred():
                 for stream, run in runs.items():
                     stream._lease.table, stream._last = run.table, run.last
+                    if stream._history is not None:
+                        stream._history = stream._history.extend(run.tokens.tolist())
                 edit.commit()
         except BaseException:
             with interrupts.deferred():

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -11,7 +12,9 @@ from torch import Tensor
 
 from ..errors import bad_type, bad_value
 from ..memory import Lease
-from .report import Report
+from . import update
+from .history import History
+from .report import Report, Updated
 from .tokens import BYTES, Tokens, ids
 
 if TYPE_CHECKING:
@@ -21,8 +24,11 @@ if TYPE_CHECKING:
 class Mark:
     """A moment of a stream to come back to; holds its pages until released or forgotten."""
 
-    def __init__(self, stream: Stream, lease: Lease, last: Tensor | None) -> None:
-        self.stream, self._lease, self._last = stream, lease, last
+    def __init__(
+        self, stream: Stream, lease: Lease, last: Tensor | None, history: History | None = None
+    ) -> None:
+        self.stream, self._lease, self._last, self._history = stream, lease, last, history
+        stream._marks.add(self)
 
     def release(self) -> None:
         """Lets the pages go; the mark cannot be used any more."""
@@ -32,10 +38,18 @@ class Mark:
 class Stream:
     """One sequence of tokens through the model of an engine; made by `Engine.open`."""
 
-    def __init__(self, engine: Engine, lease: Lease, last: Tensor | None = None) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        lease: Lease,
+        last: Tensor | None = None,
+        history: History | None = None,
+    ) -> None:
         self.engine = engine
         self._lease = lease
         self._last = last  # logits [V] that predict the next token
+        self._history = history  # its tokens, if it remembers them
+        self._marks: weakref.WeakSet[Mark] = weakref.WeakSet()
 
     @property
     def closed(self) -> bool:
@@ -67,6 +81,17 @@ class Stream:
         All or nothing, as `Engine.step`, which does it. Raises TypeError or ValueError, one line.
         """
         return self.engine.step({self: tokens}, logits=logits)[self]
+
+    def update(self, tokens: Tokens, *, logits: bool = False, recompute: bool = True) -> Updated:
+        """Makes `tokens` its whole text: keeps the longest common prefix and reads the rest.
+
+        The stream is then what one that read `tokens` from the start would be. Needs
+        `Engine.open(history=True)`. When the window has let go of what the kept prefix must see
+        again, recompute says to read from the latest moment that the stream or a mark still holds,
+        at worst from its sinks; without it that is a ValueError. All or nothing; until it succeeds
+        the old pages are held too.
+        """
+        return update.update(self, tokens, logits=logits, recompute=recompute)
 
     def generate(
         self,
@@ -134,12 +159,14 @@ class Stream:
     def fork(self) -> Stream:
         """A stream that goes on from here on its own, sharing all pages so far."""
         self._check_open("fork")
-        return self.engine._adopt(Stream(self.engine, self._lease.share(), self._last))
+        return self.engine._adopt(
+            Stream(self.engine, self._lease.share(), self._last, self._history)
+        )
 
     def mark(self) -> Mark:
         """Remembers this moment, for `rollback`."""
         self._check_open("mark")
-        return Mark(self, self._lease.share(), self._last)
+        return Mark(self, self._lease.share(), self._last, self._history)
 
     def rollback(self, mark: Mark) -> None:
         """Makes the stream what it was at the mark, which stays valid."""
@@ -151,7 +178,7 @@ class Stream:
         if mark._lease.released:
             raise bad_value("rollback", "mark", "a mark that holds its pages", "a released one")
         self._lease.rewind(mark._lease)
-        self._last = mark._last
+        self._last, self._history = mark._last, mark._history
 
     def close(self) -> None:
         """Gives the pages back. Closing twice is fine."""
