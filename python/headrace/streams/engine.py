@@ -288,3 +288,17 @@ def _default_pages(plan: Plan, page_size: int, chunk: int) -> int:
     # A step of several chunks keeps what the window was until it succeeds, beside what it becomes.
     window = 2 * plan.window_pages(page_size) + -(-chunk // page_size) + 1
     return STREAMS * (plan.pinned_pages(page_size) + window)
+
+
+def describe(engine: Engine) -> dict[str, Any]:
+    """What must be the same for a run to repeat itself, beside the weights, as plain data."""
+    return {
+        "memory": repr(engine.memory),
+        "positions": repr(engine.positions),
+        "vocab": engine.vocab,
+        "pages": engine.pool.pages,
+        "page_size": engine.pool.page_size,
+        "dtype": str(engine.pool.k.dtype).removeprefix("torch."),
+        "exact": engine.exact,
+        "chunk": engine.chunk,
+    }
