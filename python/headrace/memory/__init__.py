@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Where streams keep their keys and values: the page pool, page tables, views, and regions."""
 
+from .cut import cut, fresh_pages
 from .edit import Edit
+from .parking import Parked
 from .pool import PagePool
 from .regions import UNLIMITED, Plan, Region, Sink, Union, Window
 from .table import Lease, Page, Table
@@ -13,6 +15,7 @@ __all__ = [
     "Lease",
     "Page",
     "PagePool",
+    "Parked",
     "Plan",
     "Region",
     "Sink",
@@ -20,4 +23,6 @@ __all__ = [
     "Union",
     "View",
     "Window",
+    "cut",
+    "fresh_pages",
 ]

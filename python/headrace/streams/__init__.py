@@ -1,25 +1,48 @@
 # SPDX-License-Identifier: Apache-2.0
 """Streams: unbounded token sequences through a model, many of them in one step."""
 
+from .clock import Clock, Linear, Polynomial, Real, Recorded, Virtual, Work
 from .engine import Engine, wrap
+from .events import Event
 from .lane import Lane, Lanes
 from .oracle import lanes_oracle, oracle, recompute
 from .positions import Absolute, InCache, PerLane
-from .report import Report
+from .record import load, replay, save
+from .report import Report, Updated
+from .run import Run
+from .serve import Server, serve
 from .stream import Mark, Stream
+from .timing import Outcome, Timing
 
 __all__ = [
     "Absolute",
+    "Clock",
     "Engine",
+    "Event",
     "InCache",
     "Lane",
     "Lanes",
+    "Linear",
     "Mark",
+    "Outcome",
     "PerLane",
+    "Polynomial",
+    "Real",
+    "Recorded",
     "Report",
+    "Run",
+    "Server",
     "Stream",
+    "Timing",
+    "Updated",
+    "Virtual",
+    "Work",
     "lanes_oracle",
+    "load",
     "oracle",
     "recompute",
+    "replay",
+    "save",
+    "serve",
     "wrap",
 ]

@@ -17,12 +17,12 @@ from ..adapters import Adapter, AdapterBank
 from ..errors import bad_type, bad_value
 from ..memory import Edit, Lease, PagePool, Plan, Region, Table, view
 from ..memory.regions import UNLIMITED, compile_plan
-from . import interrupts
 from .adapting import Sites
+from .history import History
 from .lane import Lane, Lanes, check_lanes, connected
 from .positions import InCache, PerLane, Positions
+from .reading import Reading
 from .report import Report
-from .run import Run
 from .stream import Stream
 from .tokens import Tokens, ids
 
@@ -163,11 +163,14 @@ class Engine:
         """Bytes of keys and values that streams and marks hold."""
         return self.pool.resident_bytes
 
-    def open(self, *, position: int = 0, adapter: str | Adapter | None = None) -> Stream:
+    def open(
+        self, *, position: int = 0, adapter: str | Adapter | None = None, history: bool = False
+    ) -> Stream:
         """A new stream, whose first token has the logical position `position`.
 
         adapter: a name or digest that the bank knows. The stream keeps the revision that the name
-        means now, until it closes or `Stream.use` changes it.
+        means now, until it closes or `Stream.use` changes it. history: it remembers its tokens,
+        four bytes each, which `Stream.update` needs.
         """
         self._check_place("open", position)
         if self.lanes:
@@ -175,7 +178,8 @@ class Engine:
             raise bad_value("open", "engine", "one without lanes", names, "call open_lanes()")
         chosen = self._adapter("open", adapter)
         table = Table(position, position, self.plan)
-        return self._adopt(Stream(self, Lease(self.pool, table), adapter=chosen))
+        kept = History() if history else None
+        return self._adopt(Stream(self, Lease(self.pool, table), adapter=chosen, history=kept))
 
     def open_lanes(self, *, position: int = 0, adapter: str | Adapter | None = None) -> Lanes:
         """A new stream of several lanes; each begins at its own start, counted from `position`.
@@ -223,7 +227,7 @@ class Engine:
         self._check_open("step")
         began = time.perf_counter()
         fed = {stream: self._tokens(stream, tokens) for stream, tokens in batch.items()}
-        runs = {s: Run(s, x, self.vocab, logits) for s, x in fed.items()}
+        runs = {s: Reading(s, x, self.vocab, logits) for s, x in fed.items()}
         edit = Edit(self.pool)
         try:
             with torch.inference_mode():
@@ -234,6 +238,8 @@ class Engine:
             with interrupts.deferred():
                 for stream, run in runs.items():
                     stream._lease.table, stream._last = run.table, run.last
+                    if stream._history is not None:
+                        stream._history = stream._history.extend(run.tokens.tolist())
                 edit.commit()
         except BaseException:
             with interrupts.deferred():
@@ -241,7 +247,7 @@ class Engine:
             raise
         return reports
 
-    def _calls(self, edit: Edit, runs: list[Run], at: int) -> None:
+    def _calls(self, edit: Edit, runs: list[Reading], at: int) -> None:
         """One model call for all runs, or several where they have more adapters than fit."""
         if self._sites is None or not any(run.adapter for run in runs):
             return self._advance(edit, runs, at, self._linear)
@@ -253,7 +259,7 @@ class Engine:
         self._sites.call([run.adapter for run in runs], counts, self._linear, call)
 
     def _advance(
-        self, edit: Edit, runs: list[Run], at: int, linear: Callable[..., Tensor]
+        self, edit: Edit, runs: list[Reading], at: int, linear: Callable[..., Tensor]
     ) -> None:
         """One model call: the tokens at..at+chunk of each run."""
         chunks = [run.tokens[at : at + self.chunk] for run in runs]
@@ -328,3 +334,17 @@ def _default_pages(plan: Plan, page_size: int, chunk: int) -> int:
     # A step of several chunks keeps what the window was until it succeeds, beside what it becomes.
     window = 2 * plan.window_pages(page_size) + -(-chunk // page_size) + 1
     return STREAMS * (plan.pinned_pages(page_size) + window)
+
+
+def describe(engine: Engine) -> dict[str, Any]:
+    """What must be the same for a run to repeat itself, beside the weights, as plain data."""
+    return {
+        "memory": repr(engine.memory),
+        "positions": repr(engine.positions),
+        "vocab": engine.vocab,
+        "pages": engine.pool.pages,
+        "page_size": engine.pool.page_size,
+        "dtype": str(engine.pool.k.dtype).removeprefix("torch."),
+        "exact": engine.exact,
+        "chunk": engine.chunk,
+    }

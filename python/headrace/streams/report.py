@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from torch import Tensor
 
@@ -23,3 +23,21 @@ class Report:
     evicted: int
     ms: float
     logits: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Updated(Report):
+    """What changing the text of a stream did; of nll and logits, row i is of the i-th token read.
+
+    kept: length of the longest common prefix of the two texts. reread: tokens of it, at its end,
+    that were read again: 1 for the logits that predict what follows, more when the window had let
+    go of what they see; nll is nan for the first then. tokens: all that were read.
+    """
+
+    kept: int = 0
+    reread: int = 0
+
+    @staticmethod
+    def of(report: Report, kept: int, reread: int) -> Updated:
+        same = {field.name: getattr(report, field.name) for field in fields(Report)}
+        return Updated(**same, kept=kept, reread=reread)

@@ -1,42 +1,53 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
-import torch
-from torch import Tensor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
-from ..memory import view
-from .report import Report
-from .stream import Stream
+from .clock import Work
+from .events import READING, Event
+from .timing import Outcome, Timing
+
+if TYPE_CHECKING:
+    from .policies.policy import Policy
 
 
+@dataclass
 class Run:
-    """A stream on its way through a step: what it will be if the step succeeds."""
+    """What a run was asked, what it decided, and what came of it.
 
-    def __init__(self, stream: Stream, tokens: Tensor, vocab: int, keep: bool) -> None:
-        self.table, self.last, self.tokens = stream.table, stream._last, tokens
-        self.adapter = stream._adapter
-        self.read = view.across(lane.table for lane in stream.reads)
-        self._keep = keep
-        self._nll = [torch.empty(0, device=tokens.device)]
-        self._logits = [torch.empty(0, vocab, device=tokens.device)]
+    readings: of its clock. log: per turn that decided something, what. outcomes: one per event, in
+    their order. steps: work and seconds of each. settings: by which it can be repeated.
+    """
 
-    def score(self, tokens: Tensor, logits: Tensor) -> None:
-        """Scores tokens [n] against what predicted them; logits [n, V] are those after each."""
-        last = torch.full_like(logits[0], torch.nan) if self.last is None else self.last
-        before = torch.cat([last[None], logits[:-1]])
-        said = before.gather(1, tokens[:, None])[:, 0]
-        self._nll.append(torch.logsumexp(before, -1) - said)
-        self.last = logits[-1].clone()
-        if self._keep:
-            self._logits.append(logits)
+    events: list[Event]
+    outcomes: list[Outcome]
+    log: list[dict[str, Any]]
+    readings: list[float]
+    steps: list[tuple[Work, float]]
+    settings: dict[str, Any]
+    policy: Policy | None = None
 
-    def report(self, ms: float) -> Report:
-        alive = self.table.alive
-        return Report(
-            tokens=len(self.tokens),
-            nll=torch.cat(self._nll),
-            alive=alive,
-            evicted=self.table.tokens - alive,
-            ms=ms,
-            logits=torch.cat(self._logits) if self._keep else None,
-        )
+    @property
+    def outputs(self) -> dict[int, list[int]]:
+        """What was said, by event."""
+        return {o.index: o.said for o in self.outcomes if o.kind == "say"}
+
+    @property
+    def seconds(self) -> float:
+        return self.readings[-1] if self.readings else 0.0
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that steps read."""
+        return sum(work.tokens for work, _ in self.steps)
+
+    def timing(self, **of: str) -> Timing:
+        """Figures over all events that take steps, or those of a stream=, kind= or group=."""
+        chosen = [
+            o
+            for o in self.outcomes
+            if o.kind in READING
+            and all(getattr(self.events[o.index], name) == value for name, value in of.items())
+        ]
+        return Timing.of(chosen, self.seconds)

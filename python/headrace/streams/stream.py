@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -12,7 +13,9 @@ from torch import Tensor
 
 from ..errors import bad_type, bad_value
 from ..memory import Lease, Table
-from .report import Report
+from . import update
+from .history import History
+from .report import Report, Updated
 from .tokens import BYTES, Tokens, ids
 
 if TYPE_CHECKING:
@@ -26,6 +29,8 @@ class Mark:
     def __init__(self, stream: Stream, lease: Lease) -> None:
         self.stream, self._lease = stream, lease
         self._last, self._adapter = stream._last, stream._adapter
+        self._history = stream._history
+        stream._marks.add(self)
 
     def release(self) -> None:
         """Lets the pages go; the mark cannot be used any more."""
@@ -42,6 +47,7 @@ class Stream:
         last: Tensor | None = None,
         reads: tuple[Stream, ...] = (),
         adapter: Adapter | None = None,
+        history: History | None = None,
     ) -> None:
         self.engine = engine
         self.reads = reads  # other lanes whose tokens it sees
@@ -49,6 +55,8 @@ class Stream:
         self._adapter = adapter
         self._lease = lease
         self._last = last  # logits [V] that predict the next token
+        self._history = history  # its tokens, if it remembers them
+        self._marks: weakref.WeakSet[Mark] = weakref.WeakSet()
 
     @property
     def closed(self) -> bool:
@@ -102,6 +110,17 @@ class Stream:
         All or nothing, as `Engine.step`, which does it. Raises TypeError or ValueError, one line.
         """
         return self.engine.step({self: tokens}, logits=logits)[self]
+
+    def update(self, tokens: Tokens, *, logits: bool = False, recompute: bool = True) -> Updated:
+        """Makes `tokens` its whole text: keeps the longest common prefix and reads the rest.
+
+        The stream is then what one that read `tokens` from the start would be. Needs
+        `Engine.open(history=True)`. When the window has let go of what the kept prefix must see
+        again, recompute says to read from the latest moment that the stream or a mark still holds,
+        at worst from its sinks; without it that is a ValueError. All or nothing; until it succeeds
+        the old pages are held too.
+        """
+        return update.update(self, tokens, logits=logits, recompute=recompute)
 
     def generate(
         self,
@@ -170,7 +189,14 @@ class Stream:
         """A stream that goes on from here on its own, sharing all pages so far."""
         self._check_open("fork")
         return self.engine._adopt(
-            Stream(self.engine, self._lease.share(), self._last, self.reads, self._adapter)
+            Stream(
+                self.engine,
+                self._lease.share(),
+                self._last,
+                self.reads,
+                self._adapter,
+                self._history,
+            )
         )
 
     def mark(self) -> Mark:
@@ -183,6 +209,7 @@ class Stream:
         self._check_mark(mark)
         self._lease.rewind(mark._lease)
         self._last, self._adapter = mark._last, mark._adapter
+        self._history = mark._history
 
     def _check_mark(self, mark: Mark) -> None:
         self._check_open("rollback")
