@@ -4,6 +4,7 @@
 from .clock import Clock, Linear, Polynomial, Real, Recorded, Virtual, Work
 from .engine import Engine, wrap
 from .events import Event
+from .gate import Every, Gate, HeadSum, Marker, OnQuery, PplRise, SceneCut, Signal, TokenProb, WaitK
 from .lane import Lane, Lanes
 from .oracle import lanes_oracle, oracle, recompute
 from .positions import Absolute, InCache, PerLane
@@ -19,23 +20,33 @@ __all__ = [
     "Clock",
     "Engine",
     "Event",
+    "Every",
+    "Gate",
+    "HeadSum",
     "InCache",
     "Lane",
     "Lanes",
     "Linear",
     "Mark",
+    "Marker",
+    "OnQuery",
     "Outcome",
     "PerLane",
     "Polynomial",
+    "PplRise",
     "Real",
     "Recorded",
     "Report",
     "Run",
+    "SceneCut",
     "Server",
+    "Signal",
     "Stream",
     "Timing",
+    "TokenProb",
     "Updated",
     "Virtual",
+    "WaitK",
     "Work",
     "lanes_oracle",
     "load",
