@@ -5,8 +5,28 @@ oracle.
 `get(name).open(model)` gives an engine, `get(name).check(model)` the proof as a list of `Check`.
 """
 
+from .gpe import gpe
+from .mmduet import mmduet
+from .multi_stream import multi_stream
 from .proof import Check, Preset
 from .registry import get, names
+from .speak_while_watching import speak_while_watching
 from .streaming_llm import streaming_llm
+from .streaming_thinker import streaming_thinker
+from .tays import tays
+from .video_llm_online import video_llm_online
 
-__all__ = ["Check", "Preset", "get", "names", "streaming_llm"]
+__all__ = [
+    "Check",
+    "Preset",
+    "get",
+    "gpe",
+    "mmduet",
+    "multi_stream",
+    "names",
+    "speak_while_watching",
+    "streaming_llm",
+    "streaming_thinker",
+    "tays",
+    "video_llm_online",
+]

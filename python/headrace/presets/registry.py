@@ -2,10 +2,29 @@
 from __future__ import annotations
 
 from ..errors import bad_value
+from .gpe import PRESET as GPE
+from .mmduet import PRESET as MMDUET
+from .multi_stream import PRESET as MULTI_STREAM
 from .proof import Preset
+from .speak_while_watching import PRESET as SPEAK_WHILE_WATCHING
 from .streaming_llm import PRESET as STREAMING_LLM
+from .streaming_thinker import PRESET as STREAMING_THINKER
+from .tays import PRESET as TAYS
+from .video_llm_online import PRESET as VIDEO_LLM_ONLINE
 
-_PRESETS = {preset.name: preset for preset in (STREAMING_LLM,)}
+_PRESETS = {
+    preset.name: preset
+    for preset in (
+        STREAMING_LLM,
+        GPE,
+        MMDUET,
+        MULTI_STREAM,
+        SPEAK_WHILE_WATCHING,
+        STREAMING_THINKER,
+        TAYS,
+        VIDEO_LLM_ONLINE,
+    )
+}
 
 
 def names() -> list[str]:
