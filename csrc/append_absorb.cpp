@@ -44,7 +44,7 @@ void append_absorb(const AppendAbsorbArgs& args, int threads) {
   // Heads of an item share their angles; every thread wants items.
   int heads = append.kv_heads;
   const auto items = [&] { return args.streams * ((append.kv_heads + heads - 1) / heads); };
-  while (heads > 1 && items() < 4 * team) heads = (heads + 1) / 2;
+  while (team > 1 && heads > 1 && items() < 4 * team) heads = (heads + 1) / 2;
   const std::int64_t each = heads ? (append.kv_heads + heads - 1) / heads : 0;
   const Scratch scratch(absorb_scratch(args), team);
   parallel(args.streams * each, team, [&](std::int64_t i, int t) {

@@ -13,6 +13,9 @@ namespace {
 using headrace::AppendAbsorbArgs;
 using headrace::kAbsorbBlock;
 
+// Rows of a state that are asked for before its head begins.
+constexpr int kFirstRows = 48;
+
 // cos and sin, [kAbsorbBlock][half] each.
 struct Turns {
   float *c, *s;
@@ -67,34 +70,58 @@ inline void block_angles(const AppendAbsorbArgs& a, std::int64_t begin, int n,
   }
 }
 
-// A row of codes as floats.
+// What a code of a slot counts; 1 for floats.
 template <class T>
-inline void from_codes(const T* codes, int dim, const headrace::Scales& scales, std::int64_t page,
-                       int head, std::int64_t slot, float* to) {
-  if constexpr (kLargest<T> == 0.f) {
-    for (int d = 0; d < dim; d += kW) store(to + d, load(codes + d));
-  } else {
-    const F by =
-        set1(scales.at[page * scales.page + head * scales.head + slot * scales.slot] * kRowUnit<T>);
-    for (int d = 0; d < dim; d += kW) {
-      F x;
-      load_row<1>(codes + d, &x);
-      store(to + d, mul(x, by));
-    }
+inline float unit_of(const headrace::Scales& scales, std::int64_t page, int head,
+                     std::int64_t slot) {
+  if constexpr (kLargest<T> == 0.f) return 1.f;
+  return scales.at[page * scales.page + head * scales.head + slot * scales.slot] * kRowUnit<T>;
+}
+
+// A row of a page as floats.
+template <class T>
+inline void from_codes(const T* codes, int dim, float unit, float* to) {
+  const F by = set1(unit);
+  for (int d = 0; d < dim; d += kW) {
+    F x;
+    load_row<1>(codes + d, &x);
+    store(to + d, kLargest<T> == 0.f ? x : mul(x, by));
   }
 }
 
-// Keys of n consecutive slots of a page, columns there, as rows.
+// Keys of n consecutive slots of a page, columns there, as rows of floats; `to` has kRun rows.
 template <class T>
 inline void read_keys(const AppendAbsorbArgs& a, std::int64_t page, std::int64_t slot, int head,
                       int n, float* to) {
   const int dim = a.append.dim;
+  const std::int64_t size = a.append.page_size;
   const T* k = static_cast<const T*>(a.append.k_pages) + page * a.append.k_page +
                head * a.append.k_page_head + slot;
-  T row[256];  // the largest dim
-  for (int i = 0; i < n; ++i) {
-    for (int d = 0; d < dim; ++d) row[d] = k[static_cast<std::int64_t>(d) * a.append.page_size + i];
-    from_codes(row, dim, a.append.k_scale, page, head, slot + i, to + i * dim);
+  const auto unit = [&](int i) { return unit_of<T>(a.append.k_scale, page, head, slot + i); };
+  if (n < kFewKeys) {
+    T row[256];  // the largest dim
+    for (int i = 0; i < n; ++i) {
+      for (int d = 0; d < dim; ++d) row[d] = k[d * size + i];
+      from_codes(row, dim, unit(i), to + i * dim);
+    }
+    return;
+  }
+  for (int i = 0; i < n; i += kW) {
+    const int upto = n - i < kW ? n - i : kW;
+    for (int d = 0; d < dim; d += kW) {
+      F block[kW];
+      for (int j = 0; j < kW; ++j) {
+        const T* column = k + (d + j) * size + i;
+        T narrow[kW] = {};
+        if (upto < kW) column = static_cast<const T*>(memcpy(narrow, column, upto * sizeof(T)));
+        load_row<1>(column, block + j);
+      }
+      transpose(block);
+      for (int j = 0; j < upto; ++j) {
+        const F x = kLargest<T> == 0.f ? block[j] : mul(block[j], set1(unit(i + j)));
+        store(to + (i + j) * dim + d, x);
+      }
+    }
   }
 }
 
@@ -114,8 +141,38 @@ inline void absorbed_forms(const AppendAbsorbArgs& a, const float* key, int i, c
   if (!direct(a)) turn(phi, b.numerator, numerator);
 }
 
+inline void fetch_row(const void* row, std::int64_t bytes) {
+  for (std::int64_t i = 0; i < bytes; i += 64) {
+    __builtin_prefetch(static_cast<const char*>(row) + i, 0, 2);
+  }
+}
+
+// Asks for the rows that a head of a block will read: they are far apart, and no processor foresees
+// them. The lines of its columns go with the state, see absorb_block.
 template <class T>
-inline void absorb_block(const AppendAbsorbArgs& a, std::int64_t begin, int n, int head,
+inline void fetch_head(const AppendAbsorbArgs& a, std::int64_t begin, int n, int head) {
+  const headrace::AppendArgs& p = a.append;
+  const std::int64_t size = headrace::dtype_size(p.dtype);
+  for (std::int64_t t = begin; t < begin + n; ++t) {
+    const std::int64_t* at = p.where + t * (2 + p.rope.axes);
+    fetch_row(static_cast<const char*>(p.k) + (t * p.k_row + head * p.k_head) * size, p.dim * size);
+    fetch_row(static_cast<const char*>(p.v) + (t * p.v_row + head * p.v_head) * size, p.dim * size);
+    fetch_row(
+        static_cast<const T*>(p.v_pages) + at[0] * p.v_page + head * p.v_page_head + at[1] * p.dim,
+        p.dim * sizeof(T));
+  }
+}
+
+// The column lines of the first token of a block.
+template <class T>
+inline Fetch columns_of(const headrace::AppendArgs& p, std::int64_t begin, int head) {
+  const std::int64_t* at = p.where + begin * (2 + p.rope.axes);
+  const T* k = static_cast<const T*>(p.k_pages) + at[0] * p.k_page + head * p.k_page_head + at[1];
+  return {reinterpret_cast<const char*>(k), static_cast<std::int64_t>(p.page_size * sizeof(T))};
+}
+
+template <class T>
+inline void absorb_block(const AppendAbsorbArgs& a, std::int64_t begin, int n, int head, int last,
                          const AbsorbBlock& b, float* state, float* norm, float decay) {
   const headrace::AppendArgs& p = a.append;
   const int dim = p.dim, half = p.rope.half, fields = 2 + p.rope.axes;
@@ -133,7 +190,7 @@ inline void absorb_block(const AppendAbsorbArgs& a, std::int64_t begin, int n, i
       const T* v = static_cast<const T*>(p.v_pages) + page * p.v_page + head * p.v_page_head;
       for (int j = i; j < end; ++j, ++taken) {
         absorbed_forms(a, b.old + (j - i) * dim, j, b, b.k + taken * dim, b.phi + taken * dim);
-        from_codes(v + (slot + j - i) * dim, dim, p.v_scale, page, head, slot + j - i,
+        from_codes(v + (slot + j - i) * dim, dim, unit_of<T>(p.v_scale, page, head, slot + j - i),
                    b.v + taken * dim);
       }
     }
@@ -141,8 +198,10 @@ inline void absorb_block(const AppendAbsorbArgs& a, std::int64_t begin, int n, i
                    p.rope.inv_freq ? b.write.c + i * half : nullptr, b.write.s + i * half, b.row,
                    b.turned);
   }
+  if (head + 1 < last) fetch_head<T>(a, begin, n, head + 1);
   if (!taken) return;
-  absorb_rows(b.k, b.v, taken, dim, dim, decay, state);
+  absorb_rows(b.k, b.v, taken, dim, dim, decay, state,
+              head + 1 < last ? columns_of<T>(p, begin, head + 1) : Fetch{nullptr, 0});
   if (norm) absorb_norm(b.phi, taken, dim, decay, norm);
 }
 
@@ -154,12 +213,16 @@ inline void stream_heads(const AppendAbsorbArgs& a, std::int64_t stream, int fir
   for (std::int64_t begin = a.indptr[stream]; begin < a.indptr[stream + 1]; begin += kAbsorbBlock) {
     const std::int64_t left = a.indptr[stream + 1] - begin;
     const int n = static_cast<int>(left < kAbsorbBlock ? left : kAbsorbBlock);
+    fetch_head<T>(a, begin, n, first);
+    const Fetch columns = columns_of<T>(a.append, begin, first);
+    for (int d = 0; d < dim; ++d) columns.row(d);
     if (a.append.rope.inv_freq) block_angles(a, begin, n, b);
     for (int head = first; head < last; ++head) {
       const std::int64_t place = row * a.append.kv_heads + head;
       float* state = a.state + place * dim * dim;
-      fetch_rows(state, kAhead, static_cast<int>(dim));
-      absorb_block<T>(a, begin, n, head, b, state, a.norm ? a.norm + place * dim : nullptr,
+      fetch_rows(state, dim < kFirstRows ? static_cast<int>(dim) : kFirstRows,
+                 static_cast<int>(dim));
+      absorb_block<T>(a, begin, n, head, last, b, state, a.norm ? a.norm + place * dim : nullptr,
                       a.log_decay ? expf(a.log_decay[head]) : 1.f);
     }
   }

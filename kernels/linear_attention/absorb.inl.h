@@ -42,8 +42,10 @@ inline void absorb_norm(const float* phi, int n, int dim, float decay, float* no
   }
 }
 
-// Rows that are in registers together, and lines of the state on their way while they are.
-constexpr int kFoldRows = 8, kAhead = 2 * kFoldRows;
+// Rows and vectors of columns of a state that are in registers together.
+constexpr int kFoldRows = F::registers >= 32 ? 8 : 4, kFoldCols = 2;
+// Rows that are asked for before their turn comes.
+constexpr int kAhead = 16;
 
 // Asks for n rows of a state. Where few tokens pass, memory is what takes the time, and strips
 // down the rows are no pattern that a processor foresees.
@@ -51,50 +53,114 @@ inline void fetch_rows(const float* state, int n, int v_dim) {
   for (int i = 0; i < n * v_dim; i += 16) __builtin_prefetch(state + i, 1);
 }
 
-// R rows of a state [dim][v_dim]: each token decays them and adds k v^T; with Q, o [n][v_dim] gains
-// q times what they hold then; the state is written only with Keep. Rows from `ahead` on, if any,
-// are asked for on the way.
-template <int R, bool K, bool Q, bool Keep>
-inline void fold_rows(const float* k, const float* v, const float* q, int n, int dim, int v_dim,
-                      float decay, float* state, float* o, const float* ahead) {
-  for (int j = 0; j < v_dim; j += kW) {
-    if (ahead && j % 16 == 0) {
-      for (int r = 0; r < R; ++r) __builtin_prefetch(ahead + r * v_dim + j, K && Keep);
+// Lines that are asked for while a state streams by: one for each of its rows, from `at`; none
+// where that is null.
+struct Fetch {
+  const char* at;
+  std::int64_t step;
+  void row(int d) const {
+    if (at) __builtin_prefetch(at + d * step, 1, 2);
+  }
+};
+
+// kFoldRows rows and C vectors of columns of a state with rows of v_dim: each token decays them and
+// adds k v^T; with Q, o [n][v_dim] gains q times what they hold then; the state is written only
+// with Keep.
+template <int C, bool K, bool Q, bool Keep>
+inline void fold_tile(const float* k, const float* v, const float* q, int n, int dim, int v_dim,
+                      float decay, float* state, float* o) {
+  F s[kFoldRows][C];
+  for (int r = 0; r < kFoldRows; ++r) {
+    for (int c = 0; c < C; ++c) s[r][c] = load(state + r * v_dim + c * kW);
+  }
+  const F g = set1(decay);
+  for (int t = 0; t < n; ++t) {
+    F value[C], out[C];
+    for (int c = 0; c < C; ++c) {
+      if (K) value[c] = load(v + t * v_dim + c * kW);
+      if (Q) out[c] = load(o + t * v_dim + c * kW);
     }
-    F s[R];
-    for (int r = 0; r < R; ++r) s[r] = load(state + r * v_dim + j);
-    const F g = set1(decay);
-    for (int t = 0; t < n; ++t) {
-      F out = zero();
-      if (Q) out = load(o + t * v_dim + j);
-      F value = zero();
-      if (K) value = load(v + t * v_dim + j);
-      for (int r = 0; r < R; ++r) {
-        if (K) s[r] = fma(set1(k[t * dim + r]), value, decay == 1.f ? s[r] : mul(g, s[r]));
-        if (Q) out = fma(set1(q[t * dim + r]), s[r], out);
+    for (int r = 0; r < kFoldRows; ++r) {
+      const F key = K ? set1(k[t * dim + r]) : zero(), ask = Q ? set1(q[t * dim + r]) : zero();
+      for (int c = 0; c < C; ++c) {
+        if (K) s[r][c] = fma(key, value[c], decay == 1.f ? s[r][c] : mul(g, s[r][c]));
+        if (Q) out[c] = fma(ask, s[r][c], out[c]);
       }
-      if (Q) store(o + t * v_dim + j, out);
     }
-    if (K && Keep) {
-      for (int r = 0; r < R; ++r) store(state + r * v_dim + j, s[r]);
+    for (int c = 0; Q && c < C; ++c) store(o + t * v_dim + c * kW, out[c]);
+  }
+  if (K && Keep) {
+    for (int r = 0; r < kFoldRows; ++r) {
+      for (int c = 0; c < C; ++c) store(state + r * v_dim + c * kW, s[r][c]);
     }
   }
 }
 
+// One token and C vectors of columns, row after row: as memory likes it, and there is nothing else
+// to wait for. An element sees the same steps as in fold_tile.
+template <int C, bool K, bool Q, bool Keep>
+inline void fold_one(const float* k, const float* v, const float* q, int dim, int v_dim,
+                     float decay, float* state, float* o, Fetch fetch) {
+  F value[C], out[C];
+  for (int c = 0; c < C; ++c) {
+    if (K) value[c] = load(v + c * kW);
+    if (Q) out[c] = load(o + c * kW);
+  }
+  const F g = set1(decay);
+  for (int d = 0; d < dim; ++d) {
+    float* row = state + d * v_dim;
+    fetch.row(d);
+    const F key = K ? set1(k[d]) : zero(), ask = Q ? set1(q[d]) : zero();
+    for (int c = 0; c < C; ++c) {
+      F s = load(row + c * kW);
+      if (K) s = fma(key, value[c], decay == 1.f ? s : mul(g, s));
+      if (K && Keep) store(row + c * kW, s);
+      if (Q) out[c] = fma(ask, s, out[c]);
+    }
+  }
+  for (int c = 0; Q && c < C; ++c) store(o + c * kW, out[c]);
+}
+
 template <bool K, bool Q, bool Keep = true>
 inline void fold(const float* k, const float* v, const float* q, int n, int dim, int v_dim,
-                 float decay, float* state, float* o) {
+                 float decay, float* state, float* o, Fetch fetch = {nullptr, 0}) {
+  if (n == 1) {
+    constexpr int kWide = F::registers >= 32 ? 8 : 4;
+    int j = 0;
+    for (; j + kWide * kW <= v_dim; j += kWide * kW) {
+      fold_one<kWide, K, Q, Keep>(k, v + j, q, dim, v_dim, decay, state + j, o + j,
+                                  j ? Fetch{nullptr, 0} : fetch);
+    }
+    for (; j < v_dim; j += kW) {
+      fold_one<1, K, Q, Keep>(k, v + j, q, dim, v_dim, decay, state + j, o + j,
+                              j ? Fetch{nullptr, 0} : fetch);
+    }
+    return;
+  }
   for (int d = 0; d < dim; d += kFoldRows) {
-    const float* ahead = d + kAhead < dim ? state + (d + kAhead) * v_dim : nullptr;
-    fold_rows<kFoldRows, K, Q, Keep>(k + d, v, q + d, n, dim, v_dim, decay, state + d * v_dim, o,
-                                     ahead);
+    float* rows = state + d * v_dim;
+    for (int r = 0; r < kFoldRows; ++r) fetch.row(d + r);
+    const bool more = d + kAhead + kFoldRows <= dim;
+    int j = 0;
+    for (; j + kFoldCols * kW <= v_dim; j += kFoldCols * kW) {
+      if (more) {
+        const float* ahead = rows + kAhead * v_dim + j;
+        for (int r = 0; r < kFoldRows; ++r) {
+          for (int c = 0; c < kFoldCols * kW; c += 16) __builtin_prefetch(ahead + r * v_dim + c, 1);
+        }
+      }
+      fold_tile<kFoldCols, K, Q, Keep>(k + d, v + j, q + d, n, dim, v_dim, decay, rows + j, o + j);
+    }
+    for (; j < v_dim; j += kW) {
+      fold_tile<1, K, Q, Keep>(k + d, v + j, q + d, n, dim, v_dim, decay, rows + j, o + j);
+    }
   }
 }
 
 // The state of one head takes n keys, already in the form that the numerator wants, and values.
 inline void absorb_rows(const float* k, const float* v, int n, int dim, int v_dim, float decay,
-                        float* state) {
-  fold<true, false>(k, v, k, n, dim, v_dim, decay, state, nullptr);
+                        float* state, Fetch fetch = {nullptr, 0}) {
+  fold<true, false>(k, v, k, n, dim, v_dim, decay, state, state, fetch);  // no q, no o
 }
 
 }  // namespace
