@@ -32,6 +32,7 @@ class Resident:
     used: int = 0
     holds: int = 0  # steps that are running on it
     pinned: bool = False
+    ahead: bool = False  # loaded for a step to come, and not in one since
     missing: set[Layer] = field(default_factory=set)
     error: Exception | None = None
     seconds: float = 0.0  # that its load took so far
