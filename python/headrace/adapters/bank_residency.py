@@ -183,6 +183,9 @@ class Residency:
     def ahead(self, adapters: Sequence[Adapter]) -> None:
         """Loads what is wanted soon, as far as there is room beside what is in use."""
         for adapter in adapters:
+            if self.loader.inline(adapter):
+                adapter.fetch()  # nothing would be gained by more
+                continue
             there = adapter.revision in self.residents
             try:
                 (one,) = self.admit("", [adapter], ahead=True)
@@ -192,8 +195,8 @@ class Residency:
 
     def waves(self, adapters: Sequence[Adapter | None]) -> list[list[int]]:
         """Which of the adapters go into one model call together: all of them, where the bank has
-        room. Else those that are resident first, in calls of half of the room, so that one loads
-        while the other runs.
+        room. Else those that are resident first; in calls of half of the room where a thread loads
+        one while the other runs.
         """
         everyone = list(range(len(adapters)))
         distinct = {a.revision: a for a in adapters if a is not None}
@@ -203,7 +206,8 @@ class Residency:
         ranks = {d: rank_of(a) for d, a in distinct.items() if d not in pinned}
         if len(ranks) <= slots and sum(ranks.values()) <= rows:
             return [everyone]
-        slots, rows = max(1, slots // 2), max(rows // 2, *ranks.values())
+        if not all(self.loader.inline(a) for a in distinct.values()):
+            slots, rows = max(1, slots // 2), max(rows // 2, *ranks.values())
 
         def key(i: int) -> tuple[int, str]:
             a = adapters[i]
@@ -214,7 +218,7 @@ class Residency:
         for i in sorted(everyone, key=key):
             digest = getattr(adapters[i], "revision", None)
             if digest in ranks and digest not in seen:
-                if len(seen) == slots or sum(seen.values()) + ranks[digest] > rows:
+                if seen and (len(seen) >= slots or sum(seen.values()) + ranks[digest] > rows):
                     made.append([])
                     seen = {}
                 seen[digest] = ranks[digest]
