@@ -82,7 +82,8 @@ def make(args: argparse.Namespace, kind: str) -> None:
     write("train_adapters", folder, Adapter("train_adapters", blob, digest.hex()), None)
     nat = 0.6931471805599453
     command = ["python", "tools/train_adapters.py", kind, "--rank", str(args.rank)]
-    command += ["--steps", str(args.steps), "--seed", str(args.seed), "--out", "DIR"]
+    command += ["--steps", str(args.steps), "--rate", f"{args.rate:g}"]
+    command += ["--seed", str(args.seed), "--out", "DIR"]
     (folder / "README.md").write_text(
         CARD.format(
             name=kind, rank=args.rank, modules=", ".join(f"`{m}`" for m in args.modules),

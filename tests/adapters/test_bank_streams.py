@@ -9,7 +9,7 @@ import torch
 
 import headrace
 from headrace import AdapterBank, AdapterStore, Sink, Window, wrap
-from headrace.adapters import Base
+from headrace.adapters import Base, bank_loader
 
 from ..streams.tiny import TinyDecoder, gap, tokens
 from .bank_weights import adapter, merged, shapes
@@ -98,7 +98,9 @@ def test_nan_in_another_adapter_and_in_free_rows_leaves_no_trace():
         assert got[bad].logits.isnan().any()  # the poison was there to be read
 
 
-def test_many_more_adapters_than_slots_give_the_same_bits():
+@pytest.mark.parametrize("small", [0, 1 << 20])
+def test_many_more_adapters_than_slots_give_the_same_bits(small, monkeypatch):
+    monkeypatch.setattr(bank_loader, "SMALL", small)
     made = [adapter(i, 1 + i % 5, parts=ALL) for i in range(12)]
     fed = [tokens(30, seed=i) for i in range(12)]
     engine = engine_of(made, slots=4, rank_rows=16)
@@ -114,7 +116,9 @@ def test_many_more_adapters_than_slots_give_the_same_bits():
         assert torch.equal(got[streams[i]].logits, alone(made[i], fed[i], 10)[-1])
 
 
-def test_loads_and_unloads_between_steps_disturb_nobody():
+@pytest.mark.parametrize("small", [0, 1 << 20])
+def test_loads_and_unloads_between_steps_disturb_nobody(small, monkeypatch):
+    monkeypatch.setattr(bank_loader, "SMALL", small)
     made = [adapter(i, 2 + i, parts=ALL) for i in range(6)]
     fed = tokens(50)
     want = alone(made[0], fed, 5)
@@ -178,6 +182,7 @@ def test_use_changes_what_comes_and_leaves_what_was():
 
 
 def test_a_cold_adapter_starts_before_it_is_all_there(monkeypatch):
+    monkeypatch.setattr(bank_loader, "SMALL", 0)
     engine = engine_of()
     bank, seen = engine.adapters, []
     digest = bank.load_tensors(*adapter(1, parts=ALL), name="a0")

@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 from .bank_rows import Extent
 from .blob import Adapter
 
+SMALL = 1 << 20
+"""Bytes of an adapter below which a thread costs more than it takes off others."""
 Layer = float
 """Number of a layer; infinity for what is outside of layers, which loads last."""
 
@@ -32,6 +34,7 @@ class Resident:
     used: int = 0
     holds: int = 0  # steps that are running on it
     pinned: bool = False
+    ahead: bool = False  # loaded for a step to come, and not in one since
     missing: set[Layer] = field(default_factory=set)
     error: Exception | None = None
     seconds: float = 0.0  # that its load took so far
@@ -49,8 +52,9 @@ class Loader:
     """A queue of (adapter, layer), the most urgent first: by step, then by layer, so that several
     cold adapters of one step arrive layer by layer together.
 
-    One thread works through it, from the first load to `close`. Who waits for a layer helps: it
-    takes jobs itself until its own is done. Without `thread` nothing else does.
+    Who waits for a layer helps: it takes jobs of that layer itself until its own is done. One
+    thread works through what is large, from the first such load to `close`; small adapters, and all
+    of them without `thread`, come in as they are waited for, their files read ahead by the system.
     """
 
     def __init__(self, work: Callable[[Resident, Layer], None], thread: bool) -> None:
@@ -62,19 +66,28 @@ class Loader:
         self._seq = 0
         self._closed = False
 
+    def inline(self, adapter: Adapter) -> bool:
+        """Whether it comes in where it is waited for, not in the thread."""
+        return not self._use_thread or adapter.size < SMALL
+
     def add(self, one: Resident, layers: Iterable[Layer], urgency: int) -> None:
         """Queues layers of an adapter. The less urgency is, the sooner."""
+        one.adapter.fetch()
+        one.missing.update(layers)
+        if self.inline(one.adapter):
+            return
         with self._changed:
-            for layer in layers:
-                one.missing.add(layer)
+            for layer in one.missing:
                 self._seq += 1
                 heapq.heappush(self._queue, (urgency, layer, self._seq, one))
-            if self._use_thread and self._thread is None:
+            if self._thread is None:
                 # The thread must not keep a bank alive that nobody uses.
                 self._thread = threading.Thread(
-                    target=_serve, args=(weakref.ref(self), self._changed), daemon=True,
+                    target=_serve,
+                    args=(weakref.ref(self), self._changed),
+                    daemon=True,
                     name="headrace-adapters",
-                )  # fmt: skip
+                )
                 self._thread.start()
             self._changed.notify_all()
 
@@ -91,20 +104,24 @@ class Loader:
 
     def wait(self, residents: Sequence[Resident], layer: Layer) -> None:
         """Returns once a layer of all of them is in; raises what stopped one of them."""
-        for one in residents:
-            if layer not in one.missing and one.error is None:
-                continue  # as nearly always
-            while True:
+        late = [one for one in residents if layer in one.missing or one.error is not None]
+        queued = []
+        for one in late:
+            if not self.inline(one.adapter):
+                queued.append(one)
+            elif one.error is None:
+                self._run(one, layer)
+        for one in queued:
+            while one.error is None and layer in one.missing:
                 with self._changed:
-                    if one.error is not None:
-                        raise one.error.with_traceback(None)
-                    if layer not in one.missing:
-                        break
-                    job = self._pop(residents, layer)
-                    if job is None:
+                    job = self._pop(queued, layer)
+                    if job is None and one.error is None and layer in one.missing:
                         self._changed.wait()
-                        continue
-                self._run(*job)
+                if job is not None:
+                    self._run(*job)
+        for one in late:
+            if one.error is not None:
+                raise one.error.with_traceback(None)
 
     def cancel(self, one: Resident) -> None:
         """Forgets what is queued of it, and waits for what is being done."""
@@ -114,11 +131,6 @@ class Loader:
                 heapq.heapify(self._queue)
                 while any(busy is one for busy in self._busy.values()):
                     self._changed.wait()
-
-    def idle(self) -> bool:
-        """Whether nothing is queued or being done."""
-        with self._changed:
-            return not self._queue and not self._busy
 
     def close(self) -> None:
         """Ends the thread."""
@@ -153,7 +165,7 @@ class Loader:
         except Exception as raised:
             error = raised
         with self._changed:
-            del self._busy[threading.get_ident()]
+            self._busy.pop(threading.get_ident(), None)
             if error is None:
                 one.missing.discard(layer)
                 one.seconds += time.perf_counter() - began

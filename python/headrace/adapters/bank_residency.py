@@ -22,7 +22,9 @@ _RATE = 1e-9  # seconds that a byte takes to load, before anything was measured
 
 @dataclass
 class Stats:
-    """Counts since the bank was made. Hits and misses: per stream and model call."""
+    """Counts since the bank was made. Hits and misses: per stream and model call; what was loaded
+    ahead for that call is a miss too.
+    """
 
     hits: int = 0
     misses: int = 0
@@ -59,10 +61,11 @@ class Residency:
         fresh = [a for d, a in wanted.items() if d not in self.residents]
         if fresh:
             need = sum(rank_of(a) for a in fresh)
+            kept = wanted.keys()
             spare = [
                 one
-                for one in self.residents.values()
-                if not (one.holds or one.pinned or one.revision in wanted)
+                for digest, one in self.residents.items()
+                if not (one.holds or one.pinned or digest in kept)
             ]
 
             def enough(out: Sequence[Resident]) -> bool:
@@ -73,13 +76,13 @@ class Residency:
 
             victims = self.policy.choose(spare, enough)
             if victims is None:
-                kept = len(self.residents) - len(spare)
+                busy = len(self.residents) - len(spare)
                 raise bad_value(
                     op,
                     "adapters",
                     f"{len(fresh)} free slots and {need} rank rows",
-                    f"{self.tables.slots - kept} and "
-                    f"{self.rows.free + sum(one.rank for one in spare)} beside {kept} in use",
+                    f"{self.tables.slots - busy} and "
+                    f"{self.rows.free + sum(one.rank for one in spare)} beside {busy} in use",
                     "raise slots or rank_rows, or unpin some",
                 )
             for one in victims:
@@ -157,13 +160,14 @@ class Residency:
             one = self.residents.get(adapter.revision)
             if one is not None and one.error is not None and not one.holds:
                 self.drop(one)  # what went wrong ahead of time is tried again
-        hits = [a.revision in self.residents for a in there]
+        found = [self.residents.get(a.revision) for a in there]
+        hits = [one is not None and not one.ahead for one in found]
         seats = dict(zip((a.revision for a in there), self.admit(op, there), strict=True))
         self.stats.hits += sum(hits)
         self.stats.misses += len(hits) - sum(hits)
         for one in seats.values():
             self._used(one)
-            one.holds += 1
+            one.holds, one.ahead = one.holds + 1, False
         self.loader.hurry(list(seats.values()), self._urgency)
         self.ahead(then)
         slots = [-1 if a is None else seats[a.revision].slot for a in adapters]
@@ -179,15 +183,20 @@ class Residency:
     def ahead(self, adapters: Sequence[Adapter]) -> None:
         """Loads what is wanted soon, as far as there is room beside what is in use."""
         for adapter in adapters:
+            if self.loader.inline(adapter):
+                adapter.fetch()  # nothing would be gained by more
+                continue
+            there = adapter.revision in self.residents
             try:
-                self.admit("", [adapter], ahead=True)
+                (one,) = self.admit("", [adapter], ahead=True)
             except ValueError:
                 return
+            one.ahead = one.ahead or not there
 
     def waves(self, adapters: Sequence[Adapter | None]) -> list[list[int]]:
         """Which of the adapters go into one model call together: all of them, where the bank has
-        room. Else those that are resident first, in calls of half of the room, so that one loads
-        while the other runs.
+        room. Else those that are resident first; in calls of half of the room where a thread loads
+        one while the other runs.
         """
         everyone = list(range(len(adapters)))
         distinct = {a.revision: a for a in adapters if a is not None}
@@ -197,7 +206,8 @@ class Residency:
         ranks = {d: rank_of(a) for d, a in distinct.items() if d not in pinned}
         if len(ranks) <= slots and sum(ranks.values()) <= rows:
             return [everyone]
-        slots, rows = max(1, slots // 2), max(rows // 2, *ranks.values())
+        if not all(self.loader.inline(a) for a in distinct.values()):
+            slots, rows = max(1, slots // 2), max(rows // 2, *ranks.values())
 
         def key(i: int) -> tuple[int, str]:
             a = adapters[i]
@@ -208,7 +218,7 @@ class Residency:
         for i in sorted(everyone, key=key):
             digest = getattr(adapters[i], "revision", None)
             if digest in ranks and digest not in seen:
-                if len(seen) == slots or sum(seen.values()) + ranks[digest] > rows:
+                if seen and (len(seen) >= slots or sum(seen.values()) + ranks[digest] > rows):
                     made.append([])
                     seen = {}
                 seen[digest] = ranks[digest]

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import heapq
 from bisect import bisect_left, insort
 from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol, TypeVar
@@ -101,12 +102,14 @@ class GreedyDual:
         self, cached: Sequence[_C], enough: Callable[[Sequence[_C]], bool]
     ) -> list[_C] | None:
         """The fewest of the least worth that are `enough`; None where all of them are not."""
+        order = [(one.worth, one.used, i) for i, one in enumerate(cached)]
+        heapq.heapify(order)
         chosen: list[_C] = []
-        for one in sorted(cached, key=lambda c: (c.worth, c.used)):
-            if enough(chosen):
-                break
-            chosen.append(one)
-        return chosen if enough(chosen) else None
+        while not enough(chosen):
+            if not order:
+                return None
+            chosen.append(cached[heapq.heappop(order)[2]])
+        return chosen
 
     def evicted(self, one: Cached) -> None:
         """It was evicted."""

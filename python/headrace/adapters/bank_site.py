@@ -4,19 +4,23 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from .. import audit, ops
 from ..errors import bad_value, unsupported
+from .bank_rows import Extent
 from .blob import Adapter
 from .codes import quantize_rows
 from .config import natural
 
 POOLS = (torch.float32, torch.bfloat16, torch.float16, torch.int8, torch.uint8)
+_LOWER = int(sys.byteorder == "big")
 PIECE = 1 << 15  # elements that torch copies without waking other threads
 
 
@@ -65,6 +69,12 @@ class Site:
 
         self.a = room(rows, slices, k // per_byte, dtype=dtype)
         self.b = room(rows, n // per_byte, dtype=dtype)
+        self._words: tuple[np.ndarray, np.ndarray] | None = None  # the pools' bits, on the CPU
+        if not self.codes and device.type == "cpu":
+            bits = torch.int32 if dtype == torch.float32 else torch.int16
+            unsigned = np.uint32 if dtype == torch.float32 else np.uint16
+            a, b = (pool.view(bits).numpy().view(unsigned) for pool in (self.a, self.b))
+            self._words = a, b
         self.scale = room(slots)
         self.ranks = ranks
         self.options: dict[str, Any] = {"ranks": self.ranks}
@@ -86,7 +96,7 @@ class Site:
         known = adapter.config.by_name
         return [known[m].rank if m in known else 0 for m in self.modules]
 
-    def write(self, adapter: Adapter, slot: int, extents: Sequence[tuple[int, int]]) -> None:
+    def write(self, adapter: Adapter, slot: int, extents: Sequence[Extent]) -> None:
         """Puts an adapter's part in. Touches its rows and its slot only."""
         scales = [adapter.scale(m) if m in adapter.config.by_name else None for m in self.modules]
         there = [s for s in scales if s is not None]
@@ -96,7 +106,7 @@ class Site:
         else:
             begin = 0
             for j, (module, end) in enumerate(zip(self.modules, self.ends, strict=True)):
-                if scales[j] is not None:
+                if scales[j] is not None and not self._copied(adapter, j, begin, extents, first):
                     _spread(module, adapter.a(module), self.a[:, j], extents)
                     b = _rescaled(adapter.b_rows(module), scales[j], first)
                     _spread(module, b, self.b[:, begin:end], extents)
@@ -104,12 +114,42 @@ class Site:
         self.scale[slot] = first
         self._epilogue(adapter, slot, scales, first)
 
+    def _copied(
+        self, adapter: Adapter, j: int, begin: int, extents: Sequence[Extent], first: float
+    ) -> bool:
+        """Copies slice j bit by bit, where that is all there is to do: many small copies, of which
+        numpy makes less fuss than torch.
+        """
+        module = self.modules[j]
+        kept = adapter.span(module, "a").dtype
+        if self._words is None or adapter.scale(module) != first:
+            return False
+        widened = kept == torch.bfloat16 and self.a.dtype == torch.float32
+        if kept != self.a.dtype and not widened:
+            return False
+        a, b = self._words
+        for part, pool in (("a", a[:, j]), ("b", b[:, begin : self.ends[j]])):
+            words, at = adapter.words(module, part), 0
+            for row, count in extents:
+                count = min(count, len(words) - at)
+                if count <= 0:
+                    break
+                target = pool[row : row + count]
+                if widened:  # bf16 is the upper half of fp32
+                    halves = target.view(np.uint16)
+                    halves[:, _LOWER::2] = 0
+                    halves[:, 1 - _LOWER :: 2] = words[at : at + count]
+                else:
+                    target[...] = words[at : at + count]
+                at += count
+        return True
+
     def _write_codes(
         self,
         adapter: Adapter,
         scales: Sequence[float | None],
         first: float,
-        extents: Sequence[tuple[int, int]],
+        extents: Sequence[Extent],
     ) -> None:
         bits = 4 if self.a.dtype == torch.uint8 else 8
         rank = sum(count for _, count in extents)
@@ -164,7 +204,7 @@ class Site:
             norms.append((weight[part].double().cpu() + b[part] @ a).norm(dim=1))
         return (magnitude.double() / torch.cat(norms)).float()
 
-    def free(self, slot: int, extents: Sequence[tuple[int, int]]) -> None:
+    def free(self, slot: int, extents: Sequence[Extent]) -> None:
         """The slot is nobody's. In debug mode what it held is made NaN, or codes of a NaN scale."""
         if "epilogue" in self.options:
             self.options["epilogue"][slot] = -1
@@ -175,7 +215,7 @@ class Site:
                 if what in self.options:
                     self.options[what][slot] = torch.nan
 
-    def poison(self, extents: Sequence[tuple[int, int]]) -> None:
+    def poison(self, extents: Sequence[Extent]) -> None:
         """Makes rows such that a result that read one of them is NaN."""
         names = ("a_scale", "b_scale") if self.codes else ()
         targets = [self.options[n] for n in names] or [self.a, self.b]
@@ -212,7 +252,7 @@ def _rescaled(b: Tensor, scale: float | None, first: float) -> Tensor:
     return b if scale is None or scale == first else b.float() * (scale / first)
 
 
-def _spread(name: str, source: Tensor, target: Tensor, extents: Sequence[tuple[int, int]]) -> None:
+def _spread(name: str, source: Tensor, target: Tensor, extents: Sequence[Extent]) -> None:
     """Copies the rows of source [r, n] to the first r rows of `extents` in target [C, n]."""
     at, step = 0, max(1, PIECE // max(1, source.shape[1]))
     narrower = source.dtype != target.dtype and target.dtype != torch.float32

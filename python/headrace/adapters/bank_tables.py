@@ -58,7 +58,7 @@ class Tables:
     def tokens(self, slots: Sequence[int], counts: Sequence[int]) -> Tensor:
         """int32 [T, 1]: each of slots for as many tokens as counts say. Until the next call."""
         made = torch.tensor(slots, dtype=torch.int32).repeat_interleave(
-            torch.tensor(counts), output_size=sum(counts)
+            torch.tensor(counts, dtype=torch.int64), output_size=sum(counts)
         )
         if len(made) > len(self._slots):
             size = 1 << (len(made) - 1).bit_length()

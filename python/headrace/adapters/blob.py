@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import mmap
 import struct
 import zlib
 from collections.abc import Mapping
@@ -224,6 +225,19 @@ class Adapter:
                     op, "revision", f"the digest {revision}", got, "the blob is damaged"
                 )
         self.buffer: Tensor = torch.frombuffer(buffer, dtype=torch.uint8, count=layout.size)
+        self._bytes = np.frombuffer(buffer, np.uint8, count=layout.size)
+        self._file = view.obj if isinstance(view.obj, mmap.mmap) else None
+
+    def fetch(self) -> None:
+        """Asks the system to read the file ahead, where there is one; returns at once."""
+        if self._file is not None and hasattr(mmap, "MADV_WILLNEED"):
+            self._file.madvise(mmap.MADV_WILLNEED)
+
+    def words(self, module: str, part: str) -> np.ndarray:
+        """A part as stored (`b` as rank rows), its bits in unsigned words: uint16 or uint32."""
+        s = self._layout.spans[f"{module}.{part}"]
+        found: np.ndarray = self._bytes[s.start : s.stop].view(_BITS[s.dtype][0]).reshape(s.shape)
+        return found
 
     def span(self, module: str, part: str) -> Span:
         """Where a part (`a`, `b`, `bias`, `magnitude`) lies in `buffer`; KeyError for none."""

@@ -4,21 +4,25 @@
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import re
 import sys
+from importlib import import_module
 from pathlib import Path
 
-from .fail import Fail, one_line_errors, reason
+from .fail import USAGE, Fail, one_line_errors, reason
 from .interrupt import Guard, Interrupted
 
 POLICIES = ("sinks-window", "window", "dense", "recompute")
 MISTAKES = (ValueError, NotImplementedError, MemoryError, OSError, RuntimeError)
 REPORT = Path("headrace-report.json")
 DEFAULTS = {"tokens": None, "dense_limit": 32_000, "samples": 1000}
+USERS = {"users": 32, "zipf": 1.1, "batch": 16, "slots": 16}
 DEMO = {"tokens": 1_000_000, "dense_limit": 16_000, "samples": 500}
 EPILOG = """
 Without FILE it reads the sources of the CPython that runs it, 1M tokens unless --tokens says more.
+With --adapters many users stream at once, each with its own adapter; FILE is then what they read.
 Ctrl-C ends a run early; the report is written all the same. --demo is short for --compare --tokens
 1M --dense-limit 16k --samples 500, about two minutes on two cores; what else is given wins.
 """
@@ -41,6 +45,17 @@ def positive(text: str) -> int:
     value = count(text) if not text.startswith("-") else -1
     if value < 1:
         raise argparse.ArgumentTypeError(f"expected 1 or more, got {text}")
+    return value
+
+
+def exponent(text: str) -> float:
+    """A finite number of 0 or more."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 <= value < math.inf:
+        raise argparse.ArgumentTypeError(f"expected a number, 0 or more, got {text!r}")
     return value
 
 
@@ -99,20 +114,53 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--report", type=Path, default=REPORT, metavar="PATH")
     parser.add_argument("--plot", type=Path, metavar="PATH", help="default: the report's, as .png")
     parser.add_argument("--no-plot", action="store_true")
+    users = parser.add_argument_group("many users")
+    users.add_argument(
+        "--adapters",
+        nargs="?",
+        const="",
+        metavar="DIR",
+        help="an adapter store, or a folder of peft's folders (default: those of the package)",
+    )
+    users.add_argument("--users", type=positive, metavar="N", help="default: 32")
+    users.add_argument(
+        "--zipf", type=exponent, metavar="S", help="how fast popularity falls (default: 1.1)"
+    )
+    users.add_argument("--batch", type=positive, metavar="N", help="streams a step (default: 16)")
+    users.add_argument(
+        "--slots", type=positive, metavar="N", help="adapters in memory at once (default: 16)"
+    )
     parser.add_argument("--demo", action="store_true", help="a comparison of about two minutes")
 
 
 def run(args: argparse.Namespace) -> int:
     """Streams, shows, reports; gives the exit status."""
+    if args.adapters is None:
+        for name in USERS:
+            if getattr(args, name) is not None:
+                print(
+                    f"headrace stream(--{name}): expected --adapters with it, got none",
+                    file=sys.stderr,
+                )
+                return USAGE
+    else:
+        for name, default in USERS.items():
+            if getattr(args, name) is None:
+                setattr(args, name, default)
+        return _guarded("users", "Users", args)
     args.compare = args.compare or args.demo
     for name, value in (DEMO if args.demo else DEFAULTS).items():
         if getattr(args, name) is None:
             setattr(args, name, value)
-    try:
-        from .session import Session
+    return _guarded("session", "Session", args)
 
+
+def _guarded(module: str, kind: str, args: argparse.Namespace) -> int:
+    try:
+        session = getattr(import_module(f"headrace.cli.{module}"), kind)
         with Guard() as guard:
-            return Session(args, guard).run()
+            status: int = session(args, guard).run()
+            return status
     except Fail as fail:
         print(f"headrace {fail}", file=sys.stderr)
         return fail.status
