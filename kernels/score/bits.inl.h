@@ -24,6 +24,7 @@ __attribute__((target("avx512vpopcntdq"))) inline void apart_fast(const std::uin
   __m512i kept[P ? P : 1];
   for (int p = 0; p < P; ++p) kept[p] = _mm512_set1_epi32(static_cast<int>(fold[1 + p]));
   for (std::int64_t i = 0; i < tiles * headrace::kScoreTile; i += 16) {
+    __builtin_prefetch(words + i + 512);  // a run is short for a prefetcher of its own
     const __m512i w = _mm512_loadu_si512(words + i);
     __m512i sum = _mm512_setzero_si512();
     for (int p = 0; p < count; ++p) {

@@ -11,7 +11,8 @@ namespace {
 
 using headrace::BlockScoreArgs;
 
-constexpr int kChunk = 24;  // rows of queries that are scored together
+constexpr int kChunk = 24;     // rows of queries that are scored together
+constexpr int kBitRun = 4096;  // words of a head that are counted one after the other
 
 // Sums are folded into the queries where nothing but sums follows the product.
 template <class T>
@@ -89,13 +90,16 @@ void fold(const BlockScoreArgs& a, std::int64_t batch) {
   fold_as<fp16>(a, batch);
 }
 
+// Rows of a batch entry that count.
+inline std::int64_t rows_there(const BlockScoreArgs& a, std::int64_t batch) {
+  const std::int64_t length = a.lengths ? a.lengths[batch * a.lengths_stride] : a.rows;
+  return length < 0 ? 0 : length < a.rows ? length : a.rows;
+}
+
 // The stored rows of a tile: their numbers, -1 for what is not there. Gives how many are.
 inline int tile_rows(const BlockScoreArgs& a, std::int64_t batch, std::int64_t begin, int n,
                      std::int64_t* at) {
-  std::int64_t length = a.rows;
-  if (a.lengths && a.lengths[batch * a.lengths_stride] < length) {
-    length = a.lengths[batch * a.lengths_stride];
-  }
+  const std::int64_t length = rows_there(a, batch);
   int there = 0;
   for (int j = 0; j < n; ++j) {
     const std::int64_t i = begin + j;
@@ -292,36 +296,51 @@ inline void rows_as(const BlockScoreArgs& a, std::int64_t batch, std::int64_t be
   finish(a, batch, begin, span, at, sums);
 }
 
-// Sign bits of which everything is summed: counted over all heads, then made a score.
-inline void bits_summed(const BlockScoreArgs& a, std::int64_t batch, std::int64_t begin,
-                        std::int64_t end, float* sums) {
-  const int span = static_cast<int>(end - begin);
-  std::int64_t at[headrace::kScoreSpan];
-  tile_rows(a, batch, begin, span, at);
-  alignas(64) std::int32_t apart[headrace::kScoreSpan] = {};
-  int whole = side_by_side(a) ? span / kScoreTile : 0;  // tiles without an end
-  while (whole > 0 && at[whole * kScoreTile - 1] < 0) --whole;
+// Whether nothing but sums follows the products of sign bits.
+inline bool bits_summed(const BlockScoreArgs& a) {
+  return a.dtype == headrace::kScoreInt && a.heads == headrace::kHeadSum && a.folded == 1 &&
+         a.block_size == 1;
+}
+
+// Then they are counted over all heads before they become scores; long runs of the words of a head
+// follow each other, as memory likes it.
+inline void bits_run(const BlockScoreArgs& a, std::int64_t batch, std::int64_t begin,
+                     std::int64_t end, float* sums) {
+  alignas(64) std::int32_t apart[kBitRun] = {};
+  const int run = static_cast<int>(end - begin);
+  const std::int64_t length = rows_there(a, batch), left = length - begin;
+  const std::int64_t filled = left < 0 ? 0 : left < run ? left : run;
+  const int whole = side_by_side(a) ? static_cast<int>(filled / kScoreTile) : 0;
+  std::int64_t at[kScoreTile];
   std::int64_t most = 0;
+  BitTile tile(a, kScoreTile, 0);
   for (int kv = 0; kv < a.kv_heads; ++kv) {
-    BitTile tile(a, kScoreTile, 0);
     const std::uint32_t* fold = tile.record(batch, kv, 0);
     most += fold[0];
     if (whole > 0) {
       const std::uint32_t* words = static_cast<const std::uint32_t*>(a.keys) +
                                    batch * a.key_strides[0] + kv * a.key_strides[1] + begin;
-      for (int i = 0; i < whole * kScoreTile; i += 16) {
-        __builtin_prefetch(words + headrace::kScoreSpan + i);
-      }
       bits_apart(a.popcount, words, fold + 1, a.planes, whole, apart);
     }
-    for (int t = whole * kScoreTile; t < span; t += kScoreTile) {
-      tile.n = span - t < kScoreTile ? span - t : kScoreTile;
-      tile.point(batch, kv, at + t);
+    for (int t = whole * kScoreTile; t < run; t += kScoreTile) {
+      tile.n = run - t < kScoreTile ? run - t : kScoreTile;
+      tile_rows(a, batch, begin + t, tile.n, at);
+      tile.point(batch, kv, at);
       tile.count(fold, apart + t);
     }
   }
-  for (int j = 0; j < span; ++j) sums[j] = bit_score(a, most, apart[j]);
-  finish(a, batch, begin, span, at, sums);
+  const float factor =
+      (a.reduce == headrace::kQueryMean ? 1.f / a.queries : 1.f) * (a.scale * a.bit_unit);
+  float* out = a.out + batch * a.blocks + begin;
+  for (int j = 0; j < whole * kScoreTile; ++j) {
+    out[j] = static_cast<float>(static_cast<std::int32_t>(most) - 2 * apart[j]) * factor;
+  }
+  for (int t = whole * kScoreTile; t < run; t += kScoreTile) {
+    const int n = run - t < kScoreTile ? run - t : kScoreTile;
+    tile_rows(a, batch, begin + t, n, at);
+    for (int j = 0; j < n; ++j) sums[j] = bit_score(a, most, apart[t + j]);
+    finish(a, batch, begin + t, n, at, sums);
+  }
 }
 
 // A block is block_size rows: of every row of queries the largest product counts.
@@ -375,8 +394,6 @@ inline void blocks_as(const BlockScoreArgs& a, std::int64_t batch, std::int64_t 
 void one_span(const BlockScoreArgs& a, std::int64_t batch, std::int64_t begin, std::int64_t end,
               float* scratch) {
   if (a.dtype == headrace::kScoreInt) {
-    const bool summed = a.heads == headrace::kHeadSum && a.folded == 1 && a.block_size == 1;
-    if (summed) return bits_summed(a, batch, begin, end, scratch);
     return blocks_as<BitTile>(a, batch, begin, end, scratch);
   }
   if (a.dtype == headrace::kF32) return blocks_as<FloatTile<float>>(a, batch, begin, end, scratch);
@@ -386,9 +403,11 @@ void one_span(const BlockScoreArgs& a, std::int64_t batch, std::int64_t begin, s
 
 void blocks(const BlockScoreArgs& a, std::int64_t batch, std::int64_t begin, std::int64_t end,
             float* scratch) {
-  for (; begin < end; begin += headrace::kScoreSpan) {
-    const std::int64_t next = begin + headrace::kScoreSpan;
-    one_span(a, batch, begin, next < end ? next : end, scratch);
+  const bool bits = bits_summed(a);
+  const std::int64_t step = bits ? kBitRun : headrace::kScoreSpan;
+  for (; begin < end; begin += step) {
+    const std::int64_t next = begin + step < end ? begin + step : end;
+    bits ? bits_run(a, batch, begin, next, scratch) : one_span(a, batch, begin, next, scratch);
   }
 }
 

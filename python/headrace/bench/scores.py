@@ -18,8 +18,13 @@ KINDS = ("mean", "bounds")
 
 
 def over(layers: list[Any], f: Callable[[Any], object]) -> Callable[[], object]:
-    """One call for every layer: together they are larger than a cache."""
-    return lambda: [f(layer) for layer in layers]
+    """One call for every layer, which together are larger than a cache; no result is kept."""
+
+    def run() -> None:
+        for layer in layers:
+            f(layer)
+
+    return run
 
 
 def retrieve(tokens: int, layers: int, kind: str, dtype: torch.dtype = torch.bfloat16) -> Case:
