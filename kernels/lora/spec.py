@@ -68,6 +68,11 @@ def _rows_values(bound, axes):
         raise bad_value(op, "slice_ends", f"the ends of {axes['J']} slices", "None")
     if bound["epilogue"] is None and (bound["bias"] is not None or bound["gain"] is not None):
         raise bad_value(op, "epilogue", "the rows of bias and gain of each slot", "None")
+    for name, other in (("order", "tiles"), ("tiles", "order")):
+        if bound[name] is None and bound[other] is not None:
+            raise bad_value(
+                op, name, f"the route that {other} is of", "None", "see headrace.adapters.LoraRoute"
+            )
 
 
 LORA = OpSpec(
@@ -112,7 +117,7 @@ LORA_ROWS = OpSpec(
         " Tensor scale, Tensor(a!) y, *, Tensor? weights=None, Tensor? ranks=None,"
         " Tensor? slice_ends=None, Tensor? a_scale=None, Tensor? b_scale=None,"
         " Tensor? bias=None, Tensor? gain=None, Tensor? base_bias=None,"
-        " Tensor? epilogue=None) -> ()"
+        " Tensor? epilogue=None, Tensor? order=None, Tensor? tiles=None) -> ()"
     ),
     args=(
         Arg("x", "T K", contiguous="last"),
@@ -132,6 +137,8 @@ LORA_ROWS = OpSpec(
         Arg("gain", "EG N", F32, optional=True, contiguous="all"),
         Arg("base_bias", "N", F32, optional=True, contiguous="all"),
         Arg("epilogue", "S 2", I32, optional=True, contiguous="all"),
+        Arg("order", "T", I32, optional=True, contiguous="all"),
+        Arg("tiles", "T 2", I32, optional=True, contiguous="all"),
     ),
     outs=(),
     reference=reference.lora_rows,
