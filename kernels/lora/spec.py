@@ -105,6 +105,7 @@ LORA = OpSpec(
     ),
     depth=lambda axes, bound: axes["K"] + axes["R"],
     mutates=("y",),
+    gpu=("triton", "cuda"),
     source="Punica (Chen et al., 2023), S-LoRA (Sheng et al., 2023); orientation as PEFT's",
     doc="low-rank updates of many adapters in one batch, adapters stacked densely",
 )
@@ -155,6 +156,7 @@ LORA_ROWS = OpSpec(
     depth=lambda axes, bound: axes["K"] + axes["W"] * axes["M"],
     values=_rows_values,
     mutates=("y",),
+    gpu=("triton", "cuda"),
     source=(
         "paged rank rows: S-LoRA (2023); DoRA: Liu et al. (2024); activated LoRA: Greenewald et"
         " al. (2025)"
