@@ -289,6 +289,7 @@ def main() -> int:
     jobs += [("linear", partial(cases.linear, bench, n, *shape)) for n in rows]
     mixes = [(2, 2, 4)] if bench.dry else [(1, 1, 16), (64, 1, 16), (64, 64, 16), (2048, 8, 16)]
     jobs += [("lora", partial(cases.lora, bench, *mix, shape[0])) for mix in mixes]
+    jobs += [("lora_rows", partial(cases.lora_rows, bench, *mix, shape[0])) for mix in mixes]
     history = (64, 16) if bench.dry else (8192, 1024)
     jobs.append(("hstu_attention", partial(cases.hstu, bench, *history)))
     clips = [(2, 2, 20)] if bench.dry else [(1, 4, 880), (8, 4, 880)]

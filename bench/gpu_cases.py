@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
+from headrace.kernels.lora.reference import unpack
 
 from headrace import ops
+from headrace.adapters import LoraRoute, quantize_rows
 
 if TYPE_CHECKING:
     from gpu import Bench
@@ -370,6 +372,63 @@ def lora(bench: Bench, rows: int, adapters: int, rank: int, width: int) -> None:
         moved,
         agrees,
     )
+
+
+def lora_rows(bench: Bench, rows: int, adapters: int, rank: int, width: int) -> None:
+    """The same over a pool of rank rows, dense and as 4-bit codes, with a route made before."""
+    used = torch.arange(rows, device=bench.device) % adapters
+    size = 4 if bench.dry else 2
+    for bits in (None, 4):
+
+        def make(bits=bits):
+            a = bench.randn(adapters * rank, 1, width)
+            b = bench.randn(adapters * rank, width)
+            pool: dict[str, torch.Tensor] = dict(a=a, b=b)
+            if bits:
+                (pool["a"], a_scale), (pool["b"], b_scale) = (
+                    quantize_rows(w.float(), bits, 32) for w in (a, b)
+                )
+                pool |= dict(a_scale=a_scale, b_scale=b_scale)
+            route = LoraRoute(rows, device=bench.device, tiled=True).set(used.int())
+            return pool | dict(
+                x=bench.randn(rows, width),
+                y=bench.randn(rows, width),
+                rows=torch.arange(len(a), dtype=torch.int32, device=bench.device),
+                row_indptr=torch.arange(
+                    0, len(a) + 1, rank, dtype=torch.int32, device=bench.device
+                ),
+                slots=route.slots,
+                order=route.order,
+                tiles=route.tiles,
+                scale=torch.ones(adapters, device=bench.device),
+            )
+
+        def dense(s, dtype):
+            whole = (unpack(s[n], s.get(f"{n}_scale"), torch.float32) for n in "ab")
+            return (w.to(dtype).view(-1, rank, width) for w in whole)
+
+        def gathered(s, dtype=None):
+            a, b = dense(s, dtype or s["x"].dtype)
+            down = torch.bmm(a[used], s["x"].to(a.dtype)[:, :, None])
+            return s["y"] + torch.bmm(b[used].mT, down)[:, :, 0]
+
+        def agrees(s, out):  # on a fresh y: that of the timed calls has piled up
+            y = torch.zeros_like(s["y"])
+            torch.ops.headrace.lora_rows(**s | dict(y=y))
+            fresh = s | dict(y=torch.zeros_like(y, dtype=torch.float64))
+            return near(y, gathered(fresh, torch.float64))
+
+        item = size if bits is None else 0.5 + 4 / 32
+        moved = min(rows, adapters) * rank * 2 * width * item + 3 * rows * width * size
+        bench.add(
+            "lora_rows",
+            f"{'4-bit ' if bits else ''}{rows} rows, {adapters} adapters of rank {rank}, {width}",
+            make,
+            {} if bits else {"gather and bmm": gathered},
+            moved / bench.floors["copy_bytes_per_s"],
+            moved,
+            agrees,
+        )
 
 
 def hstu(bench: Bench, length: int, reach: int) -> None:

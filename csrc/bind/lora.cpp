@@ -2,6 +2,7 @@
 #include "lora.h"
 
 #include <string>
+#include <utility>
 
 #include "bind/bind.h"
 
@@ -9,63 +10,99 @@ namespace headrace::bind {
 
 namespace {
 
-// pointers: x, y, a, b, a_scale, b_scale, bias, gain, base_bias, slots, weights, scale, rows,
-// row_indptr, ranks, slice_ends, epilogue. sizes: tokens, depth, outputs, slots, pool rows, rows
-// listed, slices, adapters a row, rank of the stack, biases, gains. strides: x, y, A (row, slice),
-// B (ranks a slot, slot, rank, column). dtypes: x, pool. groups: A, B.
+// A call that waits for rows. pointers: x, y, a, b, a_scale, b_scale, bias, gain, base_bias, slots,
+// weights, scale, rows, row_indptr, ranks, slice_ends, epilogue. sizes: tokens, depth, outputs,
+// slots, pool rows, rows listed, slices, adapters a row, rank of the stack, biases, gains. strides:
+// x, y, A (row, slice), B (ranks a slot, slot, rank, column). dtypes: x, pool. groups: A, B.
+class LoraCall {
+ public:
+  LoraCall(std::string op, const std::array<Address, 17>& pointers,
+           const std::array<std::int64_t, 11>& sizes, const std::array<std::int64_t, 8>& strides,
+           std::array<int, 2> dtypes, std::array<int, 2> groups)
+      : op_(std::move(op)) {
+    args_.x = at<const void>(pointers[0]);
+    args_.y = at<void>(pointers[1]);
+    args_.a = at<const void>(pointers[2]);
+    args_.b = at<const void>(pointers[3]);
+    args_.a_scale = at<const float>(pointers[4]);
+    args_.b_scale = at<const float>(pointers[5]);
+    args_.bias = at<const float>(pointers[6]);
+    args_.gain = at<const float>(pointers[7]);
+    args_.base_bias = at<const float>(pointers[8]);
+    batch_.slots = at<const std::int32_t>(pointers[9]);
+    batch_.weights = at<const float>(pointers[10]);
+    batch_.scale = at<const float>(pointers[11]);
+    batch_.rows = at<const std::int32_t>(pointers[12]);
+    batch_.row_indptr = at<const std::int32_t>(pointers[13]);
+    batch_.ranks = at<const std::int32_t>(pointers[14]);
+    batch_.slice_ends = at<const std::int32_t>(pointers[15]);
+    batch_.epilogue = at<const std::int32_t>(pointers[16]);
+    batch_.tokens = sizes[0];
+    args_.depth = sizes[1];
+    args_.outputs = sizes[2];
+    batch_.slots_count = sizes[3];
+    batch_.pool_rows = sizes[4];
+    batch_.rows_count = sizes[5];
+    args_.slices = static_cast<int>(sizes[6]);
+    batch_.width = static_cast<int>(sizes[7]);
+    batch_.stack_rank = sizes[8];
+    batch_.biases = sizes[9];
+    batch_.gains = sizes[10];
+    args_.x_row = strides[0];
+    args_.y_row = strides[1];
+    args_.a_row = strides[2];
+    args_.a_slice = strides[3];
+    args_.b_ranks = strides[4];
+    args_.b_slot = strides[5];
+    args_.b_rank = strides[6];
+    args_.b_col = strides[7];
+    args_.x_dtype = dtypes[0];
+    args_.pool_dtype = dtypes[1];
+    args_.a_group = groups[0];
+    args_.b_group = groups[1];
+  }
+
+  void run(int threads) const {
+    LoraBatch batch = batch_;
+    batch.op = op_.c_str();
+    py::gil_scoped_release nogil;
+    headrace::lora(args_, batch, threads);
+  }
+
+  // Of other rows: x and y with the strides of their rows, slots, weights or 0.
+  void run_on(Address x, Address y, Address slots, Address weights, std::int64_t tokens,
+              std::int64_t x_row, std::int64_t y_row, int threads) const {
+    LoraCall call = *this;
+    call.args_.x = at<const void>(x);
+    call.args_.y = at<void>(y);
+    call.args_.x_row = x_row;
+    call.args_.y_row = y_row;
+    call.batch_.slots = at<const std::int32_t>(slots);
+    call.batch_.weights = at<const float>(weights);
+    call.batch_.tokens = tokens;
+    call.run(threads);
+  }
+
+ private:
+  std::string op_;
+  LoraArgs args_{};
+  LoraBatch batch_{};
+};
+
 void lora(const std::string& op, const std::array<Address, 17>& pointers,
           const std::array<std::int64_t, 11>& sizes, const std::array<std::int64_t, 8>& strides,
           std::array<int, 2> dtypes, std::array<int, 2> groups, int threads) {
-  headrace::LoraArgs args{};
-  headrace::LoraBatch batch{};
-  args.x = at<const void>(pointers[0]);
-  args.y = at<void>(pointers[1]);
-  args.a = at<const void>(pointers[2]);
-  args.b = at<const void>(pointers[3]);
-  args.a_scale = at<const float>(pointers[4]);
-  args.b_scale = at<const float>(pointers[5]);
-  args.bias = at<const float>(pointers[6]);
-  args.gain = at<const float>(pointers[7]);
-  args.base_bias = at<const float>(pointers[8]);
-  batch.slots = at<const std::int32_t>(pointers[9]);
-  batch.weights = at<const float>(pointers[10]);
-  batch.scale = at<const float>(pointers[11]);
-  batch.rows = at<const std::int32_t>(pointers[12]);
-  batch.row_indptr = at<const std::int32_t>(pointers[13]);
-  batch.ranks = at<const std::int32_t>(pointers[14]);
-  batch.slice_ends = at<const std::int32_t>(pointers[15]);
-  batch.epilogue = at<const std::int32_t>(pointers[16]);
-  batch.tokens = sizes[0];
-  args.depth = sizes[1];
-  args.outputs = sizes[2];
-  batch.slots_count = sizes[3];
-  batch.pool_rows = sizes[4];
-  batch.rows_count = sizes[5];
-  args.slices = static_cast<int>(sizes[6]);
-  batch.width = static_cast<int>(sizes[7]);
-  batch.stack_rank = sizes[8];
-  batch.biases = sizes[9];
-  batch.gains = sizes[10];
-  args.x_row = strides[0];
-  args.y_row = strides[1];
-  args.a_row = strides[2];
-  args.a_slice = strides[3];
-  args.b_ranks = strides[4];
-  args.b_slot = strides[5];
-  args.b_rank = strides[6];
-  args.b_col = strides[7];
-  args.x_dtype = dtypes[0];
-  args.pool_dtype = dtypes[1];
-  args.a_group = groups[0];
-  args.b_group = groups[1];
-  batch.op = op.c_str();
-  py::gil_scoped_release nogil;
-  headrace::lora(args, batch, threads);
+  LoraCall(op, pointers, sizes, strides, dtypes, groups).run(threads);
 }
 
 }  // namespace
 
 void lora_family(py::module_& m) {
+  using Sizes = std::array<std::int64_t, 11>;
+  py::class_<LoraCall>(m, "LoraCall")
+      .def(py::init<std::string, const std::array<Address, 17>&, const Sizes&,
+                    const std::array<std::int64_t, 8>&, std::array<int, 2>, std::array<int, 2>>())
+      .def("run", &LoraCall::run_on);
   m.def("lora", &lora);
   m.def("lora_rows", &lora);
 }

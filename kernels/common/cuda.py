@@ -22,15 +22,17 @@ DTYPE_CODE = {
 }
 NAME = "_cuda.so"
 
-_ENTRIES = {
+ENTRIES = {
     "headrace_cuda_paged_attention": (ctypes.c_int, (ctypes.c_void_p, ctypes.c_void_p)),
     "headrace_cuda_append": (ctypes.c_int, (ctypes.c_void_p, ctypes.c_void_p)),
     "headrace_cuda_merge_states": (ctypes.c_int, (ctypes.c_void_p, ctypes.c_void_p)),
+    "headrace_cuda_lora": (ctypes.c_int, (ctypes.c_void_p, ctypes.c_void_p)),
     "headrace_cuda_decode_capacity": (ctypes.c_int64, (ctypes.c_int64,) * 4),
     "headrace_cuda_decode_bytes": (ctypes.c_int64, ()),
     "headrace_cuda_split_bytes": (ctypes.c_int64, ()),
     "headrace_cuda_append_bytes": (ctypes.c_int64, ()),
     "headrace_cuda_merge_bytes": (ctypes.c_int64, ()),
+    "headrace_cuda_lora_bytes": (ctypes.c_int64, ()),
     "headrace_cuda_error": (ctypes.c_char_p, (ctypes.c_int,)),
 }
 
@@ -38,7 +40,7 @@ _ENTRIES = {
 def open_library(path: Path) -> ctypes.CDLL:
     """The library at a path, with the types of its entry points set. Raises OSError."""
     library = ctypes.CDLL(str(path))
-    for name, (result, arguments) in _ENTRIES.items():
+    for name, (result, arguments) in ENTRIES.items():
         function = getattr(library, name)
         function.restype, function.argtypes = result, arguments
     return library

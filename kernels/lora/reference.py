@@ -53,8 +53,10 @@ def lora_rows(
     gain=None,
     base_bias=None,
     epilogue=None,
+    order=None,
+    tiles=None,
 ):
-    """The same over a pool of rank rows; see headrace.ops.lora_rows."""
+    """The same over a pool of rank rows; see headrace.ops.lora_rows. The route changes nothing."""
     dtype = torch.promote_types(x.dtype, torch.float32)
     ends = [y.shape[1]] if slice_ends is None else slice_ends.tolist()
     for t, w in (slots >= 0).nonzero().tolist():

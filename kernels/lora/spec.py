@@ -68,6 +68,11 @@ def _rows_values(bound, axes):
         raise bad_value(op, "slice_ends", f"the ends of {axes['J']} slices", "None")
     if bound["epilogue"] is None and (bound["bias"] is not None or bound["gain"] is not None):
         raise bad_value(op, "epilogue", "the rows of bias and gain of each slot", "None")
+    for name, other in (("order", "tiles"), ("tiles", "order")):
+        if bound[name] is None and bound[other] is not None:
+            raise bad_value(
+                op, name, f"the route that {other} is of", "None", "see headrace.adapters.LoraRoute"
+            )
 
 
 LORA = OpSpec(
@@ -100,6 +105,7 @@ LORA = OpSpec(
     ),
     depth=lambda axes, bound: axes["K"] + axes["R"],
     mutates=("y",),
+    gpu=("triton", "cuda"),
     source="Punica (Chen et al., 2023), S-LoRA (Sheng et al., 2023); orientation as PEFT's",
     doc="low-rank updates of many adapters in one batch, adapters stacked densely",
 )
@@ -112,7 +118,7 @@ LORA_ROWS = OpSpec(
         " Tensor scale, Tensor(a!) y, *, Tensor? weights=None, Tensor? ranks=None,"
         " Tensor? slice_ends=None, Tensor? a_scale=None, Tensor? b_scale=None,"
         " Tensor? bias=None, Tensor? gain=None, Tensor? base_bias=None,"
-        " Tensor? epilogue=None) -> ()"
+        " Tensor? epilogue=None, Tensor? order=None, Tensor? tiles=None) -> ()"
     ),
     args=(
         Arg("x", "T K", contiguous="last"),
@@ -132,6 +138,8 @@ LORA_ROWS = OpSpec(
         Arg("gain", "EG N", F32, optional=True, contiguous="all"),
         Arg("base_bias", "N", F32, optional=True, contiguous="all"),
         Arg("epilogue", "S 2", I32, optional=True, contiguous="all"),
+        Arg("order", "T", I32, optional=True, contiguous="all"),
+        Arg("tiles", "T 2", I32, optional=True, contiguous="all"),
     ),
     outs=(),
     reference=reference.lora_rows,
@@ -148,6 +156,7 @@ LORA_ROWS = OpSpec(
     depth=lambda axes, bound: axes["K"] + axes["W"] * axes["M"],
     values=_rows_values,
     mutates=("y",),
+    gpu=("triton", "cuda"),
     source=(
         "paged rank rows: S-LoRA (2023); DoRA: Liu et al. (2024); activated LoRA: Greenewald et"
         " al. (2025)"

@@ -13,9 +13,7 @@ import torch
 import triton
 import triton.language as tl
 from headrace.kernels.common.triton import FUSION, low_precision, on_device, product
-from torch import Tensor
-
-TILE = 16  # rows of x of one tile, rank rows of one block
+from headrace.kernels.lora.route import TILE, route
 
 
 @triton.jit
@@ -244,34 +242,6 @@ def lora_expand_kernel(
     tl.store(at_y, new.to(y.dtype.element_ty), mask=mask_y)
 
 
-def route(slots: Tensor) -> tuple[Tensor, Tensor]:
-    """Rows in the order of what they use, int32 [T], and tiles of them, int32 [tiles, 2].
-
-    A tile is (first place in the order, number of rows), of rows that use the same; rows that use
-    nothing are in none. There are as many tiles as the worst batch of T rows needs, so the shape
-    follows T alone; those left over have 0 rows. Nothing waits for the device.
-    """
-    tokens, width = slots.shape
-    key = slots[:, 0].long()
-    for w in range(1, width):  # -1 .. 2^31 - 2, a digit each: ties in sums do no harm, see below
-        key = key * 1000003 + slots[:, w].long()
-    none = (slots < 0).all(1)
-    order = torch.argsort(torch.where(none, torch.iinfo(torch.int64).max, key), stable=True)
-    ordered = slots[order]
-    fresh = torch.ones(tokens, dtype=torch.bool, device=slots.device)
-    fresh[1:] = (ordered[1:] != ordered[:-1]).any(1)
-    place = torch.arange(tokens, device=slots.device)
-    head = torch.cummax(torch.where(fresh, place, 0), 0).values  # where each run begins
-    leads = ((place - head) % TILE == 0) & ~none[order]
-    tile = leads.cumsum(0) - 1
-    used = ~none[order]
-    tiles = torch.zeros(tokens + 1, 2, dtype=torch.int32, device=slots.device)
-    last = torch.where(used, tile, tokens)
-    tiles[:, 1].scatter_add_(0, last, torch.ones_like(last, dtype=torch.int32))
-    tiles[:, 0].scatter_(0, torch.where(leads, tile, tokens), place.int())
-    return order.int(), tiles[:tokens]
-
-
 def launch(op, bound, axes, stack, most, a_strides, b_strides):
     """The two launches for a stack (rank of it) or a pool (stack 0)."""
     x, y, a, b, slots = (bound[name] for name in ("x", "y", "a", "b", "slots"))
@@ -279,7 +249,9 @@ def launch(op, bound, axes, stack, most, a_strides, b_strides):
         return
     slots = slots.view(axes["T"], -1)
     slices, width = axes.get("J", 1), slots.shape[1]
-    order, tiles = route(slots)
+    order, tiles = bound.get("order"), bound.get("tiles")
+    if order is None:
+        order, tiles = route(slots)
     a_scale, b_scale = bound.get("a_scale"), bound.get("b_scale")
     bits = 0 if a_scale is None else 4 if a.dtype == torch.uint8 else 8
     low = bits == 0 and low_precision(x, a)

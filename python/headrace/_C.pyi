@@ -98,6 +98,29 @@ def merge_states(
     threads: int,
     /,
 ) -> None: ...
+
+class LoraCall:
+    def __init__(
+        self,
+        op: str,
+        pointers: Sequence[int],
+        sizes: Sequence[int],
+        strides: Sequence[int],
+        dtypes: tuple[int, int],
+        groups: tuple[int, int],
+    ) -> None: ...
+    def run(
+        self,
+        x: int,
+        y: int,
+        slots: int,
+        weights: int,
+        tokens: int,
+        x_row: int,
+        y_row: int,
+        threads: int,
+    ) -> None: ...
+
 def lora(
     op: str,
     pointers: Sequence[int],

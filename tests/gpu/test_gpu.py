@@ -18,6 +18,7 @@ if not torch.cuda.is_available():
 from headrace.kernels.common import cuda as device
 
 import headrace
+from headrace.adapters import LoraRoute, LoraSite
 from headrace.errors import BackendError
 from tests.ops import adapters, compare
 
@@ -221,20 +222,60 @@ LORA = {
 }
 
 
+@pytest.mark.parametrize("backend", [TRITON, CUDA])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("case", LORA)
-def test_lora(case, dtype):
+def test_lora(case, dtype, backend):
     name, (args, kwargs) = LORA[case](dtype)
     want = compare.reference(name, args, kwargs)
     args = tuple(x.to(DEVICE) for x in args)
     kwargs = {k: x.to(DEVICE) for k, x in kwargs.items()}
-    with headrace.use_backend("triton"):
+    with headrace.use_backend(backend):
         whole = adapters.result(name, args, kwargs)
         compare.check(name, args, kwargs, got=(whole.cpu(),), want=want)
         if "weights" not in kwargs:
             at = 3 if name == "lora" else 5
             one = tuple(x[7:8] if i in (0, at, len(args) - 1) else x for i, x in enumerate(args))
             assert torch.equal(adapters.result(name, one, kwargs)[0], whole[7])
+
+
+@pytest.mark.parametrize("backend", [TRITON, CUDA])
+def test_a_graph_of_a_site_replays_over_any_mix(backend):
+    """500 replays of one captured step, over slots, ranks and lists that change on the device."""
+    args, kwargs = adapters.pool(9, 24, 512, (256, 128), 12, 33, dtype=torch.bfloat16)
+    x, a, b, rows, indptr, _, scale, y = (t.to(DEVICE) for t in args)
+    a.nan_to_num_(0.25)  # edits below may name any rank row
+    b.nan_to_num_(0.5)
+    held = {k: t.to(DEVICE) for k, t in kwargs.items()}
+    route = LoraRoute(24, device=DEVICE)
+    site, base = LoraSite(a, b, rows, indptr, scale, **held), y.clone()
+
+    def step():
+        y.copy_(base)
+        return site(x, y, route)
+
+    gen = torch.Generator().manual_seed(1)
+    with headrace.use_backend(backend):
+        route.set(torch.zeros(24, dtype=torch.int32, device=DEVICE))
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            step()
+        torch.cuda.current_stream().wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            step()
+        for turn in range(500):
+            mix = adapters.MIXES[turn % len(adapters.MIXES)]
+            slots = adapters.slots_of(gen, 24, 12, mix)
+            route.set(slots.to(DEVICE))
+            own = torch.randint(0, 34, held["ranks"].shape, generator=gen, dtype=torch.int32)
+            held["ranks"].copy_(torch.minimum(own.to(DEVICE), indptr.diff()[:, None]))
+            rows.copy_(rows.roll(1))
+            graph.replay()
+            got = y.clone()
+            assert torch.equal(got, step()), turn
+            assert torch.equal(got[slots < 0], base[slots < 0]), turn
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

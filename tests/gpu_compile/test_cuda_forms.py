@@ -25,7 +25,7 @@ pytestmark = pytest.mark.skipif(
 
 @pytest.fixture(scope="module")
 def library(tmp_path_factory):
-    sources = sorted((ROOT / "kernels").glob("attention/*.cu"))
+    sources = sorted((ROOT / "kernels").glob("*/*.cu"))
     return device.open_library(build(tmp_path_factory.mktemp("forms") / "cuda.so", sources))
 
 

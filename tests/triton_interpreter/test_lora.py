@@ -10,9 +10,10 @@ if os.environ.get("TRITON_INTERPRET") != "1":
     pytest.skip("runs with TRITON_INTERPRET=1 only", allow_module_level=True)
 pytest.importorskip("triton", reason="triton is not installed")
 
-from headrace.kernels.lora.triton import TILE, route
+from headrace.kernels.lora.route import TILE, route
 
 import headrace
+from headrace.adapters import LoraRoute
 from tests.ops import adapters, compare
 
 
@@ -65,6 +66,18 @@ def test_rows_do_not_depend_on_the_batch():
         for t in (0, 20):
             one = (x[t : t + 1], a, b, slots[t : t + 1], scale, y[t : t + 1])
             assert compare.same_bits(adapters.result("lora", one, kwargs)[0], whole[t])
+
+
+def test_a_route_made_before_gives_the_same():
+    args, kwargs = adapters.pool(4, tokens=19, adapters=2)
+    step = LoraRoute(22, tiled=True).set(args[5])
+    with headrace.use_backend("triton"):
+        want = adapters.result("lora_rows", args, kwargs)
+        given = kwargs | {"order": step.order[:19], "tiles": step.tiles[:19]}
+        assert compare.same_bits(adapters.result("lora_rows", args, given), want)
+        none = LoraRoute(19, tiled=True)  # what is not in its tiles is not touched
+        given = kwargs | {"order": none.order, "tiles": none.tiles}
+        assert compare.same_bits(adapters.result("lora_rows", args, given), args[-1])
 
 
 @pytest.mark.parametrize("width", [1, 3])

@@ -8,6 +8,8 @@ from .config import AdapterConfig, Base, Module
 from .gate import Gate
 from .peft_files import modules_of
 from .records import NewAdapter, Revision
+from .route import LoraRoute, invocation_start
+from .site import LoraSite
 from .store import AdapterStore
 
 __all__ = [
@@ -18,9 +20,12 @@ __all__ = [
     "Base",
     "Gate",
     "Layer",
+    "LoraRoute",
+    "LoraSite",
     "Module",
     "NewAdapter",
     "Revision",
+    "invocation_start",
     "modules_of",
     "quantize_rows",
 ]

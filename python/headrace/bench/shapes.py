@@ -325,6 +325,7 @@ def cases(op: str | None, quick: bool) -> Iterator[Case]:
         "lora_rows": [
             *(partial(adapters.rows, *mix) for mix in mixes),
             *(partial(adapters.rows, *mixes[0], bits=bits) for bits in (8, 4)),
+            *(partial(adapters.without, n, mixes[0][2]) for n in (1, 64)),
         ],
     }
     for name, make in makers.items():

@@ -28,6 +28,8 @@ def lora_rows(
     gain: Tensor | None = None,
     base_bias: Tensor | None = None,
     epilogue: Tensor | None = None,
+    order: Tensor | None = None,
+    tiles: Tensor | None = None,
 ) -> Tensor:
     """`lora` over a pool of rank rows, where adapters of any rank lie side by side.
 
@@ -35,16 +37,17 @@ def lora_rows(
     row of B for all of them, b[c] [N], of which slice j owns the columns up to slice_ends[j] (int32
     [J]; None when J is 1). Slot s owns rank rows rows[row_indptr[s]:row_indptr[s + 1]] (int32), or,
     of slice j, the first ranks[s, j] of these (int32 [S, J]). Pools are fp32, bf16, fp16, int8
-    codes, or pairs of 4-bit codes (uint8, half as wide), see
-    `headrace.adapters.quantize_rows`, with a_scale fp32 [C,
-    J, K / group] and b_scale fp32 [C, N / group].
+    codes, or pairs of 4-bit codes (uint8, half as wide), see `headrace.adapters.quantize_rows`,
+    with a_scale fp32 [C, J, K / group] and b_scale fp32 [C, N / group].
 
     slots int32 [T, W], W up to 4: a row may mix adapters, weights fp32 [T, W] (None: 1); -1 names
-    none, which also is how an adapter that begins at a later token is told. MoE routing names a
-    slot for every (adapter, expert). x [T, K], y [T, N] (accumulated into, returned), scale fp32
-    [S]. epilogue int32 [S, 2] names rows of bias fp32 [., N] (LoRA bias, scaled like the rest) and
-    gain fp32 [., N] (DoRA: magnitude over norm, so that y becomes gain (y - base_bias + update) +
-    base_bias, with base_bias fp32 [N]); -1 for none; a row of several adapters takes no gain.
+    none. `headrace.adapters.LoraRoute` makes the slots of a step, of adapters that begin at a later
+    token and of pairs of adapter and expert too; order int32 [T] and tiles int32 [T, 2] are its,
+    and spare a GPU the sorting. `headrace.adapters.LoraSite` holds all but x, y and the route. x
+    [T, K], y [T, N] (accumulated into, returned), scale fp32 [S]. epilogue int32 [S, 2] names rows
+    of bias fp32 [., N] (LoRA bias, scaled like the rest) and gain fp32 [., N] (DoRA: magnitude over
+    norm, so that y becomes gain (y - base_bias + update) + base_bias, with base_bias fp32 [N]); -1
+    for none; a row of several adapters takes no gain.
 
     Exactness as `lora`. Raises TypeError, ValueError or NotImplementedError naming the argument,
     before anything is written.
@@ -70,11 +73,14 @@ def lora_rows(
         gain=gain,
         base_bias=base_bias,
         epilogue=epilogue,
+        order=order,
+        tiles=tiles,
     )
     return y
 
 
-def _rows(bound, axes, outs):
+def prepared(bound, axes):
+    """Everything that the extension wants of a call, but the number of threads."""
     x, a, b, y = bound["x"], bound["a"], bound["b"], bound["y"]
     optional = ("a_scale", "b_scale", "bias", "gain", "base_bias")
     pointers = [t.data_ptr() for t in (x, y, a, b)] + [address(bound[n]) for n in optional]
@@ -83,7 +89,7 @@ def _rows(bound, axes, outs):
     pointers += [address(bound[n]) for n in ("ranks", "slice_ends", "epilogue")]
     sides = (("a_scale", axes["K"]), ("b_scale", axes["N"]))
     groups = [1 if bound[name] is None else n // bound[name].shape[-1] for name, n in sides]
-    _C.lora_rows(
+    return (
         "lora_rows",
         pointers,
         (
@@ -94,8 +100,11 @@ def _rows(bound, axes, outs):
         (x.stride(0), y.stride(0), *a.stride()[:2], 1, b.stride(0), 0, 1),
         (DTYPE_CODE[x.dtype], POOL_CODE[a.dtype]),
         (groups[0], groups[1]),
-        get_num_threads(),
     )
+
+
+def _rows(bound, axes, outs):
+    _C.lora_rows(*prepared(bound, axes), get_num_threads())
 
 
 register(LORA_ROWS, _rows)
