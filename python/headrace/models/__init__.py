@@ -1,7 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Small byte-level decoders that come with the package, for demos, tests and quality figures."""
+"""Small models for demos, tests and quality figures: byte-level decoders, and a denoiser."""
 
 from .decoder import Attend, Decoder, DecoderConfig
+from .denoiser import Denoiser, DenoiserConfig
 from .files import load, names, save
 
-__all__ = ["Attend", "Decoder", "DecoderConfig", "load", "names", "save"]
+__all__ = [
+    "Attend",
+    "Decoder",
+    "DecoderConfig",
+    "Denoiser",
+    "DenoiserConfig",
+    "load",
+    "names",
+    "save",
+]

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Streams: unbounded token sequences through a model, many of them in one step."""
+"""Streams: unbounded token sequences through a model, many of them in one step, and rings of
+frames.
+"""
 
 from .clock import Clock, Linear, Polynomial, Real, Recorded, Virtual, Work
 from .engine import Engine, wrap
@@ -10,6 +12,8 @@ from .oracle import lanes_oracle, oracle, recompute
 from .positions import Absolute, InCache, PerLane
 from .record import load, replay, save
 from .report import Report, Updated
+from .ring import Finished, Ring
+from .ring_solver import Diffusion, Flow
 from .run import Run
 from .serve import Server, serve
 from .stream import Mark, Stream
@@ -18,9 +22,12 @@ from .timing import Outcome, Timing
 __all__ = [
     "Absolute",
     "Clock",
+    "Diffusion",
     "Engine",
     "Event",
     "Every",
+    "Finished",
+    "Flow",
     "Gate",
     "HeadSum",
     "InCache",
@@ -37,6 +44,7 @@ __all__ = [
     "Real",
     "Recorded",
     "Report",
+    "Ring",
     "Run",
     "SceneCut",
     "Server",
