@@ -18,10 +18,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .. import ops
+from .. import interrupts, ops
 from ..errors import bad_type, bad_value, unsupported
 from ..memory import PagePool, Region
-from . import interrupts
 from .positions import Absolute, Positions
 from .ring_cache import Caches, Row, bounded
 from .ring_checks import at_least_one, frame_like, mask_like, one_of
