@@ -123,8 +123,9 @@ def block_score(bound, axes, outs):
     tile = min(tile, power_of_two(rows if size == 1 else size))
     raw = keys.new_empty((axes["B"], axes["Hkv"], q.shape[2], blocks), dtype=torch.float32)
     spread = lambda x: [0 if x.shape[0] == 1 else x.stride(0), *x.stride()[1:3]]  # noqa: E731
+    grid = (triton.cdiv(blocks, tile) if size == 1 else blocks, *raw.shape[1::-1])
     with on_device("block_score", keys):
-        block_score_kernel[(triton.cdiv(blocks, tile) if size == 1 else blocks, *raw.shape[1::-1])](
+        block_score_kernel[grid](
             q, q if low_q is None else low_q, keys, keys if upper is None else upper,
             q if index is None else index, q if bound["lengths"] is None else bound["lengths"],
             raw, rows, axes["N"], q.shape[2], blocks, size, axes["Hkv"], *spread(keys),
