@@ -58,8 +58,8 @@ def test_a_life(run, model, tmp_path):
     assert run("add", tmp_path / "out", "--base", "small") == two
     assert "n; forget it" not in run("show", two)
     run("remove", two)
-    assert "would give back 4,096 bytes" in run("gc", "--dry-run")
-    assert "gave back 4,096 bytes: 1 files removed" in run("gc")
+    assert "would give back 1,152 bytes" in run("gc", "--dry-run")
+    assert "gave back 1,152 bytes: 1 files removed" in run("gc")
     assert run("verify").endswith(": 0 problems, 0 unused files")
     run("forget", "n")
     assert "expected a name or digest" in run("show", "n", status=1)

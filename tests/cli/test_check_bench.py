@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from headrace import _C, bench, models, ops
+from headrace import _C, bench, models, ops, presets
 from headrace.cli import main, proof_cases, proofs
 
 
@@ -94,10 +94,8 @@ def test_random_model_depends_on_its_context():
 def test_unknown_part(capsys):
     assert main(["check", "everything"]) == 2
     err = capsys.readouterr().err
-    assert err == (
-        "headrace check(WHAT): expected one of ops, positions, streaming_llm, models, "
-        "got 'everything'\n"
-    )
+    known = ", ".join(["ops", "positions", *presets.names(), "models"])
+    assert err == f"headrace check(WHAT): expected one of {known}, got 'everything'\n"
 
 
 def test_bench_of_one_op(capsys):
