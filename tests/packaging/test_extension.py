@@ -5,6 +5,7 @@ import ast
 import re
 import shutil
 import subprocess
+from operator import attrgetter
 from pathlib import Path
 
 import pytest
@@ -47,8 +48,14 @@ def test_exports_only_its_init_function():
 
 
 def stub():
+    """Functions and classes of the stub, and the methods of the classes as class.method."""
     tree = ast.parse((PACKAGE / "_C.pyi").read_text())
-    return {node.name: node for node in tree.body if isinstance(node, ast.FunctionDef)}
+    classes = [n for n in tree.body if isinstance(n, ast.ClassDef) and not n.bases]  # no types
+    named = {n.name: n for n in tree.body if isinstance(n, ast.FunctionDef)}
+    named |= {n.name: n for n in classes}
+    for node in classes:
+        named |= {f"{node.name}.{f.name}": f for f in node.body if isinstance(f, ast.FunctionDef)}
+    return named
 
 
 def test_typing_files_are_installed():
@@ -58,11 +65,13 @@ def test_typing_files_are_installed():
 
 def test_stub_names_exactly_what_the_module_exports():
     exported = {name for name in dir(_C) if not name.startswith("_")}
-    assert set(stub()) == exported
+    assert {name for name in stub() if "." not in name} == exported
 
 
 def test_stub_has_the_parameters_of_the_module():
     for name, node in stub().items():
-        signature = getattr(_C, name).__doc__.split(" -> ")[0]
+        if isinstance(node, ast.ClassDef):
+            continue
+        signature = attrgetter(name)(_C).__doc__.split(" -> ")[0]
         counted = len(re.findall(r"(?:^|[(,] ?)(?:arg\d+|[a-z_]+): ", signature))
         assert len(node.args.posonlyargs) + len(node.args.args) == counted, (name, signature)
