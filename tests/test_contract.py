@@ -244,7 +244,7 @@ class TestContractOfEveryOp:
             args, kwargs = make()
             bound = {a.name: a.default_value for a in schema.arguments} | spec.bind(*args, **kwargs)
             axes = spec.check(bound)
-            empty = not all(axes.get(a, 1) for a in ("T", "B", "Lq"))
+            empty = not all(axes.get(a, 1) for a in ("T", "B", "Lq", "R"))
             for model in (spec.flops, spec.bytes, spec.depth):
                 value = model(axes, bound)
                 assert math.isfinite(value)
