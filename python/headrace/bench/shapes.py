@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .. import ops
+from .flex import compiled_flex
 
 UNLIMITED = 2**62
 HEADS, KV_HEADS, DIM, PAGE = 32, 8, 128, 64
@@ -179,16 +180,10 @@ def prefill(length: int, window: int, dtype: torch.dtype, flex: bool) -> Case:
 
 
 def _flex(q: Tensor, k: Tensor, v: Tensor, window: int) -> Callable[[], object]:
-    from torch.nn.attention.flex_attention import create_block_mask, flex_attention
-
     def seen(b: Tensor, h: Tensor, t: Tensor, j: Tensor) -> Tensor:
         return (j <= t) & ((t - j < window) | (j < 4))
 
-    length = q.shape[2]
-    mask = create_block_mask(seen, None, None, length, length, device="cpu")
-    torch._dynamo.reset()  # past eight shapes it would run uncompiled
-    compiled = torch.compile(flex_attention, dynamic=False)
-    return lambda: compiled(q, k, v, block_mask=mask, enable_gqa=True)
+    return compiled_flex(q, k, v, seen)
 
 
 def _masked_sdpa(q: Tensor, k: Tensor, v: Tensor, window: int) -> Callable[[], object]:
