@@ -4,14 +4,13 @@
 from __future__ import annotations
 
 import math
-import platform
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
 
-from .. import _C, ops
+from .. import ops
 from ..errors import bad_value
 from .shapes import Case, cases
 from .timing import interleaved, matmul_rate, multiply_add_rate, reader
@@ -126,7 +125,7 @@ def _time(seconds: float) -> str:
 
 
 def to_json(rows: Iterable[Row]) -> dict[str, Any]:
-    """The rows, geometric means per op, and what they were measured on."""
+    """The rows, and geometric means per op."""
     rows = list(rows)
     means = {}
     for op in sorted({row.op for row in rows}):
@@ -134,12 +133,6 @@ def to_json(rows: Iterable[Row]) -> dict[str, Any]:
         if ratios:
             means[op] = math.exp(sum(map(math.log, ratios)) / len(ratios))
     return {
-        "machine": {
-            "processor": platform.processor() or platform.machine(),
-            "threads": torch.get_num_threads(),
-            "isa": _C.active_isa(),
-        },
-        "torch": torch.__version__,
         "rows": [asdict(r) | {"speedup": r.speedup, "of_floor": r.of_floor} for r in rows],
         "geometric_mean_speedup": means,
     }

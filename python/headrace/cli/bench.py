@@ -34,8 +34,7 @@ def run(args: argparse.Namespace) -> int:
             sys.stdout.reconfigure(errors="replace")  # a check mark must not end it all
         print(bench.table(rows), flush=True)
         if args.json:
-            head = {"command": report.command(), "taken": report.now(), "host": report.machine()}
-            report.write(head | bench.to_json(rows), args.json)
+            report.write(report.taken() | bench.to_json(rows), args.json)
     except Fail as fail:
         print(f"headrace {fail}", file=sys.stderr)
         return fail.status
