@@ -78,31 +78,67 @@ inline void along(const CausalConvArgs& a, const Rows<T>& rows, std::int64_t t, 
   if (c < n) outputs<M, Taps, Early, true>(a, rows, t, c, n - c, weight, bias, y);
 }
 
-// Weights and kept inputs lie channel after channel; here they become rows. What is N apart is
-// shuffles to a compiler that knows N; 0: it does not.
-template <int N, class T>
-inline void to_rows(const T* __restrict from, std::int64_t channels, int n, std::int64_t step,
-                    T* __restrict rows) {
-  const int many = N ? N : n;
-  for (int j = 0; j < many; ++j) {
-    T* row = rows + j * step;
-    for (std::int64_t c = 0; c < channels; ++c) row[c] = from[c * many + j];
+// Weights and kept inputs lie channel after channel; here they become rows, and back. Three and
+// four of them are shuffles to a compiler that sees plain numbers.
+template <class T>
+struct Plain {
+  using type = std::uint16_t;
+};
+template <>
+struct Plain<float> {
+  using type = float;
+};
+
+template <class T>
+inline void split3(const T* __restrict from, std::int64_t n, T* __restrict a, T* __restrict b,
+                   T* __restrict c) {
+  for (std::int64_t i = 0; i < n; ++i) {
+    a[i] = from[3 * i];
+    b[i] = from[3 * i + 1];
+    c[i] = from[3 * i + 2];
   }
 }
 
-template <int Kept, class T>
-inline void write_state(const T* const* rows, int n, int kept, T* __restrict state) {
-  if (Kept == 3) {
-    const T* __restrict a = rows[0], * __restrict b = rows[1], * __restrict c = rows[2];
-    for (int i = 0; i < n; ++i) {
-      state[3 * i] = a[i];
-      state[3 * i + 1] = b[i];
-      state[3 * i + 2] = c[i];
-    }
-    return;
+template <class T>
+inline void join3(const T* __restrict a, const T* __restrict b, const T* __restrict c,
+                  std::int64_t n, T* __restrict to) {
+  for (std::int64_t i = 0; i < n; ++i) {
+    to[3 * i] = a[i];
+    to[3 * i + 1] = b[i];
+    to[3 * i + 2] = c[i];
+  }
+}
+
+inline void split4(const float* __restrict from, std::int64_t n, float* __restrict a,
+                   float* __restrict b, float* __restrict c, float* __restrict d) {
+  for (std::int64_t i = 0; i < n; ++i) {
+    a[i] = from[4 * i];
+    b[i] = from[4 * i + 1];
+    c[i] = from[4 * i + 2];
+    d[i] = from[4 * i + 3];
+  }
+}
+
+template <class T>
+inline void read_state(const T* state, int n, int kept, T* rows) {
+  using P = typename Plain<T>::type;
+  if (kept == 3) {
+    P* to = reinterpret_cast<P*>(rows);
+    return split3(reinterpret_cast<const P*>(state), n, to, to + kConvChannels,
+                  to + 2 * kConvChannels);
   }
   for (int j = 0; j < kept; ++j) {
-    for (int i = 0; i < n; ++i) state[i * kept + j] = rows[j][i];
+    for (int c = 0; c < n; ++c) rows[j * kConvChannels + c] = state[c * kept + j];
+  }
+}
+
+template <class T>
+inline void write_state(const T* const* rows, int n, int kept, T* state) {
+  using P = typename Plain<T>::type;
+  const auto row = [&](int j) { return reinterpret_cast<const P*>(rows[j]); };
+  if (kept == 3) return join3(row(0), row(1), row(2), n, reinterpret_cast<P*>(state));
+  for (int j = 0; j < kept; ++j) {
+    for (int c = 0; c < n; ++c) state[c * kept + j] = rows[j][c];
   }
 }
 
@@ -118,7 +154,7 @@ inline int channels_of(const CausalConvArgs& a, std::int64_t first) {
 
 // The state holds inputs as they came: the last of what was kept and what is new, one after the
 // other. `history` is read only where a stream brings fewer tokens than are kept.
-template <int Kept, class T>
+template <class T>
 inline void keep_inputs(const CausalConvArgs& a, std::int64_t stream, std::int64_t first,
                         const T* history) {
   const int kept = a.taps - 1;
@@ -128,20 +164,17 @@ inline void keep_inputs(const CausalConvArgs& a, std::int64_t stream, std::int64
     const std::int64_t from = count + j;
     rows[j] = from < kept ? history + from * kConvChannels : x + (from - kept) * a.x_row;
   }
-  write_state<Kept>(rows, channels_of(a, first), kept, state_of<T>(a, stream, first));
+  write_state(rows, channels_of(a, first), kept, state_of<T>(a, stream, first));
 }
 
 template <int Taps, class T>
 inline void item(const CausalConvArgs& a, std::int64_t stream, std::int64_t begin,
                  std::int64_t first, T* history) {
   constexpr int kM = 4;  // rows in and out stay within the ways of a cache set
-  constexpr int kKept = Taps ? Taps - 1 : 0;
   const std::int64_t start = a.indptr[stream], count = a.indptr[stream + 1] - start;
   const std::int64_t end = count < begin + kConvTokens ? count : begin + kConvTokens;
   const int n = channels_of(a, first), kept = a.taps - 1;
-  if (begin == 0) {
-    to_rows<kKept>(state_of<T>(a, stream, first), n, kept, kConvChannels, history);
-  }
+  if (begin == 0) read_state(state_of<T>(a, stream, first), n, kept, history);
   const Rows<T> rows{static_cast<const T*>(a.x) + start * a.x_row + first, a.x_row, history, kept};
   const float *weight = a.weight + first, *bias = a.bias + first;
   T* y = static_cast<T*>(a.y) + start * a.channels + first;
@@ -149,7 +182,7 @@ inline void item(const CausalConvArgs& a, std::int64_t stream, std::int64_t begi
   for (; t < end && t < kept; ++t) along<1, Taps, true>(a, rows, t, n, weight, bias, y);
   for (; t + kM <= end; t += kM) along<kM, Taps, false>(a, rows, t, n, weight, bias, y);
   for (; t < end; ++t) along<1, Taps, false>(a, rows, t, n, weight, bias, y);
-  if (count <= kConvTokens) keep_inputs<kKept>(a, stream, first, history);
+  if (count <= kConvTokens) keep_inputs(a, stream, first, history);
 }
 
 template <class T>
@@ -166,22 +199,18 @@ void run(const CausalConvArgs& a, std::int64_t stream, std::int64_t begin, std::
   return any_taps<fp16>(a, stream, begin, first, scratch);
 }
 
-template <class T>
-inline void keep_any(const CausalConvArgs& a, std::int64_t stream, std::int64_t first) {
-  const T* none = nullptr;
-  if (a.taps == 4) return keep_inputs<3>(a, stream, first, none);
-  keep_inputs<0>(a, stream, first, none);
-}
-
 void keep(const CausalConvArgs& a, std::int64_t stream, std::int64_t first) {
-  if (a.dtype == headrace::kF32) return keep_any<float>(a, stream, first);
-  if (a.dtype == headrace::kBF16) return keep_any<bf16>(a, stream, first);
-  return keep_any<fp16>(a, stream, first);
+  if (a.dtype == headrace::kF32) return keep_inputs<float>(a, stream, first, nullptr);
+  if (a.dtype == headrace::kBF16) return keep_inputs<bf16>(a, stream, first, nullptr);
+  return keep_inputs<fp16>(a, stream, first, nullptr);
 }
 
 void weights(const CausalConvArgs& a, float* rows) {
-  if (a.taps == 4) return to_rows<4>(a.weight, a.channels, 4, a.padded, rows);
-  to_rows<0>(a.weight, a.channels, a.taps, a.padded, rows);
+  const auto row = [&](int j) { return rows + j * a.padded; };
+  if (a.taps == 4) return split4(a.weight, a.channels, row(0), row(1), row(2), row(3));
+  for (int j = 0; j < a.taps; ++j) {
+    for (std::int64_t c = 0; c < a.channels; ++c) row(j)[c] = a.weight[c * a.taps + j];
+  }
 }
 
 }  // namespace
