@@ -275,11 +275,33 @@ def block_score(dtype, kind="mean", dim=128, rows=700, **more):
     headrace.ops.block_score(q, keys, **more)
 
 
+def segment_reduce(dtype, dim=128, **more):
+    state, ids = torch.zeros(3, 2, dim), torch.zeros(9, dtype=torch.int32)
+    headrace.ops.segment_reduce(torch.zeros(9, 2, dim, dtype=dtype), ids, state, **more)
+
+
+def attention_mass(dtype, dim=128, **more):
+    q, k = torch.zeros(2, 8, 33, dim, dtype=dtype), torch.zeros(2, 2, 700, dim, dtype=dtype)
+    headrace.ops.attention_mass(q, k, **more)
+
+
+def assign(dtype, dim=128, **more):
+    kind = torch.int32 if more.get("metric") == "hamming" else dtype
+    x, c = torch.zeros(2, 70, dim, dtype=kind), torch.zeros(1, 90, dim, dtype=kind)
+    headrace.ops.assign(x, None if "bipartite" in more else c, **more)
+
+
+STATE = torch.zeros(3, 2, 128)
 SINK = torch.zeros(4)
 # In every dtype and for both architectures.
 CASES = {
     "select": lambda t: select(t, "mass", mass=0.5, counts=torch.ones(70000)),
     "block-score": block_score,
+    "segment-reduce": lambda t: segment_reduce(
+        t, low=STATE.to(t), high=STATE, unit=STATE, count=torch.zeros(3).int()
+    ),
+    "attention-mass": attention_mass,
+    "assign": assign,
     "gated-delta-rule": gated_delta_rule,
     "hstu": lambda t: hstu(t, 128, max_attn_len=512, sinks=3),
     "frame-delta": frame_delta,
@@ -321,6 +343,14 @@ PATHS = {
     "score-bits": lambda t: block_score(t, "bits", dim=1, lengths=torch.ones(2).int()),
     "score-max": lambda t: block_score(t, dim=80, block_size=64, queries="sum"),
     "score-index": lambda t: block_score(t, dim=1024, index=torch.ones(1, 40).int()),
+    "segment-wide": lambda t: segment_reduce(t, 3584, unit=torch.zeros(3, 2, 3584)),
+    "segment-sums": segment_reduce,
+    "mass-known": lambda t: attention_mass(
+        t, 80, lse=torch.zeros(2, 8, 33), causal=False, reduce="max", pool=5, exclude=33
+    ),
+    "assign-squares": lambda t: assign(t, 80, metric="l2", threshold=-1.0),
+    "assign-bits": lambda t: assign(t, 2, metric="hamming", causal=True),
+    "assign-merge": lambda t: assign(t, 1280, bipartite=True, metric="dot"),
     "hstu-ring": lambda t: hstu(t, 64, k_order=torch.arange(40), causal=False),
     "hstu-wide": lambda t: hstu(t, 256, num_targets=torch.zeros(1, dtype=torch.int32)),
     "paged-int8": lambda t: forms(t, 128, torch.int8, 1, 1),

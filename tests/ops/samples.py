@@ -389,4 +389,7 @@ SAMPLES: dict[str, list[Callable[[], Call]]] = {
     "hstu_attention": [other("sequences", "hstu_attention", i) for i in range(6)],
     "select": [other("scores", "select", i) for i in range(10)],
     "block_score": [other("scores", "block_score", i) for i in range(6)],
+    "segment_reduce": [other("masses", "segment_reduce", i) for i in range(4)],
+    "attention_mass": [other("masses", "attention_mass", i) for i in range(5)],
+    "assign": [other("masses", "assign", i) for i in range(5)],
 }

@@ -295,7 +295,7 @@ def merge_states(tokens: int, dtype: torch.dtype = torch.float32, dims: Dims = L
 
 def cases(op: str | None, quick: bool) -> Iterator[Case]:
     """Cases of one op or of all, made one at a time: some hold gigabytes."""
-    from . import adapters, evictions, scores, sequences, sparse  # made of what is above
+    from . import adapters, evictions, masses, scores, sequences, sparse  # made of what is above
 
     bf16, f32 = torch.bfloat16, torch.float32
     i8, e4m3 = torch.int8, torch.float8_e4m3fn
@@ -329,6 +329,7 @@ def cases(op: str | None, quick: bool) -> Iterator[Case]:
             *(partial(scores.retrieve, *x, kind) for x in recalls for kind in scores.KINDS),
             *(partial(scores.bits, *x) for x in recalls),
         ],
+        **masses.shapes(quick),
         "gated_delta_rule": [partial(sequences.gated_delta_rule, t) for t in chunks],
         "hstu_attention": [partial(sequences.hstu_attention, *shape) for shape in hstus],
         "frame_delta_rule": [partial(sequences.frame_delta_rule, n, t) for n, t in clips],

@@ -4,7 +4,9 @@
 from . import rope
 from .append import append
 from .append_absorb import append_absorb
+from .assign import assign
 from .attention import attention
+from .attention_mass import attention_mass
 from .block_score import block_score
 from .causal_conv import causal_conv
 from .frame_delta_rule import frame_delta_rule
@@ -18,12 +20,15 @@ from .merge_states import merge_states
 from .paged_attention import paged_attention
 from .pooled_block_mask import pooled_block_mask
 from .registry import specs
+from .segment_reduce import segment_reduce
 from .select import select
 
 __all__ = [
     "append",
     "append_absorb",
+    "assign",
     "attention",
+    "attention_mass",
     "block_score",
     "causal_conv",
     "frame_delta_rule",
@@ -37,6 +42,7 @@ __all__ = [
     "paged_attention",
     "pooled_block_mask",
     "rope",
+    "segment_reduce",
     "select",
     "specs",
 ]
