@@ -99,6 +99,8 @@ class Ring:
         self.shape: tuple[int, int] = (c.tokens, c.channels)
         self.device = denoiser.inv_freq.device
         self.knobs = Knobs(acts or {}, self.shape, c.condition, self.device)
+        if "levels" in (knobs or {}):
+            raise bad_value("Ring", "knobs", "other knobs", "levels", "it has its own argument")
         self.knobs.turn({**(knobs or {}), "levels": levels}, "Ring")
         self.solver = solver or Flow()
         self.depth = at_least_one("depth", len(self.knobs["levels"]) if depth is None else depth)
@@ -129,6 +131,11 @@ class Ring:
     def pool(self) -> PagePool:
         """The pages of all caches."""
         return self._caches.pool
+
+    @property
+    def most_pages(self) -> int:
+        """Pages that frames hold between two ticks when all caches are full."""
+        return self._caches.most_pages
 
     @property
     def flying(self) -> tuple[Flying, ...]:

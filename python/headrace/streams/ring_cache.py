@@ -104,6 +104,8 @@ class Caches:
 
     frames: how many frames all caches hold together; rows: of the largest model call. span:
     positions in time that a frame takes; its tokens are spread over these evenly.
+
+    most_pages: those of so many frames.
     """
 
     def __init__(
@@ -122,6 +124,7 @@ class Caches:
         size = min(64, -(-tokens // 16) * 16)
         pages = config.layers * -(-tokens // size) * (frames + rows)
         self.layers, self.tokens = config.layers, tokens
+        self.most_pages = config.layers * -(-tokens // size) * frames
         self.pool = PagePool(1, pages, config.kv_heads, config.head_dim, size, dtype, device)
         self.plan, self.positions, self.swap, self.span = plan, positions, swap, span
         self._inv_freq = inv_freq
