@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import torch
@@ -41,16 +41,16 @@ class Loop:
     solver: Solver | None = None
     every: int = 1
     acts: Mapping[str, str] | None = None
+    knobs: Mapping[str, Any] = field(default_factory=dict)
 
     def ring(
         self, denoiser: Any, *, condition: Tensor | None = None, seed: int = 0, **options: Any
     ) -> Ring:
         """The ring; options as in `headrace.Ring`."""
-        told = {} if condition is None else {"condition": condition}
+        told = {**self.knobs, **({} if condition is None else {"condition": condition})}
         told.update(options.pop("knobs", None) or {})
-        given = {
-            f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("levels", "every")
-        }
+        own = ("levels", "every", "knobs")
+        given = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in own}
         return Ring(denoiser, self.levels, noise=seed, knobs=told, **{**given, **options})
 
     def oracle(
@@ -96,7 +96,7 @@ class Loop:
     ) -> Tensor:
         c = denoiser.config
         told = torch.zeros(c.condition) if condition is None else condition
-        same = {"levels": tuple(self.levels), "condition": told}
+        same = {**self.knobs, "levels": tuple(self.levels), "condition": told}
 
         def knobs(number: int, step: int) -> Mapping[str, Any]:
             return {**same, **(own(number, step) if own else {})}
@@ -131,15 +131,19 @@ def directions(denoiser: Any, seed: int = 7) -> Tensor:
 
 
 def play(
-    ring: Ring, frames: Iterable[Tensor], own: Callable[[int], Mapping[str, Any]] | None = None
+    ring: Ring,
+    frames: Iterable[Tensor],
+    own: Callable[[int], Mapping[str, Any]] | None = None,
+    every: int = 1,
 ) -> list[Finished]:
-    """What comes out when a frame goes in with every tick that has a slot, and none is left.
+    """What comes out when a frame goes in with every `every`-th tick that has a slot, and none is
+    left.
 
     own(number) gives the knobs that a frame brings along.
     """
     done: list[Finished] = []
     for number, frame in enumerate(frames):
-        while not ring.ready:
+        while not ring.ready or ring.now % every:
             done += ring.tick()
         done += ring.tick(frame, **(own(number) if own else {}))
     return done + ring.drain()
@@ -162,16 +166,17 @@ def equality(
     *,
     solo: bool = True,
     own: Callable[[int], Mapping[str, Any]] | None = None,
+    every: int = 1,
 ) -> list[Check]:
     """That a ring equals its oracle, and with `solo` has the bits of one frame after another.
 
     opened(exact=..., depth=...) gives the ring.
     """
     with opened() as ring:
-        got = stacked(play(ring, frames, own))
+        got = stacked(play(ring, frames, own, every))
         most, pages, room = ring.depth, ring.pool.live_pages, ring.most_pages
     with opened(exact=False) as ring:
-        loose = stacked(play(ring, frames, own))
+        loose = stacked(play(ring, frames, own, every))
     name = "max |value - oracle| over max |oracle|"
     checks = [
         Check(f"exact mode: {name}", gap(got, want), BOUND),
@@ -187,10 +192,11 @@ def equality(
     return checks
 
 
-def rows_of(opened: Callable[..., Ring], frames: Tensor) -> tuple[int, int]:
+def rows_of(opened: Callable[..., Ring], frames: Tensor, every: int = 1) -> tuple[int, int]:
     """Model rows and model calls of a tick with all slots taken."""
     with opened() as ring:
         for frame in frames[: ring.depth + 1]:
-            calls = ring.calls
-            ring.tick(frame)
+            for due in range(every):
+                calls = ring.calls
+                ring.tick(None if due else frame)
         return ring.rows, ring.calls - calls
