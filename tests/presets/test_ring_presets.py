@@ -11,6 +11,7 @@ from headrace.presets.ring_loops import clip, gap
 from headrace.presets.rings import RINGS
 from headrace.streams import Flow
 from headrace.streams.ring_cache import Kept
+from headrace.streams.ring_recall import Shelf
 
 from ..streams.conftest import one_thread  # noqa: F401
 
@@ -33,6 +34,12 @@ def inputs(name, denoiser):
     if name == "stream_char":
         told = torch.randn(9, 8, generator=torch.Generator().manual_seed(0)), [4] * 9, 10
         return told, {}
+    if name == "iamflow":
+        return (frames, [{"a"}, {"b"}] * 5, [torch.ones(8)] * 10), {}
+    if name == "longlive_rag":
+        return (frames,), {"top": 1, "local": 2, "guard": 1}
+    if name == "context_forcing":
+        return (frames,), {"sinks": 1, "slow": 2, "fast": 2}
     if name == "shot_stream":
         return (frames,), {"cuts": (4, 7), "kept": 2, "window": 3}
     return (frames,), {}
@@ -62,7 +69,9 @@ def test_the_proof_fails_when_the_cache_forgets(name, monkeypatch):
         kept, out = plain(self, new, plan, swap)
         return kept._replace(window=kept.window[-1:]), out + kept.window[:-1]
 
+    recalled = Shelf.context
     monkeypatch.setattr(Kept, "then", forgetful)
+    monkeypatch.setattr(Shelf, "context", lambda *args: recalled(*args)[1:])
     assert not all(check.passed for check in checked(name))
 
 

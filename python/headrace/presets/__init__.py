@@ -5,9 +5,12 @@ oracle.
 `get(name).open(model)` gives an engine, `get(name).check(model)` the proof as a list of `Check`.
 """
 
+from .context_forcing import context_forcing
 from .demon import demon
 from .ego_edit import ego_edit
 from .gpe import gpe
+from .iamflow import iamflow
+from .longlive_rag import longlive_rag
 from .mmduet import mmduet
 from .motion_stream import motion_stream
 from .multi_stream import multi_stream
@@ -32,10 +35,13 @@ from .video_llm_online import video_llm_online
 __all__ = [
     "Check",
     "Preset",
+    "context_forcing",
     "demon",
     "ego_edit",
     "get",
     "gpe",
+    "iamflow",
+    "longlive_rag",
     "mmduet",
     "motion_stream",
     "multi_stream",

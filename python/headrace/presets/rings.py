@@ -3,8 +3,11 @@
 
 from __future__ import annotations
 
+from .context_forcing import PRESET as CONTEXT_FORCING
 from .demon import PRESET as DEMON
 from .ego_edit import PRESET as EGO_EDIT
+from .iamflow import PRESET as IAMFLOW
+from .longlive_rag import PRESET as LONGLIVE_RAG
 from .motion_stream import PRESET as MOTION_STREAM
 from .prism import PRESET as PRISM
 from .proof import Preset
@@ -20,12 +23,15 @@ from .streaming_t2v import PRESET as STREAMING_T2V
 
 RINGS: tuple[Preset, ...] = (
     DEMON,
+    LONGLIVE_RAG,
     MOTION_STREAM,
     ROLLING_FORCING,
     SHOT_STREAM,
     STREAM_DIFFUSION,
     STREAM_DIFFUSION_V2,
+    CONTEXT_FORCING,
     EGO_EDIT,
+    IAMFLOW,
     PRISM,
     RAIN,
     STREAM_CHAR,

@@ -22,6 +22,7 @@ from ..memory import UNLIMITED, PagePool, Plan, Region
 from ..memory.regions import compile_plan
 from ..memory.view import BEFORE
 from .positions import Positions
+from .ring_recall import Recall, Shelf
 
 
 class Held(NamedTuple):
@@ -89,13 +90,15 @@ class Row:
     """A frame of one model call: which cache it reads, and what becomes of its keys.
 
     cache: a name, None when it reads none. writes: whether it joins that cache. group: rows of the
-    same group see one another, None sees itself alone. pages: [layer], where its keys go.
+    same group see one another, None sees itself alone. sees: what a rule recalls for it, instead
+    of a cache: frames, and how far before it each stands. pages: [layer], where its keys go.
     """
 
     at: int
     cache: tuple[object, ...] | None = None
     writes: bool = False
     group: object = None
+    sees: Sequence[tuple[int, int]] | None = None
     pages: Sequence[tuple[int, ...]] = ()
 
 
@@ -119,14 +122,19 @@ class Caches:
         span: int,
         swap: float | None,
         dtype: torch.dtype,
+        recall: Recall | None = None,
     ) -> None:
+        if recall is not None:
+            frames = recall.resident
         tokens, device = config.tokens, inv_freq.device
         size = min(64, -(-tokens // 16) * 16)
-        pages = config.layers * -(-tokens // size) * (frames + rows)
+        room = frames * (1 if recall is None else 2)  # in a tick, what is brought back comes beside
+        pages = config.layers * -(-tokens // size) * (room + rows)
         self.layers, self.tokens = config.layers, tokens
         self.most_pages = config.layers * -(-tokens // size) * frames
         self.pool = PagePool(1, pages, config.kv_heads, config.head_dim, size, dtype, device)
         self.plan, self.positions, self.swap, self.span = plan, positions, swap, span
+        self.shelf = None if recall is None else Shelf(self.pool, recall)
         self._inv_freq = inv_freq
         self.kept: dict[tuple[object, ...], list[Kept]] = {}
         self._offset = torch.arange(tokens, device=device) * span // tokens
@@ -140,6 +148,8 @@ class Caches:
         """Pages for the rows of one model call. keep: a shot begins, see `next_shot`."""
         n = self.pages_per_frame
         pages = self.pool.take(n * self.layers * len(rows))
+        if self.shelf is not None:
+            self.shelf.fetch({j for row in rows for j, _ in row.sees or ()}, self.layers)
         for r, row in enumerate(rows):
             row.pages = [
                 tuple(pages[n * (r * self.layers + i) : n * (r * self.layers + i + 1)])
@@ -173,9 +183,10 @@ class Tick:
         self._caches, self._rows, self._taken, self._shot = caches, rows, pages, new_shot
         self._new = {name: list(kept) for name, kept in caches.kept.items()}
         self._dropped: list[int] = []
+        self._keys: dict[int, list[Tensor]] = {}
         self._far: dict[tuple[int, ...], dict[int, int]] = {}
         for row in rows:
-            if row.cache is not None:
+            if row.cache is not None and row.sees is None:
                 self._new.setdefault(row.cache, [Kept()] * caches.layers)
         device, count = caches._offset.device, caches.tokens
         slot = torch.arange(count)
@@ -216,7 +227,10 @@ class Tick:
         caches, plan = self._caches, self._caches.plan
         seen: dict[int, list[Held]] = {}
         for r, row in enumerate(self._rows):
-            if row.cache is None or not row.writes:
+            if row.sees is not None and row.writes:
+                mean = k[r * caches.tokens : (r + 1) * caches.tokens].flatten(1).float().mean(0)
+                self._keys.setdefault(row.at, []).append(mean)
+            if row.cache is None or not row.writes or row.sees is not None:
                 continue
             assert plan is not None
             new = Held(row.at, row.pages[layer], self._mean(r, k, v))
@@ -235,6 +249,11 @@ class Tick:
         entries: list[list[int]] = []
         counts = []
         for r, row in enumerate(self._rows):
+            if row.sees is not None:
+                recalled = self._recalled(row, layer)
+                entries += recalled
+                counts.append(len(recalled))
+                continue
             if r not in seen:
                 before: Sequence[Held] = ()
                 if row.cache is not None and plan is not None:
@@ -248,18 +267,35 @@ class Tick:
             counts.append(len(entries) - before_it)
         return entries, counts
 
+    def _recalled(self, row: Row, layer: int) -> list[list[int]]:
+        """Rows of a view: what a rule names, and the frame itself."""
+        shelf = self._caches.shelf
+        assert shelf is not None
+        written = {other.at: other.pages[layer] for other in self._rows if other.writes}
+        rows = self._placed(row.pages[layer], 0)
+        for number, back in row.sees or ():
+            pages = written.get(number) or shelf.pages(number, layer)
+            rows += self._placed(pages, -self._caches.span * back)
+        return rows
+
+    def _placed(self, pages: Sequence[int], origin: int) -> list[list[int]]:
+        """The pages of a frame, seen from `origin` in time."""
+        size, tokens = self._caches.pool.page_size, self._caches.tokens
+        counts = (min(size, tokens - i * size) for i in range(len(pages)))
+        return [
+            [page, 0, count, origin, UNLIMITED, BEFORE, UNLIMITED]
+            for page, count in zip(pages, counts, strict=True)
+        ]
+
     def _view(self, at: int, frames: Sequence[Held]) -> list[list[int]]:
         caches = self._caches
         order = tuple(sorted(held.at for held in frames))
         if order not in self._far:  # the same in every layer, but for swaps
             self._far[order] = dict(zip(order, caches.distances(order), strict=True))
         back = self._far[order]
-        size, rows = caches.pool.page_size, []
+        rows = []
         for held in frames:
-            origin = caches.span * (back[at] - back[held.at])
-            for i, page in enumerate(held.pages):
-                count = min(size, caches.tokens - i * size)
-                rows.append([page, 0, count, origin, UNLIMITED, BEFORE, UNLIMITED])
+            rows += self._placed(held.pages, caches.span * (back[at] - back[held.at]))
         return rows
 
     def _mean(self, r: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor] | None:
@@ -276,8 +312,18 @@ class Tick:
         """The new caches count; pages of frames that none of them holds are free again."""
         scratch = [p for row in self._rows if not row.writes for ids in row.pages for p in ids]
         self._caches.kept = self._new
+        if self._caches.shelf is not None:
+            written = {
+                row.at: (list(row.pages), torch.stack(self._keys[row.at]))
+                for row in self._rows
+                if row.writes
+            }
+            seen = {j for row in self._rows for j, _ in row.sees or ()}
+            self._caches.shelf.commit(written, seen)
         self._caches.pool.drop(scratch + self._dropped)
 
     def undo(self) -> None:
         """The old caches count, and the pool holds what it held."""
         self._caches.pool.drop(self._taken)
+        if self._caches.shelf is not None:
+            self._caches.shelf.undo()
