@@ -10,7 +10,7 @@ from headrace import presets
 from headrace.presets.ring_loops import clip, gap
 from headrace.presets.rings import RINGS
 from headrace.streams import Flow
-from headrace.streams.ring_cache import Kept
+from headrace.streams.ring_kept import Kept
 from headrace.streams.ring_recall import Shelf
 
 from ..streams.conftest import one_thread  # noqa: F401

@@ -111,7 +111,7 @@ class Loop:
         return parts[by_tick](denoiser, frames, noise, knobs, **options)
 
 
-def small_denoiser(**config: int) -> Denoiser:
+def small_denoiser(**config: Any) -> Denoiser:
     """A random denoiser of frames [16, 4], unless `config` says otherwise."""
     return Denoiser(DenoiserConfig(**config), seed=1).eval()
 

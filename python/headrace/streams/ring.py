@@ -22,10 +22,12 @@ from .. import interrupts, ops
 from ..errors import bad_type, bad_value, unsupported
 from ..memory import PagePool, Region
 from .positions import Absolute, Positions
-from .ring_cache import Caches, Row, bounded
+from .ring_cache import Caches, bounded
 from .ring_checks import at_least_one, cut_like, frame_like, mask_like, one_of, recall_like
 from .ring_flying import GUIDANCE, Flying, doubled
+from .ring_kept import Row
 from .ring_knobs import Knobs
+from .ring_mixer import Mixer
 from .ring_noise import Noise, seeded
 from .ring_recall import Done, Recall
 from .ring_solver import Flow, Solver
@@ -53,8 +55,9 @@ class Ring:
     and joins as it passes; "clean" keeps one of finished frames, which join it as one more model
     row, at level 0, of the tick that follows. together: frames in flight see one another.
     positions: where the frames alive stand in time. span: positions a frame takes, for blocks of
-    several. swap: see `headrace.streams.ring_cache.Kept.then`; for cache "step". recall: instead of
-    a memory, a rule that names the finished frames that a frame sees; with one in flight.
+    several. swap: see `headrace.streams.ring_kept.Kept.then`; for cache "step". recall: instead of
+    a memory, a rule that names the finished frames that a frame sees; with one in flight. mixer:
+    attention of another kind; with cache "clean", one in flight and no rule.
 
     guidance: "none", "self", "initialize" or "full", see `headrace.streams.ring_flying`. solver:
     Flow() or Diffusion(). noise: a function of (number of the frame, steps), or a seed. acts: for
@@ -79,6 +82,7 @@ class Ring:
         span: int = 1,
         swap: float | None = None,
         recall: Recall | None = None,
+        mixer: Mixer | None = None,
         guidance: str = "none",
         solver: Solver | None = None,
         noise: Noise | int = 0,
@@ -109,7 +113,9 @@ class Ring:
         self.depth = at_least_one("depth", len(self.knobs["levels"]) if depth is None else depth)
         self.together = together
         if recall is not None:
-            recall_like(recall, memory, self.depth, together, guidance)
+            recall_like("recall", memory, None, self.depth, together, guidance)
+        if mixer is not None:
+            recall_like("mixer", cache, "clean", self.depth, together, guidance)
         self._cache = "clean" if recall is not None else None if memory is None else cache
         self._branches = ("condition", "negative")[: 1 + (guidance in ("initialize", "full"))]
         self._noise = seeded(noise, *self.shape) if isinstance(noise, int) else noise
@@ -127,7 +133,10 @@ class Ring:
             swap,
             dtype,
             recall,
+            mixer,
         )
+        if mixer is not None:
+            mixer.open(self._caches, denoiser)
         self.now = self.calls = self.rows = 0
         self._flying: tuple[Flying, ...] = ()
         self._unwritten: tuple[Flying, ...] = ()

@@ -51,14 +51,16 @@ def cut_like(cut: object, keep: object, cache: str | None, recalls: bool, flying
             raise bad_value("Ring.tick", name, "a whole number, 0 or more", repr(value))
 
 
-def recall_like(recall: object, memory: object, depth: int, together: bool, guidance: str) -> None:
-    """NotImplementedError when a rule cannot serve such a ring."""
+def recall_like(
+    arg: str, memory: object, wants: object, depth: int, together: bool, guidance: str
+) -> None:
+    """NotImplementedError when a rule, or a mixer, cannot serve such a ring."""
     for name, value, wanted in (
-        ("memory", memory, None),
+        ("memory" if wants is None else "cache", memory, wants),
         ("depth", depth, 1),
         ("together", together, False),
     ):
         if value != wanted:
-            raise unsupported("Ring", "recall", f"{name} {wanted}", f"{name} {value}")
+            raise unsupported("Ring", arg, f"{name} {wanted}", f"{name} {value}")
     if guidance not in ("none", "self"):
-        raise unsupported("Ring", "recall", "guidance none or self", guidance)
+        raise unsupported("Ring", arg, "guidance none or self", guidance)
