@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import Any
 
 import gpu_cases as cases  # beside this script
+import gpu_states as states
 import torch
 from headrace.kernels.common import cuda as library
 
@@ -298,6 +299,8 @@ def main() -> int:
     jobs.append(("hstu_attention", partial(cases.hstu, bench, *history)))
     clips = [(2, 2, 20)] if bench.dry else [(1, 4, 880), (8, 4, 880)]
     jobs += [("frame_delta_rule", partial(cases.frame_delta, bench, *clip)) for clip in clips]
+    for op, (case, sizes, few) in states.JOBS.items():
+        jobs += [(op, partial(case, bench, *size)) for size in ([few] if bench.dry else sizes)]
     try:
         for op, job in jobs:
             if op in only:

@@ -230,10 +230,10 @@ def hstu(dtype, dim, **more):
     torch.ops.headrace.hstu_attention(x, x, x, indptr, max_seq_len=64, alpha=0.1, **more)
 
 
-def gated_delta_rule(dtype):
-    q, v = torch.zeros(9, 2, 128, dtype=dtype), torch.zeros(9, 4, 128, dtype=dtype)
-    gates, state = torch.zeros(9, 4), torch.zeros(3, 4, 128, 128)
-    indptr, rows = torch.tensor([0, 4, 9]).int(), torch.tensor([2, 0]).int()
+def gated_delta_rule(dtype, n=90, dim=64):
+    q, v = torch.zeros(n, 2, dim, dtype=dtype), torch.zeros(n, 4, dim, dtype=dtype)
+    gates, state = torch.zeros(n, 4), torch.zeros(3, 4, dim, dim)
+    indptr, rows = torch.tensor([0, 4, n]).int(), torch.tensor([2, 0]).int()
     torch.ops.headrace.gated_delta_rule(q, q, v, gates, gates, state, indptr, rows)
 
 
@@ -247,12 +247,13 @@ def causal_conv(t):
     headrace.ops.causal_conv(x, torch.zeros(70, 4), torch.zeros(70), state, *at)
 
 
-def linear_attention(t):
-    q, k = torch.zeros(5, 4, 64, dtype=t), torch.zeros(5, 2, 64, dtype=t)
-    at = torch.tensor([0, 5]).int(), torch.tensor([1]).int()
-    state, norm = torch.zeros(2, 2, 64, 64), torch.zeros(2, 2, 64)
-    turn = {"inv_freq": freqs(64), "offset": torch.arange(5)}
-    headrace.ops.linear_attention(q, k, k, state, norm, *at, raw=True, **turn)
+def linear_attention(t, dim=64, n=600, **more):
+    q, k = torch.zeros(n, 4, dim, dtype=t), torch.zeros(n, 2, dim, dtype=t)
+    at = torch.tensor([0, n]).int(), torch.tensor([1]).int()
+    state, norm = torch.zeros(2, 2, dim, dim), torch.zeros(2, 2, dim)
+    if more.get("raw"):
+        more |= {"inv_freq": freqs(dim), "offset": torch.arange(n)}
+    headrace.ops.linear_attention(q, k, k, state, norm, *at, **more)
 
 
 def frame_delta(t, dim=112):
@@ -360,6 +361,10 @@ PATHS = {
     "append-int8": lambda t: append_forms(t, 128, torch.int8, 1),
     "append-fp8": lambda t: append_forms(t, 80, torch.float8_e4m3fn, 3),
     "append-page-scale": lambda t: append_forms(t, 128, torch.int8, 3, slots=1),
+    "gated-delta-128": lambda t: gated_delta_rule(t, dim=128),
+    "gated-delta-wide": lambda t: gated_delta_rule(t, dim=256),
+    "linear-attention-turned": lambda t: linear_attention(t, 128, raw=True),
+    "linear-attention-wide": lambda t: linear_attention(t, 256, 40, log_decay=torch.zeros(2)),
     "append-absorb-raw": lambda t: append_absorb(
         t, raw=True, log_decay=torch.zeros(2), count=torch.zeros(2).long()
     ),
