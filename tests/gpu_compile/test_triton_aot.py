@@ -292,6 +292,23 @@ def assign(dtype, dim=128, **more):
     headrace.ops.assign(x, None if "bipartite" in more else c, **more)
 
 
+def similarity(dtype, metric="cos", wide=False, **more):
+    x = torch.zeros(2, 28, 35, 80, dtype=dtype)
+    ref = x[:1, :1] if "index" in more else x
+    headrace.ops.similarity(x, ref.float() if wide else ref, metric, **more)
+
+
+def compact(dtype, depth=1152, **more):
+    headrace.ops.compact(torch.zeros(2, 3, 65, depth, dtype=dtype), **more)
+
+
+def moves(dtype, op):
+    x, index = torch.zeros(2, 3, 65, 200, dtype=dtype), torch.zeros(2, 3, 9, dtype=torch.int32)
+    args = (x, index, index[..., 0]) if op == "compact_inplace" else (x, x[:, :, :9], index)
+    getattr(headrace.ops, op)(*args)
+
+
+KEPT = torch.zeros(65, dtype=torch.bool)
 STATE = torch.zeros(3, 2, 128)
 SINK = torch.zeros(4)
 # In every dtype and for both architectures.
@@ -303,6 +320,12 @@ CASES = {
     ),
     "attention-mass": attention_mass,
     "assign": assign,
+    "similarity": similarity,
+    "similarity-patches": lambda t: similarity(t, patch_height=2, patch_width=2),
+    "compact": lambda t: compact(t, mask=KEPT),
+    "merge-rows": lambda t: compact(t, mask=KEPT, target=KEPT.int(), weights=KEPT.float()),
+    "compact-inplace": lambda t: moves(t, "compact_inplace"),
+    "scatter-back": lambda t: moves(t, "scatter_back"),
     "gated-delta-rule": gated_delta_rule,
     "hstu": lambda t: hstu(t, 128, max_attn_len=512, sinks=3),
     "frame-delta": frame_delta,
@@ -340,6 +363,12 @@ PATHS = {
     "select-threshold": lambda t: select(t, "threshold", lowest=True, threshold=0.5),
     "select-share": lambda t: select(t, "share", share=0.5, forced=torch.zeros(1, 2).int()),
     "select-flat": lambda t: select(t, "flat", k=999, floor=3),
+    "similarity-index": lambda t: similarity(t, "gauss", index=torch.zeros(28, 35).int()),
+    "similarity-near": lambda t: similarity(t, "l2", wide=True, radius=1),
+    "similarity-dot": lambda t: similarity(t, "dot"),
+    "pixels": lambda t: similarity(torch.uint8, "l1", patch_height=14, patch_width=14),
+    "pixels-whole": lambda t: similarity(torch.uint8, patch_height=0, patch_width=0),
+    "compact-listed": lambda t: compact(t, 100, index=torch.zeros(2, 3, 7).int()),
     "score-bounds": lambda t: block_score(t, "bounds", heads="each"),
     "score-bits": lambda t: block_score(t, "bits", dim=1, lengths=torch.ones(2).int()),
     "score-max": lambda t: block_score(t, dim=80, block_size=64, queries="sum"),

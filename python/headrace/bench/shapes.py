@@ -295,7 +295,7 @@ def merge_states(tokens: int, dtype: torch.dtype = torch.float32, dims: Dims = L
 
 def cases(op: str | None, quick: bool) -> Iterator[Case]:
     """Cases of one op or of all, made one at a time: some hold gigabytes."""
-    from . import adapters, evictions, masses, scores, sequences, sparse  # made of what is above
+    from . import adapters, evictions, masses, scores, sequences, sparse, survivors
 
     bf16, f32 = torch.bfloat16, torch.float32
     i8, e4m3 = torch.int8, torch.float8_e4m3fn
@@ -308,6 +308,7 @@ def cases(op: str | None, quick: bool) -> Iterator[Case]:
     masks, blocks = [(bf16, 2048)], [(bf16, 2048, True)]
     hstus: list[tuple[int, ...]] = [(1024, 256)]
     recalls = [(2**17, 1)]
+    screens, tokens = [(270, 480, 14, 4), (270, 480, 0, 4)], (1000, 256)
     choices: list[tuple] = [(64, 196, 60), (1, 2**17, 512), (1, 2**14, 0, "mass")]
     if not quick:
         decodes = [(b, c) for c in (1024, 4096, 16384, 65536) for b in (1, 2, 8)]
@@ -321,6 +322,8 @@ def cases(op: str | None, quick: bool) -> Iterator[Case]:
         masks = [(d, n) for d in (bf16, f32) for n in (4096, 32768)]
         blocks = [(d, n, c) for d in (bf16, f32) for n in (4096, 8192) for c in (False, True)]
         recalls = [(10**6, 4)]  # together larger than a cache
+        screens = [(1080, 1920, patch, 8) for patch in (14, 28, 0)]
+        tokens = (10_000, 3584)
         choices = [(1, 10**6, 4096), (8, 15625, 64), (1024, 196, 60), (1, 10**6, 0, "mass")]
         hstus = [(8192, 512), (8192, 1024), (8192, 2048), (8192, 0), (8192, 2048, 16)]
     makers: dict[str, list[Callable[[], Case]]] = {
@@ -330,6 +333,16 @@ def cases(op: str | None, quick: bool) -> Iterator[Case]:
             *(partial(scores.bits, *x) for x in recalls),
         ],
         **masses.shapes(quick),
+        "similarity": [
+            *(partial(survivors.pixels, *screen) for screen in screens),
+            partial(survivors.features, *tokens),
+        ],
+        "compact": [
+            partial(survivors.prune, *tokens),
+            *(partial(survivors.gather, *tokens, merged) for merged in (False, True)),
+        ],
+        "compact_inplace": [partial(survivors.compact_inplace, *tokens)],
+        "scatter_back": [partial(survivors.scatter_back, *tokens)],
         "gated_delta_rule": [partial(sequences.gated_delta_rule, t) for t in chunks],
         "hstu_attention": [partial(sequences.hstu_attention, *shape) for shape in hstus],
         "frame_delta_rule": [partial(sequences.frame_delta_rule, n, t) for n, t in clips],
