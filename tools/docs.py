@@ -23,10 +23,10 @@ OPS = """# Ops
 
 Every op is `headrace.ops.<name>` on torch tensors, and on the CPU on numpy arrays too, without a
 copy; it is also `torch.ops.headrace.<name>`, under `torch.compile` as well. The CPU kernels exist
-at three levels (scalar, AVX2, AVX-512) and are the default where there is no GPU; the others named
-below have been compiled for sm_80 and sm_90 and run in an interpreter or an emulation, and **none
-of them has been seen running on a GPU yet**. Written by `python tools/docs.py` from the contracts that
-the argument checks, the tests and the benchmarks read.
+at three levels (scalar, AVX2, AVX-512) and are the default where there is no GPU; the others
+named below have been compiled for sm_80 and sm_90 and run in an interpreter or an emulation, and
+**none of them has been seen running on a GPU yet**. Written by `python tools/docs.py` from the
+contracts that the argument checks, the tests and the benchmarks read.
 """
 
 PRESETS = """# Presets
