@@ -322,6 +322,61 @@ def assign(bench: Bench, rows: int, candidates: int) -> None:
     bench.add("assign", f"{rows} to {candidates}", make, peers, floor, moved, check)
 
 
+def similarity(bench: Bench, tokens: int, depth: int) -> None:
+    """Cosine of every token with the frame before."""
+    make = lambda: dict(  # noqa: E731
+        x=bench.randn(1, 1, tokens, depth), ref=bench.randn(1, 1, tokens, depth)
+    )
+
+    def eager(s: dict) -> torch.Tensor:
+        return F.cosine_similarity(s["x"], s["ref"], -1)
+
+    moved = 2 * tokens * depth * (4 if bench.dry else 2)
+    floor = moved / bench.floors["copy_bytes_per_s"]
+    check = lambda s, out: near(out, eager({n: x.double() for n, x in s.items()}))  # noqa: E731
+    bench.add("similarity", f"{tokens} x {depth}", make, {"eager": eager}, floor, moved, check)
+
+
+def compact(bench: Bench, tokens: int, depth: int) -> None:
+    """The rows of a mask that keeps 15%."""
+
+    def make() -> dict[str, Any]:
+        mask = torch.rand(1, 1, tokens, device=bench.device) < 0.15
+        return dict(x=bench.randn(1, 1, tokens, depth), mask=mask, capacity=tokens // 5)
+
+    def check(s: dict, out: tuple) -> bool:
+        return torch.equal(out[0][0, 0, : int(out[3])], s["x"][s["mask"]][: tokens // 5])
+
+    peers = {"eager": lambda s: s["x"][s["mask"]]}
+    moved = int(0.35 * tokens) * depth * (4 if bench.dry else 2)
+    floor = moved / bench.floors["copy_bytes_per_s"]
+    bench.add("compact", f"15% of {tokens} x {depth}", make, peers, floor, moved, check)
+
+
+def move(bench: Bench, op: str, tokens: int, depth: int) -> None:
+    """Every seventh row: to the front of its own tensor, or from another one to its place."""
+    at = torch.arange(0, tokens, 7, device=bench.device)
+
+    def make() -> dict[str, Any]:
+        given = dict(x=bench.randn(1, 1, tokens, depth), index=at.int()[None, None])
+        if op == "scatter_back":
+            given = dict(y=given["x"]) | given | dict(x=bench.randn(1, 1, len(at), depth))
+        return given
+
+    def eager(s: dict) -> None:
+        if op == "scatter_back":
+            s["y"][:, :, at] = s["x"]
+        else:
+            s["x"][:, :, : len(at)] = s["x"][:, :, at]
+
+    def check(s: dict, out: None) -> bool:
+        return op != "scatter_back" or torch.equal(s["y"][:, :, at], s["x"])
+
+    moved = 2 * len(at) * depth * (4 if bench.dry else 2)
+    floor = moved / bench.floors["copy_bytes_per_s"]
+    bench.add(op, f"a seventh of {tokens} x {depth}", make, {"eager": eager}, floor, moved, check)
+
+
 def append(bench: Bench, tokens: int) -> None:
     half = DIM // 2
 

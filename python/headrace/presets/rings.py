@@ -1,0 +1,41 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Presets over `headrace.Ring`, those of the table's core first."""
+
+from __future__ import annotations
+
+from .context_forcing import PRESET as CONTEXT_FORCING
+from .demon import PRESET as DEMON
+from .ego_edit import PRESET as EGO_EDIT
+from .iamflow import PRESET as IAMFLOW
+from .longlive_rag import PRESET as LONGLIVE_RAG
+from .motion_stream import PRESET as MOTION_STREAM
+from .prism import PRESET as PRISM
+from .proof import Preset
+from .rain import PRESET as RAIN
+from .rolling_forcing import PRESET as ROLLING_FORCING
+from .shot_stream import PRESET as SHOT_STREAM
+from .stream_char import PRESET as STREAM_CHAR
+from .stream_diffusion import PRESET as STREAM_DIFFUSION
+from .stream_diffusion_v2 import PRESET as STREAM_DIFFUSION_V2
+from .stream_dit import PRESET as STREAM_DIT
+from .streaming_diffusion_policy import PRESET as STREAMING_DIFFUSION_POLICY
+from .streaming_t2v import PRESET as STREAMING_T2V
+
+RINGS: tuple[Preset, ...] = (
+    DEMON,
+    LONGLIVE_RAG,
+    MOTION_STREAM,
+    ROLLING_FORCING,
+    SHOT_STREAM,
+    STREAM_DIFFUSION,
+    STREAM_DIFFUSION_V2,
+    CONTEXT_FORCING,
+    EGO_EDIT,
+    IAMFLOW,
+    PRISM,
+    RAIN,
+    STREAM_CHAR,
+    STREAM_DIT,
+    STREAMING_DIFFUSION_POLICY,
+    STREAMING_T2V,
+)

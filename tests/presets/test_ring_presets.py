@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Presets of rings: each holds, and its proof fails when the ring does."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from headrace import presets
+from headrace.presets.ring_loops import clip, gap
+from headrace.presets.rings import RINGS
+from headrace.streams import Flow
+from headrace.streams.ring_kept import Kept
+from headrace.streams.ring_recall import Shelf
+
+from ..streams.conftest import one_thread  # noqa: F401
+
+NAMES = [preset.name for preset in RINGS]
+ALONE = {"demon", "prism", "rain", "stream_diffusion", "stream_dit", "streaming_diffusion_policy"}
+CACHED = [name for name in NAMES if name not in ALONE]
+SHORT = {"motion_stream": {"chunks": 40}}
+
+
+def checked(name):
+    preset = presets.get(name)
+    return preset.check(preset.sample(), **SHORT.get(name, {}))
+
+
+def inputs(name, denoiser):
+    """What its oracle takes, ten frames long."""
+    frames = clip(denoiser, 10)
+    if name == "ego_edit":
+        return (frames, [torch.ones(4)] * 10), {}
+    if name == "stream_char":
+        told = torch.randn(9, 8, generator=torch.Generator().manual_seed(0)), [4] * 9, 10
+        return told, {}
+    if name == "iamflow":
+        return (frames, [{"a"}, {"b"}] * 5, [torch.ones(8)] * 10), {}
+    if name == "longlive_rag":
+        return (frames,), {"top": 1, "local": 2, "guard": 1}
+    if name == "context_forcing":
+        return (frames,), {"sinks": 1, "slow": 2, "fast": 2}
+    if name == "shot_stream":
+        return (frames,), {"cuts": (4, 7), "kept": 2, "window": 3}
+    return (frames,), {}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_it_is_proved(name):
+    checks = checked(name)
+    assert all(check.passed for check in checks), [c for c in checks if not c.passed]
+    against = [check for check in checks if "oracle|" in check.name]
+    assert against
+    assert all(check.figure > 0 for check in against), against
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_proof_fails_when_a_step_is_wrong(name, monkeypatch):
+    monkeypatch.setattr(Flow, "noise", lambda self, x, p, a, b: x)
+    monkeypatch.setattr("headrace.streams.ring_flying.Flying.mixed", lambda self, solver: self)
+    assert not all(check.passed for check in checked(name))
+
+
+@pytest.mark.parametrize("name", CACHED)
+def test_the_proof_fails_when_the_cache_forgets(name, monkeypatch):
+    plain = Kept.then
+
+    def forgetful(self, new, plan, swap):
+        kept, out = plain(self, new, plan, swap)
+        return kept._replace(window=kept.window[-1:]), out + kept.window[:-1]
+
+    recalled = Shelf.context
+    monkeypatch.setattr(Kept, "then", forgetful)
+    monkeypatch.setattr(Shelf, "context", lambda *args: recalled(*args)[1:])
+    assert not all(check.passed for check in checked(name))
+
+
+@pytest.mark.parametrize("name", CACHED)
+def test_encoding_anew_is_another_function_once_something_is_evicted(name):
+    preset = presets.get(name)
+    denoiser = preset.sample()
+    told, options = inputs(name, denoiser)
+    cached = preset.oracle(denoiser, *told, **options)
+    anew = preset.recompute(denoiser, *told, **options)
+    assert gap(anew[:1], cached[:1]) < 1e-9
+    assert torch.isfinite(anew).all()
+    assert gap(anew, cached) > 1e-4
+
+
+def test_what_is_not_in_the_knobs():
+    denoiser = presets.get("demon").sample()
+    with pytest.raises(ValueError, match=r"^Ring\(knobs\): expected other knobs, got levels"):
+        presets.demon(denoiser, knobs={"levels": (0.5,)})
