@@ -9,6 +9,7 @@ from .context_forcing import context_forcing
 from .demon import demon
 from .ego_edit import ego_edit
 from .gpe import gpe
+from .hybrid_forcing import hybrid_forcing
 from .iamflow import iamflow
 from .longlive_rag import longlive_rag
 from .mmduet import mmduet
@@ -19,6 +20,7 @@ from .proof import Check, Preset
 from .rain import rain
 from .registry import get, names
 from .rolling_forcing import rolling_forcing
+from .sana_streaming import sana_streaming
 from .shot_stream import shot_stream
 from .speak_while_watching import speak_while_watching
 from .stream_char import stream_char
@@ -40,6 +42,7 @@ __all__ = [
     "ego_edit",
     "get",
     "gpe",
+    "hybrid_forcing",
     "iamflow",
     "longlive_rag",
     "mmduet",
@@ -49,6 +52,7 @@ __all__ = [
     "prism",
     "rain",
     "rolling_forcing",
+    "sana_streaming",
     "shot_stream",
     "speak_while_watching",
     "stream_char",

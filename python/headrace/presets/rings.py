@@ -6,6 +6,7 @@ from __future__ import annotations
 from .context_forcing import PRESET as CONTEXT_FORCING
 from .demon import PRESET as DEMON
 from .ego_edit import PRESET as EGO_EDIT
+from .hybrid_forcing import PRESET as HYBRID_FORCING
 from .iamflow import PRESET as IAMFLOW
 from .longlive_rag import PRESET as LONGLIVE_RAG
 from .motion_stream import PRESET as MOTION_STREAM
@@ -13,6 +14,7 @@ from .prism import PRESET as PRISM
 from .proof import Preset
 from .rain import PRESET as RAIN
 from .rolling_forcing import PRESET as ROLLING_FORCING
+from .sana_streaming import PRESET as SANA_STREAMING
 from .shot_stream import PRESET as SHOT_STREAM
 from .stream_char import PRESET as STREAM_CHAR
 from .stream_diffusion import PRESET as STREAM_DIFFUSION
@@ -23,6 +25,7 @@ from .streaming_t2v import PRESET as STREAMING_T2V
 
 RINGS: tuple[Preset, ...] = (
     DEMON,
+    HYBRID_FORCING,
     LONGLIVE_RAG,
     MOTION_STREAM,
     ROLLING_FORCING,
@@ -34,6 +37,7 @@ RINGS: tuple[Preset, ...] = (
     IAMFLOW,
     PRISM,
     RAIN,
+    SANA_STREAMING,
     STREAM_CHAR,
     STREAM_DIT,
     STREAMING_DIFFUSION_POLICY,
