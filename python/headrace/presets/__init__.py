@@ -7,6 +7,7 @@ oracle.
 
 from .context_forcing import context_forcing
 from .demon import demon
+from .echo_avatar import echo_avatar
 from .ego_edit import ego_edit
 from .gpe import gpe
 from .hybrid_forcing import hybrid_forcing
@@ -27,6 +28,7 @@ from .stream_char import stream_char
 from .stream_diffusion import stream_diffusion
 from .stream_diffusion_v2 import stream_diffusion_v2
 from .stream_dit import stream_dit
+from .stream_fm import stream_fm
 from .streaming_diffusion_policy import streaming_diffusion_policy
 from .streaming_llm import streaming_llm
 from .streaming_t2v import streaming_t2v
@@ -39,6 +41,7 @@ __all__ = [
     "Preset",
     "context_forcing",
     "demon",
+    "echo_avatar",
     "ego_edit",
     "get",
     "gpe",
@@ -59,6 +62,7 @@ __all__ = [
     "stream_diffusion",
     "stream_diffusion_v2",
     "stream_dit",
+    "stream_fm",
     "streaming_diffusion_policy",
     "streaming_llm",
     "streaming_t2v",
