@@ -290,9 +290,7 @@ def main() -> None:
         print(json.dumps(parts[args.part](args.folder)))
         return
     told: dict[str, Any] = {
-        "command": report.command(),
-        "taken": report.now(),
-        "host": report.machine(),
+        **report.taken(),
         "durable": "when add_many returns: fsync of blobs and folder, synced LMDB commit",
     }
     with tempfile.TemporaryDirectory(dir=args.folder, prefix="adapter-store-") as folder:

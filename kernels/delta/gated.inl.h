@@ -58,7 +58,8 @@ inline void pass(float* s, int dim, float a, const float* k, const F* d, const f
 }
 
 template <int N>
-inline void strip(const GatedDeltaRuleArgs& a, int stream, int head, int first, float* scratch) {
+inline void gated_strip(const GatedDeltaRuleArgs& a, int stream, int head, int first,
+                        float* scratch) {
   const int dim = a.dim, own = head / (a.v_heads / a.heads);
   float* s = scratch;                                // [dim][kDeltaColumns]
   float* keys = s + dim * kDeltaColumns;             // [kDeltaTokens + 1][dim]
@@ -120,15 +121,12 @@ inline void strip(const GatedDeltaRuleArgs& a, int stream, int head, int first, 
   }
 }
 
-void run(const GatedDeltaRuleArgs& a, int stream, int head, int first, int last, float* scratch) {
+void gated(const GatedDeltaRuleArgs& a, int stream, int head, int first, int last, float* scratch) {
   constexpr int kN = kDeltaColumns / kW;
   for (; first + kDeltaColumns <= last; first += kDeltaColumns) {
-    strip<kN>(a, stream, head, first, scratch);
+    gated_strip<kN>(a, stream, head, first, scratch);
   }
-  for (; first < last; first += kW) strip<1>(a, stream, head, first, scratch);
+  for (; first < last; first += kW) gated_strip<1>(a, stream, head, first, scratch);
 }
 
 }  // namespace
-
-extern "C" const headrace::GatedDeltaRuleKernels HEADRACE_JOIN(headrace_gated_delta_rule_,
-                                                               HEADRACE_LEVEL) = {run};

@@ -2,7 +2,8 @@
 """`gated_delta_rule` in Triton: a program owns a strip of the columns of one head's state.
 
 The strip stays in registers while the tokens of the stream pass, so there are (streams x heads x
-strips) programs and nothing meets. Not yet seen running on a GPU.
+strips) programs and nothing meets. Streams that bring many tokens go in chunks, see triton_chunk.
+Not yet seen running on a GPU.
 """
 
 from __future__ import annotations
@@ -10,6 +11,12 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 from headrace.kernels.common.triton import FUSION, on_device, power_of_two
+from headrace.kernels.common.triton_pieces import pieces
+
+from .triton_chunk import gated_delta_chunk_kernel, gated_delta_solve_kernel
+
+LONG = 24  # tokens that a stream must bring for chunks; a stream's own matter, not its neighbours'
+CHUNK = 32  # tokens
 
 
 @triton.jit
@@ -23,6 +30,7 @@ def gated_delta_rule_kernel(
     state,
     indptr,
     rows,
+    longest,
     scale,
     q_row,
     q_head,
@@ -40,14 +48,16 @@ def gated_delta_rule_kernel(
 ):
     head = tl.program_id(0)
     stream = tl.program_id(2)
+    begin = tl.load(indptr + stream)
+    end = tl.load(indptr + stream + 1)
+    if end - begin >= longest:
+        return
     d = tl.arange(0, BD)
     n = tl.program_id(1) * BV + tl.arange(0, BV)
     row = tl.load(rows + stream).to(tl.int64)
     mask = (d[:, None] < D) & (n[None, :] < V)
     at = state + ((row * HV + head) * D + d[:, None]) * V + n[None, :]
     s = tl.load(at, mask=mask, other=0.0)
-    begin = tl.load(indptr + stream)
-    end = tl.load(indptr + stream + 1)
     for t in range(begin, end):
         token = row * 0 + t  # 64 bits
         own = head // GROUP
@@ -68,33 +78,27 @@ def gated_delta_rule_kernel(
 
 def gated_delta_rule(bound, axes, outs):
     """`headrace.ops.gated_delta_rule` on CUDA tensors (or, interpreted, small CPU tensors)."""
-    q, k, v, (o,) = bound["q"], bound["k"], bound["v"], outs
-    if 0 in (axes["T"], axes["B"]):
+    q, k, v, (o,), tokens, streams = (*(bound[x] for x in "qkv"), outs, axes["T"], axes["B"])
+    if 0 in (tokens, streams):
         return
-    columns = 16
+    gates, strides = (bound["log_decay"], bound["beta"]), (*q.stride()[:2], *k.stride()[:2])
+    ends, scale = (bound["indptr"], bound["rows"]), bound["scale"]
+    heads = {"HV": axes["HV"], "GROUP": axes["HV"] // axes["H"], "D": axes["D"]}
+    heads |= {"BD": power_of_two(axes["D"]), "NORMALIZE": bound["normalize"]}
+    more = {"num_warps": 4, "num_stages": 1, **FUSION}
     with on_device("gated_delta_rule", q):
-        gated_delta_rule_kernel[(axes["HV"], triton.cdiv(axes["V"], columns), axes["B"])](
-            q,
-            k,
-            v,
-            bound["log_decay"],
-            bound["beta"],
-            o,
-            bound["state"],
-            bound["indptr"],
-            bound["rows"],
-            bound["scale"],
-            *q.stride()[:2],
-            *k.stride()[:2],
-            *v.stride()[:2],
-            HV=axes["HV"],
-            GROUP=axes["HV"] // axes["H"],
-            D=axes["D"],
-            V=axes["V"],
-            BD=power_of_two(axes["D"]),
-            BV=columns,
-            NORMALIZE=bound["normalize"],
-            num_warps=4,
-            num_stages=1,
-            **FUSION,
-        )
+        if tokens >= LONG:
+            chunks = pieces(tokens, streams, CHUNK)
+            solved, scores = gates[0].new_empty(2, chunks, axes["HV"], CHUNK, CHUNK)
+            gated_delta_solve_kernel[(chunks, axes["HV"])](
+                q, k, *gates, solved, scores, ends[0], streams, LONG, scale, *strides, BT=CHUNK,
+                **heads, **more,
+            )  # fmt: skip
+            gated_delta_chunk_kernel[(axes["HV"], triton.cdiv(axes["V"], 32), streams)](
+                q, k, v, *gates, solved, scores, o, bound["state"], *ends, LONG, scale, *strides,
+                *v.stride()[:2], V=axes["V"], BV=32, BT=CHUNK, **heads, **more,
+            )  # fmt: skip
+        gated_delta_rule_kernel[(axes["HV"], triton.cdiv(axes["V"], 16), streams)](
+            q, k, v, *gates, o, bound["state"], *ends, LONG, scale, *strides, *v.stride()[:2],
+            V=axes["V"], BV=16, **heads, **more,
+        )  # fmt: skip
