@@ -3,10 +3,10 @@
 
     python examples/live_knob.py
 
-Four solver steps, so four frames in flight, each at another step, and one model call per tick. The
-`guidance` knob acts on the next tick, the `condition` knob on frames that come after it: the ring says
-which tick first shows a change, and a second ring in which nothing is turned shows that it is so.
-The denoiser is a small random one: what it draws means nothing, when it changes does.
+Four solver steps, so four frames in flight, each at another step, and one model call per tick.
+The `guidance` knob acts on the next tick, the `condition` knob on frames that come after it: the
+ring says which tick first shows a change, and a second ring in which nothing is turned shows that
+it is so. The denoiser is a small random one: what it draws means nothing, when it changes does.
 """
 
 from __future__ import annotations
@@ -46,9 +46,7 @@ def main() -> None:
     for knob in ("guidance", "condition"):
         made, shows, _ = frames(knob)
         first = min(tick for tick in made if not torch.equal(made[tick], still[tick]))
-        print(
-            f"{knob}: turned before tick {TURN}, said to show at {shows}, first differs at {first}"
-        )
+        print(f"{knob}: turned before tick {TURN}, to show at {shows}, first differs at {first}")
         assert first == shows
 
 

@@ -3,9 +3,9 @@
 
     python examples/many_users.py --users 12
 
-The adapters come along: small ones, each trained on one kind of text. A user's bytes are of one kind;
-the same bytes are read without an adapter too, to see what it is worth. For more adapters than fit,
-give the bank a store: it then loads them and lets go of them as users come.
+The adapters come along: small ones, each trained on one kind of text. A user's bytes are of one
+kind; the same bytes are read without an adapter too, to see what it is worth. For more adapters
+than fit, give the bank a store: it then loads them and lets go of them as users come.
 """
 
 from __future__ import annotations
