@@ -12,7 +12,7 @@ FOLDER = Path(__file__).resolve().parents[1] / "examples"
 SHOWN = {
     "endless_log": (["--lines", "120"], r"deviations  2026-11-21 00:01:30 FATAL checksum"),
     "listen_and_speak": (["--steps", "40"], r"the same bytes: True"),
-    "live_knob": ([], r"condition: turned before tick 10, said to show at 13, first differs at 13"),
+    "live_knob": ([], r"condition: turned before tick 10, to show at 13, first differs at 13"),
     "many_users": (["--users", "6"], r"of 6 users in \d+ ms, one model call"),
 }
 
