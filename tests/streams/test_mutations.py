@@ -68,8 +68,8 @@ def error(positions=None, sink_logits=False):
 
 @pytest.mark.parametrize("name", VIEWS)
 def test_a_wrong_view_is_noticed(monkeypatch, name):
-    def wrong(table, oldest):
-        rows = PLAIN(table, oldest)
+    def wrong(table, oldest, *more):
+        rows = [list(row) for row in PLAIN(table, oldest, *more)]
         if table.tokens > 60:
             VIEWS[name](rows)
         return rows
