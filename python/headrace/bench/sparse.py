@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .. import ops
+from .flex import compiled_flex
 from .shapes import DIM, Case, bound_call, dtype_name, rms_error, short
 
 HEADS, KV_HEADS, SIZE, SHARE = 8, 2, 64, 0.2
@@ -39,7 +40,9 @@ def sparse(length: int, causal: bool, dtype: torch.dtype, flex: bool) -> Case:
 
     peers = {"torch SDPA, mask": _masked_sdpa(q, k, v, mask, causal)}
     if flex:
-        peers["FlexAttention"] = _flex(q, k, v, mask, causal)
+        peers["FlexAttention"] = compiled_flex(
+            q, k, v, _seen(mask, causal), heads=HEADS, block=SIZE
+        )
     name, peer = peers.popitem()
     return Case(
         "attention",
@@ -93,16 +96,6 @@ def _seen(mask: Tensor, causal: bool) -> Callable[..., Tensor]:
         return shown & (j <= t) if causal else shown
 
     return seen
-
-
-def _flex(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, causal: bool) -> Callable[[], object]:
-    from torch.nn.attention.flex_attention import create_block_mask, flex_attention
-
-    n = q.shape[2]
-    blocks = create_block_mask(_seen(mask, causal), 1, HEADS, n, n, "cpu", BLOCK_SIZE=SIZE)
-    torch._dynamo.reset()  # past eight shapes it would run uncompiled
-    compiled = torch.compile(flex_attention, dynamic=False)
-    return lambda: compiled(q, k, v, block_mask=blocks, enable_gqa=True)
 
 
 def _masked_sdpa(

@@ -25,6 +25,7 @@ def make(s: Session, stopped: str) -> dict[str, Any]:
         "started": s.started,
         "wall_seconds": round(time.perf_counter() - s.began, 3),
         "stopped": stopped,
+        "commit": report.commit(),
         "versions": report.versions(),
         "machine": report.machine(),
         "model": {

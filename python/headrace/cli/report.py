@@ -7,6 +7,7 @@ import json
 import math
 import os
 import platform
+import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -137,8 +138,39 @@ def estimate(
 
 
 def command() -> list[str]:
-    """The command line as typed, without the folder of the program."""
-    return [Path(sys.argv[0]).name, *sys.argv[1:]]
+    """The command line as typed, of absolute paths only the last part."""
+    typed = [Path(sys.argv[0]).name, *sys.argv[1:]]
+    return [Path(word).name if os.path.isabs(word) else word for word in typed]
+
+
+def taken() -> dict[str, Any]:
+    """What every file of figures begins with: command, time, commit, versions, machine."""
+    return {
+        "command": command(),
+        "taken": now(),
+        "commit": commit(),
+        "versions": versions(),
+        "host": machine(),
+    }
+
+
+def commit() -> str | None:
+    """Of the checkout that headrace runs from, with "+" if files differ; None outside of one."""
+    here = Path(__file__).resolve().parent
+    try:
+        root, at = _git(here, "rev-parse", "--show-toplevel", "HEAD").split("\n")
+        if 'name = "headrace"' not in Path(root, "pyproject.toml").read_text(encoding="utf-8"):
+            return None
+        return at[:12] + ("+" if _git(Path(root), "status", "--porcelain", "-uno") else "")
+    except (OSError, ValueError, subprocess.SubprocessError):
+        return None
+
+
+def _git(folder: Path, *words: str) -> str:
+    told = subprocess.run(
+        ["git", "-C", str(folder), *words], capture_output=True, text=True, timeout=10, check=True
+    )
+    return told.stdout.strip()
 
 
 def _cpu() -> str:

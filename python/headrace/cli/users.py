@@ -202,6 +202,7 @@ class Users:
             "started": self.started,
             "wall_seconds": round(time.perf_counter() - self.began, 3),
             "stopped": stopped,
+            "commit": report.commit(),
             "versions": report.versions(),
             "machine": report.machine(),
             "model": {"name": self.base, "layers": config.layers, "window": config.window},

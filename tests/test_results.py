@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The tables of figures say what was recorded, and the aims tell met from short."""
+
+import copy
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "tools"))
+
+import aims  # noqa: E402
+import results  # noqa: E402
+
+
+@pytest.fixture(scope="module")
+def found():
+    return results.load(ROOT / "bench/results" / results.MACHINE)
+
+
+def test_every_table_is_that_of_the_recorded_files():
+    for path, text in results.written().items():
+        assert path.read_text("utf-8") == text, f"{path}: run python tools/results.py"
+
+
+def test_every_record_says_where_it_comes_from(found):
+    for name, record in found.items():
+        assert record["command"], name
+        assert record.get("taken") or record["started"], name
+        assert len(record["commit"]) >= 7, name
+        assert not record["commit"].endswith("+"), f"{name}: taken from files not committed"
+        assert "/" not in "".join(record["command"]).replace("bench/", ""), name
+
+
+def test_no_ratio_is_shown_of_a_wrong_result(found):
+    for name, record in found.items():
+        assert all(row["ok"] for row in record.get("rows", [])), name
+
+
+def test_another_figure_gives_another_table(found):
+    changed = copy.deepcopy(found)
+    changed["bench-linear.json"]["rows"][0]["speedup"] *= 10
+    assert results.front(changed) != results.front(found)
+    changed["bench-paged_attention.json"]["rows"][0]["speedup"] = 0.5
+    assert "**short**" in _line(results.aims(changed), "the same, worst shape")
+    assert "met" in _line(results.aims(found), "the same, worst shape")
+
+
+def test_an_aim_without_its_record_says_so(found):
+    without = {k: v for k, v in found.items() if k != "bench-lora_rows.json"}
+    assert "not recorded yet" in _line(results.aims(without), "int4 adapters")
+
+
+@pytest.mark.parametrize("aim", aims.AIMS, ids=lambda aim: aim.what)
+def test_an_aim_bounds_one_side_and_measures(aim, found):
+    assert (aim.least is None) != (aim.most is None)
+    bar = aim.least if aim.least is not None else aim.most
+    up = aim.least is not None
+    assert aim.met(bar)
+    assert aim.met(bar * 1.01) is up
+    assert aim.met(bar * 0.99) is not up
+    if aim.file in found:
+        assert aim.measure(found[aim.file]) > 0
+
+
+def test_an_aim_of_no_shape_is_an_error(found):
+    with pytest.raises(ValueError, match="no shape begins with 'decode bf17'"):
+        aims.mean("decode bf17")(found["bench-paged_attention.json"])
+
+
+def test_a_record_is_one_that_the_bench_writes(found):
+    for name, record in found.items():
+        if name.startswith("bench-"):
+            assert json.dumps(record, allow_nan=False)
+            assert {row["op"] for row in record["rows"]} == {name[6:-5]}, name
+
+
+def _line(text, what):
+    (line,) = [line for line in text.splitlines() if what in line]
+    return line

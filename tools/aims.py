@@ -1,0 +1,170 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the engine aims for, each with the recorded file that shows it: data for docs/aims.md."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from math import exp, log
+from typing import Any
+
+Record = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Aim:
+    """One bar. `least` or `most` bounds what `measure` finds in the record; `why` explains a
+    shortfall and is shown only beside one.
+    """
+
+    family: str
+    what: str
+    file: str
+    measure: Callable[[Record], float]
+    least: float | None = None
+    most: float | None = None
+    unit: str = "x"
+    why: str = ""
+
+    def met(self, value: float) -> bool:
+        return value >= self.least if self.least is not None else value <= (self.most or 0)
+
+
+def rows(record: Record, begins: str) -> list[Record]:
+    """The rows of a bench whose shape begins so; never none."""
+    found = [row for row in record["rows"] if row["shape"].startswith(begins)]
+    if not found:
+        raise ValueError(f"no shape begins with {begins!r} in {record['command']}")
+    return found
+
+
+def geometric(values: list[float]) -> float:
+    return exp(sum(map(log, values)) / len(values))
+
+
+def mean(begins: str, key: str = "speedup") -> Callable[[Record], float]:
+    """The geometric mean of a figure over the rows that begin so."""
+    return lambda record: geometric([row[key] for row in rows(record, begins)])
+
+
+def worst(begins: str, key: str = "speedup") -> Callable[[Record], float]:
+    return lambda record: min(row[key] for row in rows(record, begins))
+
+
+def note(begins: str, name: str, pick: Callable = max) -> Callable[[Record], float]:
+    """The largest (or otherwise picked) of a note over the rows that begin so and have it."""
+    return lambda record: pick(
+        row["notes"][name] for row in rows(record, begins) if name in row["notes"]
+    )
+
+
+def inside(*path: str) -> Callable[[Record], float]:
+    """A figure by its keys."""
+
+    def measure(record: Record) -> float:
+        value: Any = record
+        for key in path:
+            value = value[key]
+        return float(value)
+
+    return measure
+
+
+def _attention() -> Iterator[Aim]:
+    file = "bench-paged_attention.json"
+    decode = "decode, bf16, 1k to 64k cached tokens, batch 1 to 8"
+    yield Aim("attention", f"{decode}: torch SDPA's time, mean", file, mean("decode bf16"), 2.5)
+    yield Aim("attention", f"{decode}: the same, worst shape", file, worst("decode bf16"), 1.0)
+    yield Aim(
+        "attention", f"{decode}: share of the floor, mean", file, mean("decode bf16", "of_floor"),
+        0.75, unit="%",
+        why="short caches end before two cores reach the memory's full rate",
+    )  # fmt: skip
+    yield Aim(
+        "attention", f"{decode}: time over re-indexing off, worst shape", file,
+        note("decode bf16", "time over re-indexing off"), most=1.03,
+    )  # fmt: skip
+    yield Aim(
+        "attention", "decode from int8 pages, 64k cached: time of bf16 pages over it, mean", file,
+        mean("decode int8"), 1.5,
+    )  # fmt: skip
+    file = "bench-attention.json"
+    peak = (
+        "at window 2048 three times FlexAttention is 83 to 88% of the rate of multiply-adds from"
+        " registers, for everything, softmax included; this is 70 to 75%"
+    )
+    for dtype, why in (("bf16", ""), ("fp32", peak)):
+        yield Aim(
+            "attention", f"prefill {dtype}, 4k and 16k, 4 sinks: FlexAttention's time, worst shape",
+            file, worst(f"prefill {dtype}"), 3.0, why=why,
+        )  # fmt: skip
+    yield Aim(
+        "attention", "prefill, useful pairs: share of torch's fp32 matrix rate, worst shape", file,
+        note("prefill", "share of matmul rate", min), 0.6,
+    )  # fmt: skip
+    yield Aim(
+        "attention", "block-sparse at 20% density: time over dense, worst shape", file,
+        note("blocks", "time over dense"), most=1 / 3,
+    )  # fmt: skip
+
+
+def _states() -> Iterator[Aim]:
+    yield Aim(
+        "states", "gated delta rule, 4,096 tokens: the loop's time over it",
+        "bench-gated_delta_rule.json", worst("bf16 4096"), 5.0,
+    )  # fmt: skip
+    yield Aim(
+        "states", "append and absorb in one pass, a token of each stream: time over its bytes",
+        "bench-append_absorb.json", note("bf16 64 streams x 1", "time over moving its bytes"),
+        most=1.3,
+    )  # fmt: skip
+
+
+def _adapters() -> Iterator[Aim]:
+    file, many = "bench-lora_rows.json", "bf16 64 rows, 64 adapters"
+    yield Aim("adapters", "64 rows of 64 adapters: gather and bmm's time", file, worst(many), 4.0)
+    yield Aim(
+        "adapters", "the same: share of the floor", file, worst(many, "of_floor"), 0.7, unit="%"
+    )
+    yield Aim(
+        "adapters", "512 rows of 8 adapters: the time of a loop over adapters", file,
+        worst("bf16 512 rows, 8 adapters"), 2.0,
+    )  # fmt: skip
+    yield Aim(
+        "adapters", "int4 adapters: time over bf16", file,
+        note("int4 64 rows, 64 adapters", "time over bf16 adapters"), most=1 / 2.5,
+        why="0.37 to 0.48 in seven runs that followed: it goes with the host's read rate",
+    )  # fmt: skip
+    yield Aim(
+        "adapters", "rows without adapters: the base layer's time over it", file,
+        worst("base layer"), 0.95,
+    )  # fmt: skip
+    file = "adapter-store.json"
+    yield Aim(
+        "adapter store", "a million records: open, cold", file, inside("cold", "open_s"),
+        most=1.0, unit="s",
+    )  # fmt: skip
+    yield Aim(
+        "adapter store", "name to revision, p99", file, inside("warm", "lookup", "p99_us"),
+        most=5.0, unit="us",
+    )  # fmt: skip
+    yield Aim(
+        "adapter store", "registrations", file, inside("registration", "registrations_per_s"),
+        10_000, unit="/s", why="the host stood still for 22 s of the 114 s of this run",
+    )  # fmt: skip
+
+
+def _scores() -> Iterator[Aim]:
+    file = "bench-block_score.json"
+    for kind in ("mean", "bounds", "bits"):
+        yield Aim(
+            "retrieval", f"score a million cached tokens by {kind}: share of the floor", file,
+            worst(kind, "of_floor"), 1 / 1.6, unit="%",
+        )  # fmt: skip
+        yield Aim(
+            "retrieval", f"the same: the time of the torch expression over it, {kind}", file,
+            worst(kind), 3.0,
+        )  # fmt: skip
+
+
+AIMS = [*_attention(), *_states(), *_adapters(), *_scores()]

@@ -1,0 +1,173 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Writes the tables of recorded figures anew from bench/results/<machine>/*.json.
+
+    python tools/results.py [--check]
+
+bench/results/<machine>/README.md   every shape, with commit, time and command; prose from notes.md
+docs/aims.md                        what the engine aims for, what was measured, met or short
+README.md                           the block between its two marks
+
+`--check` writes nothing and fails when a file differs. No figure is typed in by hand.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from aims import AIMS, Aim, geometric, rows
+
+from headrace.bench import Row, table
+
+ROOT = Path(__file__).resolve().parents[1]
+MACHINE = "cpu-2-cores-avx512"
+BEGIN, END = "<!-- figures: tools/results.py -->", "<!-- end of figures -->"
+
+# What the front page shows: what, file, beginnings of shapes, the peer. All shapes of a line count.
+FRONT = (
+    (
+        "decode, bf16, 32 query and 8 kv heads of 128, 1k to 64k cached tokens, batch 1 to 8,"
+        " re-indexing on",
+        "bench-paged_attention.json", "decode bf16", "torch SDPA",
+    ),
+    (
+        "the same from int8 pages, 64k cached tokens", "bench-paged_attention.json", "decode int8",
+        "ours from bf16 pages",
+    ),
+    (
+        "prefill of 4k and 16k, window 512 and 2048, 4 sinks, bf16", "bench-attention.json",
+        "prefill bf16", "compiled FlexAttention",
+    ),
+    ("the same in fp32", "bench-attention.json", "prefill fp32", "compiled FlexAttention"),
+    (
+        "block-sparse attention, 20% of the blocks, bf16", "bench-attention.json", "blocks bf16",
+        "compiled FlexAttention",
+    ),
+    ("batch-invariant linear, fp32, 1 to 256 rows", "bench-linear.json", "fp32", "torch linear"),
+    (
+        "gated delta rule, 256 and 4,096 tokens, 8 heads of 128 x 128",
+        "bench-gated_delta_rule.json", ("bf16 256", "bf16 4096"), "torch, token by token",
+    ),
+    (
+        "64 rows of 64 adapters of rank 16, 4096 wide, bf16", "bench-lora_rows.json",
+        "bf16 64 rows, 64 adapters", "gather and bmm",
+    ),
+    (
+        "512 rows of 8 adapters of rank 16, 4096 wide, bf16", "bench-lora_rows.json",
+        "bf16 512 rows, 8 adapters", "a loop over adapters",
+    ),
+    (
+        "score a million cached tokens by block means, 4 layers, and select",
+        "bench-block_score.json", "mean bf16", "torch, head by head",
+    ),
+    ("append to pages, bf16, 1 to 4,096 tokens", "bench-append.json", "bf16", "rotate and copy"),
+)  # fmt: skip
+
+
+def load(folder: Path) -> dict[str, dict[str, Any]]:
+    """The recorded files of a machine by name."""
+    return {f.name: json.loads(f.read_text("utf-8")) for f in sorted(folder.glob("*.json"))}
+
+
+def front(found: dict[str, dict[str, Any]]) -> str:
+    """The table of the front page."""
+    lines = ["| | ours against | speed-up | share of the machine's floor |", "|---|---|---|---|"]
+    for what, file, begins, peer in FRONT:
+        names = begins if isinstance(begins, tuple) else (begins,)
+        at = [row for name in names for row in rows(found[file], name)]
+        speed = _range([row["speedup"] for row in at], lambda v: f"{v:.1f}", "x")
+        floor = _range([row["of_floor"] for row in at], lambda v: f"{100 * v:.0f}", "%")
+        lines.append(f"| {what} | {peer} | {speed} | {floor} |")
+    return "\n".join(lines)
+
+
+def _range(values: list[float], text: Any, unit: str) -> str:
+    middle = text(geometric(values)) + unit
+    low, high = text(min(values)), text(max(values))
+    return middle if low == high else f"{middle} ({low} to {high})"
+
+
+def aims(found: dict[str, dict[str, Any]], aims: Iterable[Aim] = AIMS) -> str:
+    """docs/aims.md."""
+    lines = [
+        "# What the engine aims for",
+        "",
+        f"Every bar beside what was recorded in `bench/results/{MACHINE}`, written by",
+        "`python tools/results.py`; ratios are of times taken in turns in one run. A bar that is",
+        "not met says what stands in its way.",
+        "",
+        "| | what | bar | measured | | recorded in |",
+        "|---|---|---|---|---|---|",
+    ]
+    for aim in aims:
+        lines.append("| " + " | ".join(_cells(aim, found)) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _cells(aim: Aim, found: dict[str, dict[str, Any]]) -> tuple[str, ...]:
+    bar = f"{_value(aim.least, aim.unit)} or more" if aim.least is not None else None
+    bar = bar or f"{_value(aim.most or 0, aim.unit)} or less"
+    if aim.file not in found:
+        return aim.family, aim.what, bar, "", "not recorded yet", f"`{aim.file}`"
+    value = aim.measure(found[aim.file])
+    verdict = "met" if aim.met(value) else "**short**" + (f": {aim.why}" if aim.why else "")
+    return aim.family, aim.what, bar, _value(value, aim.unit), verdict, f"`{aim.file}`"
+
+
+def _value(value: float, unit: str) -> str:
+    if unit == "%":
+        return f"{100 * value:.1f}%"
+    if value >= 1000:
+        return f"{value:,.0f}{unit}"
+    return f"{value:.3g}{'' if unit == 'x' else ' '}{unit}"
+
+
+def page(folder: Path, found: dict[str, dict[str, Any]]) -> str:
+    """README.md of a machine: its notes, where each file comes from, every shape."""
+    parts = [(folder / "notes.md").read_text("utf-8").rstrip() + "\n"]
+    lines = ["| file | command | commit | taken, UTC |", "|---|---|---|---|"]
+    for name, record in found.items():
+        at = record.get("taken") or record["started"]
+        command = " ".join(record["command"])
+        lines.append(f"| `{name}` | `{command}` | {record['commit'][:12]} | {at[:16]} |")
+    parts.append("\n".join(lines) + "\n")
+    for name, record in found.items():
+        if name.startswith("bench-"):
+            known = [f.name for f in fields(Row)]
+            shown = [Row(**{k: row[k] for k in known if k in row}) for row in record["rows"]]
+            parts.append(f"```\n{table(shown)}\n```\n")
+    return "\n".join(parts)
+
+
+def written() -> dict[Path, str]:
+    """Every file that this writes, and its text."""
+    texts = {}
+    for folder in sorted((ROOT / "bench/results").iterdir()):
+        if (folder / "notes.md").exists():
+            texts[folder / "README.md"] = page(folder, load(folder))
+    found = load(ROOT / "bench/results" / MACHINE)
+    texts[ROOT / "docs/aims.md"] = aims(found)
+    readme = (ROOT / "README.md").read_text("utf-8")
+    before, rest = readme.split(BEGIN, 1)
+    after = rest.split(END, 1)[1]
+    texts[ROOT / "README.md"] = f"{before}{BEGIN}\n{front(found)}\n{END}{after}"
+    return texts
+
+
+def main() -> None:
+    stale = []
+    for path, text in written().items():
+        if not path.exists() or path.read_text("utf-8") != text:
+            stale.append(str(path.relative_to(ROOT)))
+            if "--check" not in sys.argv[1:]:
+                path.write_text(text, "utf-8")
+    if stale and "--check" in sys.argv[1:]:
+        sys.exit(f"results: {', '.join(stale)} differ from what was recorded; run tools/results.py")
+
+
+if __name__ == "__main__":
+    main()
