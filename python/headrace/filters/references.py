@@ -13,6 +13,7 @@ from .. import ops
 from ..errors import bad_value
 from .decision import Decision, decide
 
+_BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32}
 METRICS = ("cos", "dot", "gauss", "l1", "l2")
 
 
@@ -141,23 +142,27 @@ class LastKept(Filter):
         assert self.seen is not None
         self.seen |= decision.mask
         if self.patch is None:
-            decision.put(self.reference, decision.rows(x))
+            where = decision.index, decision.count
+            ops.scatter_back(self.reference, x, *where, aligned=True)
         else:
             _put_patches(self.reference, x, decision.mask, self.patch)
 
 
 def _put_patches(y: Tensor, x: Tensor, mask: Tensor, patch: int) -> None:
-    """The patches of frames x [B, H, W, C] that a mask names, into y [B, H, W, C], contiguous."""
+    """The patches of frames x [B, H, W, C] that a mask names, into y [B, H, W, C], contiguous.
+
+    y ^= (y ^ x) & mask, bit by bit: three passes at the speed of memory, which a choice of elements
+    by a broadcast mask is far from.
+    """
+    kind = _BITS[x.element_size()]
     batch, height, width, depth = x.shape
-    across = -(-width // patch)
-    columns = mask.view(batch, -1, across).repeat_interleave(patch * depth, -1)[
-        ..., : width * depth
-    ]
-    whole = height // patch * patch
-    for top, end in ((0, whole), (whole, height)):
-        if top < end:
-            rows = min(patch, end - top)
-            shape = (batch, (end - top) // rows, rows, width * depth)
-            chosen = columns[:, top // patch : -(-end // patch), None]
-            old, new = y[:, top:end].reshape(shape), x[:, top:end].reshape(shape)
-            y[:, top:end] = torch.where(chosen, new, old).view(batch, end - top, width, depth)
+    row, whole = width * depth, height // patch * patch
+    lines = mask.view(batch, -1, -(-width // patch)).to(kind).neg_()
+    lines = lines.repeat_interleave(patch * depth, -1)[:, :, None, :row]
+    bits = y.view(kind)
+    change = (bits ^ x.view(kind)).reshape(batch, height, row)
+    if whole:
+        change[:, :whole].unflatten(1, (-1, patch)).bitwise_and_(lines[:, : whole // patch])
+    if whole < height:
+        change[:, whole:].bitwise_and_(lines[:, -1])
+    bits ^= change.view(y.shape)
