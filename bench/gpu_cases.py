@@ -262,6 +262,66 @@ def select(bench: Bench, size: int, k: int) -> None:
     bench.add("select", f"{k} of {size}", make, peers, floor, moved, check)
 
 
+def segment_reduce(bench: Bench, tokens: int) -> None:
+    """Keys added to the sums and counts of blocks of 64 tokens."""
+
+    def make() -> dict[str, Any]:
+        ids = (torch.arange(tokens, device=bench.device) // 64).int()
+        total = torch.zeros(tokens // 64, KV_HEADS, DIM, device=bench.device)
+        return dict(x=bench.randn(tokens, KV_HEADS, DIM), ids=ids, total=total, count=ids[::64] * 0)
+
+    def eager(s: dict) -> torch.Tensor:
+        return s["total"].index_add_(0, s["ids"].long(), s["x"].float())
+
+    def check(s: dict, out: None) -> bool:  # on fresh sums: those of the timed calls have piled up
+        total = torch.zeros_like(s["total"])
+        torch.ops.headrace.segment_reduce(s["x"], s["ids"], total)
+        return near(total, s["x"].double().view(-1, 64, KV_HEADS, DIM).sum(1))
+
+    moved = tokens * KV_HEADS * DIM * ((4 if bench.dry else 2) + 8 / 64)
+    floor = moved / bench.floors["copy_bytes_per_s"]
+    bench.add("segment_reduce", f"{tokens} keys", make, {"eager": eager}, floor, moved, check)
+
+
+def attention_mass(bench: Bench, tokens: int, asked: int) -> None:
+    """What the last queries of a prompt look at."""
+    make = lambda: dict(  # noqa: E731
+        q=bench.randn(1, HEADS, asked, DIM), k=bench.randn(1, KV_HEADS, tokens, DIM)
+    )
+
+    def eager(s: dict) -> torch.Tensor:
+        k = s["k"].repeat_interleave(HEADS // KV_HEADS, 1)
+        seen = torch.ones(asked, tokens, dtype=torch.bool, device=k.device).tril(tokens - asked)
+        p = (s["q"] @ k.mT * DIM**-0.5).masked_fill(~seen, -torch.inf).float().softmax(-1)
+        return p.mean(2).view(1, KV_HEADS, -1, tokens).mean(2)
+
+    moved = 2 * tokens * KV_HEADS * DIM * (4 if bench.dry else 2)
+    flops = 4 * HEADS * asked * tokens * DIM
+    floors = bench.floors
+    floor = max(moved / floors["copy_bytes_per_s"], flops / floors["matrix_flops_per_s"])
+    check = lambda s, out: near(out, eager(s), 2e-2)  # noqa: E731
+    what = f"{asked} of {tokens}"
+    bench.add("attention_mass", what, make, {"eager": eager}, floor, moved, check)
+
+
+def assign(bench: Bench, rows: int, candidates: int) -> None:
+    """The nearest of the candidates by cosine."""
+    make = lambda: dict(  # noqa: E731
+        x=bench.randn(1, rows, DIM), c=bench.randn(1, candidates, DIM)
+    )
+
+    def similarity(s: dict) -> torch.Tensor:
+        return F.normalize(s["x"], dim=-1) @ F.normalize(s["c"], dim=-1).mT
+
+    moved = (rows + candidates) * DIM * (4 if bench.dry else 2) + 8 * rows
+    flops = 2 * rows * candidates * DIM
+    floors = bench.floors
+    floor = max(moved / floors["copy_bytes_per_s"], flops / floors["matrix_flops_per_s"])
+    peers = {"eager": lambda s: similarity(s).max(-1)}
+    check = lambda s, out: near(out[1], similarity(s).amax(-1))  # noqa: E731
+    bench.add("assign", f"{rows} to {candidates}", make, peers, floor, moved, check)
+
+
 def similarity(bench: Bench, tokens: int, depth: int) -> None:
     """Cosine of every token with the frame before."""
     make = lambda: dict(  # noqa: E731

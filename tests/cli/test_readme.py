@@ -13,8 +13,21 @@ README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```python\n(.*?)```", README, re.S)
 
 
+def _pages():
+    for page in sorted((Path(__file__).parents[2] / "docs").glob("*.md")):
+        blocks = re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.S)
+        generated = "written by `python tools/docs.py`" in page.read_text(encoding="utf-8").lower()
+        for i, block in enumerate([] if generated else blocks):
+            yield pytest.param(block, id=f"{page.stem}-{i}")
+
+
+@pytest.mark.parametrize("block", list(_pages()))
+def test_the_docs_run_as_they_stand(block):
+    exec(block, {})
+
+
 def test_blocks_are_found():
-    assert len(BLOCKS) == 2
+    assert len(BLOCKS) == 3
 
 
 def test_five_lines_stream(capsys):
@@ -30,9 +43,17 @@ def test_five_lines_stream(capsys):
     assert torch.isfinite(names["report"].nll).all()
 
 
-def test_attention_on_own_tensors():
+def test_lanes_are_written_side_by_side():
     names: dict = {}
     exec(BLOCKS[1], names)
+    heard, said = names["talk"]["heard"], names["talk"]["said"]
+    assert (heard.position, said.position) == (160, 20)
+    assert torch.isfinite(said.feed(b"x").nll).all()
+
+
+def test_attention_on_own_tensors():
+    names: dict = {}
+    exec(BLOCKS[2], names)
     q, k, v = names["q"], names["k"], names["v"]
     t = torch.arange(64)[:, None] + 5000 - 64
     j = torch.arange(5000)[None]

@@ -230,10 +230,10 @@ def hstu(dtype, dim, **more):
     torch.ops.headrace.hstu_attention(x, x, x, indptr, max_seq_len=64, alpha=0.1, **more)
 
 
-def gated_delta_rule(dtype):
-    q, v = torch.zeros(9, 2, 128, dtype=dtype), torch.zeros(9, 4, 128, dtype=dtype)
-    gates, state = torch.zeros(9, 4), torch.zeros(3, 4, 128, 128)
-    indptr, rows = torch.tensor([0, 4, 9]).int(), torch.tensor([2, 0]).int()
+def gated_delta_rule(dtype, n=90, dim=64):
+    q, v = torch.zeros(n, 2, dim, dtype=dtype), torch.zeros(n, 4, dim, dtype=dtype)
+    gates, state = torch.zeros(n, 4), torch.zeros(3, 4, dim, dim)
+    indptr, rows = torch.tensor([0, 4, n]).int(), torch.tensor([2, 0]).int()
     torch.ops.headrace.gated_delta_rule(q, q, v, gates, gates, state, indptr, rows)
 
 
@@ -247,12 +247,13 @@ def causal_conv(t):
     headrace.ops.causal_conv(x, torch.zeros(70, 4), torch.zeros(70), state, *at)
 
 
-def linear_attention(t):
-    q, k = torch.zeros(5, 4, 64, dtype=t), torch.zeros(5, 2, 64, dtype=t)
-    at = torch.tensor([0, 5]).int(), torch.tensor([1]).int()
-    state, norm = torch.zeros(2, 2, 64, 64), torch.zeros(2, 2, 64)
-    turn = {"inv_freq": freqs(64), "offset": torch.arange(5)}
-    headrace.ops.linear_attention(q, k, k, state, norm, *at, raw=True, **turn)
+def linear_attention(t, dim=64, n=600, **more):
+    q, k = torch.zeros(n, 4, dim, dtype=t), torch.zeros(n, 2, dim, dtype=t)
+    at = torch.tensor([0, n]).int(), torch.tensor([1]).int()
+    state, norm = torch.zeros(2, 2, dim, dim), torch.zeros(2, 2, dim)
+    if more.get("raw"):
+        more |= {"inv_freq": freqs(dim), "offset": torch.arange(n)}
+    headrace.ops.linear_attention(q, k, k, state, norm, *at, **more)
 
 
 def frame_delta(t, dim=112):
@@ -275,6 +276,22 @@ def block_score(dtype, kind="mean", dim=128, rows=700, **more):
     headrace.ops.block_score(q, keys, **more)
 
 
+def segment_reduce(dtype, dim=128, **more):
+    state, ids = torch.zeros(3, 2, dim), torch.zeros(9, dtype=torch.int32)
+    headrace.ops.segment_reduce(torch.zeros(9, 2, dim, dtype=dtype), ids, state, **more)
+
+
+def attention_mass(dtype, dim=128, **more):
+    q, k = torch.zeros(2, 8, 33, dim, dtype=dtype), torch.zeros(2, 2, 700, dim, dtype=dtype)
+    headrace.ops.attention_mass(q, k, **more)
+
+
+def assign(dtype, dim=128, **more):
+    kind = torch.int32 if more.get("metric") == "hamming" else dtype
+    x, c = torch.zeros(2, 70, dim, dtype=kind), torch.zeros(1, 90, dim, dtype=kind)
+    headrace.ops.assign(x, None if "bipartite" in more else c, **more)
+
+
 def similarity(dtype, metric="cos", wide=False, **more):
     x = torch.zeros(2, 28, 35, 80, dtype=dtype)
     ref = x[:1, :1] if "index" in more else x
@@ -295,11 +312,17 @@ def moves(dtype, op):
 
 
 KEPT = torch.zeros(65, dtype=torch.bool)
+STATE = torch.zeros(3, 2, 128)
 SINK = torch.zeros(4)
 # In every dtype and for both architectures.
 CASES = {
     "select": lambda t: select(t, "mass", mass=0.5, counts=torch.ones(70000)),
     "block-score": block_score,
+    "segment-reduce": lambda t: segment_reduce(
+        t, low=STATE.to(t), high=STATE, unit=STATE, count=torch.zeros(3).int()
+    ),
+    "attention-mass": attention_mass,
+    "assign": assign,
     "similarity": similarity,
     "similarity-patches": lambda t: similarity(t, patch_height=2, patch_width=2),
     "compact": lambda t: compact(t, mask=KEPT),
@@ -353,6 +376,14 @@ PATHS = {
     "score-bits": lambda t: block_score(t, "bits", dim=1, lengths=torch.ones(2).int()),
     "score-max": lambda t: block_score(t, dim=80, block_size=64, queries="sum"),
     "score-index": lambda t: block_score(t, dim=1024, index=torch.ones(1, 40).int()),
+    "segment-wide": lambda t: segment_reduce(t, 3584, unit=torch.zeros(3, 2, 3584)),
+    "segment-sums": segment_reduce,
+    "mass-known": lambda t: attention_mass(
+        t, 80, lse=torch.zeros(2, 8, 33), causal=False, reduce="max", pool=5, exclude=33
+    ),
+    "assign-squares": lambda t: assign(t, 80, metric="l2", threshold=-1.0),
+    "assign-bits": lambda t: assign(t, 2, metric="hamming", causal=True),
+    "assign-merge": lambda t: assign(t, 1280, bipartite=True, metric="dot"),
     "hstu-ring": lambda t: hstu(t, 64, k_order=torch.arange(40), causal=False),
     "hstu-wide": lambda t: hstu(t, 256, num_targets=torch.zeros(1, dtype=torch.int32)),
     "paged-int8": lambda t: forms(t, 128, torch.int8, 1, 1),
@@ -362,6 +393,10 @@ PATHS = {
     "append-int8": lambda t: append_forms(t, 128, torch.int8, 1),
     "append-fp8": lambda t: append_forms(t, 80, torch.float8_e4m3fn, 3),
     "append-page-scale": lambda t: append_forms(t, 128, torch.int8, 3, slots=1),
+    "gated-delta-128": lambda t: gated_delta_rule(t, dim=128),
+    "gated-delta-wide": lambda t: gated_delta_rule(t, dim=256),
+    "linear-attention-turned": lambda t: linear_attention(t, 128, raw=True),
+    "linear-attention-wide": lambda t: linear_attention(t, 256, 40, log_decay=torch.zeros(2)),
     "append-absorb-raw": lambda t: append_absorb(
         t, raw=True, log_decay=torch.zeros(2), count=torch.zeros(2).long()
     ),

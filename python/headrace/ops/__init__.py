@@ -4,7 +4,9 @@
 from . import rope
 from .append import append
 from .append_absorb import append_absorb
+from .assign import assign
 from .attention import attention
+from .attention_mass import attention_mass
 from .block_score import block_score
 from .causal_conv import causal_conv
 from .compact import compact
@@ -21,13 +23,16 @@ from .paged_attention import paged_attention
 from .pooled_block_mask import pooled_block_mask
 from .registry import specs
 from .scatter_back import scatter_back
+from .segment_reduce import segment_reduce
 from .select import select
 from .similarity import similarity
 
 __all__ = [
     "append",
     "append_absorb",
+    "assign",
     "attention",
+    "attention_mass",
     "block_score",
     "causal_conv",
     "compact",
@@ -44,6 +49,7 @@ __all__ = [
     "pooled_block_mask",
     "rope",
     "scatter_back",
+    "segment_reduce",
     "select",
     "similarity",
     "specs",
