@@ -7,8 +7,10 @@ oracle.
 
 from .context_forcing import context_forcing
 from .demon import demon
+from .echo_avatar import echo_avatar
 from .ego_edit import ego_edit
 from .gpe import gpe
+from .hybrid_forcing import hybrid_forcing
 from .iamflow import iamflow
 from .longlive_rag import longlive_rag
 from .mmduet import mmduet
@@ -19,12 +21,14 @@ from .proof import Check, Preset
 from .rain import rain
 from .registry import get, names
 from .rolling_forcing import rolling_forcing
+from .sana_streaming import sana_streaming
 from .shot_stream import shot_stream
 from .speak_while_watching import speak_while_watching
 from .stream_char import stream_char
 from .stream_diffusion import stream_diffusion
 from .stream_diffusion_v2 import stream_diffusion_v2
 from .stream_dit import stream_dit
+from .stream_fm import stream_fm
 from .streaming_diffusion_policy import streaming_diffusion_policy
 from .streaming_llm import streaming_llm
 from .streaming_t2v import streaming_t2v
@@ -37,9 +41,11 @@ __all__ = [
     "Preset",
     "context_forcing",
     "demon",
+    "echo_avatar",
     "ego_edit",
     "get",
     "gpe",
+    "hybrid_forcing",
     "iamflow",
     "longlive_rag",
     "mmduet",
@@ -49,12 +55,14 @@ __all__ = [
     "prism",
     "rain",
     "rolling_forcing",
+    "sana_streaming",
     "shot_stream",
     "speak_while_watching",
     "stream_char",
     "stream_diffusion",
     "stream_diffusion_v2",
     "stream_dit",
+    "stream_fm",
     "streaming_diffusion_policy",
     "streaming_llm",
     "streaming_t2v",

@@ -102,7 +102,7 @@ def oracle(
     told = torch.zeros(c.condition) if condition is None else condition
     keys: dict[int, dict[int, Tensor]] = {}
 
-    def watch(model: Any, here: list[int], attend: Callable[..., Tensor]) -> Any:
+    def watch(model: Any, here: list[int], attend: Callable[..., Tensor], sight: Any) -> Any:
         def attending(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             means = k.view(len(here), c.tokens, -1).mean(1)
             for number, mean in list(zip(here, means, strict=True))[:-1]:  # the last is not clean

@@ -111,7 +111,7 @@ class Ring:
         self.knobs.turn({**(knobs or {}), "levels": levels}, "Ring")
         self.solver = solver or Flow()
         self.depth = at_least_one("depth", len(self.knobs["levels"]) if depth is None else depth)
-        self.together = together
+        self.together, self.mixer = together, mixer
         if recall is not None:
             recall_like("recall", memory, None, self.depth, together, guidance)
         if mixer is not None:

@@ -9,6 +9,7 @@ list of frames alive; it is never edited, a tick makes a new one.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import islice
 from typing import Any
 
 import torch
@@ -62,15 +63,17 @@ class Caches:
         if mixer is not None and mixer.page_size is not None:
             size = mixer.page_size
         room = frames * (1 if recall is None else 2)  # in a tick, what is brought back comes beside
-        pages = config.layers * -(-tokens // size) * (room + rows)
+        unpaged = frozenset[int]() if mixer is None else mixer.unpaged
+        self._paged = frozenset(range(config.layers)) - unpaged
+        pages = max(1, len(self._paged)) * -(-tokens // size) * (room + rows)
         self.layers, self.tokens = config.layers, tokens
-        self.most_pages = config.layers * -(-tokens // size) * frames
+        self.most_pages = len(self._paged) * -(-tokens // size) * frames
         self.pool = PagePool(1, pages, config.kv_heads, config.head_dim, size, dtype, device)
         self.plan, self.positions, self.swap, self.span = plan, positions, swap, span
         self.shelf = None if recall is None else Shelf(self.pool, recall)
         self.inv_freq, self.mixer = inv_freq, mixer
         self.kept: dict[tuple[object, ...], list[Kept]] = {}
-        self._offset = torch.arange(tokens, device=device) * span // tokens
+        self.offset = torch.arange(tokens, device=device) * span // tokens
 
     @property
     def pages_per_frame(self) -> int:
@@ -80,13 +83,14 @@ class Caches:
     def begin(self, rows: Sequence[Row], keep: int | None = None) -> Tick:
         """Pages for the rows of one model call. keep: a shot begins, see `next_shot`."""
         n = self.pages_per_frame
-        pages = self.pool.take(n * self.layers * len(rows))
+        pages = self.pool.take(n * len(self._paged) * len(rows))
         if self.shelf is not None:
             self.shelf.fetch({j for row in rows for j, _ in row.sees or ()}, self.layers)
-        for r, row in enumerate(rows):
+        ids = iter(pages)
+        for row in rows:
             row.pages = [
-                tuple(pages[n * (r * self.layers + i) : n * (r * self.layers + i + 1)])
-                for i in range(self.layers)
+                tuple(islice(ids, n)) if layer in self._paged else ()
+                for layer in range(self.layers)
             ]
         if self.mixer is not None:
             self.mixer.begin(len(rows))

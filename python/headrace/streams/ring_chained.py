@@ -35,14 +35,16 @@ def chained(
     solver: Solver | None = None,
     history: Mapping[int, Tensor] | None = None,
     extra: Callable[..., Callable[..., Tensor]] | None = None,
+    whole: bool = False,
     afresh: bool = False,
     dtype: torch.dtype = torch.float64,
 ) -> Tensor:
     """Finished frames [N, P, C] of frames, numbered from 0 unless said, one after the other.
 
     span: positions of a frame. history: finished frames that are there already. extra(model,
-    numbers, attend): what else attention does. afresh: the frames that one sees are encoded anew,
-    causally, as if there were no others.
+    numbers, attend, sight): what else attention does, for frames with these numbers, each of which
+    sees others so many frames before it. whole: all finished frames are there, seen or not.
+    afresh: the frames that one sees are encoded anew, causally, as if there were no others.
     """
     model = copy.deepcopy(denoiser).to(dtype)
     given = dict(enumerate(frames)) if isinstance(frames, Tensor) else dict(frames)
@@ -60,10 +62,11 @@ def chained(
             one.step, one.x = steps, frame
         while not one.done:
             here = _reached(number, sight, 1 if afresh else model.config.layers)
+            here = [*done, number] if whole else here
             seen, far = _lines(here, sight, number if afresh else None)
             attend = dense(model, seen, far, span)
             if extra is not None:
-                attend = extra(model, here, attend)
+                attend = extra(model, here, attend, sight)
             c = _predict(model, [made.get(n, one) for n in here], "condition", attend)[-1]
             one.move(c, c, "none")
         made[number], done[number] = one, one.x

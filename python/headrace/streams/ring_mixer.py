@@ -15,11 +15,13 @@ if TYPE_CHECKING:
 class Mixer:
     """Takes the place of attention in a ring that caches finished frames, one in flight.
 
-    page_size: slots of a page, a multiple of 16; None for the usual. What it carries from call to
+    page_size: slots of a page, a multiple of 16; None for the usual. unpaged: layers that have no
+    pages. What it carries from call to
     call it changes in `commit` alone, so that a call that fails leaves no trace.
     """
 
     page_size: int | None = None
+    unpaged: frozenset[int] = frozenset()
 
     def open(self, caches: Caches, denoiser: Any) -> None:
         """Once, before the first call."""

@@ -32,17 +32,18 @@ class Tick:
         for row in rows:
             if row.cache is not None and row.sees is None:
                 self._new.setdefault(row.cache, [Kept()] * caches.layers)
-        device, count = caches._offset.device, caches.tokens
+        device, count = caches.offset.device, caches.tokens
         slot = torch.arange(count)
         size = caches.pool.page_size
         where = torch.empty(caches.layers, len(rows), count, 3, dtype=torch.int64)
         for r, row in enumerate(rows):
             for layer, ids in enumerate(row.pages):
-                where[layer, r, :, 0] = torch.tensor(ids)[slot // size]
+                if ids:
+                    where[layer, r, :, 0] = torch.tensor(ids)[slot // size]
         where[..., 1] = slot % size
-        where[..., 2] = caches._offset.cpu()
+        where[..., 2] = caches.offset.cpu()
         self._where = where.flatten(1, 2).to(device)
-        self._q_pos = caches._offset.repeat(len(rows))
+        self._q_pos = caches.offset.repeat(len(rows))
 
     @property
     def caches(self) -> Caches:
