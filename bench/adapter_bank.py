@@ -360,7 +360,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     told: dict[str, Any] = json.loads(args.out.read_text()) if args.out.exists() else {}
-    told["host"] = report.machine()
+    told = {**report.taken(), **{k: told[k] for k in ("catalog", *PARTS) if k in told}}
     with tempfile.TemporaryDirectory(prefix="adapter-bank-") as temporary:
         folder = Path(temporary) if args.folder is None else args.folder
         if not args.parts or any(part.startswith("zipf") for part in args.parts):
@@ -373,7 +373,7 @@ def main() -> None:
                 "load": load, **found,
             }  # fmt: skip
             print(part, json.dumps({k: v for k, v in found.items() if k != "curves"}), flush=True)
-    args.out.write_text(json.dumps(told, indent=1) + "\n", "utf-8")
+            args.out.write_text(json.dumps(told, indent=1) + "\n", "utf-8")
     plot(told, args.out.with_suffix(".png"))
 
 
