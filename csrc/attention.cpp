@@ -315,17 +315,26 @@ void append(const AppendArgs& args, std::int64_t tokens, std::int64_t pages, int
   check_rope(args.rope, "append");
   check_slots(args, "append", tokens, pages);
   const auto at = [&](std::int64_t t) { return args.where + t * (2 + args.rope.axes); };
-  std::vector<std::int64_t> runs{0};
+  // A run is what one call writes. The runs of one page are one thread's, since neighbours in a
+  // page share the lines of its columns.
+  std::vector<std::int64_t> runs{0}, pages_begin{0};
   for (std::int64_t t = 1; t < tokens; ++t) {
     const bool follows = at(t)[0] == at(t - 1)[0] && at(t)[1] == at(t - 1)[1] + 1;
-    if (!follows || t - runs.back() == kRun) runs.push_back(t);
+    if (follows && at(t)[1] % kRun != 0) continue;
+    if (!follows || at(t)[1] % kOwned == 0) {
+      pages_begin.push_back(static_cast<std::int64_t>(runs.size()));
+    }
+    runs.push_back(t);
   }
   if (tokens == 0) return;
+  pages_begin.push_back(static_cast<std::int64_t>(runs.size()));
   runs.push_back(tokens);
   const int team = useful_threads(threads, 8.0 * tokens * args.kv_heads * args.dim);
   const Scratch scratch((kRun + 1) * args.dim + 2 * kRun * args.rope.half, team);
-  parallel(static_cast<std::int64_t>(runs.size()) - 1, team, [&](std::int64_t i, int t) {
-    kernels().append(args, runs[i], runs[i + 1], scratch.of(t));
+  parallel(static_cast<std::int64_t>(pages_begin.size()) - 1, team, [&](std::int64_t i, int t) {
+    for (std::int64_t run = pages_begin[i]; run < pages_begin[i + 1]; ++run) {
+      kernels().append(args, runs[run], runs[run + 1], scratch.of(t));
+    }
   });
 }
 

@@ -16,6 +16,16 @@ constexpr float kLargest<std::int8_t> = 127.f;
 template <>
 constexpr float kLargest<e4m3> = 448.f;
 
+// The code of a float format; -1 for one that rows do not come in.
+template <class T>
+constexpr int kCode = -1;
+template <>
+constexpr int kCode<float> = headrace::kF32;
+template <>
+constexpr int kCode<bf16> = headrace::kBF16;
+template <>
+constexpr int kCode<fp16> = headrace::kF16;
+
 // The scale that a row has of its own: NaN if it holds a NaN or an infinity.
 inline float row_scale(const float* x, int dim, float largest) {
   F top = zero(), bad = zero();
@@ -43,6 +53,18 @@ inline void to_codes(float* x, int dim, const headrace::Scales& scales, std::int
   }
 }
 
+// A row of x widened and rotated, whole vectors of pairs; see rotate.
+inline void rotate_any(const void* x, std::int64_t at, int dtype, const float* c, const float* s,
+                       int half, int dim, float* out) {
+  for (int i = 0; i < half; i += kW) {
+    const F a = load_any(x, at + i, dtype), b = load_any(x, at + i + half, dtype);
+    const F cos = load(c + i), sin = load(s + i);
+    store(out + i, sub(mul(a, cos), mul(b, sin)));
+    store(out + i + half, fma(a, sin, mul(b, cos)));
+  }
+  for (int i = 2 * half; i < dim; i += kW) store(out + i, load_any(x, at + i, dtype));
+}
+
 // Fewer keys than this reach their columns one by one; a turned block would be mostly empty.
 constexpr int kFewKeys = 4;
 
@@ -56,13 +78,23 @@ inline void append_head(const AppendArgs& a, std::int64_t begin, int n, std::int
   const int dim = a.dim, half = a.rope.half;
   T* k = static_cast<T*>(a.k_pages) + page * a.k_page + head * a.k_page_head + slot;
   T* v = static_cast<T*>(a.v_pages) + page * a.v_page + head * a.v_page_head + slot * dim;
+  const bool whole = half % kW == 0;
   for (int i = 0; i < n; ++i) {
     const std::int64_t at = (begin + i) * a.k_row + head * a.k_head;
-    float* to = cosine ? row : turned + i * dim;
-    for (int d = 0; d < dim; d += kW) store(to + d, load_any(a.k, at + d, a.dtype));
-    if (cosine) rotate(row, cosine + i * half, sine + i * half, half, dim, turned + i * dim);
-    to_codes<T>(turned + i * dim, dim, a.k_scale, page, head, slot + i);
+    float* to = turned + i * dim;
+    if (cosine && whole) {
+      rotate_any(a.k, at, a.dtype, cosine + i * half, sine + i * half, half, dim, to);
+    } else {
+      float* plain = cosine ? row : to;
+      for (int d = 0; d < dim; d += kW) store(plain + d, load_any(a.k, at + d, a.dtype));
+      if (cosine) rotate(row, cosine + i * half, sine + i * half, half, dim, to);
+    }
+    to_codes<T>(to, dim, a.k_scale, page, head, slot + i);
     const std::int64_t from = (begin + i) * a.v_row + head * a.v_head;
+    if (a.dtype == kCode<T>) {
+      memcpy(v + i * dim, static_cast<const T*>(a.v) + from, dim * sizeof(T));
+      continue;
+    }
     for (int d = 0; d < dim; d += kW) store(row + d, load_any(a.v, from + d, a.dtype));
     to_codes<T>(row, dim, a.v_scale, page, head, slot + i);
     for (int d = 0; d < dim; d += kW) store(v + i * dim + d, load(row + d));

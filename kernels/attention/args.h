@@ -124,8 +124,10 @@ struct MergeArgs {
 // group of query heads is small.
 constexpr int kTile = 64;
 constexpr int kBlockRows = 64;
-// Tokens that one call of append writes at most.
+// Tokens that one call of append writes at most, and slots of a page that one thread writes: whole
+// lines of its columns.
 constexpr int kRun = 16;
+constexpr int kOwned = 64;
 
 inline int block_positions(int group) {
   return group < 1 || group >= kBlockRows ? 1 : kBlockRows / group;
