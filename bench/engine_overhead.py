@@ -3,16 +3,16 @@
 
     python bench/engine_overhead.py OUT.json [--streams 1 8 32 128] [--steps N] [--tokens N]
 
-Every stream of the packaged model reads so many tokens a step, long enough for its window to be full
-and to evict. The time inside the model's call (its kernels among it) is taken apart from the rest of
-the step; the parts of the rest are those of a profile of the same steps, which slows them.
+Every stream of the packaged model reads so many tokens a step, long enough for its window to be
+full and to evict. The time inside the model's call (its kernels among it) is taken apart from the
+rest of the step; the parts of the rest are those of a profile of the same steps, which slows
+them.
 """
 
 from __future__ import annotations
 
 import argparse
 import cProfile
-import json
 import pstats
 import time
 from pathlib import Path

@@ -80,8 +80,8 @@ def test_a_wrong_view_is_noticed(monkeypatch, name):
 
 
 def test_absolute_positions_do_without_the_cap(monkeypatch):
-    def uncapped(table, oldest):
-        rows = PLAIN(table, oldest)
+    def uncapped(table, oldest, *more):
+        rows = [list(row) for row in PLAIN(table, oldest, *more)]
         no_cap(rows)
         return rows
 
