@@ -144,6 +144,8 @@ def quantise(x: Tensor) -> tuple[Tensor, Tensor]:
     x = x.float()
     most = x.abs().amax(-1, keepdim=True)
     scale = torch.where(most < _LEAST, 0.0, most / 127)
+    over = torch.isinf(scale * 127)  # rounding of the largest floats
+    scale = torch.where(over, torch.nextafter(scale, torch.zeros_like(scale)), scale)
     codes = (x / torch.where(scale == 0, 1.0, scale)).round_().clamp_(-127, 127)
     bad = ~torch.isfinite(most)
     return codes.nan_to_num_(0).to(torch.int8), scale.masked_fill_(bad, torch.nan)

@@ -206,11 +206,7 @@ class Tiers:
         idle = [s for s in np.argsort(self._used[layer], kind="stable") if not pins[s]]
         idle = [int(s) for s in idle if int(s) not in held]
         if len(idle) < len(missing):
-            n = f"{len(missing)} pages that no stream uses"
-            got = f"{len(idle)} of {len(self._pages)}"
-            raise bad_value(
-                "recall", "pages", n, got, "recall less, or give the archive more pages"
-            )
+            raise self._short(len(missing), len(idle))
         self.hits += len(held)
         taken = dict(zip(missing, idle, strict=False))
         for s in taken.values():
@@ -223,6 +219,22 @@ class Tiers:
                 self._used[layer, slots[b]] = self._clock
                 pins[slots[b]] += 1
         return Fetched([self._pages[slots[b]] if b in slots else -1 for b in blocks], faults)
+
+    def check_room(self, blocks: Sequence[int], layer: int, released: Sequence[int] = ()) -> None:
+        """ValueError if `fetch` would lack pages, once `released` are unpinned."""
+        pins = self._pins[layer].copy()
+        for b in released:
+            pins[self._slot[layer][b]] -= 1
+        busy = {int(self._block[layer, s]) for s in np.flatnonzero(pins)}
+        want = set(blocks) - busy
+        free = len(self._pages) - len(busy)
+        if len(want) > free:
+            raise self._short(len(want), free)
+
+    def _short(self, need: int, free: int) -> ValueError:
+        expected, got = f"{need} pages that no stream uses", f"{free} of {len(self._pages)}"
+        hint = "recall less, or give the archive more pages"
+        return bad_value("recall", "pages", expected, got, hint)
 
     def _load(self, taken: dict[int, int], layer: int, pool: PagePool) -> list[Fault]:
         part = self.layout.part_bytes
@@ -270,9 +282,18 @@ class Tiers:
         far = [b for b in blocks if b not in near and self._host[b] < 0 <= self._disk[b]]
         return self.disk.prefetch([(self._disk[b], layer) for b in far])
 
+    def pin(self, blocks: Sequence[int], layer: int) -> None:
+        """Blocks that are near and pinned are so once more."""
+        for b in blocks:
+            self._pins[layer, self._slot[layer][b]] += 1
+
+    def gone(self, block: int) -> bool:
+        """Whether no tier but perhaps the near pages has it."""
+        return self._host[block] < 0 and self._disk[block] < 0
+
     def unpin(self, blocks: Sequence[int], layer: int) -> None:
         """These may make room for others again; until then they stay."""
-        for b in blocks:
+        for b in blocks if self._pages else ():
             if b in self._slot[layer]:
                 self._pins[layer, self._slot[layer][b]] -= 1
 

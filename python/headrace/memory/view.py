@@ -38,17 +38,21 @@ BEFORE = -(2**61)
 """An order before that of every query, however much follows."""
 
 
-def entries(table: Table, oldest: int) -> list[list[int]]:
+def entries(table: Table, oldest: int, recalled: Sequence[list[int]] = ()) -> list[list[int]]:
     """What queries at positions `oldest` and later read of a stream: one row of seven per page.
 
     Pinned tokens come first, with their cap; window tokens follow with their reach, cut down to
-    those that the oldest query still sees.
+    those that the oldest query still sees. recalled: entries between the two; where they count as
+    distance (they have a cap), they push the pinned ones back.
     """
     plan = table.plan
+    back = sum(row[COUNT] for row in recalled if row[CAP] < UNLIMITED)
+    cap = plan.cap + back if plan.cap < UNLIMITED else UNLIMITED
     rows = [
-        [page.id, 0, stop - page.start, page.origin, plan.cap, page.start, UNLIMITED]
+        [page.id, 0, stop - page.start, page.origin, cap, page.start, UNLIMITED]
         for page, stop in table.pinned_spans()
     ]
+    rows += recalled
     alive_from = oldest - plan.reach + 1
     for page, stop in table.window_spans():
         first = max(page.start, alive_from)
@@ -76,6 +80,7 @@ class View:
     """The integer arguments of `append` and `paged_attention` for one step of many streams.
 
     where int64 [T, 3]; entries int64 [E, 7]; entry_indptr, q_indptr int32 [B+1]; q_pos int64 [T].
+    by_layer: entries and entry_indptr for each layer, if these differ.
     """
 
     where: Tensor
@@ -83,6 +88,11 @@ class View:
     entry_indptr: Tensor
     q_indptr: Tensor
     q_pos: Tensor
+    by_layer: tuple[tuple[Tensor, Tensor], ...] = ()
+
+    def lists(self, layer: int) -> tuple[Tensor, Tensor]:
+        """Entries and their offsets, as a layer sees them."""
+        return self.by_layer[layer] if self.by_layer else (self.entries, self.entry_indptr)
 
     @staticmethod
     def of(
@@ -90,20 +100,29 @@ class View:
         views: Sequence[list[list[int]]],
         starts: Sequence[int],
         device: torch.device,
+        by_layer: Sequence[Sequence[list[list[int]]]] = (),
     ) -> View:
-        """From each stream's slots to write, its entries, and the position of its first query."""
+        """From each stream's slots to write, its entries, and the position of its first query.
+
+        by_layer: entries of each stream for each layer, where layers recalled blocks of their own.
+        """
         where = [row for rows in wheres for row in rows]
-        flat = [row for rows in views for row in rows]
         positions = [
             start + i for start, rows in zip(starts, wheres, strict=True) for i in range(len(rows))
         ]
         return View(
             torch.tensor(where, dtype=torch.int64).view(-1, 3).to(device),
-            torch.tensor(flat, dtype=torch.int64).view(-1, 7).to(device),
+            _rows(views).to(device),
             _offsets(views).to(device),
             _offsets(wheres).to(device),
             torch.tensor(positions, dtype=torch.int64).to(device),
+            tuple((_rows(lists).to(device), _offsets(lists).to(device)) for lists in by_layer),
         )
+
+
+def _rows(lists: Sequence[list[list[int]]]) -> Tensor:
+    flat = [row for rows in lists for row in rows]
+    return torch.tensor(flat, dtype=torch.int64).view(-1, 7)
 
 
 def _offsets(lists: Sequence[list]) -> Tensor:

@@ -15,6 +15,7 @@ class Reading:
     def __init__(self, stream: Stream, tokens: Tensor, vocab: int, keep: bool) -> None:
         self.table, self.last, self.tokens = stream.table, stream._last, tokens
         self.adapter = stream._adapter
+        self.shelf, self.recalled = stream._shelf, stream._recalled
         self.read = view.across(lane.table for lane in stream.reads)
         self._keep = keep
         self._nll = [torch.empty(0, device=tokens.device)]
