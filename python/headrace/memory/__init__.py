@@ -4,6 +4,7 @@
 from .archive import Archive, ArchiveStore, InMemory, OnDisk, Shelf, Spill
 from .cut import cut, fresh_pages
 from .edit import Edit
+from .heads import HeadCache, budgets
 from .parking import Parked
 from .pool import PagePool
 from .recall import Asked, Recalled, by_mass, by_score
@@ -17,6 +18,7 @@ __all__ = [
     "ArchiveStore",
     "Asked",
     "Edit",
+    "HeadCache",
     "InMemory",
     "Lease",
     "OnDisk",
@@ -33,6 +35,7 @@ __all__ = [
     "Union",
     "View",
     "Window",
+    "budgets",
     "by_mass",
     "by_score",
     "cut",
