@@ -113,9 +113,8 @@ class Layout:
         *_, first, nbytes = self.pieces[-1]
         out[..., first + nbytes :] = 0
 
-    def unpack(self, part: Tensor, pool: PagePool, layer: int, page: int) -> None:
-        """Copies one layer of a block, uint8 [part_bytes], into a page of a pool."""
-        pieces = self.split(part)
+    def unpack(self, pieces: dict[str, Tensor], pool: PagePool, layer: int, page: int) -> None:
+        """Copies the pieces of one layer of a block into a page of a pool."""
         for name, piece in self.decoded(pieces).items():
             getattr(pool, name)[layer, page].copy_(piece, non_blocking=True)
 

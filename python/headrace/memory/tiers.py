@@ -49,6 +49,7 @@ class Host:
         self.layout, self.capacity = layout, capacity
         self.per_slab = max(1, min(capacity, SLAB // layout.block_bytes))
         self._slabs: list[Tensor] = []
+        self._split: list[dict[str, Tensor]] = []  # views of each slab
         self._free: list[int] = []
         self.pinned = torch.cuda.is_available()
 
@@ -64,11 +65,17 @@ class Host:
             if first >= stop:
                 return -1
             self._slabs.append(self.layout.empty(stop - first, pinned=self.pinned))
+            self._split.append(self.layout.split(self._slabs[-1]))
             self._free = list(range(stop - 1, first - 1, -1))
         return self._free.pop()
 
     def free(self, slot: int) -> None:
         self._free.append(slot)
+
+    def pieces(self, slot: int, layer: int) -> dict[str, Tensor]:
+        """Of one layer, as `Layout.split` gives them."""
+        slab, at = divmod(slot, self.per_slab)
+        return {name: x[at, layer] for name, x in self._split[slab].items()}
 
     def __getitem__(self, slot: int) -> Tensor:
         """uint8 [layers, part_bytes]."""
@@ -241,9 +248,9 @@ class Tiers:
         reads: list[tuple[int, Read, Tensor | None]] = []
         done = []
         for b, s in taken.items():
-            host, disk = self.place(b)
+            host, disk = self._host[b], self._disk[b]
             if host >= 0:
-                self.layout.unpack(self.host[host][layer], pool, layer, self._pages[s])
+                self.layout.unpack(self.host.pieces(host, layer), pool, layer, self._pages[s])
                 self.from_host += 1
                 self.moved_bytes += part
                 done.append(b)
@@ -267,7 +274,7 @@ class Tiers:
                     self._disk[b] = -1
                     continue
                 if room is not None:
-                    self.layout.unpack(room, pool, layer, self._pages[taken[b]])
+                    self.layout.unpack(self.layout.split(room), pool, layer, self._pages[taken[b]])
                 done.append(b)
         for b in done:
             self._slot[layer][b] = taken[b]
