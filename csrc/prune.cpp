@@ -25,7 +25,8 @@ constexpr std::int64_t kElements = 1 << 16;  // that a work item is worth
 void patches(const SimilarityArgs& a, int threads, double work) {
   const PruneKernels& k = kernels();
   const std::int64_t row = std::max<std::int64_t>(a.width * a.depth, 1);
-  const std::int64_t step = std::clamp<std::int64_t>(kElements / row, 1, a.patch_height);
+  const std::int64_t item = a.x_dtype == kU8 ? 4 * kElements : kElements;
+  const std::int64_t step = std::clamp<std::int64_t>(item / row, 1, a.patch_height);
   const std::int64_t chunks = (a.patch_height + step - 1) / step;
   const std::int64_t bands = a.frames * a.out_height, line = a.out_width * kSums;
   std::vector<double> sums(static_cast<std::size_t>(bands * chunks * line));

@@ -30,7 +30,10 @@ void block_score(BlockScoreArgs a, std::int64_t batch, int threads) {
            [&](std::int64_t b, int) { kernels.fold(a, b); });
 
   // Tiles stay whole, so that no score depends on how the work is cut.
-  const std::int64_t whole = a.rows * a.dim > (1 << 20) ? 8 * kScoreSpan : kScoreSpan;
+  const std::int64_t spans =
+      a.dtype == kScoreInt ? a.rows / (8 * threads * kScoreSpan) : a.rows * a.dim >> 17;
+  const std::int64_t most = a.dtype == kScoreInt ? 64 : 8;  // a thread reads on in every head
+  const std::int64_t whole = kScoreSpan * std::clamp<std::int64_t>(spans, 1, most);
   const std::int64_t step =
       a.block_size == 1 ? whole : std::max<std::int64_t>(1, 512 / a.block_size);
   const std::int64_t parts = (a.blocks + step - 1) / step;

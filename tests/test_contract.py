@@ -250,4 +250,4 @@ class TestContractOfEveryOp:
             assert min(flops, moved, depth) >= 0, axes
             if work:  # what only moves rows adds up nothing
                 assert moved > 0, axes
-                assert (flops > 0) == (depth > 0), axes
+                assert flops == 0 or depth > 0, axes

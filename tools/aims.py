@@ -167,4 +167,23 @@ def _scores() -> Iterator[Aim]:
         )  # fmt: skip
 
 
-AIMS = [*_attention(), *_states(), *_adapters(), *_scores()]
+def _pruning() -> Iterator[Aim]:
+    file, frames = "bench-similarity.json", "uint8 1920x1080"
+    yield Aim(
+        "pruning", "pixel gate on 1080p RGB frames, worst patch size", file,
+        lambda record: min(8 / row["ours_s"] for row in rows(record, frames)), 400, unit="/s",
+    )  # fmt: skip
+    yield Aim(
+        "pruning", "the same: share of the floor", file, worst(frames, "of_floor"), 1 / 1.5,
+        unit="%",
+    )  # fmt: skip
+    yield Aim("pruning", "the same: the time of torch over it", file, worst(frames), 3.0)
+    file, chain = "bench-compact.json", "similarity, select, compact"
+    yield Aim(
+        "pruning", "similarity, select and compact, 10,000 x 3584 bf16: share of the floor", file,
+        worst(chain, "of_floor"), 1 / 1.6, unit="%",
+    )  # fmt: skip
+    yield Aim("pruning", "the three: the time of torch over it", file, worst(chain), 3.0)
+
+
+AIMS = [*_attention(), *_states(), *_adapters(), *_scores(), *_pruning()]

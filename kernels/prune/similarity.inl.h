@@ -137,7 +137,9 @@ void patches_of(const SimilarityArgs& a, std::int64_t frame, std::int64_t y, std
   }
 }
 
-// Bytes of whole patches stay whole numbers until the last row: one addition of a vector each.
+// Bytes of whole patches stay whole numbers until the last row: one addition of a vector each. Its
+// store waits for what it adds, and a load from memory that shares its low address bits waits for
+// the store; so the next row is fetched ahead, without which this runs at a quarter of the speed.
 void byte_patches(const SimilarityArgs& a, std::int64_t frame, std::int64_t y, std::int64_t y_end,
                   double* sums) {
   constexpr std::int64_t kStrip = 128;
@@ -151,12 +153,17 @@ void byte_patches(const SimilarityArgs& a, std::int64_t frame, std::int64_t y, s
       for (std::int64_t q = p; q < end; ++q) {
         const std::int64_t w = q * a.patch_width;
         const std::int64_t n = a.width - w < a.patch_width ? a.width - w : a.patch_width;
-        add_differences(x + row * a.x_strides[1] + w * a.depth,
-                        r + row * a.ref_strides[1] + w * a.depth, n * a.depth, bins[q - p]);
+        const u8* u = x + row * a.x_strides[1] + w * a.depth;
+        const u8* v = r + row * a.ref_strides[1] + w * a.depth;
+        __builtin_prefetch(u + a.x_strides[1]);
+        __builtin_prefetch(v + a.ref_strides[1]);
+        add_differences(u, v, n * a.depth, bins[q - p]);
       }
     }
     for (std::int64_t q = p; q < end; ++q) {
-      for (int i = 0; i < kBins; ++i) sums[q * kSums] += static_cast<double>(bins[q - p][i]);
+      std::uint64_t sum = 0;
+      for (int i = 0; i < kBins; ++i) sum += bins[q - p][i];
+      sums[q * kSums] = static_cast<double>(sum);
     }
   }
 }

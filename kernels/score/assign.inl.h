@@ -105,11 +105,12 @@ inline void similarities(const AssignArgs& a, const float* rows, int n, const fl
     const std::uint32_t* words = reinterpret_cast<const std::uint32_t*>(columns);
     for (int i = 0; i < n; ++i) {
       alignas(64) std::int32_t apart[kScoreTile] = {};
+      std::uint32_t fold[2 * kBitWords];
       for (std::int64_t d = 0; d < a.dim; ++d) {
-        std::uint32_t fold[2] = {0, 0xffffffffu};
-        memcpy(fold, rows + i * a.dim + d, 4);
-        bits_apart(a.popcount, words + d * kScoreTile, fold, 1, 1, apart);
+        memcpy(fold + 2 * d, rows + i * a.dim + d, 4);
+        fold[2 * d + 1] = 0xffffffffu;
       }
+      bits_apart(a.popcount, {words, fold, kScoreTile, 2, a.dim, 1, false}, apart);
       for (int j = 0; j < kScoreTile; ++j) s[i * kScoreTile + j] = -static_cast<float>(apart[j]);
     }
   } else if (a.metric == headrace::kSquares) {

@@ -7,8 +7,7 @@
 
 namespace {
 
-constexpr int kChunk = 24;     // rows of queries that are scored together
-constexpr int kBitRun = 4096;  // words of a head that are counted one after the other
+constexpr int kChunk = 24;  // rows of queries that are scored together
 
 // Rows of a batch entry that count.
 inline std::int64_t rows_there(const BlockScoreArgs& a, std::int64_t batch) {
@@ -64,10 +63,10 @@ template <class T>
 struct FloatTile {
   const BlockScoreArgs& a;
   int n, coming;
-  const T *rows[kScoreTile + kW], *low[kScoreTile + kW];  // the last ones are those to come
+  const T *rows[kScoreTile + kAhead], *low[kScoreTile + kAhead];  // the last ones are those to come
 
   FloatTile(const BlockScoreArgs& args, int count, int after)
-      : a(args), n(count), coming(after < kW ? after : kW) {}
+      : a(args), n(count), coming(after < kAhead ? after : kAhead) {}
 
   // at: numbers of the rows. Those that are not there read one that is; their scores are dropped.
   void point(std::int64_t batch, int kv, const std::int64_t* at) {
@@ -77,7 +76,7 @@ struct FloatTile {
         static_cast<const T*>(a.keys) + batch * a.key_strides[0] + kv * a.key_strides[1];
     const T* upper = static_cast<const T*>(a.upper) +
                      (a.upper ? batch * a.upper_strides[0] + kv * a.upper_strides[1] : 0);
-    for (int j = 0; j < kScoreTile + kW; ++j) {
+    for (int j = 0; j < kScoreTile + kAhead; ++j) {
       const std::int64_t row = j < n + coming && at[j] >= 0 ? at[j] : any;
       rows[j] = a.upper ? upper + row * a.upper_strides[2] : keys + row * a.key_strides[2];
       low[j] = keys + row * a.key_strides[2];
@@ -155,10 +154,9 @@ struct BitTile {
 
   // Adds for every stored row the weights at which it differs.
   void count(const std::uint32_t* record, std::int32_t* apart) const {
-    for (int d = 0; d < a.dim; ++d) {
-      const std::uint32_t* fold = record + 1 + d * (1 + a.planes);
-      bits_apart(a.popcount, dense ? dense : words[d], fold, a.planes, 1, apart);
-    }
+    const BitRows rows = {
+        dense ? dense : words[0], record + 1, kScoreTile, 1 + a.planes, a.dim, a.planes, false};
+    bits_apart(a.popcount, rows, apart);
   }
 
   template <class Body>
@@ -222,44 +220,37 @@ inline bool bits_summed(const BlockScoreArgs& a) {
          a.block_size == 1;
 }
 
-// Then they are counted over all heads before they become scores; long runs of the words of a head
-// follow each other, as memory likes it.
+// Then they are counted over all heads before they become scores.
 inline void bits_run(const BlockScoreArgs& a, std::int64_t batch, std::int64_t begin,
                      std::int64_t end, float* sums) {
-  alignas(64) std::int32_t apart[kBitRun] = {};
-  const int run = static_cast<int>(end - begin);
-  const std::int64_t length = rows_there(a, batch), left = length - begin;
-  const std::int64_t filled = left < 0 ? 0 : left < run ? left : run;
-  const int whole = side_by_side(a) ? static_cast<int>(filled / kScoreTile) : 0;
-  std::int64_t at[kScoreTile];
-  std::int64_t most = 0;
+  const std::int64_t length = rows_there(a, batch), record = headrace::bit_record(a);
+  const std::uint32_t* keys = static_cast<const std::uint32_t*>(a.keys) + batch * a.key_strides[0];
   BitTile tile(a, kScoreTile, 0);
-  for (int kv = 0; kv < a.kv_heads; ++kv) {
-    const std::uint32_t* fold = tile.record(batch, kv, 0);
-    most += fold[0];
-    if (whole > 0) {
-      const std::uint32_t* words = static_cast<const std::uint32_t*>(a.keys) +
-                                   batch * a.key_strides[0] + kv * a.key_strides[1] + begin;
-      bits_apart(a.popcount, words, fold + 1, a.planes, whole, apart);
+  const std::uint32_t* folds = tile.record(batch, 0, 0);
+  std::int64_t most = 0;
+  for (int kv = 0; kv < a.kv_heads; ++kv) most += folds[kv * record];
+  const bool dense = side_by_side(a);
+  for (std::int64_t t = begin; t < end; t += kScoreTile) {
+    alignas(64) std::int32_t apart[kScoreTile] = {};
+    std::int64_t at[kScoreTile];
+    const int n = static_cast<int>(end - t < kScoreTile ? end - t : kScoreTile);
+    if (dense && t + kScoreTile <= length && n == kScoreTile) {
+      const bool more = t + kScoreTile + kBitsAhead <= length;
+      const BitRows rows = {keys + t, folds + 1, a.key_strides[1], record, a.kv_heads,
+                            a.planes, more};
+      bits_apart(a.popcount, rows, apart);
+      for (int j = 0; j < kScoreTile; ++j) at[j] = t + j;
+    } else {
+      tile.n = n;
+      if (tile_rows(a, batch, t, n, at) > 0) {
+        for (int kv = 0; kv < a.kv_heads; ++kv) {
+          tile.point(batch, kv, at);
+          tile.count(folds + kv * record, apart);
+        }
+      }
     }
-    for (int t = whole * kScoreTile; t < run; t += kScoreTile) {
-      tile.n = run - t < kScoreTile ? run - t : kScoreTile;
-      tile_rows(a, batch, begin + t, tile.n, at);
-      tile.point(batch, kv, at);
-      tile.count(fold, apart + t);
-    }
-  }
-  const float factor =
-      (a.reduce == headrace::kQueryMean ? 1.f / a.queries : 1.f) * (a.scale * a.bit_unit);
-  float* out = a.out + batch * a.blocks + begin;
-  for (int j = 0; j < whole * kScoreTile; ++j) {
-    out[j] = static_cast<float>(static_cast<std::int32_t>(most) - 2 * apart[j]) * factor;
-  }
-  for (int t = whole * kScoreTile; t < run; t += kScoreTile) {
-    const int n = run - t < kScoreTile ? run - t : kScoreTile;
-    tile_rows(a, batch, begin + t, n, at);
-    for (int j = 0; j < n; ++j) sums[j] = bit_score(a, most, apart[t + j]);
-    finish(a, batch, begin + t, n, at, sums);
+    for (int j = 0; j < kScoreTile; ++j) sums[j] = bit_score(a, most, apart[j]);
+    finish(a, batch, t, n, at, sums);
   }
 }
 
@@ -323,11 +314,10 @@ void one_span(const BlockScoreArgs& a, std::int64_t batch, std::int64_t begin, s
 
 void blocks(const BlockScoreArgs& a, std::int64_t batch, std::int64_t begin, std::int64_t end,
             float* scratch) {
-  const bool bits = bits_summed(a);
-  const std::int64_t step = bits ? kBitRun : headrace::kScoreSpan;
-  for (; begin < end; begin += step) {
-    const std::int64_t next = begin + step < end ? begin + step : end;
-    bits ? bits_run(a, batch, begin, next, scratch) : one_span(a, batch, begin, next, scratch);
+  if (bits_summed(a)) return bits_run(a, batch, begin, end, scratch);
+  for (; begin < end; begin += headrace::kScoreSpan) {
+    const std::int64_t next = begin + headrace::kScoreSpan;
+    one_span(a, batch, begin, next < end ? next : end, scratch);
   }
 }
 

@@ -1,7 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
+"""Models of other libraries, small and with random weights: nothing is downloaded."""
+
 import pytest
 import torch
 from torch import nn
+
+VOCAB = 89
 
 
 class Tiny(nn.Module):
@@ -23,3 +27,19 @@ class Tiny(nn.Module):
 def tiny():
     torch.manual_seed(0)
     return Tiny().eval()
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)  # models this small gain nothing from more
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def tokens():
+    def make(rows, count, seed=0):
+        return torch.randint(1, VOCAB, (rows, count), generator=torch.Generator().manual_seed(seed))
+
+    return make

@@ -1,0 +1,140 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The attention implementation "headrace" and its mask, as transformers' interfaces want them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+from ...errors import bad_type, unsupported
+from .cache import Offset, StreamingLayer
+
+NAME = "headrace"
+"""Of the attention implementation, in both registries."""
+
+
+def register() -> None:
+    """Makes `NAME` known to transformers. Importing the integration does it; twice is fine."""
+    AttentionInterface.register(NAME, attend)
+    AttentionMaskInterface.register(NAME, mask)
+
+
+@contextmanager
+def attached(model: PreTrainedModel) -> Iterator[PreTrainedModel]:
+    """Runs the block with the model on this attention, then puts the former one back."""
+    if not isinstance(model, PreTrainedModel):
+        raise bad_type("attached", "model", "a model of transformers", type(model).__name__)
+    before = [
+        (m.config, m.config._attn_implementation)
+        for m in model.modules()
+        if isinstance(m, PreTrainedModel)
+    ]
+    model.set_attn_implementation(NAME)
+    try:
+        yield model
+    finally:
+        for config, name in before:
+            config._attn_implementation_internal = name
+
+
+def mask(
+    batch_size: int,
+    q_length: int,
+    kv_length: int,
+    q_offset: int = 0,
+    kv_offset: int = 0,
+    mask_function: Callable[..., Any] | None = None,
+    attention_mask: Tensor | None = None,
+    use_vmap: bool = False,
+    **kwargs: Any,
+) -> Tensor | None:
+    """For a StreamingCache which tokens are padding, [B, L] or None; for all else sdpa's mask."""
+    if not isinstance(kv_offset, Offset):
+        options = {} if mask_function is None else {"mask_function": mask_function}
+        return sdpa_mask(
+            batch_size=batch_size,
+            q_length=q_length,
+            kv_length=kv_length,
+            q_offset=q_offset,
+            kv_offset=kv_offset,
+            attention_mask=attention_mask,
+            use_vmap=use_vmap,
+            **options,
+            **kwargs,
+        )
+    if use_vmap:
+        raise unsupported("StreamingCache", "mask", "causal and sliding masks", "another pattern")
+    real = None if attention_mask is None else attention_mask[:, -q_length:].bool()
+    if real is not None and bool(real.all()):
+        real = None
+    kv_offset.cache.announce(batch_size, q_length, real)
+    return real
+
+
+def attend(
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
+    position_ids: Tensor | None = None,
+    is_causal: bool | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """Attention over the pages of the StreamingCache that the keys went to; sdpa without one."""
+    layer: StreamingLayer | None = getattr(key, "headrace", None)
+    if layer is None:
+        if s_aux is not None or softcap is not None:
+            what = "learned sinks" if s_aux is not None else "a softcap"
+            expected = "a StreamingCache as past_key_values"
+            raise unsupported(NAME, "past_key_values", expected, f"none, with {what}")
+        if is_causal is not None:
+            kwargs["is_causal"] = is_causal
+        return sdpa_attention_forward(
+            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
+        )
+    if dropout:
+        raise unsupported(NAME, "dropout", "0", dropout, "call model.eval()")
+    if is_causal is False or not getattr(module, "is_causal", True):
+        raise unsupported(NAME, "is_causal", "True", False)
+    if attention_mask is not None and attention_mask.dim() != 2:
+        raise unsupported(NAME, "attention_mask", "[B, L]", tuple(attention_mask.shape))
+    if kwargs.get("output_attentions"):
+        raise unsupported(NAME, "output_attentions", "False", True)
+    with torch.no_grad():
+        out = layer.cache.attend(
+            layer.index,
+            query.detach(),
+            key.detach(),
+            value.detach(),
+            position_ids,
+            scale=scaling,
+            softcap=softcap or 0.0,
+            sink_logits=None if s_aux is None else s_aux.detach().float().contiguous(),
+        )
+    if torch.is_grad_enabled() and query.requires_grad:
+        out = _Forward.apply(out, query)
+    return out, None
+
+
+class _Forward(torch.autograd.Function):
+    """Says so where a gradient would be wrong."""
+
+    @staticmethod
+    def forward(ctx: Any, out: Tensor, query: Tensor) -> Tensor:
+        return out.view_as(out)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        raise unsupported("StreamingCache", "backward", "forward passes", "a gradient")

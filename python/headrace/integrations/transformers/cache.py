@@ -1,0 +1,305 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The cache that a stock model is given: what it keeps is a memory, where keys are is a scheme."""
+
+from __future__ import annotations
+
+import weakref
+from collections import deque
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import Cache, CacheLayerMixin
+
+from ...errors import bad_type, bad_value, unsupported
+from ...memory import Region
+from ...memory.pool import DTYPES
+from ...memory.regions import compile_plan
+from ...streams import Absolute, InCache
+from ...streams.positions import Positions
+from .families import Attention, attention_of
+from .rows import GrowingPool, Rows
+from .step import Step
+
+LOOKBACK = 256
+"""Forwards whose padding is remembered, for `crop`."""
+
+
+class StreamingCache(Cache):
+    """Keys and values of endless streams, one per row of a batch; pass it as past_key_values.
+
+    config: of the model, or of its text part. memory: what every row keeps, e.g. Sink(4) +
+    Window(2044). positions: InCache() (the default), so that no rotary angle exceeds the size of
+    the memory however long the stream gets, or Absolute(). dtype: of the pages, as PagePool has it;
+    None takes that of the keys. chunk: longest run of tokens of a row in one call of a kernel; any
+    result is the same.
+
+    The model must run with the attention implementation "headrace" (`model.set_attn_implementation`
+    or `attached(model)`); without this cache that is the same as sdpa. Keys and queries arrive
+    turned by the angles of their position_ids; both are turned back by the very same angles, so
+    that position_ids may grow without end. In layers with a sliding window of their own a token
+    sees what is in that window and in the memory.
+
+    Rows may be padded on any side, as attention_mask says. Beams, sampling, prefill_chunk_size and
+    assisted decoding are supported; the last `SLACK` tokens, at least, can be taken back by `crop`.
+    `copy.deepcopy` makes a cache that goes on by itself and shares all full pages.
+
+    Raises TypeError, ValueError or NotImplementedError naming the argument. After a forward that
+    ends before its last attention layer does, the cache is as it was before.
+    """
+
+    def __init__(
+        self,
+        config: Any,
+        *,
+        memory: Region,
+        positions: Positions | None = None,
+        dtype: torch.dtype | None = None,
+        page_size: int = 64,
+        chunk: int = 512,
+    ) -> None:
+        positions = InCache() if positions is None else positions
+        if type(positions) not in (InCache, Absolute):
+            raise bad_type(
+                "StreamingCache", "positions", "InCache() or Absolute()", repr(positions)
+            )
+        if dtype is not None and dtype not in DTYPES:
+            names = ", ".join(str(x).removeprefix("torch.") for x in DTYPES)
+            raise bad_type("StreamingCache", "dtype", names, dtype)
+        if isinstance(chunk, bool) or not isinstance(chunk, int) or chunk < 1:
+            raise bad_value("StreamingCache", "chunk", "a whole number, 1 or more", chunk)
+        self.attention: Attention = attention_of(config)
+        self.memory, self.positions = memory, positions
+        self.plan = positions.place(compile_plan(memory))
+        self.dtype, self.page_size, self.chunk = dtype, page_size, chunk
+        self.rows: Rows | None = None
+        self._start()
+        super().__init__(
+            layers=[StreamingLayer(self, i) for i in range(len(self.attention.sliding))]
+        )
+
+    def _start(self) -> None:
+        self.seen = 0
+        self.shift: list[int] = []
+        self.step: Step | None = None
+        self.pending: int | None = None
+        self._padding: deque[Tensor | int] = deque(maxlen=LOOKBACK)
+
+    @property
+    def resident_bytes(self) -> int:
+        """Bytes of the pages that rows hold."""
+        return 0 if self.rows is None else self.rows.pool.resident_bytes
+
+    @property
+    def alive(self) -> list[int]:
+        """For each row, how many tokens its next query will see."""
+        return [] if self.rows is None else [lease.table.alive for lease in self.rows.leases]
+
+    # A forward, in order: `announce` by the mask, then for each layer `arrive` by the model and
+    # `attend` by the attention function.
+
+    def announce(self, rows: int, columns: int, real: Tensor | None) -> None:
+        """A forward of `columns` tokens begins; real bool [rows, columns] tells them from padding.
+
+        One that did not come to its end leaves no trace.
+        """
+        self.pending = None
+        if self.step is not None and self.rows is not None:
+            self.rows.undo()
+        if self.rows is not None and len(self.rows) != rows:
+            raise bad_value("StreamingCache", "batch", f"{len(self.rows)} rows", rows)
+        self.step = Step(rows, columns, real)
+
+    def arrive(self, layer: int) -> None:
+        """A layer hands over its keys, which attention is to fetch next."""
+        if self.step is None or self.pending is not None:
+            self.pending = None
+            raise unsupported(
+                "StreamingCache",
+                "attention",
+                'the attention implementations "headrace"',
+                "another, or a mask made by hand",
+                'call model.set_attn_implementation("headrace")',
+            )
+        self.pending = layer
+
+    def attend(
+        self, layer: int, q: Tensor, k: Tensor, v: Tensor, ids: Tensor | None, **options: Any
+    ) -> Tensor:
+        """Output [B, L, Hq, D] of a layer for q [B, Hq, L, D] and k, v [B, Hkv, L, D]."""
+        step, self.pending = self.step, None
+        assert step is not None
+        if step.pieces is None:
+            step.begin(self, q, k, ids)
+        out = step.attend(self, layer, q, k, v, **options)
+        if layer == len(self.layers) - 1:
+            assert self.rows is not None
+            self.rows.commit()
+            self.shift = step.shift
+            self.seen += step.columns
+            self._padding.append(step.columns if step.real is None else step.real)
+            self.step = None
+        return out
+
+    def open(self, rows: int, k: Tensor) -> Rows:
+        """The rows, made at the first forward, when their number and the kind of keys are known."""
+        if self.rows is None:
+            with torch.inference_mode(False):
+                pool = GrowingPool(
+                    len(self.layers),
+                    rows,
+                    k.shape[1],
+                    k.shape[3],
+                    self.page_size,
+                    k.dtype if self.dtype is None else self.dtype,
+                    k.device,
+                )
+            self.rows = Rows(pool, self.plan, rows, self.chunk)
+        return self.rows
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        return self.seen
+
+    @property
+    def is_initialized(self) -> bool:
+        return self.rows is not None
+
+    @property
+    def batch_size(self) -> int:
+        return -1 if self.rows is None else len(self.rows)
+
+    def reset(self) -> None:
+        """Forgets everything."""
+        if self.rows is not None:
+            self.rows.undo()
+            self.rows.release()
+        self.rows = None
+        self._start()
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """Takes the last -tokens_to_remove tokens of every row back, exactly.
+
+        ValueError, and nothing is changed, when their pages are gone.
+        """
+        count = -tokens_to_remove
+        if count < 0:
+            raise bad_value("crop", "tokens_to_remove", "0 or less", tokens_to_remove)
+        if count > self.seen:
+            raise bad_value("crop", "tokens_to_remove", f"{-self.seen} or more", tokens_to_remove)
+        self._abandon()
+        if count == 0 or self.rows is None:
+            return
+        lengths, left, kept = [0] * len(self.rows), count, self._padding.copy()
+        while left:
+            if not kept:
+                expected = f"tokens of the last {LOOKBACK} forwards"
+                raise bad_value("crop", "tokens_to_remove", expected, tokens_to_remove)
+            last = kept.pop()
+            size = last if isinstance(last, int) else last.shape[1]
+            cut = min(size, left)
+            left -= cut
+            if isinstance(last, int):
+                lengths = [n + cut for n in lengths]
+            else:
+                lengths = [
+                    n + m
+                    for n, m in zip(lengths, last[:, size - cut :].sum(1).tolist(), strict=True)
+                ]
+            if cut < size:
+                kept.append(last - cut if isinstance(last, int) else last[:, : size - cut])
+        self.rows.cut(lengths)
+        self._padding, self.seen = kept, self.seen - count
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        """Row i goes on as row beam_idx[i] was."""
+        self._pick(beam_idx.tolist())
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        """Every row `repeats` times."""
+        self._pick([i for i in range(max(self.batch_size, 0)) for _ in range(repeats)])
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        """Only the rows that `indices` (numbers, or bool for each row) names, in that order."""
+        self._pick(torch.arange(max(self.batch_size, 0))[indices.cpu()].tolist())
+
+    def _pick(self, chosen: Sequence[int]) -> None:
+        self._abandon()
+        if self.rows is None or list(chosen) == list(range(len(self.rows))):
+            return
+        self.rows.pick(chosen)
+        self.shift = [self.shift[i] for i in chosen]
+        kept = (x if isinstance(x, int) else x[list(chosen)] for x in self._padding)
+        self._padding = deque(kept, maxlen=LOOKBACK)
+
+    def _abandon(self) -> None:
+        if self.step is not None and self.rows is not None:
+            self.rows.undo()
+        self.step = self.pending = None
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> StreamingCache:
+        other = object.__new__(StreamingCache)
+        memo[id(self)] = other
+        other.__dict__.update(self.__dict__)
+        other.layers = [StreamingLayer(other, i) for i in range(len(self.layers))]
+        other._padding, other.shift = self._padding.copy(), list(self.shift)
+        other.step = other.pending = other.rows = None
+        if self.rows is not None:
+            self._abandon()
+            other.rows = Rows(self.rows.pool, self.plan, len(self.rows), self.chunk)
+            other.rows.pick(range(len(self.rows)), self.rows)
+        return other
+
+
+class StreamingLayer(CacheLayerMixin):
+    """What transformers asks of a layer of a cache; the cache itself knows the answers."""
+
+    is_croppable = True
+    supports_early_init = False
+    is_initialized = True
+
+    def __init__(self, cache: StreamingCache, index: int) -> None:
+        super().__init__()
+        self._cache = weakref.ref(cache)
+        self.index = index
+        self.is_sliding = cache.attention.sliding[index] is not None
+
+    @property
+    def cache(self) -> StreamingCache:
+        cache = self._cache()
+        assert cache is not None
+        return cache
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None: ...
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """The keys and values as they are, marked for the attention function."""
+        self.cache.arrive(self.index)
+        key_states = key_states.view_as(key_states)
+        key_states.headrace = self  # type: ignore[attr-defined]
+        return key_states, value_states
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        return query_length, Offset(self.cache)
+
+    def get_seq_length(self) -> int:
+        return self.cache.seen
+
+    def get_max_length(self) -> int:
+        return -1
+
+    def reset(self) -> None:
+        self.cache.reset()
+
+
+class Offset(int):
+    """How many tokens came before, and the cache that they went to: so the mask function knows."""
+
+    cache: StreamingCache
+
+    def __new__(cls, cache: StreamingCache) -> Offset:
+        self = super().__new__(cls, cache.seen)
+        self.cache = cache
+        return self

@@ -1,0 +1,183 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The rows of a batch as streams over one page pool that grows with them."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ... import audit
+from ...errors import bad_value
+from ...memory import UNLIMITED, Edit, Lease, PagePool, Plan, Table, cut, view
+
+SLACK = 64
+"""Tokens by which any row may go back at any time: so much more than its window it holds."""
+
+
+class GrowingPool(PagePool):
+    """A pool that takes more memory when pages run out: by half, but at once no more than what
+    its users need in the long run."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.users: weakref.WeakSet[Rows] = weakref.WeakSet()
+
+    def take(self, count: int) -> list[int]:
+        short = count - self.free_pages
+        if short > 0:
+            room = sum(rows.bound for rows in self.users) - self.pages
+            with torch.inference_mode(False), torch.no_grad():  # the pages outlive the step
+                self._grow(max(short, min(max(self.pages // 2, 1), room)))
+        return super().take(count)
+
+    def _grow(self, more: int) -> None:
+        for name in ("k", "v", "k_scale", "v_scale"):
+            old = getattr(self, name)
+            if old is not None:
+                new = old.new_empty(old.shape[0], old.shape[1] + more, *old.shape[2:])
+                new[:, : old.shape[1]] = old
+                setattr(self, name, new)
+        pages = self.pages
+        self.filled += [0] * more
+        self._holders += [0] * more
+        self._free += range(pages, pages + more)  # the highest ids: still a heap
+        audit.owns(self.k, self)
+
+
+class Rows:
+    """Page tables of every row of a batch, changed together or not at all."""
+
+    def __init__(self, pool: GrowingPool, plan: Plan, count: int, chunk: int) -> None:
+        self.pool, self.plan, self.chunk = pool, plan, chunk
+        self._loose = replace(plan, reach=min(plan.reach + SLACK, UNLIMITED))
+        self.leases = [Lease(pool, Table(0, 0, plan)) for _ in range(count)]
+        self._edit = Edit(pool)
+        self._next: list[Table] = []
+        pool.users.add(self)
+
+    def __len__(self) -> int:
+        return len(self.leases)
+
+    @property
+    def bound(self) -> int:
+        """So many pages all rows need at most, while tokens come in chunks."""
+        if self.plan.reach >= UNLIMITED:
+            return UNLIMITED
+        size = self.pool.page_size
+        each = self.plan.pinned_pages(size) + 2 * self._loose.window_pages(size)
+        return len(self) * (each + -(-self.chunk // size) + 1)
+
+    def read(self, counts: Sequence[int]) -> list[list[tuple[int, list, list[list[int]], int]]]:
+        """Room for `counts` tokens, one count per row, in pieces of up to `chunk` tokens a row.
+
+        For each piece and row: the tokens that came before in this call, where its own go, the
+        entries that they read, and the position of the first. Then `commit` or `undo`.
+        """
+        self.undo()
+        tables = [lease.table for lease in self.leases]
+        pieces = []
+        for at in range(0, max(counts, default=0), self.chunk):
+            sizes = [max(0, min(self.chunk, n - at)) for n in counts]
+            starts = [table.end for table in tables]
+            grown = self._edit.extend(tables, sizes)
+            pieces.append(
+                [
+                    (min(at, n), where, view.entries(table, start) if where else [], start)
+                    for n, (table, where), start in zip(counts, grown, starts, strict=True)
+                ]
+            )
+            tables = [self._trim(table) for table, _ in grown]
+        self._next = tables
+        return pieces
+
+    def _trim(self, table: Table) -> Table:
+        return replace(self._edit.trim(replace(table, plan=self._loose)), plan=self.plan)
+
+    def commit(self) -> None:
+        """What was read counts."""
+        for lease, table in zip(self.leases, self._next, strict=True):
+            lease.table = table
+        self._edit.commit()
+        self._next = []
+
+    def undo(self) -> None:
+        """The rows are what they were before `read`."""
+        self._edit.undo()
+        self._next = []
+
+    def cut(self, counts: Sequence[int]) -> None:
+        """Forgets the last `counts` tokens of the rows. ValueError, and nothing, when too many."""
+        tables = []
+        for lease, n in zip(self.leases, counts, strict=True):
+            table = cut(lease.table, lease.table.tokens - n) if n <= lease.table.tokens else None
+            if table is None:
+                expected = f"at least the last {SLACK} tokens to go back by"
+                raise bad_value("crop", "tokens_to_remove", expected, n, "older pages are gone")
+            tables.append(table)
+        for lease, table in zip(self.leases, tables, strict=True):
+            to = Lease(self.pool, table)
+            lease.rewind(to)
+            to.release()
+
+    def pick(self, rows: Sequence[int], pool_rows: Rows | None = None) -> None:
+        """Row i goes on as row rows[i] was; full pages are shared, the last one is copied."""
+        source = self if pool_rows is None else pool_rows
+        picked = [source.leases[i].share() for i in rows]
+        before, self.leases = self.leases, picked
+        for lease in before:
+            lease.release()
+        seen: set[int] = set() if pool_rows is None else {t for t in map(_tail, source.leases)}
+        for lease in self.leases:
+            if _tail(lease) in seen:
+                self._own_tail(lease)
+            seen.add(_tail(lease))
+
+    def _own_tail(self, lease: Lease) -> None:
+        table, pool = lease.table, self.pool
+        tail = table.tail
+        if tail is None or table.end - tail.start >= pool.page_size:
+            return
+        fresh = pool.take(1)
+        for x in (pool.k, pool.v, pool.k_scale, pool.v_scale):
+            if x is not None:
+                x[:, fresh[0]] = x[:, tail.id]
+        pool.filled[fresh[0]] = table.end - tail.start
+        mine = tail._replace(id=fresh[0])
+        if table.window:
+            table = replace(table, window=(*table.window[:-1], mine))
+        else:
+            table = replace(table, pinned=(*table.pinned[:-1], mine))
+        pool.drop([tail.id])
+        lease.table = table
+
+    def release(self) -> None:
+        for lease in self.leases:
+            lease.release()
+
+
+def _tail(lease: Lease) -> int:
+    tail = lease.table.tail
+    return -1 if tail is None else tail.id
+
+
+def narrowed(entries: list[list[int]], start: int, sliding: int | None) -> list[list[int]]:
+    """The entries as a layer reads them whose queries see only `sliding` tokens back."""
+    if sliding is None:
+        return entries
+    alive_from = start - sliding + 1
+    return [
+        [*row[: view.REACH], min(row[view.REACH], sliding)]
+        for row in entries
+        if row[view.ORDER] + row[view.COUNT] > alive_from
+    ]
+
+
+def gather(x: Tensor, rows: Tensor | None) -> Tensor:
+    """Tokens [T, H, D] of x [B, H, L, D]: all of them, or those numbered b * L + i in `rows`."""
+    flat = x.transpose(1, 2).reshape(-1, x.shape[1], x.shape[3])
+    return flat if rows is None else flat[rows]

@@ -1,0 +1,189 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One forward of a stock model, as its attention layers see it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ... import ops
+from ...errors import bad_type, bad_value
+from ...memory.view import View
+from .rows import gather, narrowed
+
+if TYPE_CHECKING:
+    from .cache import StreamingCache
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+class Piece(NamedTuple):
+    """A part of the tokens of a forward: their numbers b * L + i (None: all of them), and views.
+
+    views: by the sliding window of a layer.
+    """
+
+    rows: Tensor | None
+    views: dict[int | None, View]
+
+
+class Step:
+    """A forward over [B, L] tokens; real bool [B, L], or None when none is padding."""
+
+    def __init__(self, rows: int, columns: int, real: Tensor | None) -> None:
+        self.count, self.columns = rows, columns
+        self.real = None if real is None else real.cpu()
+        self.pieces: list[Piece] | None = None
+        self.shift: list[int] = []
+
+    def begin(self, cache: StreamingCache, q: Tensor, k: Tensor, ids: Tensor | None) -> None:
+        """Makes room and views; nothing counts before the cache commits it."""
+        if k.dtype not in DTYPES:
+            names = ", ".join(str(x).removeprefix("torch.") for x in DTYPES)
+            raise bad_type("StreamingCache", "model", f"one of {names}", k.dtype)
+        if (k.shape[0], k.shape[2]) != (self.count, self.columns):
+            expected = f"keys of {self.count} rows and {self.columns} tokens"
+            raise bad_value("StreamingCache", "model", expected, tuple(k.shape))
+        rows = cache.open(self.count, k)
+        ids = self._ids(cache, ids, q.device)
+        self.shift = self._shift(cache, ids)
+        # Of these a token's angles come: the model's own, so turning back by them is exact.
+        cos, sin = cache.attention.rotary.to(q.device)(q, ids)
+        half = len(cache.attention.inv_freq)
+        cos, sin = (x[..., :half].float().reshape(-1, self.columns, half) for x in (cos, sin))
+        square = cos * cos + sin * sin
+        turn = torch.stack([cos / square, sin / square])
+        turn = turn.expand(2, self.count, self.columns, half).reshape(2, -1, 1, half)
+        self._cos, self._sin = turn[0], turn[1]
+        self._inv_freq = cache.attention.inv_freq.to(q.device)
+        self.pieces = self._cut(cache, rows, q.device)
+
+    def _ids(self, cache: StreamingCache, ids: Tensor | None, device: torch.device) -> Tensor:
+        if ids is None:  # what a model takes that is told none
+            ids = torch.arange(cache.seen, cache.seen + self.columns, device=device)[None]
+        return ids
+
+    def _shift(self, cache: StreamingCache, ids: Tensor) -> list[int]:
+        """What a row's position_ids are ahead of its tokens, for ever the same."""
+        ids = ids.cpu().expand(self.count, self.columns)
+        ends = [0] * self.count
+        if cache.rows is not None:
+            ends = [lease.table.end for lease in cache.rows.leases]
+        end = torch.tensor(ends)[:, None]
+        if self.real is None:
+            ahead = ids - end - torch.arange(self.columns)
+            first = ahead[:, 0]
+            wrong = ahead != first[:, None]
+        else:
+            ahead = ids - end - self.real.cumsum(1) + 1
+            first = ahead.gather(1, self.real.int().argmax(1)[:, None])[:, 0]
+            wrong = (ahead != first[:, None]) & self.real
+        shift = first.tolist()
+        if self.real is not None or cache.shift:  # rows without a token so far have no shift yet
+            some = [True] * self.count if self.real is None else self.real.any(1).tolist()
+            before = cache.shift or shift
+            known = [b if e else a for a, b, e in zip(shift, before, ends, strict=True)]
+            wrong = (
+                wrong
+                | torch.tensor([s and a != b for s, a, b in zip(some, shift, known, strict=True)])[
+                    :, None
+                ]
+            )
+            shift = [a if s else b for s, a, b in zip(some, shift, before, strict=True)]
+        if bool(wrong.any()):
+            row = int(wrong.any(1).int().argmax())
+            expected = "ids that go up by one from token to token of a row"
+            raise bad_value("StreamingCache", "position_ids", expected, ids[row].tolist()[:8])
+        return shift
+
+    def _cut(self, cache: StreamingCache, rows: Any, device: torch.device) -> list[Piece]:
+        """The tokens in runs that a kernel takes at once."""
+        if self.real is None:
+            counts, order = [self.columns] * self.count, None
+        else:
+            counts = self.real.sum(1).tolist()
+            order = [torch.nonzero(r)[:, 0] + b * self.columns for b, r in enumerate(self.real)]
+        pieces = []
+        with torch.inference_mode(False):
+            planned = rows.read(counts)
+        for parts in planned:
+            numbers = None
+            if order is not None or len(planned) > 1:
+                numbers = torch.cat(
+                    [
+                        order[b][at : at + len(where)]
+                        if order is not None
+                        else torch.arange(at, at + len(where)) + b * self.columns
+                        for b, (at, where, _, _) in enumerate(parts)
+                    ]
+                ).to(device)
+            wheres, starts = [p[1] for p in parts], [p[3] for p in parts]
+            views = {
+                sliding: View.of(
+                    wheres, [narrowed(p[2], p[3], sliding) for p in parts], starts, device
+                )
+                for sliding in dict.fromkeys(cache.attention.sliding)
+            }
+            pieces.append(Piece(numbers, views))
+        return pieces
+
+    def attend(
+        self,
+        cache: StreamingCache,
+        layer: int,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        scale: float | None,
+        softcap: float,
+        sink_logits: Tensor | None,
+    ) -> Tensor:
+        """Writes the keys and values of a layer, and reads: [B, L, Hq, D]."""
+        assert self.pieces is not None
+        assert cache.rows is not None
+        pool, spec = cache.rows.pool, cache.attention
+        pages, scales = pool.layer(layer)
+        heads, dim = q.shape[1], q.shape[3]
+        both = self._turned_back(gather(torch.cat([q, k], 1), None))
+        v = gather(v, None)
+        out = None
+        for rows, views in self.pieces:
+            step = views[spec.sliding[layer]]
+            x, w = (both, v) if rows is None else (both[rows], v[rows])
+            ops.append(x[:, heads:], w, *pages, step.where, inv_freq=self._inv_freq, **scales)
+            o, _ = ops.paged_attention(
+                x[:, :heads],
+                *pages,
+                step.entries,
+                step.entry_indptr,
+                step.q_indptr,
+                step.q_pos,
+                inv_freq=self._inv_freq,
+                rope_gain=spec.gain,
+                scale=scale,
+                softcap=softcap,
+                sink_logits=sink_logits,
+                **scales,
+            )
+            pool.written_bytes += len(step.where) * pool.row_bytes
+            if rows is None:
+                out = o
+            else:
+                if out is None:
+                    out = o.new_zeros(len(both), heads, dim)
+                out[rows] = o
+        if out is None:  # padding alone
+            out = both.new_zeros(len(both), heads, dim)
+        return out.view(self.count, self.columns, heads, dim).to(q.dtype)
+
+    def _turned_back(self, x: Tensor) -> Tensor:
+        """Queries or keys fp32 [T, H, D] as they were before the model turned them."""
+        x = x.float()
+        half = self._cos.shape[-1]
+        a, b = x[..., :half], x[..., half : 2 * half]
+        parts = [a * self._cos + b * self._sin, b * self._cos - a * self._sin]
+        if 2 * half < x.shape[-1]:
+            parts.append(x[..., 2 * half :])
+        return torch.cat(parts, -1)
