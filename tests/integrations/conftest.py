@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Stock models of the transformers library, small and with random weights: nothing is downloaded."""
+"""Stock models of transformers, small, with random weights: nothing is downloaded."""
 
 import pytest
 import torch

@@ -16,7 +16,7 @@ BOUND = 1e-4
 
 
 def fed(stock, x, cache, sizes, **options):
-    """Logits of a forward after another, of so many tokens each; then three, one by one, and the rest."""
+    """Logits of forwards of so many tokens each; then three, one by one, and the rest."""
     outs, at = [], 0
     sizes = [*sizes, *[1] * min(3, x.shape[1] - sum(sizes))]
     sizes.append(x.shape[1] - sum(sizes))

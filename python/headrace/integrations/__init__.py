@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Libraries that people already run. Each submodule imports its library; importing this does not."""
+"""Libraries that people already run; each submodule imports its own, and this imports none."""
