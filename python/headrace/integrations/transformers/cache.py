@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
+from ... import interrupts
 from ...errors import bad_type, bad_value, unsupported
 from ...memory import Region
 from ...memory.pool import DTYPES
@@ -140,11 +141,11 @@ class StreamingCache(Cache):
         step.layer = layer + 1
         if layer == len(self.layers) - 1:
             assert self.rows is not None
-            self.rows.commit()
-            self.shift = step.shift
-            self.seen += step.columns
-            self._padding.append(step.columns if step.real is None else step.real)
-            self.step = None
+            with interrupts.deferred():
+                self.rows.commit()
+                self.shift, self.step = step.shift, None
+                self.seen += step.columns
+                self._padding.append(step.columns if step.real is None else step.real)
         return out
 
     def open(self, rows: int, k: Tensor) -> Rows:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
-from ... import ops
+from ... import interrupts, ops
 from ...errors import bad_type, bad_value, unsupported
 from ...memory.view import CAP, ORIGIN, View
 from ...streams import InCache
@@ -116,7 +116,7 @@ class Step:
             counts = self.real.sum(1).tolist()
             real = [torch.nonzero(r)[:, 0] + b * self.columns for b, r in enumerate(self.real)]
         pieces = []
-        with torch.inference_mode(False):
+        with torch.inference_mode(False), interrupts.deferred():
             planned = rows.read(counts)
         for parts in planned:
             numbers = None
