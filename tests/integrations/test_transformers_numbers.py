@@ -32,7 +32,7 @@ def test_far_positions_cost_no_accuracy(name, tokens):
     with torch.no_grad():
         ids = torch.arange(FAR, FAR + 30)[None]
         stray = stock(x[:, :30], position_ids=ids).logits - stock(x[:, :30]).logits
-    assert stray.abs().max() > 1e-2
+    assert stray.abs().max() > 1e-3
 
 
 def fed(stock, x, cache):
