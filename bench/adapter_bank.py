@@ -5,9 +5,11 @@
 
 Replays requests: each opens a stream with its adapter and reads a prompt; its delay goes from its
 arrival, which does not wait for the server, to its first token. Arrivals are Poisson at `--load` of
-what one warm request at a time would fill. Writes OUT.json and OUT.png. The catalog (small adapters
-of the packaged model, about 2.2 GB for 100,000) is built in a temporary folder, or in DIR, where it
-stays for the next run. `--parts` measures some and keeps what OUT.json has of the others.
+what one warm request at a time would fill, measured in the same run. The closed loop is one client
+that asks again as soon as it is answered: no queue at all. Writes OUT.json and OUT.png. The catalog
+(small adapters of the packaged model, about 2.2 GB for 100,000) is built in a temporary folder, or
+in DIR, where it stays for the next run. `--parts` measures some and keeps what OUT.json has of the
+others.
 """
 
 from __future__ import annotations
@@ -30,6 +32,7 @@ from headrace.cli import report
 from headrace.models import Decoder, DecoderConfig
 
 SLOTS, BATCH, PROMPT = 256, 16, 32
+RUN = 250  # adapters of one rank that follow one another
 MEMORY = Sink(4) + Window(252)
 
 
@@ -45,7 +48,7 @@ def made(base: Base, parts: tuple[str, ...], ranks: tuple[int, ...], count: int,
     names = [n for n in base.modules if n.rpartition(".")[2] in parts]
     chance = np.random.default_rng(start)
     for i in range(start, start + count):
-        rank, modules, tensors = ranks[i % len(ranks)], [], {}
+        rank, modules, tensors = ranks[i // RUN % len(ranks)], [], {}
         for name in names:
             n, k = base.modules[name]
             modules.append(Module(name, rank, k, n, 2.0 * rank, "BF16"))
@@ -109,6 +112,16 @@ def replay(server: Server, users: np.ndarray, gap: float, prompt: bytes) -> dict
     return {"delay": delays, "warm": warm}
 
 
+def closed(server: Server, users: np.ndarray, prompt: bytes) -> dict[str, list]:
+    """Delays of requests of which each waits for the one before."""
+    delays, warm = [], []
+    for user in users.tolist():
+        began = time.perf_counter()
+        warm += server.serve([user], prompt)
+        delays.append(time.perf_counter() - began)
+    return {"delay": delays, "warm": warm}
+
+
 def times(seconds: Any) -> dict[str, float]:
     """Quantiles in milliseconds."""
     ms = 1e3 * np.asarray(seconds)
@@ -169,7 +182,7 @@ def catalog(args: argparse.Namespace, folder: Path, pages: str) -> dict[str, Any
     """The Zipf replay, with the catalog's files in the page cache or not."""
     model = models.load("bytes-stream")
     base, prompt = base_of(model, "bytes-stream"), bytes(range(32, 32 + PROMPT))
-    trace = zipf(args.adapters, args.residency + args.requests, args.zipf)
+    trace = zipf(args.adapters, args.residency + args.requests * 3 // 2, args.zipf)
     before, users = trace[: args.residency], trace[args.residency :]
     skip = args.residency // 5
     bank = {"rank_rows": 8 * SLOTS, "max_rank": 8, "modules": [
@@ -179,7 +192,6 @@ def catalog(args: argparse.Namespace, folder: Path, pages: str) -> dict[str, Any
         plain, server = Server(model, base, None, 0), Server(model, base, store, SLOTS, **bank)
         if pages == "disk":
             forget_pages(folder / "catalog")
-        gap = float(np.median([_timed(plain, [0], prompt) for _ in range(40)])) / args.load
         assert server.bank is not None
         stats, began, hits = server.bank.stats, time.perf_counter(), 0
         for i, user in enumerate(before.tolist()):  # residency alone, no model
@@ -188,6 +200,12 @@ def catalog(args: argparse.Namespace, folder: Path, pages: str) -> dict[str, Any
             hits += stats.loads == loads and i >= skip
         spent = time.perf_counter() - began
         loads, moved = stats.loads, stats.bytes_loaded
+        one = closed(server, users[: args.requests // 2], prompt)
+        alone, warm = np.array(one["delay"]), np.array(one["warm"])
+        gap = float(np.median(alone[warm])) / args.load
+        loops = {"hit": alone[warm], "miss": alone[~warm]}
+        loops["no adapters"] = closed(plain, users[: args.requests // 4], prompt)["delay"]
+        users = users[args.requests // 2 :]
         seen = replay(server, users, gap, prompt)
         delay, warm = np.array(seen["delay"]), np.array(seen["warm"])
         without = replay(plain, users[: args.requests // 4], gap, prompt)["delay"]
@@ -206,7 +224,9 @@ def catalog(args: argparse.Namespace, folder: Path, pages: str) -> dict[str, Any
         "loads": loads, "bytes_loaded": moved, "bytes_per_request": round(moved / args.residency),
         "microseconds_per_request_without_model": round(1e6 * spent / args.residency, 1),
         "first_token": {kind: times(some) for kind, some in kinds.items()},
-        "curves": {kind: curve(some) for kind, some in kinds.items()},
+        "first_token_closed_loop": {kind: times(some) for kind, some in loops.items()},
+        "curves": {kind: curve(some) for kind, some in kinds.items()}
+        | {f"closed loop: {kind}": curve(some) for kind, some in loops.items()},
     }  # fmt: skip
 
 
@@ -240,9 +260,9 @@ def oversubscribed(
         seen: dict[str, dict[str, list]] = {
             kind: {"poisson": [], "batch": [], "warm": []} for kind in servers
         }
-        for turn in range(rounds):
-            users = chance.integers(active, size=4 * BATCH)
-            sets = [chance.choice(active, BATCH, replace=False).tolist() for _ in range(4)]
+        for turn in range(4 * rounds):  # short turns: what else the host does is in both
+            users = chance.integers(active, size=BATCH)
+            sets = [chance.choice(active, BATCH, replace=False).tolist()]
             order = list(servers.items())[:: -1 if turn % 2 else 1]
             for kind, server in order:
                 got = replay(server, users, gap, prompt)
@@ -275,6 +295,7 @@ def oversubscribed(
 def plot(told: dict[str, Any], path: Path) -> None:
     """How the delays are spread."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import NullFormatter
 
     figure = Figure(figsize=(11, 4.6), dpi=130, layout="constrained")
     axes = figure.subplots(1, len(PARTS))
@@ -284,7 +305,8 @@ def plot(told: dict[str, Any], path: Path) -> None:
             continue
         for key, ms in found["curves"].items():
             style = "--" if key.endswith(("half of them", "miss")) else "-"
-            ax.plot(ms, np.linspace(0, 1, len(ms)), style, lw=1.5, label=key)
+            weight = 0.8 if key.startswith(("closed", "batch")) else 1.6
+            ax.plot(ms, np.linspace(0, 1, len(ms)), style, lw=weight, label=key)
         title = PARTS[part]
         if "hit_rate" in found and "adapters" in found:
             title += (
@@ -293,6 +315,7 @@ def plot(told: dict[str, Any], path: Path) -> None:
         else:
             title += f"\nmedian x{found['poisson']['ratio_of_medians']:g} of all resident"
         ax.set_xscale("log")
+        ax.xaxis.set_minor_formatter(NullFormatter())
         ax.set_title(title, loc="left", fontsize=8.5)
         ax.set_xlabel("first-token delay, ms")
         ax.grid(color="#e4e4e4", lw=0.8)
@@ -319,7 +342,7 @@ def measure(args: argparse.Namespace, part: str, folder: Path) -> dict[str, Any]
     torch.manual_seed(0)
     shape = {"layers": 8, "width": 1024, "heads": 16, "kv_heads": 4, "head_dim": 64, "hidden": 4096}
     wide = Decoder(DecoderConfig(**shape, window=252, sinks=4)).eval()
-    return oversubscribed(wide, "wide", 16, 16, max(1, args.rounds // 12), folder, args.load)
+    return oversubscribed(wide, "wide", 16, 16, max(1, args.rounds // 4), folder, args.load)
 
 
 def main() -> None:
@@ -327,26 +350,30 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--adapters", type=int, default=100_000)
     parser.add_argument("--residency", type=int, default=100_000, help="requests without model")
-    parser.add_argument("--requests", type=int, default=5000)
+    parser.add_argument("--requests", type=int, default=2000)
     parser.add_argument("--zipf", type=float, default=1.1)
     parser.add_argument("--load", type=float, default=0.5)
     parser.add_argument("--rounds", type=int, default=12)
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--folder", type=Path)
     parser.add_argument("--parts", nargs="*", choices=PARTS, default=list(PARTS), metavar="PART")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     told: dict[str, Any] = json.loads(args.out.read_text()) if args.out.exists() else {}
-    told["host"] = report.machine()
+    told = {**report.taken(), **{k: told[k] for k in ("catalog", *PARTS) if k in told}}
     with tempfile.TemporaryDirectory(prefix="adapter-bank-") as temporary:
         folder = Path(temporary) if args.folder is None else args.folder
         if not args.parts or any(part.startswith("zipf") for part in args.parts):
             told.setdefault("catalog", {}).update(build(args, folder))
         for part in args.parts:
             found = measure(args, part, folder)
-            told[part] = {"command": report.command(), "taken": report.now(), **found}
+            load = [round(n, 1) for n in os.getloadavg()[:2]]  # of everybody, on this host
+            told[part] = {
+                "command": report.command(), "taken": report.now(), "commit": report.commit(),
+                "load": load, **found,
+            }  # fmt: skip
             print(part, json.dumps({k: v for k, v in found.items() if k != "curves"}), flush=True)
-    args.out.write_text(json.dumps(told, indent=1) + "\n", "utf-8")
+            args.out.write_text(json.dumps(told, indent=1) + "\n", "utf-8")
     plot(told, args.out.with_suffix(".png"))
 
 

@@ -98,15 +98,19 @@ def build(path: Path, records: int, batch: int) -> dict[str, Any]:
     """Registers everything, names in random order."""
     order = list(range(records))
     random.Random(0).shuffle(order)
-    spent, parents, pauses = [], [], Pauses()
+    spent, parents, pauses, own, queued = [], [], Pauses(), 0.0, 0.0
+    load = os.getloadavg()[0]
     begun = time.perf_counter()
     with AdapterStore(path) as store:
         store.add_base("base", SHAPES)
         for start in range(0, records, batch):
             new = adapters(order[start : start + batch], parents)
-            t, stood = time.perf_counter(), pauses.seconds
+            t, stood, cpu = time.perf_counter(), pauses.seconds, time.process_time()
+            waited = _waited()
             digests = store.add_many(new)
             spent.append(time.perf_counter() - t - (pauses.seconds - stood))
+            own += time.process_time() - cpu
+            queued += _waited() - waited
             parents = parents or digests[:100]
         wall = time.perf_counter() - begun
         scored = [(f"user-{s:07d}", "accuracy", (s * 7919 % 10007) / 10007) for s in order[::10]]
@@ -121,6 +125,9 @@ def build(path: Path, records: int, batch: int) -> dict[str, Any]:
         "registrations_per_s": round(records / sum(spent)),
         "registrations_per_s_first_tenth": rate(spent[:tenth]),
         "registrations_per_s_last_tenth": rate(spent[-tenth:]),
+        "registrations_per_s_of_processor_time": round(records / own),
+        "registrations_per_s_but_for_waits_for_a_processor": round(records / (sum(spent) - queued)),
+        "load_before_and_after": [round(n, 1) for n in (load, os.getloadavg()[0])],
         "stood_still_s": round(pauses.seconds, 1),
         "registrations_per_s_with_making_the_weights": round(records / wall),
         "batch_s": {p: round(float(np.percentile(spent, p)), 4) for p in (50, 99, 100)},
@@ -128,6 +135,14 @@ def build(path: Path, records: int, batch: int) -> dict[str, Any]:
         "catalog_bytes_per_record": round(_used(path / "catalog") / records),
         "blob_bytes_per_record": round(_used(path / "segments") / records),
     }
+
+
+def _waited() -> float:
+    """Seconds that this thread could have run and others had all processors; 0 where not told."""
+    try:
+        return int(Path("/proc/thread-self/schedstat").read_text().split()[1]) * 1e-9
+    except OSError:
+        return 0.0
 
 
 def _used(folder: Path) -> int:

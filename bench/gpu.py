@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import Any
 
 import gpu_cases as cases  # beside this script
+import gpu_states as states
 import torch
 from headrace.kernels.common import cuda as library
 
@@ -284,6 +285,16 @@ def main() -> int:
     recalls = [4096] if bench.dry else [10**6]
     jobs += [("block_score", partial(cases.block_score, bench, n)) for n in recalls]
     jobs += [("select", partial(cases.select, bench, n // 64, 16)) for n in recalls]
+    jobs += [("segment_reduce", partial(cases.segment_reduce, bench, n // 8)) for n in recalls]
+    jobs += [("attention_mass", partial(cases.attention_mass, bench, n, 32)) for n in prompts]
+    nearest = [(70, 30)] if bench.dry else [(65536, 256), (10549, 5000)]
+    jobs += [("assign", partial(cases.assign, bench, *sizes)) for sizes in nearest]
+    features = (300, 64) if bench.dry else (10_000, 3584)
+    jobs += [
+        (op, partial(getattr(cases, op), bench, *features)) for op in ("similarity", "compact")
+    ]
+    moves = ("compact_inplace", "scatter_back")
+    jobs += [(op, partial(cases.move, bench, op, *features)) for op in moves]
     jobs += [("append", partial(cases.append, bench, n)) for n in rows]
     jobs += [("merge_states", partial(cases.merge, bench, n)) for n in rows]
     jobs += [("linear", partial(cases.linear, bench, n, *shape)) for n in rows]
@@ -294,6 +305,8 @@ def main() -> int:
     jobs.append(("hstu_attention", partial(cases.hstu, bench, *history)))
     clips = [(2, 2, 20)] if bench.dry else [(1, 4, 880), (8, 4, 880)]
     jobs += [("frame_delta_rule", partial(cases.frame_delta, bench, *clip)) for clip in clips]
+    for op, (case, sizes, few) in states.JOBS.items():
+        jobs += [(op, partial(case, bench, *size)) for size in ([few] if bench.dry else sizes)]
     try:
         for op, job in jobs:
             if op in only:

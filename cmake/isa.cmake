@@ -13,10 +13,12 @@ endif()
 
 # Checks in every unrolled line make -O3 take minutes a file.
 if(HEADRACE_SANITIZE)
-  set(HEADRACE_KERNEL_FLAGS "-O1 -ffp-contract=off -fno-math-errno")
+  set(headrace_level 1)
 else()
-  set(HEADRACE_KERNEL_FLAGS "-O3 -ffp-contract=off -fno-math-errno")
+  set(headrace_level 3)
 endif()
+set(HEADRACE_KERNEL_LEVEL ${headrace_level} CACHE STRING "the -O of the kernels; 1 builds quickest")
+set(HEADRACE_KERNEL_FLAGS "-O${HEADRACE_KERNEL_LEVEL} -ffp-contract=off -fno-math-errno")
 separate_arguments(headrace_kernel_options UNIX_COMMAND "${HEADRACE_KERNEL_FLAGS}")
 set(HEADRACE_SANITIZE_FLAGS
   -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer -g)

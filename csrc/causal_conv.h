@@ -4,7 +4,8 @@
 
 namespace headrace {
 
-// Throws std::invalid_argument before anything is written.
-void causal_conv(const CausalConvArgs& args, int threads);
+// weight [C, taps] and bias [C] or null, padded left open. Throws std::invalid_argument before
+// anything is written.
+void causal_conv(CausalConvArgs args, int threads);
 
 }  // namespace headrace

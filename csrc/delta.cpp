@@ -2,15 +2,21 @@
 // Host side of the delta family: what only values can tell, and the threads.
 #include "delta.h"
 
+#include <algorithm>
 #include <stdexcept>
 #include <string>
 #include <vector>
 
 #include "common/isa.h"
 #include "common/parallel.h"
+#include "common/streams.h"
 
 namespace headrace {
 namespace {
+
+const DeltaKernels& level() {
+  return pick(headrace_delta_scalar, headrace_delta_avx2, headrace_delta_avx512);
+}
 
 void check_rising(const char* name, const std::int32_t* p, std::int64_t n, std::int64_t total) {
   bool rises = p[0] == 0 && p[n] == total;
@@ -42,8 +48,7 @@ void check(const FrameDeltaArgs& args) {
 
 void frame_delta_rule(FrameDeltaArgs args, int threads) {
   check(args);
-  const DeltaKernels& kernels =
-      pick(headrace_delta_scalar, headrace_delta_avx2, headrace_delta_avx512);
+  const DeltaKernels& kernels = level();
   const double rows = static_cast<double>(args.tokens) * args.v_heads * args.dim;
   const int team = useful_threads(threads, 3 * rows * args.v_dim);
   const Scratch scratch(frame_delta_scratch(args), team);
@@ -59,6 +64,27 @@ void frame_delta_rule(FrameDeltaArgs args, int threads) {
     const std::int64_t cell = i / strips;
     kernels.strip(args, cell / args.v_heads, cell % args.v_heads, i % strips * kFrameColumns,
                   scratch.of(t));
+  });
+}
+
+void gated_delta_rule(const GatedDeltaRuleArgs& args, std::int64_t streams, std::int64_t tokens,
+                      std::int64_t states, int threads) {
+  check_streams("gated_delta_rule", args.indptr, args.rows, streams, tokens, states);
+  const DeltaKernels& kernels = level();
+  // A long stream is shared out by strips; the heads of many short ones are enough.
+  const int strips = (args.v_dim + kDeltaColumns - 1) / kDeltaColumns;
+  const std::int64_t cells = streams * args.v_heads;
+  const int parts = cells >= 4 * threads ? 1 : strips;
+  const double work = 3.0 * tokens * args.v_heads * args.dim * args.v_dim;
+  const int team = useful_threads(threads, work);
+  const Scratch scratch(delta_scratch(args.dim), team);
+  parallel(cells * parts, team, [&](std::int64_t i, int t) {
+    const int stream = static_cast<int>(i / parts / args.v_heads);
+    const int head = static_cast<int>(i / parts % args.v_heads);
+    if (args.indptr[stream] == args.indptr[stream + 1]) return;
+    const int first = parts == 1 ? 0 : static_cast<int>(i % parts) * kDeltaColumns;
+    const int last = parts == 1 ? args.v_dim : std::min(args.v_dim, first + kDeltaColumns);
+    kernels.gated(args, stream, head, first, last, scratch.of(t));
   });
 }
 

@@ -2,28 +2,14 @@
 #include "score.h"
 
 #include <algorithm>
+#include <cmath>
+#include <limits>
 #include <vector>
 
-#include "common/isa.h"
 #include "common/parallel.h"
+#include "score_rows.h"
 
 namespace headrace {
-
-namespace {
-
-const ScoreKernels& score_kernels() {
-  return pick(headrace_score_scalar, headrace_score_avx2, headrace_score_avx512);
-}
-
-bool counts_bits_of_vectors() {
-#ifdef HEADRACE_X86
-  return __builtin_cpu_supports("avx512vpopcntdq");
-#else
-  return false;
-#endif
-}
-
-}  // namespace
 
 void block_score(BlockScoreArgs a, std::int64_t batch, int threads) {
   if (batch * a.out_heads * a.blocks == 0) return;
@@ -44,7 +30,10 @@ void block_score(BlockScoreArgs a, std::int64_t batch, int threads) {
            [&](std::int64_t b, int) { kernels.fold(a, b); });
 
   // Tiles stay whole, so that no score depends on how the work is cut.
-  const std::int64_t whole = a.rows * a.dim > (1 << 20) ? 8 * kScoreSpan : kScoreSpan;
+  const std::int64_t spans =
+      a.dtype == kScoreInt ? a.rows / (8 * threads * kScoreSpan) : a.rows * a.dim >> 17;
+  const std::int64_t most = a.dtype == kScoreInt ? 64 : 8;  // a thread reads on in every head
+  const std::int64_t whole = kScoreSpan * std::clamp<std::int64_t>(spans, 1, most);
   const std::int64_t step =
       a.block_size == 1 ? whole : std::max<std::int64_t>(1, 512 / a.block_size);
   const std::int64_t parts = (a.blocks + step - 1) / step;
@@ -54,6 +43,149 @@ void block_score(BlockScoreArgs a, std::int64_t batch, int threads) {
   parallel(batch * parts, team, [&](std::int64_t i, int t) {
     const std::int64_t begin = i % parts * step;
     kernels.blocks(a, i / parts, begin, std::min(begin + step, a.blocks), scratch.of(t));
+  });
+}
+
+void segment_reduce(const SegmentArgs& a, const std::int32_t* ids, std::int64_t ids_stride,
+                    std::int64_t rows, std::int64_t segments, std::int32_t* count,
+                    std::int64_t count_stride, int threads) {
+  const auto known = [&](std::int64_t id) { return id >= 0 && id < segments; };
+  std::vector<std::int64_t> start(static_cast<std::size_t>(segments) + 1);
+  for (std::int64_t i = 0; i < rows; ++i) {
+    if (known(ids[i * ids_stride])) ++start[ids[i * ids_stride] + 1];
+  }
+  std::vector<std::int64_t> used;
+  for (std::int64_t s = 0; s < segments; ++s) {
+    if (start[s + 1] == 0) continue;
+    used.push_back(s);
+    if (count) count[s * count_stride] += static_cast<std::int32_t>(start[s + 1]);
+  }
+  for (std::int64_t s = 0; s < segments; ++s) start[s + 1] += start[s];
+  std::vector<std::int32_t> order(static_cast<std::size_t>(start[segments]));
+  std::vector<std::int64_t> at(start.begin(), start.end() - 1);
+  for (std::int64_t i = 0; i < rows; ++i) {
+    const std::int64_t id = ids[i * ids_stride];
+    if (known(id)) order[at[id]++] = static_cast<std::int32_t>(i);
+  }
+  if ((!a.total && !a.unit && !a.low && !a.high) || a.heads == 0) return;
+  const ScoreKernels& kernels = score_kernels();
+  const double work = static_cast<double>(order.size()) * a.heads * a.dim;
+  // Rows of all heads lie side by side; a head apart only where segments are too few to share.
+  const bool apart = static_cast<std::int64_t>(used.size()) < 4 * threads;
+  const std::int64_t parts = apart ? a.heads : 1, step = a.heads / parts;
+  const std::int64_t items = static_cast<std::int64_t>(used.size()) * parts;
+  parallel(items, useful_threads(threads, work), [&](std::int64_t i, int) {
+    const std::int64_t s = used[i / parts];
+    const int first = static_cast<int>(i % parts * step);
+    kernels.segment(a, s, first, first + static_cast<int>(step), order.data() + start[s],
+                    start[s + 1] - start[s]);
+  });
+}
+
+void attention_mass(MassArgs a, const MassPlan& plan, std::int64_t batch, int threads) {
+  std::vector<std::int32_t> lengths(static_cast<std::size_t>(batch),
+                                    static_cast<std::int32_t>(a.keys));
+  for (std::int64_t b = 0; b < batch && a.lengths; ++b) {
+    lengths[b] = std::clamp<std::int32_t>(a.lengths[b * a.lengths_stride], 0, lengths[b]);
+  }
+  a.lengths = lengths.data();
+  a.lengths_stride = 1;
+  constexpr float kNone = -std::numeric_limits<float>::infinity(), kLog2e = 1.44269504088896f;
+  const ScoreKernels& kernels = score_kernels();
+  const std::int64_t group = a.q_heads / a.kv_heads, rows = group * a.queries;
+  const std::int64_t heads = batch * a.kv_heads,
+                     kept = std::max<std::int64_t>(a.keys - plan.exclude, 0);
+  std::vector<float> folds(static_cast<std::size_t>(heads * rows * a.dim));
+  std::vector<float> norms(static_cast<std::size_t>(heads * rows), kNone);
+  std::vector<float> mass(static_cast<std::size_t>(heads * a.keys));
+  a.folds = folds.data();
+  a.norms = norms.data();
+  a.mass = mass.data();
+  const double work = static_cast<double>(heads) * rows * a.keys * a.dim;
+  const int team = useful_threads(threads, work);
+  parallel(batch, team, [&](std::int64_t b, int) { kernels.mass_queries(a, b); });
+
+  constexpr std::int64_t kChunk = 1024;  // keys; cut alike whatever the threads
+  const std::int64_t chunks = (a.keys + kChunk - 1) / kChunk;
+  const Scratch scratch(mass_scratch(a.dim), team);
+  const auto each_chunk = [&](const auto& body) {
+    parallel(heads * chunks, team, [&](std::int64_t i, int t) {
+      const std::int64_t head = i / chunks, begin = i % chunks * kChunk;
+      const std::int64_t b = head / a.kv_heads;
+      const std::int64_t length = lengths[b];
+      const std::int64_t end = std::min(begin + kChunk, length);
+      if (begin < end) body(i, b, static_cast<int>(head % a.kv_heads), begin, end, scratch.of(t));
+    });
+  };
+  if (plan.lse) {
+    for (std::int64_t i = 0; i < heads * rows; ++i) {
+      const std::int64_t w = i % a.queries, h = i / a.queries % a.q_heads,
+                         b = i / (a.queries * a.q_heads);
+      norms[i] =
+          plan.lse[b * plan.lse_strides[0] + h * plan.lse_strides[1] + w * plan.lse_strides[2]] *
+          kLog2e;
+    }
+  } else {
+    std::vector<float> top(static_cast<std::size_t>(heads * chunks * rows), kNone);
+    std::vector<float> sum(top.size());
+    each_chunk([&](std::int64_t i, std::int64_t b, int kv, std::int64_t begin, std::int64_t end,
+                   float* own) {
+      kernels.mass_sums(a, b, kv, begin, end, top.data() + i * rows, sum.data() + i * rows, own);
+    });
+    for (std::int64_t i = 0; i < heads * rows; ++i) {
+      const std::int64_t base = i / rows * chunks * rows + i % rows;
+      float most = kNone;
+      for (std::int64_t c = 0; c < chunks; ++c) most = std::max(most, top[base + c * rows]);
+      double total = 0;
+      for (std::int64_t c = 0; c < chunks && most != kNone; ++c) {
+        total += std::exp2(static_cast<double>(top[base + c * rows]) - most) * sum[base + c * rows];
+      }
+      if (total > 0) norms[i] = static_cast<float>(most + std::log2(total));
+    }
+  }
+  each_chunk([&](std::int64_t, std::int64_t b, int kv, std::int64_t begin, std::int64_t end,
+                 float* own) { kernels.mass(a, b, kv, begin, end, own); });
+  const float part = plan.mean ? 1.f / static_cast<float>(rows) : 1.f;
+  parallel(heads, useful_threads(threads, static_cast<double>(heads) * a.keys * plan.pool),
+           [&](std::int64_t i, int) {
+             const float* x = mass.data() + i * a.keys;
+             const std::int64_t b = i / a.kv_heads, length = lengths[b];
+             const std::int64_t there = std::max<std::int64_t>(length - plan.exclude, 0);
+             for (std::int64_t j = 0; j < kept; ++j) {
+               const std::int64_t first = std::max<std::int64_t>(j - plan.pool / 2, 0);
+               const std::int64_t last = std::min(j + plan.pool / 2 + 1, there);
+               float value = 0.f;
+               for (std::int64_t n = first; n < last; ++n)
+                 value = plan.pool_largest ? std::max(value, x[n]) : value + x[n];
+               if (!plan.pool_largest) value /= static_cast<float>(plan.pool);
+               value = j < there ? value * part : 0.f;
+               if (plan.past && j < plan.past_keys) {
+                 const std::int64_t* s = plan.past_strides;
+                 value += plan.decay * plan.past[b * s[0] + i % a.kv_heads * s[1] + j * s[2]];
+               }
+               plan.out[i * kept + j] = value;
+             }
+           });
+}
+
+void assign(AssignArgs a, std::int64_t batch, int threads) {
+  if (batch * a.rows == 0) return;
+  const ScoreKernels& kernels = score_kernels();
+  a.popcount = counts_bits_of_vectors();
+  a.tiles = (a.candidates + kScoreTile - 1) / kScoreTile;
+  const std::int64_t sets = a.c_strides[0] == 0 ? 1 : batch;
+  const Scratch columns(sets * a.tiles * a.dim * kScoreTile, 1);
+  a.columns = columns.of(0);
+  const double work = static_cast<double>(batch) * a.rows * a.candidates * a.dim;
+  const int team = useful_threads(threads, work);
+  parallel(sets * a.tiles, team,
+           [&](std::int64_t i, int) { kernels.candidates(a, i / a.tiles, i % a.tiles); });
+  const std::int64_t parts = (a.rows + kAssignRows - 1) / kAssignRows;
+  const Scratch scratch(assign_scratch(a.dim), team);
+  parallel(batch * parts, team, [&](std::int64_t i, int t) {
+    const std::int64_t begin = i % parts * kAssignRows;
+    kernels.assign(a, i / parts, begin, std::min<std::int64_t>(begin + kAssignRows, a.rows),
+                   scratch.of(t));
   });
 }
 

@@ -66,6 +66,7 @@ class Guarded:
         if (
             base.device.type != "cpu"
             or not dtype.is_floating_point
+            or dtype.itemsize == 1  # codes have no room for the sentinel
             or type(base) is not torch.Tensor
         ):
             return self.plain(base, *size, **kwargs)

@@ -14,7 +14,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 
 from headrace import _C, ops
 from tests.completeness import LEVELS, missing
-from tests.ops import adapters, evictions, samples, scores, sequences
+from tests.ops import adapters, evictions, masses, samples, scores, sequences, survivors
 from tests.ops.samples import SAMPLES
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -154,8 +154,15 @@ def test_compiles_into_one_graph(name, index):
 
 
 LENGTHS = {
+    "similarity": lambda n: survivors.similarity(1, width=n, patch_height=2, patch_width=0),
+    "compact": lambda n: survivors.compact(1, size=n, masked=False),
+    "compact_inplace": lambda n: survivors.compact_inplace(1, size=n),
+    "scatter_back": lambda n: survivors.scatter_back(1, size=n),
     "select": lambda n: scores.select(1, size=n, policy="share", share=0.4),
     "block_score": lambda n: scores.block_score(1, rows=n, asked=n + 3),
+    "segment_reduce": lambda n: masses.in_place(1, n, segments=n + 3),
+    "attention_mass": lambda n: masses.attention_mass(1, keys=n + 3, asked=n),
+    "assign": lambda n: masses.assign(1, rows=n, candidates=n + 3),
     "frame_delta_rule": lambda n: sequences.frame_delta_rule(1, ((3, n - 3),)),
     "gated_delta_rule": lambda n: sequences.gated_delta_rule(1, (n,)),
     "linear_attention": lambda n: sequences.linear_attention(1, (3, n - 3)),

@@ -138,7 +138,7 @@ def page(folder: Path, found: dict[str, dict[str, Any]]) -> str:
     for name, record in found.items():
         if name.startswith("bench-"):
             known = [f.name for f in fields(Row)]
-            shown = [Row(**{k: row[k] for k in known}) for row in record["rows"]]
+            shown = [Row(**{k: row[k] for k in known if k in row}) for row in record["rows"]]
             parts.append(f"```\n{table(shown)}\n```\n")
     return "\n".join(parts)
 

@@ -13,7 +13,8 @@ from pathlib import Path
 import torch
 
 from headrace.adapters import AdapterConfig
-from headrace.adapters.blob import Adapter, pack
+from headrace.adapters.blob import Adapter
+from headrace.adapters.packing import pack
 from headrace.adapters.peft_files import write
 from headrace.models import load
 from headrace.models.training import kinds, lora

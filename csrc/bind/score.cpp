@@ -44,8 +44,101 @@ void block_score(Address q, Strides3 q_strides, Address keys, Strides3 key_strid
   headrace::block_score(args, sizes[0], threads);
 }
 
+// sizes: rows, heads, dim, segments. Of total, low, high, unit: address and strides.
+void segment_reduce(Address x, Strides2 x_strides, Address ids, std::int64_t ids_stride,
+                    std::array<std::int64_t, 4> sizes, int dtype, std::array<Address, 4> states,
+                    std::array<Strides2, 4> strides, std::array<int, 2> bound_dtypes, Address count,
+                    std::int64_t count_stride, int threads) {
+  headrace::SegmentArgs args{};
+  args.x = at<const void>(x);
+  args.total = at<float>(states[0]);
+  args.low = at<void>(states[1]);
+  args.high = at<void>(states[2]);
+  args.unit = at<float>(states[3]);
+  std::int64_t* to[] = {args.total_strides, args.low_strides, args.high_strides, args.unit_strides};
+  for (int i = 0; i < 4; ++i) std::copy(strides[i].begin(), strides[i].end(), to[i]);
+  std::copy(x_strides.begin(), x_strides.end(), args.x_strides);
+  args.dim = sizes[2];
+  args.heads = static_cast<int>(sizes[1]);
+  args.dtype = dtype;
+  args.low_dtype = bound_dtypes[0];
+  args.high_dtype = bound_dtypes[1];
+  py::gil_scoped_release nogil;
+  headrace::segment_reduce(args, at<const std::int32_t>(ids), ids_stride, sizes[0], sizes[3],
+                           at<std::int32_t>(count), count_stride, threads);
+}
+
+// sizes: batch, q_heads, kv_heads, queries, keys, dim, past_keys, exclude, pool
+void attention_mass(Address q, Strides3 q_strides, Address k, Strides3 k_strides, Address lse,
+                    Strides3 lse_strides, Address past, Strides3 past_strides, Address lengths,
+                    std::int64_t lengths_stride, std::array<std::int64_t, 9> sizes, int dtype,
+                    std::array<bool, 4> flags, float scale, float decay, Address out, int threads) {
+  headrace::MassArgs args{};
+  args.q = at<const void>(q);
+  args.k = at<const void>(k);
+  args.lengths = at<const std::int32_t>(lengths);
+  std::copy(q_strides.begin(), q_strides.end(), args.q_strides);
+  std::copy(k_strides.begin(), k_strides.end(), args.k_strides);
+  args.lengths_stride = lengths_stride;
+  args.q_heads = static_cast<int>(sizes[1]);
+  args.kv_heads = static_cast<int>(sizes[2]);
+  args.queries = sizes[3];
+  args.keys = sizes[4];
+  args.dim = sizes[5];
+  args.dtype = dtype;
+  args.causal = flags[0];
+  args.largest = flags[1];
+  args.scale = scale;
+  headrace::MassPlan plan{};
+  plan.lse = at<const float>(lse);
+  plan.past = at<const float>(past);
+  std::copy(lse_strides.begin(), lse_strides.end(), plan.lse_strides);
+  std::copy(past_strides.begin(), past_strides.end(), plan.past_strides);
+  plan.past_keys = sizes[6];
+  plan.exclude = sizes[7];
+  plan.pool = sizes[8];
+  plan.mean = flags[2];
+  plan.pool_largest = flags[3];
+  plan.decay = decay;
+  plan.out = at<float>(out);
+  py::gil_scoped_release nogil;
+  headrace::attention_mass(args, plan, sizes[0], threads);
+}
+
+// sizes: batch, rows, candidates, dim; ids: what a candidate's number is multiplied by, and added
+void assign(Address x, Strides2 x_strides, Address c, Strides2 c_strides, Address lengths,
+            std::int64_t lengths_stride, std::array<std::int64_t, 4> sizes, int dtype, int metric,
+            float threshold, bool causal, std::array<int, 2> ids, Address id, Address similarity,
+            int threads) {
+  headrace::AssignArgs args{};
+  args.x = at<const void>(x);
+  args.c = at<const void>(c);
+  args.lengths = at<const std::int32_t>(lengths);
+  args.id = at<std::int32_t>(id);
+  args.similarity = at<float>(similarity);
+  std::copy(x_strides.begin(), x_strides.end(), args.x_strides);
+  std::copy(c_strides.begin(), c_strides.end(), args.c_strides);
+  args.lengths_stride = lengths_stride;
+  args.rows = sizes[1];
+  args.candidates = sizes[2];
+  args.dim = sizes[3];
+  args.dtype = dtype;
+  args.metric = metric;
+  args.threshold = threshold;
+  args.causal = causal;
+  args.id_step = ids[0];
+  args.id_first = ids[1];
+  py::gil_scoped_release nogil;
+  headrace::assign(args, sizes[0], threads);
+}
+
 }  // namespace
 
-void score_family(py::module_& m) { m.def("block_score", &block_score); }
+void score_family(py::module_& m) {
+  m.def("block_score", &block_score);
+  m.def("segment_reduce", &segment_reduce);
+  m.def("attention_mass", &attention_mass);
+  m.def("assign", &assign);
+}
 
 }  // namespace headrace::bind

@@ -6,7 +6,7 @@
 
 namespace headrace {
 
-constexpr int kAbsorbBlock = 32;  // tokens that the state meets in one pass
+constexpr int kAbsorbBlock = 64;  // tokens that the state meets in one pass
 
 struct AppendAbsorbArgs {
   AppendArgs append;

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """`linear_attention` in Triton: token after token, a strip of the state's columns in registers.
 
-One program owns the columns of one head of one stream, so nothing is added atomically. A chunked
-form on matrix units is not here yet. Not yet seen running on a GPU.
+One program owns the columns of one head of one stream, so nothing is added atomically. Streams that
+bring many tokens go in chunks, see triton_chunk. Not yet seen running on a GPU.
 """
 
 from __future__ import annotations
@@ -10,15 +10,18 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 from headrace.kernels.common.triton import FUSION, on_device, power_of_two
+from headrace.kernels.common.triton_pieces import pieces
 
+from .triton_chunk import (
+    linear_attention_chunk_kernel,
+    linear_attention_scan_kernel,
+    linear_attention_segment_kernel,
+    phi,
+    turn,
+)
 
-@triton.jit
-def phi(x, FEATURE: tl.constexpr):
-    if FEATURE == 1:
-        x = tl.maximum(x, 0.0)
-    if FEATURE == 2:
-        x = tl.where(x > 0, x + 1.0, tl.exp(tl.minimum(x, 0.0)))
-    return x
+LONG = 24  # tokens that a stream must bring for chunks; a stream's own matter, not its neighbours'
+SEGMENT = 512  # tokens
 
 
 @triton.jit
@@ -43,12 +46,16 @@ def forms(
 @triton.jit
 def linear_attention_kernel(
     q, k, v, state, norm, new_norm, indptr, rows, log_decay, cosines, sines, count, o,
-    q_row, q_head, k_row, k_head, v_row, v_head, half, scale, eps,
+    longest, q_row, q_head, k_row, k_head, v_row, v_head, half, scale, eps,
     HEADS: tl.constexpr, GROUP: tl.constexpr, DIM: tl.constexpr, V_DIM: tl.constexpr,
     FEATURE: tl.constexpr, RAW: tl.constexpr, BD: tl.constexpr, BV: tl.constexpr,
 ):  # fmt: skip
     head = tl.program_id(0)
     b = tl.program_id(1)
+    begin = tl.load(indptr + b).to(tl.int64)
+    size = tl.load(indptr + b + 1) - begin
+    if size >= longest:
+        return
     row = tl.load(rows + b).to(tl.int64)
     d = tl.arange(0, BD)
     j = tl.program_id(2) * BV + tl.arange(0, BV)
@@ -66,13 +73,9 @@ def linear_attention_kernel(
     least = eps
     if count is not None:
         least = eps * tl.load(count + row).to(tl.float32)
-    turned = d < 2 * half
-    mate = tl.where(d < half, d + half, tl.where(turned, d - half, d))
-    sign = tl.where(d < half, -1.0, tl.where(turned, 1.0, 0.0))
-    freq = tl.where(d < half, d, d - half)
+    mate, sign, freq, turned = turn(d, half)
     ROPE: tl.constexpr = cosines is not None
-    begin = tl.load(indptr + b).to(tl.int64)
-    for i in range(0, tl.load(indptr + b + 1) - begin):
+    for i in range(0, size):
         t = begin + i
         cosine = tl.full([BD], 1.0, tl.float32)
         sine = tl.zeros([BD], tl.float32)
@@ -111,15 +114,45 @@ def linear_attention(bound, axes, outs):
         angle = bound["offset"].double()[:, None] * bound["inv_freq"]
         cosines, sines = angle.cos().float(), angle.sin().float()
     fresh = None if norm is None else norm.clone()
-    strides = [n for x in (q, k, v) for n in ((0, 0) if x is None else x.stride()[:2])]
+    at, wide = (bound["indptr"], bound["rows"]), power_of_two(axes["D"])
+    at += (bound["log_decay"], cosines, sines)
+    of_q, of_k, of_v = ((0, 0) if x is None else x.stride()[:2] for x in (q, k, v))
+    half, many = 0 if angle is None else angle.shape[1], axes["T"] >= LONG and wide <= 256
+    longest = LONG if many else 2**30  # a state of more rows leaves no room for chunks
+    end = (bound["count"], outs[0])
+    strides = (*of_q, *of_k, *of_v, half, bound["scale"], bound["eps"])
+    sizes = {"DIM": axes["D"], "V_DIM": axes["Dv"]}
+    forms = {"FEATURE": bound["feature"], "RAW": bound["raw"], "BD": wide, **sizes}
+    heads = {"HEADS": axes["H"], "GROUP": axes["H"] // axes["Hkv"]}
+    more = {"num_warps": 4, "num_stages": 1, **FUSION}
     with on_device("linear_attention", q):
+        if many:
+            tiles = (
+                {"BS": SEGMENT, "BT": 64, "BV": 64}
+                if wide <= 128
+                else {"BS": SEGMENT, "BT": 32, "BV": 32}
+            )
+            segments = pieces(axes["T"], axes["B"], SEGMENT)
+            grid = (segments, axes["Hkv"], triton.cdiv(axes["Dv"], tiles["BV"]))
+            sums = None
+            if k is not None and axes["T"] > SEGMENT:
+                sums = state.new_empty(segments, axes["Hkv"], axes["D"], axes["Dv"] + 1)
+                linear_attention_segment_kernel[grid](
+                    k, v, sums, at[0], *at[2:], axes["B"], LONG, *of_k, *of_v, half,
+                    HEADS=axes["Hkv"], **forms, **tiles, **more,
+                )  # fmt: skip
+                cells = triton.cdiv(axes["D"] * (axes["Dv"] + 1), 1024)
+                linear_attention_scan_kernel[(cells, axes["B"], axes["Hkv"])](
+                    state, norm, sums, *at[:3], LONG, HEADS=axes["Hkv"], BS=SEGMENT, BLOCK=1024,
+                    **sizes, **more,
+                )  # fmt: skip
+            linear_attention_chunk_kernel[grid](
+                q, k, v, state, norm, fresh, sums, *at, *end, axes["B"], LONG, *strides,
+                **heads, **forms, **tiles, **more | {"num_warps": 8},
+            )  # fmt: skip
         linear_attention_kernel[(axes["Hkv"], axes["B"], triton.cdiv(axes["Dv"], 32))](
-            q, k, v, state, norm, fresh, bound["indptr"], bound["rows"], bound["log_decay"],
-            cosines, sines, bound["count"], outs[0], *strides,
-            0 if angle is None else angle.shape[1], bound["scale"], bound["eps"],
-            HEADS=axes["H"], GROUP=axes["H"] // axes["Hkv"], DIM=axes["D"], V_DIM=axes["Dv"],
-            FEATURE=bound["feature"], RAW=bound["raw"], BD=power_of_two(axes["D"]), BV=32,
-            num_warps=4, **FUSION,
+            q, k, v, state, norm, fresh, *at, *end, longest, *strides, BV=32,
+            **heads, **forms, **more,
         )  # fmt: skip
     if k is not None and norm is not None:
         norm.copy_(fresh)

@@ -34,13 +34,69 @@ struct BlockScoreArgs {
   bool popcount;      // the processor counts the bits of a vector
 };
 
+// Sums of rows by segment; any of the results may be null. Strides: row or segment, head.
+struct SegmentArgs {
+  const void* x;        // [rows, heads, dim]
+  float *total, *unit;  // [segments, heads, dim]
+  void *low, *high;     // the same, fp32 or the dtype of x
+  std::int64_t x_strides[2], total_strides[2], unit_strides[2], low_strides[2], high_strides[2];
+  std::int64_t dim;
+  int heads, dtype, low_dtype, high_dtype;
+};
+
+struct MassArgs {
+  const void *q, *k;            // [batch, q_heads, queries, dim], [batch, kv_heads, keys, dim]
+  const std::int32_t* lengths;  // [batch] or null, from 0 to keys
+  float* folds;                 // the queries in fp32, times scale and log2(e)
+  float* norms;                 // [batch, q_heads, queries]: log2 of the sums of the softmax
+  float* mass;                  // [batch, kv_heads, keys]
+  std::int64_t q_strides[3], k_strides[3], lengths_stride;  // batch, head, row
+  std::int64_t queries, keys, dim;
+  int q_heads, kv_heads, dtype;
+  bool causal, largest;
+  float scale;
+};
+
+enum AssignMetric : int { kCosine, kDot, kSquares, kHamming };
+constexpr int kAssignRows = 24;
+
+struct AssignArgs {
+  const void *x, *c;            // [batch, rows, dim], [batch or 1, candidates, dim]
+  const std::int32_t* lengths;  // [batch] or null
+  float* columns;               // [batch or 1, tiles, dim, kScoreTile]
+  std::int32_t* id;             // [batch, rows]: number of the candidate * id_step + id_first
+  float* similarity;            // [batch, rows]
+  std::int64_t x_strides[2], c_strides[2], lengths_stride, rows, candidates, tiles, dim;
+  int metric, dtype, id_step, id_first;
+  float threshold;
+  bool causal, popcount;
+};
+
 struct ScoreKernels {
   // Queries of a batch entry as fp32, summed as far as that is exact.
   void (*fold)(const BlockScoreArgs&, std::int64_t batch);
   // Scores of blocks [begin, end). scratch: block_scratch words.
   void (*blocks)(const BlockScoreArgs&, std::int64_t batch, std::int64_t begin, std::int64_t end,
                  float* scratch);
+  // Adds n rows of heads [first, last) to a segment.
+  void (*segment)(const SegmentArgs&, std::int64_t segment, int first, int last,
+                  const std::int32_t* rows, std::int64_t n);
+  // The queries of a batch entry; then of one kv head and keys [begin, end) largest logit and sum
+  // of every row, in powers of 2; then what the keys get. scratch: mass_scratch words.
+  void (*mass_queries)(const MassArgs&, std::int64_t batch);
+  void (*mass_sums)(const MassArgs&, std::int64_t batch, int kv, std::int64_t begin,
+                    std::int64_t end, float* top, float* sum, float* scratch);
+  void (*mass)(const MassArgs&, std::int64_t batch, int kv, std::int64_t begin, std::int64_t end,
+               float* scratch);
+  // Columns of a tile of candidates; then rows [begin, end), kAssignRows at most. scratch:
+  // assign_scratch words.
+  void (*candidates)(const AssignArgs&, std::int64_t batch, std::int64_t tile);
+  void (*assign)(const AssignArgs&, std::int64_t batch, std::int64_t begin, std::int64_t end,
+                 float* scratch);
 };
+
+inline std::int64_t mass_scratch(std::int64_t dim) { return kScoreTile * (dim + 24); }
+inline std::int64_t assign_scratch(std::int64_t dim) { return kAssignRows * (dim + kScoreTile); }
 
 // Words of the record of one row of queries of sign bits.
 inline std::int64_t bit_record(const BlockScoreArgs& a) { return 1 + a.dim * (1 + a.planes); }

@@ -2,93 +2,12 @@
 // Scores of blocks by what stands for them: means (or single keys), lower and upper bounds, or
 // bits.
 #pragma once
-#include <string.h>
-
 #include "bits.inl.h"
-#include "tile.inl.h"
+#include "fold.inl.h"
 
 namespace {
 
-using headrace::BlockScoreArgs;
-
-constexpr int kChunk = 24;     // rows of queries that are scored together
-constexpr int kBitRun = 4096;  // words of a head that are counted one after the other
-
-// Sums are folded into the queries where nothing but sums follows the product.
-template <class T>
-inline void fold_as(const BlockScoreArgs& a, std::int64_t batch) {
-  const int in_group = a.q_heads / a.kv_heads;
-  const bool pool = a.folded == a.group;
-  const int merged = in_group / a.group;  // heads that become one
-  const std::int64_t size = static_cast<std::int64_t>(a.folded) * a.dim;
-  const float part = pool && a.reduce == headrace::kQueryMean ? 1.f / a.queries : 1.f;
-  const std::int64_t low = a.upper ? a.dim * a.folded : 0;
-  for (int kv = 0; kv < a.kv_heads; ++kv) {
-    float* base = a.folds + (batch * a.kv_heads + kv) * size * (a.upper ? 2 : 1);
-    for (int r = 0; r < a.folded; ++r) {
-      float* out = base + r * a.dim;
-      for (std::int64_t d = 0; d < a.dim; d += kW) {
-        F sum = zero(), negative = zero();
-        const int first_head = pool ? r * merged : static_cast<int>(r / a.queries);
-        const std::int64_t first = pool ? 0 : r % a.queries, last = pool ? a.queries : first + 1;
-        for (int h = first_head; h < first_head + merged; ++h) {
-          const T* head = static_cast<const T*>(a.q) + batch * a.q_strides[0] +
-                          (kv * in_group + h) * a.q_strides[1];
-          for (std::int64_t w = first; w < last; ++w) {
-            const F x = load(head + w * a.q_strides[2] + d);
-            sum = add(sum, a.upper ? max(x, zero()) : x);
-            if (a.upper) negative = add(negative, min(x, zero()));
-          }
-        }
-        store(out + d, mul(sum, set1(part)));
-        if (a.upper) store(out + low + d, mul(negative, set1(part)));
-      }
-    }
-  }
-}
-
-// Rows of queries that one row of sign bits stands for.
-inline std::int64_t summed_queries(const BlockScoreArgs& a) {
-  return a.q_heads / a.kv_heads * a.queries / a.folded;
-}
-
-inline void fold_bits(const BlockScoreArgs& a, std::int64_t batch) {
-  const std::int64_t summed = summed_queries(a), all = a.q_heads * a.queries;
-  std::uint32_t* out = reinterpret_cast<std::uint32_t*>(a.folds) +
-                       batch * a.kv_heads * a.folded * headrace::bit_record(a);
-  for (std::int64_t first = 0; first < all; first += summed) {
-    std::uint32_t* total = out++;
-    *total = 0;
-    for (std::int64_t d = 0; d < a.dim; ++d) {
-      std::int64_t set[32] = {};
-      for (std::int64_t i = first; i < first + summed; ++i) {
-        const std::uint32_t word = static_cast<const std::uint32_t*>(
-            a.q)[batch * a.q_strides[0] + i / a.queries * a.q_strides[1] +
-                 i % a.queries * a.q_strides[2] + d];
-        for (int b = 0; b < 32; ++b) set[b] += (word >> b) & 1u;
-      }
-      std::uint32_t* record = out;
-      out += 1 + a.planes;
-      for (std::uint32_t* r = record; r < out; ++r) *r = 0;
-      for (int b = 0; b < 32; ++b) {
-        const std::int64_t weight = (summed - 2 * set[b]) / a.bit_unit;
-        const std::uint32_t size = static_cast<std::uint32_t>(weight < 0 ? -weight : weight);
-        record[0] |= static_cast<std::uint32_t>(weight < 0) << b;
-        *total += size;
-        for (int p = 0; p < a.planes; ++p) {
-          record[1 + p] |= ((size >> (a.planes - 1 - p)) & 1u) << b;
-        }
-      }
-    }
-  }
-}
-
-void fold(const BlockScoreArgs& a, std::int64_t batch) {
-  if (a.dtype == headrace::kScoreInt) return fold_bits(a, batch);
-  if (a.q_dtype == headrace::kF32) return fold_as<float>(a, batch);
-  if (a.q_dtype == headrace::kBF16) return fold_as<bf16>(a, batch);
-  fold_as<fp16>(a, batch);
-}
+constexpr int kChunk = 24;  // rows of queries that are scored together
 
 // Rows of a batch entry that count.
 inline std::int64_t rows_there(const BlockScoreArgs& a, std::int64_t batch) {
@@ -144,10 +63,10 @@ template <class T>
 struct FloatTile {
   const BlockScoreArgs& a;
   int n, coming;
-  const T *rows[kScoreTile + kW], *low[kScoreTile + kW];  // the last ones are those to come
+  const T *rows[kScoreTile + kAhead], *low[kScoreTile + kAhead];  // the last ones are those to come
 
   FloatTile(const BlockScoreArgs& args, int count, int after)
-      : a(args), n(count), coming(after < kW ? after : kW) {}
+      : a(args), n(count), coming(after < kAhead ? after : kAhead) {}
 
   // at: numbers of the rows. Those that are not there read one that is; their scores are dropped.
   void point(std::int64_t batch, int kv, const std::int64_t* at) {
@@ -157,7 +76,7 @@ struct FloatTile {
         static_cast<const T*>(a.keys) + batch * a.key_strides[0] + kv * a.key_strides[1];
     const T* upper = static_cast<const T*>(a.upper) +
                      (a.upper ? batch * a.upper_strides[0] + kv * a.upper_strides[1] : 0);
-    for (int j = 0; j < kScoreTile + kW; ++j) {
+    for (int j = 0; j < kScoreTile + kAhead; ++j) {
       const std::int64_t row = j < n + coming && at[j] >= 0 ? at[j] : any;
       rows[j] = a.upper ? upper + row * a.upper_strides[2] : keys + row * a.key_strides[2];
       low[j] = keys + row * a.key_strides[2];
@@ -235,10 +154,9 @@ struct BitTile {
 
   // Adds for every stored row the weights at which it differs.
   void count(const std::uint32_t* record, std::int32_t* apart) const {
-    for (int d = 0; d < a.dim; ++d) {
-      const std::uint32_t* fold = record + 1 + d * (1 + a.planes);
-      bits_apart(a.popcount, dense ? dense : words[d], fold, a.planes, 1, apart);
-    }
+    const BitRows rows = {
+        dense ? dense : words[0], record + 1, kScoreTile, 1 + a.planes, a.dim, a.planes, false};
+    bits_apart(a.popcount, rows, apart);
   }
 
   template <class Body>
@@ -302,44 +220,37 @@ inline bool bits_summed(const BlockScoreArgs& a) {
          a.block_size == 1;
 }
 
-// Then they are counted over all heads before they become scores; long runs of the words of a head
-// follow each other, as memory likes it.
+// Then they are counted over all heads before they become scores.
 inline void bits_run(const BlockScoreArgs& a, std::int64_t batch, std::int64_t begin,
                      std::int64_t end, float* sums) {
-  alignas(64) std::int32_t apart[kBitRun] = {};
-  const int run = static_cast<int>(end - begin);
-  const std::int64_t length = rows_there(a, batch), left = length - begin;
-  const std::int64_t filled = left < 0 ? 0 : left < run ? left : run;
-  const int whole = side_by_side(a) ? static_cast<int>(filled / kScoreTile) : 0;
-  std::int64_t at[kScoreTile];
-  std::int64_t most = 0;
+  const std::int64_t length = rows_there(a, batch), record = headrace::bit_record(a);
+  const std::uint32_t* keys = static_cast<const std::uint32_t*>(a.keys) + batch * a.key_strides[0];
   BitTile tile(a, kScoreTile, 0);
-  for (int kv = 0; kv < a.kv_heads; ++kv) {
-    const std::uint32_t* fold = tile.record(batch, kv, 0);
-    most += fold[0];
-    if (whole > 0) {
-      const std::uint32_t* words = static_cast<const std::uint32_t*>(a.keys) +
-                                   batch * a.key_strides[0] + kv * a.key_strides[1] + begin;
-      bits_apart(a.popcount, words, fold + 1, a.planes, whole, apart);
+  const std::uint32_t* folds = tile.record(batch, 0, 0);
+  std::int64_t most = 0;
+  for (int kv = 0; kv < a.kv_heads; ++kv) most += folds[kv * record];
+  const bool dense = side_by_side(a);
+  for (std::int64_t t = begin; t < end; t += kScoreTile) {
+    alignas(64) std::int32_t apart[kScoreTile] = {};
+    std::int64_t at[kScoreTile];
+    const int n = static_cast<int>(end - t < kScoreTile ? end - t : kScoreTile);
+    if (dense && t + kScoreTile <= length && n == kScoreTile) {
+      const bool more = t + kScoreTile + kBitsAhead <= length;
+      const BitRows rows = {keys + t, folds + 1, a.key_strides[1], record, a.kv_heads,
+                            a.planes, more};
+      bits_apart(a.popcount, rows, apart);
+      for (int j = 0; j < kScoreTile; ++j) at[j] = t + j;
+    } else {
+      tile.n = n;
+      if (tile_rows(a, batch, t, n, at) > 0) {
+        for (int kv = 0; kv < a.kv_heads; ++kv) {
+          tile.point(batch, kv, at);
+          tile.count(folds + kv * record, apart);
+        }
+      }
     }
-    for (int t = whole * kScoreTile; t < run; t += kScoreTile) {
-      tile.n = run - t < kScoreTile ? run - t : kScoreTile;
-      tile_rows(a, batch, begin + t, tile.n, at);
-      tile.point(batch, kv, at);
-      tile.count(fold, apart + t);
-    }
-  }
-  const float factor =
-      (a.reduce == headrace::kQueryMean ? 1.f / a.queries : 1.f) * (a.scale * a.bit_unit);
-  float* out = a.out + batch * a.blocks + begin;
-  for (int j = 0; j < whole * kScoreTile; ++j) {
-    out[j] = static_cast<float>(static_cast<std::int32_t>(most) - 2 * apart[j]) * factor;
-  }
-  for (int t = whole * kScoreTile; t < run; t += kScoreTile) {
-    const int n = run - t < kScoreTile ? run - t : kScoreTile;
-    tile_rows(a, batch, begin + t, n, at);
-    for (int j = 0; j < n; ++j) sums[j] = bit_score(a, most, apart[t + j]);
-    finish(a, batch, begin + t, n, at, sums);
+    for (int j = 0; j < kScoreTile; ++j) sums[j] = bit_score(a, most, apart[j]);
+    finish(a, batch, t, n, at, sums);
   }
 }
 
@@ -403,11 +314,10 @@ void one_span(const BlockScoreArgs& a, std::int64_t batch, std::int64_t begin, s
 
 void blocks(const BlockScoreArgs& a, std::int64_t batch, std::int64_t begin, std::int64_t end,
             float* scratch) {
-  const bool bits = bits_summed(a);
-  const std::int64_t step = bits ? kBitRun : headrace::kScoreSpan;
-  for (; begin < end; begin += step) {
-    const std::int64_t next = begin + step < end ? begin + step : end;
-    bits ? bits_run(a, batch, begin, next, scratch) : one_span(a, batch, begin, next, scratch);
+  if (bits_summed(a)) return bits_run(a, batch, begin, end, scratch);
+  for (; begin < end; begin += headrace::kScoreSpan) {
+    const std::int64_t next = begin + headrace::kScoreSpan;
+    one_span(a, batch, begin, next < end ? next : end, scratch);
   }
 }
 

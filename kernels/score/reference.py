@@ -49,3 +49,88 @@ def block_score(q, keys, upper, index, lengths, heads, queries, block_size, scal
         "max": lambda: s.amax((1, 2))[:, None],
     }[heads]()
     return scale * s
+
+
+def segment_reduce(x, ids, total, low, high, unit, count):
+    """Adds rows to the sums, bounds and counts of their segments; see ops.segment_reduce."""
+    segments = next(s.shape[0] for s in (total, low, high, unit, count) if s is not None)
+    for i, s in enumerate(ids.tolist()):
+        if not 0 <= s < segments:
+            continue
+        row = x[i].to(torch.promote_types(x.dtype, torch.float32))
+        if total is not None:
+            total[s] += row
+        if low is not None:
+            low[s] = torch.minimum(low[s], row.to(low.dtype))
+        if high is not None:
+            high[s] = torch.maximum(high[s], row.to(high.dtype))
+        if unit is not None:
+            norm = row.norm(dim=-1, keepdim=True)
+            unit[s] += torch.where(norm > 0, row / norm, 0.0)
+        if count is not None:
+            count[s] += 1
+
+
+def attention_mass(q, k, lse, past, lengths, causal, reduce, exclude, pool, pooling, decay, scale):
+    """The attention that every key receives from the queries; see ops.attention_mass."""
+    dtype = torch.promote_types(q.dtype, torch.float32)
+    batch, _, queries, dim = q.shape
+    kv_heads, keys = k.shape[1:3]
+    if lengths is None:
+        lengths = torch.full((batch,), keys, device=q.device)
+    lengths = lengths.long().clamp(0, keys)[:, None, None, None, None]
+    j, w = (torch.arange(n, device=q.device) for n in (keys, queries))
+    seen = (j < lengths).expand(-1, -1, -1, queries, -1)
+    if causal:
+        seen = seen & (j <= lengths - queries + w[:, None])
+    k = k.to(dtype).masked_fill(~(j < lengths[:, 0, 0, 0])[:, None, :, None], 0.0)
+    logits = q.to(dtype).view(batch, kv_heads, -1, queries, dim) @ k[:, :, None].mT * scale
+    logits = logits.masked_fill(~seen, -torch.inf)
+    if lse is None:
+        lse = logits.logsumexp(-1)
+    lse = lse.view(logits.shape[:-1])[..., None].to(dtype)
+    p = torch.where(seen & (lse > -torch.inf), (logits - lse).exp(), 0.0).flatten(2, 3)
+    mass = {"mean": p.mean, "sum": p.sum, "max": p.amax}[reduce](2)
+    mass = mass[..., : max(keys - exclude, 0)]
+    there = torch.arange(mass.shape[-1], device=q.device) < lengths[:, 0, 0] - exclude
+    mass = torch.where(there, mass, 0.0)
+    if pool > 1 and mass.numel():
+        by = torch.nn.functional.avg_pool1d if pooling == "mean" else torch.nn.functional.max_pool1d
+        mass = torch.where(there, by(mass, pool, stride=1, padding=pool // 2), 0.0)
+    if past is not None:
+        more = past.shape[-1]
+        mass = mass.clone()
+        mass[..., :more] += decay * past.to(dtype)
+    return mass
+
+
+def assign(x, c, lengths, metric, threshold, causal, bipartite):
+    """The most similar candidate of every row, -1 for none; see ops.assign."""
+    step = 2 if bipartite else 1
+    c = x[:, 1::2] if bipartite else x if c is None else c
+    x = x[:, ::step]
+    if metric == "hamming":
+        place = torch.arange(32, device=x.device, dtype=x.dtype)
+        a, b = (((y[..., None] >> place) & 1).flatten(-2).float() for y in (x, c))
+        s = -(a.unsqueeze(2) != b.unsqueeze(1)).sum(-1).float()
+    else:
+        dtype = torch.promote_types(x.dtype, torch.float32)
+        a, b = x.to(dtype), c.to(dtype)
+        if metric == "cos":
+            a, b = (
+                torch.where((n := y.norm(dim=-1, keepdim=True)) > 0, y / n, 0.0) for y in (a, b)
+            )
+        s = a @ b.mT if metric != "l2" else -(a.unsqueeze(2) - b.unsqueeze(1)).square().sum(-1)
+    j, i = (torch.arange(n, device=x.device) for n in (s.shape[2], s.shape[1]))
+    seen = torch.ones_like(s, dtype=torch.bool)
+    if lengths is not None:
+        seen = seen & (j < lengths[:, None, None])
+    if causal:
+        seen = seen & (j < i[:, None])
+    s = torch.where(seen & ~s.isnan(), s, -torch.inf)
+    if s.shape[2] == 0:
+        best = s.new_full(s.shape[:2], -torch.inf)
+        return torch.full_like(best, -1).int(), best
+    best, id = s.amax(-1), (s == s.amax(-1, True)).int().argmax(-1)
+    kept = (best > -torch.inf) & (best >= (-torch.inf if threshold is None else threshold))
+    return torch.where(kept, step * id + step - 1, -1).int(), best

@@ -13,28 +13,37 @@ constexpr float kInf = __builtin_inff();
 constexpr int kTileCols = F::registers == 32 ? 4 : 2;  // vectors of columns in one product
 constexpr int kTileRows = F::registers == 32 ? 6 : 4;
 
-// The products of q[dim] with kW rows, each at its own address; twice, for bounds. Asks for the
-// kW rows after them, where those are to come: rows side by side are no stream to a processor.
+// Adds the products of q[dim] with four rows. Few rows at a time, since rows side by side are no
+// stream to a processor; asks for four that come later, if any.
+template <class T>
+inline void four_dots(const float* q, const T* const* rows, const T* const* later, std::int64_t dim,
+                      F* sums) {
+  F a = sums[0], b = sums[1], c = sums[2], e = sums[3];
+  for (std::int64_t d = 0; d < dim; d += kW) {
+    if (later && d * sizeof(T) % 64 == 0) {
+      for (int i = 0; i < 4; ++i) __builtin_prefetch(later[i] + d);
+    }
+    const F x = load(q + d);
+    a = fma(x, load(rows[0] + d), a);
+    b = fma(x, load(rows[1] + d), b);
+    c = fma(x, load(rows[2] + d), c);
+    e = fma(x, load(rows[3] + d), e);
+  }
+  sums[0] = a, sums[1] = b, sums[2] = c, sums[3] = e;
+}
+
+constexpr int kAhead = 2 * kW;  // rows
+
+// The products of q[dim] with kW rows, each at its own address; twice, for bounds. `ahead`: rows
+// up to kAhead further on are to come.
 template <class T>
 inline F dots(const float* q, const T* const* rows, std::int64_t dim, const float* q_low,
               const T* const* low, bool ahead) {
   F acc[kW];
   for (int i = 0; i < kW; ++i) acc[i] = zero();
-  for (std::int64_t d = 0; d < dim; d += kW) {
-    const F x = load(q + d);
-    if (ahead && d * sizeof(T) % 64 == 0) {
-      for (int i = 0; i < kW; ++i) __builtin_prefetch(rows[kW + i] + d);
-    }
-    for (int i = 0; i < kW; ++i) acc[i] = fma(x, load(rows[i] + d), acc[i]);
-  }
-  if (low) {
-    for (std::int64_t d = 0; d < dim; d += kW) {
-      if (ahead && d * sizeof(T) % 64 == 0) {
-        for (int i = 0; i < kW; ++i) __builtin_prefetch(low[kW + i] + d);
-      }
-      const F x = load(q_low + d);
-      for (int i = 0; i < kW; ++i) acc[i] = fma(x, load(low[i] + d), acc[i]);
-    }
+  for (int i = 0; i < kW; i += 4) {
+    four_dots(q, rows + i, ahead ? rows + kAhead + i : nullptr, dim, acc + i);
+    if (low) four_dots(q_low, low + i, ahead ? low + kAhead + i : nullptr, dim, acc + i);
   }
   transpose(acc);
   for (int step = kW / 2; step > 0; step /= 2) {

@@ -21,6 +21,7 @@ __all__ = [
     "Window",
     "adapters",
     "debug",
+    "filters",
     "models",
     "ops",
     "oracle",
@@ -38,7 +39,7 @@ load_error: Exception | None = None
 try:
     import torch  # noqa: F401  (first: the extension shares torch's OpenMP runtime)
 
-    from . import adapters, models, ops, presets
+    from . import adapters, filters, models, ops, presets
     from .adapters import AdapterBank, AdapterStore
     from .audit import debug
     from .backends import use_backend, use_isa

@@ -167,7 +167,8 @@ def test_what_is_in_use_is_never_evicted_and_the_rest_oldest_first():
 
 
 def _made(config, tensors):
-    from headrace.adapters.blob import Adapter, pack
+    from headrace.adapters.blob import Adapter
+    from headrace.adapters.packing import pack
 
     digest, blob = pack("test", config, tensors)
     return Adapter("test", blob, digest.hex())

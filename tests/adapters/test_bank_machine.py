@@ -10,7 +10,8 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 import headrace
 from headrace import AdapterBank
 from headrace.adapters import AdapterConfig, Base
-from headrace.adapters.blob import Adapter, pack
+from headrace.adapters.blob import Adapter
+from headrace.adapters.packing import pack
 
 BASE = Base("toy", {"layers.0.q": (6, 4), "layers.0.v": (5, 4), "layers.1.q": (6, 4)})
 SLOTS, ROWS = 4, 12

@@ -2,6 +2,7 @@
 """The proofs can fail, cover every op, and the benchmark shows no ratio of a wrong result."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -120,6 +121,81 @@ def test_bench_of_an_unknown_op(capsys):
     err = capsys.readouterr().err
     assert err.startswith("headrace bench(OP): expected one of ")
     assert err.count("\n") == 1
+
+
+@pytest.fixture
+def measured():
+    """A row as it is measured, and one that is wrong."""
+    rates = (1e10, 1e11)
+    right = bench.Row(
+        "linear", "a shape", 1e-3, "torch", 5e-3, 5e-4, 0.0, 1e-6, True, {}, 5e6, 1e7,
+        (0.98e-3, 1.02e-3), rates,
+    )  # fmt: skip
+    wrong = bench.Row("append", "another", 1e-3, "torch", 5e-3, 5e-4, 1.0, 1e-6, ok=False)
+    return [right, wrong]
+
+
+def test_bench_draws_rooflines(measured, monkeypatch, capsys):
+    monkeypatch.setattr(bench, "run", lambda *_: measured)
+    assert main(["bench", "--plot", "roof.png"]) == 1  # for the wrong row
+    assert Path("roof.png").read_bytes().startswith(b"\x89PNG")
+    monkeypatch.setattr(bench, "run", lambda *_: measured[1:])
+    assert main(["bench", "--plot", "none.png"]) == 1
+    assert "expected a shape with FLOPs and bytes" in capsys.readouterr().err
+    assert not Path("none.png").exists()
+
+
+def test_bench_tells_a_change_from_noise(measured, monkeypatch, capsys):
+    def run(scale, floor=1.0):
+        row = replace(measured[0], ours_s=1e-3 * scale, floor_s=5e-4 * floor)
+        row = replace(row, half=(0.98e-3 * scale, 1.02e-3 * scale))
+        monkeypatch.setattr(bench, "run", lambda *_: [row])
+        return row
+
+    run(1.0)
+    assert main(["bench", "--json", "then.json"]) == 0
+    for scale, floor, verdict in (
+        (1.5, 1.0, "slower"),
+        (0.5, 1.0, "faster"),
+        (1.5, 1.5, "noise"),  # the machine is slower today
+        (1.0, 0.5, "noise"),
+        (1.04, 1.0, "noise"),  # within the spread
+    ):
+        run(scale, floor)
+        capsys.readouterr()
+        assert main(["bench", "--compare", "then.json"]) == 0
+        line = capsys.readouterr().out.splitlines()[-1]
+        assert line.startswith("linear")
+        assert line.endswith(verdict), (scale, floor)
+
+
+def test_bench_compares_with_what_it_wrote_only(capsys):
+    Path("other.json").write_text('{"rows": [{"op": "linear"}]}')
+    for path, text in (("none.json", "cannot read"), ("other.json", "expected what --json wrote")):
+        assert main(["bench", "linear", "--quick", "--compare", path]) == 2
+        err = capsys.readouterr().err
+        assert text in err
+        assert err.count("\n") == 1
+
+
+def test_bench_by_the_sizes_of_a_model():
+    made = {case.shape for case in bench.of_model(bench.MODELS["smollm2-135m"], "linear", True)}
+    assert made == {f"fp32 [1, {k}] x [{n}, {k}]" for k, n in
+                    ((576, 960), (576, 576), (576, 1536), (1536, 576))}  # fmt: skip
+    for case in bench.of_model(bench.MODELS["smollm2-135m"], None, True):
+        error, bound = case.check()
+        assert error <= bound, case.shape
+
+
+def test_bench_of_an_unknown_model(capsys):
+    for command, text in (
+        (["bench", "--shapes", "gpt"], "bench(shapes): expected one of llama-3-8b, "),
+        (["bench", "select", "--shapes", "llama-3-8b"], "bench(op): expected one whose shapes"),
+    ):
+        assert main(command) == 1
+        err = capsys.readouterr().err
+        assert text in err
+        assert err.count("\n") == 1
 
 
 def test_models_hold(capsys):

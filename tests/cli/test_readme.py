@@ -13,6 +13,19 @@ README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```python\n(.*?)```", README, re.S)
 
 
+def _pages():
+    for page in sorted((Path(__file__).parents[2] / "docs").glob("*.md")):
+        blocks = re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.S)
+        generated = "written by `python tools/docs.py`" in page.read_text(encoding="utf-8").lower()
+        for i, block in enumerate([] if generated else blocks):
+            yield pytest.param(block, id=f"{page.stem}-{i}")
+
+
+@pytest.mark.parametrize("block", list(_pages()))
+def test_the_docs_run_as_they_stand(block):
+    exec(block, {})
+
+
 def test_blocks_are_found():
     assert len(BLOCKS) == 3
 

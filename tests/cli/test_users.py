@@ -10,7 +10,8 @@ import torch
 
 from headrace import models, wrap
 from headrace.adapters import AdapterConfig, AdapterStore
-from headrace.adapters.blob import Adapter, pack
+from headrace.adapters.blob import Adapter
+from headrace.adapters.packing import pack
 from headrace.adapters.peft_files import write
 from headrace.cli import main
 from headrace.cli.users_text import PACKAGED, blend

@@ -15,7 +15,7 @@ if not torch.cuda.is_available():
 
 import headrace
 from headrace import ops
-from tests.ops import compare, scores
+from tests.ops import compare, masses, scores
 
 cases = SimpleNamespace(**runpy.run_path(str(Path(__file__).parent / "cases.py")))
 DEVICE = "cuda"
@@ -50,6 +50,45 @@ def test_block_score(kind, dtype):
                 queries=scores.QUERIES[i % 3], block_size=block_size,
             )  # fmt: skip
             compare.check("block_score", *call, got=run("block_score", call), floor=0.1)
+
+
+DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+
+
+@DTYPES
+@pytest.mark.parametrize("dim", [16, 100, 3584])
+def test_segment_reduce(dim, dtype):
+    """Sums of runs and of scattered rows, on a device where states stay."""
+    for i, order in enumerate(("any", "runs")):
+        call = masses.segment_reduce(i, 700, 2, dim, 40, dtype, order=order)
+        args, states = cases.moved(call, DEVICE)
+        with headrace.use_backend("triton"):
+            compare.run("segment_reduce", args, states)
+        got = {name: s.cpu() for name, s in states.items()}
+        masses.check_segments(*call, got=got)
+
+
+@DTYPES
+@pytest.mark.parametrize("reduce", ["mean", "sum", "max"])
+def test_attention_mass(reduce, dtype):
+    for i, options in enumerate(
+        (dict(), dict(ragged=True, exclude=33, pool=5), dict(known=True, past=90, causal=False))
+    ):
+        call = masses.attention_mass(
+            i, asked=33, keys=700, dim=(128, 80, 64)[i], dtype=dtype, reduce=reduce, **options
+        )
+        compare.check("attention_mass", *call, got=run("attention_mass", call), floor=1e-3)
+
+
+@DTYPES
+@pytest.mark.parametrize("metric", masses.METRICS)
+def test_assign(metric, dtype):
+    dim = 2 if metric == "hamming" else 80
+    for i, values in enumerate(("normal", "ties")):
+        for options in (dict(), dict(causal=True, ragged=True), dict(bipartite=True)):
+            case = dict(candidates=None if "bipartite" in options else 130, values=values)
+            call = masses.assign(i, 2, 131, dim=dim, metric=metric, dtype=dtype, **case, **options)
+            masses.check_assign(*call, got=run("assign", call))
 
 
 def test_a_graph_of_scoring_and_selecting_replays():

@@ -230,10 +230,10 @@ def hstu(dtype, dim, **more):
     torch.ops.headrace.hstu_attention(x, x, x, indptr, max_seq_len=64, alpha=0.1, **more)
 
 
-def gated_delta_rule(dtype):
-    q, v = torch.zeros(9, 2, 128, dtype=dtype), torch.zeros(9, 4, 128, dtype=dtype)
-    gates, state = torch.zeros(9, 4), torch.zeros(3, 4, 128, 128)
-    indptr, rows = torch.tensor([0, 4, 9]).int(), torch.tensor([2, 0]).int()
+def gated_delta_rule(dtype, n=90, dim=64):
+    q, v = torch.zeros(n, 2, dim, dtype=dtype), torch.zeros(n, 4, dim, dtype=dtype)
+    gates, state = torch.zeros(n, 4), torch.zeros(3, 4, dim, dim)
+    indptr, rows = torch.tensor([0, 4, n]).int(), torch.tensor([2, 0]).int()
     torch.ops.headrace.gated_delta_rule(q, q, v, gates, gates, state, indptr, rows)
 
 
@@ -247,12 +247,13 @@ def causal_conv(t):
     headrace.ops.causal_conv(x, torch.zeros(70, 4), torch.zeros(70), state, *at)
 
 
-def linear_attention(t):
-    q, k = torch.zeros(5, 4, 64, dtype=t), torch.zeros(5, 2, 64, dtype=t)
-    at = torch.tensor([0, 5]).int(), torch.tensor([1]).int()
-    state, norm = torch.zeros(2, 2, 64, 64), torch.zeros(2, 2, 64)
-    turn = {"inv_freq": freqs(64), "offset": torch.arange(5)}
-    headrace.ops.linear_attention(q, k, k, state, norm, *at, raw=True, **turn)
+def linear_attention(t, dim=64, n=600, **more):
+    q, k = torch.zeros(n, 4, dim, dtype=t), torch.zeros(n, 2, dim, dtype=t)
+    at = torch.tensor([0, n]).int(), torch.tensor([1]).int()
+    state, norm = torch.zeros(2, 2, dim, dim), torch.zeros(2, 2, dim)
+    if more.get("raw"):
+        more |= {"inv_freq": freqs(dim), "offset": torch.arange(n)}
+    headrace.ops.linear_attention(q, k, k, state, norm, *at, **more)
 
 
 def frame_delta(t, dim=112):
@@ -275,11 +276,59 @@ def block_score(dtype, kind="mean", dim=128, rows=700, **more):
     headrace.ops.block_score(q, keys, **more)
 
 
+def segment_reduce(dtype, dim=128, **more):
+    state, ids = torch.zeros(3, 2, dim), torch.zeros(9, dtype=torch.int32)
+    headrace.ops.segment_reduce(torch.zeros(9, 2, dim, dtype=dtype), ids, state, **more)
+
+
+def attention_mass(dtype, dim=128, **more):
+    q, k = torch.zeros(2, 8, 33, dim, dtype=dtype), torch.zeros(2, 2, 700, dim, dtype=dtype)
+    headrace.ops.attention_mass(q, k, **more)
+
+
+def assign(dtype, dim=128, **more):
+    kind = torch.int32 if more.get("metric") == "hamming" else dtype
+    x, c = torch.zeros(2, 70, dim, dtype=kind), torch.zeros(1, 90, dim, dtype=kind)
+    headrace.ops.assign(x, None if "bipartite" in more else c, **more)
+
+
+def similarity(dtype, metric="cos", wide=False, **more):
+    x = torch.zeros(2, 28, 35, 80, dtype=dtype)
+    ref = x[:1, :1] if "index" in more else x
+    headrace.ops.similarity(x, ref.float() if wide else ref, metric, **more)
+
+
+def compact(dtype, depth=1152, **more):
+    headrace.ops.compact(torch.zeros(2, 3, 65, depth, dtype=dtype), **more)
+
+
+def moves(dtype, op):
+    x, index = torch.zeros(2, 3, 65, 200, dtype=dtype), torch.zeros(2, 3, 9, dtype=torch.int32)
+    if op == "compact_inplace":
+        headrace.ops.compact_inplace(x, index, index[..., 0])
+    else:
+        headrace.ops.scatter_back(x, x[:, :, :9], index)
+        headrace.ops.scatter_back(x, x + 1, index, aligned=True)
+
+
+KEPT = torch.zeros(65, dtype=torch.bool)
+STATE = torch.zeros(3, 2, 128)
 SINK = torch.zeros(4)
 # In every dtype and for both architectures.
 CASES = {
     "select": lambda t: select(t, "mass", mass=0.5, counts=torch.ones(70000)),
     "block-score": block_score,
+    "segment-reduce": lambda t: segment_reduce(
+        t, low=STATE.to(t), high=STATE, unit=STATE, count=torch.zeros(3).int()
+    ),
+    "attention-mass": attention_mass,
+    "assign": assign,
+    "similarity": similarity,
+    "similarity-patches": lambda t: similarity(t, patch_height=2, patch_width=2),
+    "compact": lambda t: compact(t, mask=KEPT),
+    "merge-rows": lambda t: compact(t, mask=KEPT, target=KEPT.int(), weights=KEPT.float()),
+    "compact-inplace": lambda t: moves(t, "compact_inplace"),
+    "scatter-back": lambda t: moves(t, "scatter_back"),
     "gated-delta-rule": gated_delta_rule,
     "hstu": lambda t: hstu(t, 128, max_attn_len=512, sinks=3),
     "frame-delta": frame_delta,
@@ -317,10 +366,24 @@ PATHS = {
     "select-threshold": lambda t: select(t, "threshold", lowest=True, threshold=0.5),
     "select-share": lambda t: select(t, "share", share=0.5, forced=torch.zeros(1, 2).int()),
     "select-flat": lambda t: select(t, "flat", k=999, floor=3),
+    "similarity-index": lambda t: similarity(t, "gauss", index=torch.zeros(28, 35).int()),
+    "similarity-near": lambda t: similarity(t, "l2", wide=True, radius=1),
+    "similarity-dot": lambda t: similarity(t, "dot"),
+    "pixels": lambda t: similarity(torch.uint8, "l1", patch_height=14, patch_width=14),
+    "pixels-whole": lambda t: similarity(torch.uint8, patch_height=0, patch_width=0),
+    "compact-listed": lambda t: compact(t, 100, index=torch.zeros(2, 3, 7).int()),
     "score-bounds": lambda t: block_score(t, "bounds", heads="each"),
     "score-bits": lambda t: block_score(t, "bits", dim=1, lengths=torch.ones(2).int()),
     "score-max": lambda t: block_score(t, dim=80, block_size=64, queries="sum"),
     "score-index": lambda t: block_score(t, dim=1024, index=torch.ones(1, 40).int()),
+    "segment-wide": lambda t: segment_reduce(t, 3584, unit=torch.zeros(3, 2, 3584)),
+    "segment-sums": segment_reduce,
+    "mass-known": lambda t: attention_mass(
+        t, 80, lse=torch.zeros(2, 8, 33), causal=False, reduce="max", pool=5, exclude=33
+    ),
+    "assign-squares": lambda t: assign(t, 80, metric="l2", threshold=-1.0),
+    "assign-bits": lambda t: assign(t, 2, metric="hamming", causal=True),
+    "assign-merge": lambda t: assign(t, 1280, bipartite=True, metric="dot"),
     "hstu-ring": lambda t: hstu(t, 64, k_order=torch.arange(40), causal=False),
     "hstu-wide": lambda t: hstu(t, 256, num_targets=torch.zeros(1, dtype=torch.int32)),
     "paged-int8": lambda t: forms(t, 128, torch.int8, 1, 1),
@@ -330,6 +393,10 @@ PATHS = {
     "append-int8": lambda t: append_forms(t, 128, torch.int8, 1),
     "append-fp8": lambda t: append_forms(t, 80, torch.float8_e4m3fn, 3),
     "append-page-scale": lambda t: append_forms(t, 128, torch.int8, 3, slots=1),
+    "gated-delta-128": lambda t: gated_delta_rule(t, dim=128),
+    "gated-delta-wide": lambda t: gated_delta_rule(t, dim=256),
+    "linear-attention-turned": lambda t: linear_attention(t, 128, raw=True),
+    "linear-attention-wide": lambda t: linear_attention(t, 256, 40, log_decay=torch.zeros(2)),
     "append-absorb-raw": lambda t: append_absorb(
         t, raw=True, log_decay=torch.zeros(2), count=torch.zeros(2).long()
     ),

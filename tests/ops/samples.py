@@ -389,4 +389,11 @@ SAMPLES: dict[str, list[Callable[[], Call]]] = {
     "hstu_attention": [other("sequences", "hstu_attention", i) for i in range(6)],
     "select": [other("scores", "select", i) for i in range(10)],
     "block_score": [other("scores", "block_score", i) for i in range(6)],
+    "segment_reduce": [other("masses", "segment_reduce", i) for i in range(4)],
+    "attention_mass": [other("masses", "attention_mass", i) for i in range(5)],
+    "assign": [other("masses", "assign", i) for i in range(5)],
+    "similarity": [other("survivors", "similarity", i) for i in range(6)],
+    "compact": [other("survivors", "compact", i) for i in range(6)],
+    "compact_inplace": [other("survivors", "compact_inplace", i) for i in range(3)],
+    "scatter_back": [other("survivors", "scatter_back", i) for i in range(4)],
 }

@@ -119,6 +119,28 @@ def test_bits_of_any_number_of_queries_are_exact(isa, asked):
         assert torch.equal(got[0].double(), want[0].double())
 
 
+@pytest.mark.parametrize(
+    ("options", "products"),
+    [
+        ({}, 2),
+        ({"heads": "group"}, 2),
+        ({"heads": "group", "queries": "sum"}, 2),
+        ({"heads": "each"}, 6),
+        ({"heads": "max"}, 6),
+        ({"heads": "group_max", "queries": "max"}, 42),
+        ({"queries": "max"}, 42),
+        ({"block_size": 8}, 42),
+    ],
+)
+@pytest.mark.parametrize("kind", ["mean", "bounds"])
+def test_products_counted_are_those_that_run(kind, options, products):
+    """Rows of folded queries, of two kv heads: one each where all is summed, else more."""
+    (q, keys), kwargs = scores.block_score(3, 1, group=3, asked=7, rows=50, kind=kind, **options)
+    bound, axes = compare.bind("block_score", (q, keys), kwargs)
+    sides = 2 if kind == "bounds" else 1
+    assert ops.specs()["block_score"].flops(axes, bound) == 2 * 50 * 64 * products * sides
+
+
 def test_max_sim(isa):
     gen = samples.rng(5)
     q, k = samples.normal(gen, 1, 1, 6, 32), samples.normal(gen, 1, 1, 50, 32)

@@ -57,6 +57,37 @@ def test_bits_do_not_depend_on_the_chunks(isa, dtype, chunk):
     assert compare.same_bits(rolling, state)
 
 
+@pytest.mark.parametrize("channels", [1023, 1024, 1025, 2065])
+def test_strips_of_channels_and_blocks_of_tokens(isa, channels):
+    for i, (taps, lengths) in enumerate(((4, (129, 1, 64, 2)), (7, (5, 128, 65)), (1, (66,)))):
+        call = dict(lengths=lengths, channels=channels, taps=taps, dtype=samples.DTYPES[i])
+        check(*sequences.causal_conv(i, **call), call)
+
+
+def test_an_output_of_many_megabytes():
+    args, kwargs = sequences.causal_conv(6, (2100, 3), 1031)
+    x, weight, bias, state, _, rows = args
+    last, at = args[0][2097:2100].clone(), torch.tensor([0, 3]).int()
+    check(args, kwargs)
+    kept = torch.stack([x[n] for n in (2094, 2095, 2096)], 1)[None].clone()
+    again = ops.causal_conv(last, weight, bias, kept, at, torch.zeros(1).int())
+    whole = compare.run("causal_conv", args, kwargs)[0]
+    assert compare.same_bits(again, whole[2097:2100])
+    assert compare.same_bits(kept[0], state[int(rows[0])])
+
+
+def test_nan_stays_in_its_channel_stream_and_time():
+    args, _ = sequences.causal_conv(7, (9, 8), channels=70)
+    want, kept = ops.causal_conv(*args[:3], args[3].clone(), *args[4:]), args[3].clone()
+    x = args[0].clone()
+    x[2, 33] = torch.nan
+    got = ops.causal_conv(x, *args[1:3], kept, *args[4:])
+    touched = torch.zeros(17, 70, dtype=torch.bool)
+    touched[2:6, 33] = True  # four taps
+    assert got[touched].isnan().all()
+    assert compare.same_bits(got[~touched], want[~touched])
+
+
 @pytest.mark.parametrize("part", ["weight", "bias", "state", "silu", "order"])
 def test_every_term_counts(part):
     args, _ = sequences.causal_conv(5, (6, 9))

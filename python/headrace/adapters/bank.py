@@ -18,8 +18,9 @@ from .bank_loader import Resident
 from .bank_residency import Residency, Route, Stats
 from .bank_site import POOLS, Site
 from .bank_tables import Tables
-from .blob import Adapter, pack
+from .blob import Adapter
 from .config import AdapterConfig, Base, few
+from .packing import pack
 from .store import AdapterStore
 
 Source = str | Adapter

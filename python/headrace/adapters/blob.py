@@ -14,7 +14,6 @@ import math
 import mmap
 import struct
 import zlib
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import Any
@@ -23,18 +22,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import bad_type, bad_value
+from ..errors import bad_value
 from .config import DTYPES, AdapterConfig, natural
 
 ALIGN = 64
 MAGIC = b"HRADAPT\n"
 VERSION = 1
 _HEADER = struct.Struct("<8sIIQQ32s")
-_BITS: dict[torch.dtype, tuple[Any, int]] = {
-    torch.float32: (np.uint32, 0x7F800000),
-    torch.float16: (np.uint16, 0x7C00),
-    torch.bfloat16: (np.uint16, 0x7F80),
-}
+_WORDS = {torch.float32: np.uint32, torch.float16: np.uint16, torch.bfloat16: np.uint16}
 
 
 @dataclass(frozen=True)
@@ -60,7 +55,7 @@ class Span:
     @cached_property
     def numpy(self) -> np.dtype:
         """What numpy takes it for."""
-        return np.dtype(_name(self.dtype).replace("bfloat16", "int16"))
+        return np.dtype(str(self.dtype).removeprefix("torch.").replace("bfloat16", "int16"))
 
 
 @dataclass(frozen=True)
@@ -145,63 +140,6 @@ def _up(n: int) -> int:
     return -(-n // ALIGN) * ALIGN
 
 
-def pack(op: str, config: AdapterConfig, tensors: Mapping[str, Tensor]) -> tuple[bytes, np.ndarray]:
-    """(digest, blob) of tensors named `MODULE.a` [r, K], `.b` [N, r], `.bias`, `.magnitude` [N].
-
-    ValueError: missing or extra tensors, other shapes, weights not finite. TypeError: other dtypes.
-    """
-    layout = layout_of(config)
-    if tensors.keys() != layout.spans.keys():
-        missing, extra = layout.spans.keys() - tensors.keys(), tensors.keys() - layout.spans.keys()
-        what, names = ("no tensor", missing) if missing else ("an extra tensor", extra)
-        raise bad_value(
-            op, "tensors", f"the {len(layout.spans)} of the configuration", f"{what} {min(names)}"
-        )
-    blob = np.zeros(layout.size, np.uint8)
-    for key, span in layout.spans.items():
-        tensor = tensors[key]
-        if isinstance(tensor, np.ndarray):
-            tensor = torch.from_numpy(tensor)
-        if not isinstance(tensor, Tensor):
-            raise bad_type(op, key, "a tensor", type(tensor).__name__)
-        if tensor.dtype != span.dtype:
-            raise bad_type(op, key, _name(span.dtype), _name(tensor.dtype))
-        if tensor.shape != span.given:
-            raise bad_value(op, key, list(span.given), list(tensor.shape))
-        source = _numpy(tensor)
-        into = np.ndarray(span.shape, span.numpy, blob, span.start)
-        into[...] = source.T if span.rows else source
-    _check_finite(op, layout, blob)
-    return layout.seal(blob), blob
-
-
-def _numpy(tensor: Tensor) -> np.ndarray:
-    if tensor.requires_grad or not tensor.is_cpu:
-        tensor = tensor.detach().cpu()
-    found: np.ndarray = (
-        tensor.view(torch.int16) if tensor.dtype == torch.bfloat16 else tensor
-    ).numpy()
-    return found
-
-
-def _check_finite(op: str, layout: Layout, blob: np.ndarray) -> None:
-    if layout.dtype is not None and _finite(blob[layout.first :], layout.dtype):
-        return
-    for span in layout.spans.values():
-        if not _finite(blob[span.start : span.stop], span.dtype):
-            raise bad_value(op, span.key, "finite weights", "NaN or infinity")
-
-
-def _finite(run: np.ndarray, dtype: torch.dtype) -> bool:
-    unsigned, exponent = _BITS[dtype]
-    words = run.view(unsigned)
-    return not ((words & unsigned(exponent)) == exponent).any()
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
-
-
 class Adapter:
     """A revision, memory-mapped: tensors are views of the file, loaded when touched.
 
@@ -236,7 +174,7 @@ class Adapter:
     def words(self, module: str, part: str) -> np.ndarray:
         """A part as stored (`b` as rank rows), its bits in unsigned words: uint16 or uint32."""
         s = self._layout.spans[f"{module}.{part}"]
-        found: np.ndarray = self._bytes[s.start : s.stop].view(_BITS[s.dtype][0]).reshape(s.shape)
+        found: np.ndarray = self._bytes[s.start : s.stop].view(_WORDS[s.dtype]).reshape(s.shape)
         return found
 
     def span(self, module: str, part: str) -> Span:

@@ -79,13 +79,25 @@ def read(op: str, folder: str | os.PathLike[str], base: Base) -> tuple[Any, dict
     """
     path = Path(folder)
     raw = _read_json(op, path / CONFIG)
+    check(op, raw, base)
+    tensors = _read_tensors(op, path / WEIGHTS)
+    return parse(op, raw, tensors, base), tensors, raw
+
+
+def check(op: str, raw: Mapping[str, Any], base: Base) -> None:
+    """Raises for options that cannot be honoured, and for another base."""
     _check_options(op, raw)
     said = raw.get("base_model_name_or_path")
     if said and said not in (base.name, *base.known_as):
         raise bad_value(
             op, "base", base.name, said, "add_base with known_as where they are the same"
         )
-    tensors = _read_tensors(op, path / WEIGHTS)
+
+
+def parse(
+    op: str, raw: Mapping[str, Any], tensors: Mapping[str, Tensor], base: Base
+) -> AdapterConfig:
+    """The configuration of tensors as `named` names them, under options that were checked."""
     names = sorted({key.rpartition(".")[0] for key in tensors})
     extra = [n for n in names if not _targeted(op, raw, n)]
     if extra:
@@ -96,7 +108,7 @@ def read(op: str, folder: str | os.PathLike[str], base: Base) -> tuple[Any, dict
             raise bad_value(
                 op, "tensors", "all that target_modules name", f"none for {few(absent)}"
             )
-    config = AdapterConfig(
+    return AdapterConfig(
         base=base.name,
         modules=tuple(_module(op, raw, name, tensors) for name in names),
         rslora=bool(raw.get("use_rslora")),
@@ -105,7 +117,6 @@ def read(op: str, folder: str | os.PathLike[str], base: Base) -> tuple[Any, dict
         if raw.get("alora_invocation_tokens")
         else None,
     )
-    return config, tensors, raw
 
 
 def base_named(op: str, folder: str | os.PathLike[str]) -> str:
@@ -163,12 +174,8 @@ def _read_tensors(op: str, path: Path) -> dict[str, Tensor]:
     try:
         with safe_open(path, framework="pt") as file:
             for key in file.keys():  # noqa: SIM118
-                name, part = _split(op, key)
-                tensor = file.get_tensor(key)
-                if tensor.dtype not in CODES:
-                    dtype = str(tensor.dtype).removeprefix("torch.")
-                    raise unsupported(op, key, "float32, float16, bfloat16", dtype)
-                found[f"{name}.{part}"] = tensor
+                name, tensor = named(op, key, file.get_tensor(key))
+                found[name] = tensor
     except (SafetensorError, OSError) as error:
         raise bad_value(
             op, "path", f"a whole safetensors file {path}", " ".join(str(error).split())
@@ -176,6 +183,15 @@ def _read_tensors(op: str, path: Path) -> dict[str, Tensor]:
     if not found:
         raise bad_value(op, "path", f"tensors in {path}", "none")
     return found
+
+
+def named(op: str, key: str, tensor: Tensor) -> tuple[str, Tensor]:
+    """A tensor under the name that `AdapterStore.add` takes."""
+    name, part = _split(op, key)
+    if tensor.dtype not in CODES:
+        dtype = str(tensor.dtype).removeprefix("torch.")
+        raise unsupported(op, key, "float32, float16, bfloat16", dtype)
+    return f"{name}.{part}", tensor
 
 
 def _split(op: str, key: str) -> tuple[str, str]:

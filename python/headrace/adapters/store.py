@@ -13,10 +13,11 @@ from torch import Tensor
 
 from ..errors import bad_value
 from . import naming, peft_files, records, register, upkeep
-from .blob import Adapter, pack
+from .blob import Adapter
 from .catalog import Catalog, dumps, number
 from .config import AdapterConfig, Base
 from .gate import Gate
+from .packing import pack_many
 from .records import NewAdapter, Revision
 from .segments import Segments
 
@@ -126,13 +127,9 @@ class AdapterStore:
         base, shapes, missing or extra tensors, weights not finite, unknown parents.
         """
         op = "AdapterStore.add"
-        given, wanted, checked = [], [], set()
+        given, wanted = [], []
         blobs: dict[bytes, tuple[records.Entry, Any]] = {}
-        for new in adapters:
-            if new.config not in checked:
-                self.base(new.config.base).check(op, new.config)
-                checked.add(new.config)
-            digest, blob = pack(op, new.config, new.tensors)
+        for new, digest, blob in pack_many(op, self._checked(op, adapters)):
             given.append(digest)
             entry = records.describe(op, new, digest, blob)
             blobs.setdefault(digest, (entry, blob))
@@ -143,6 +140,15 @@ class AdapterStore:
                 if register.commit(op, self._catalog, self._segments, blobs, wanted):
                     return [digest.hex() for digest in given]
         raise RuntimeError(f"{op}(adapters): expected to commit, got others' changes each time")
+
+    def _checked(self, op: str, adapters: Iterable[NewAdapter]) -> Iterator[NewAdapter]:
+        """The adapters, each once its configuration is known to fit its base."""
+        checked = set()
+        for new in adapters:
+            if new.config not in checked:
+                self.base(new.config.base).check(op, new.config)
+                checked.add(new.config)
+            yield new
 
     def add_peft(
         self, path: str | os.PathLike[str], *, base: str | None = None, **about: Any

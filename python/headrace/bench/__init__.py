@@ -6,21 +6,25 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
+from statistics import median
 from typing import Any
 
 import torch
 
 from .. import ops
 from ..errors import bad_value
-from .shapes import Case, cases
-from .timing import interleaved, matmul_rate, multiply_add_rate, reader
+from .shapes import MODELS, Case, cases, of_model
+from .timing import interleaved, matmul_rate, multiply_add_rate, quartiles, reader, samples
 
-__all__ = ["Row", "cases", "measure", "run", "table", "to_json"]
+__all__ = ["MODELS", "Row", "cases", "measure", "of_model", "run", "table", "to_json"]
 
 
 @dataclass
 class Row:
     """One measured shape. Times are medians in seconds; `notes` are ratios by name.
+
+    half: between which seconds half of our times lie. bytes, flops: the least that the shape needs.
+    rates: bytes/s of reading a buffer of that size, FLOP/s of multiply-adds in registers.
 
     floor_s is the larger of the bytes over the read rate of a buffer of that size and the FLOPs
     over the multiply-add rate, both measured in the same run. Without `ok` no ratio is shown.
@@ -36,6 +40,10 @@ class Row:
     tolerance: float
     ok: bool
     notes: dict[str, float] = field(default_factory=dict)
+    bytes: float = 0.0
+    flops: float = 0.0
+    half: tuple[float, float] | None = None
+    rates: tuple[float, float] | None = None
 
     @property
     def speedup(self) -> float | None:
@@ -54,7 +62,8 @@ def measure(case: Case, seconds: float, fma: float, matmul: float) -> Row:
     runs: dict[str, Callable[[], object]] = {"ours": case.ours, "read": reader(case.bytes)}
     if case.peer is not None:
         runs["peer"] = case.peer
-    times = interleaved(runs, seconds)
+    taken = samples(runs, seconds)
+    times = {name: median(each) for name, each in taken.items()}
     # Variants take turns of their own with ours: each finds the cache as the other left it.
     pairs = interleaved({"ours": case.ours, **case.others}, seconds / 2) if case.others else {}
     notes = {f"time over {name}": pairs["ours"] / pairs[name] for name in case.others}
@@ -71,25 +80,38 @@ def measure(case: Case, seconds: float, fma: float, matmul: float) -> Row:
         tolerance,
         error <= tolerance,
         notes,
+        case.bytes,
+        case.flops,
+        quartiles(taken["ours"]),
+        (case.bytes / times["read"], fma),
     )
 
 
 def run(
-    op: str | None = None, quick: bool = False, progress: Callable[[Row], None] | None = None
+    op: str | None = None,
+    quick: bool = False,
+    progress: Callable[[Row], None] | None = None,
+    shapes: str | None = None,
 ) -> list[Row]:
-    """Benchmarks one op or all of them. quick: few shapes, under half a minute.
+    """Benchmarks one op or all of them. quick: few shapes, under half a minute. shapes: those of a
+    model of `MODELS`, for the ops whose shapes a model has.
 
-    Raises ValueError for an unknown op.
+    Raises ValueError for an unknown op or model.
     """
     if op is not None and op not in ops.specs():
         raise bad_value("bench", "op", "one of " + ", ".join(sorted(ops.specs())), repr(op))
-    rows = []
+    if shapes is not None and shapes not in MODELS:
+        raise bad_value("bench", "shapes", "one of " + ", ".join(MODELS), repr(shapes))
+    chosen = cases(op, quick) if shapes is None else of_model(MODELS[shapes], op, quick)
+    rows: list[Row] = []
     with torch.no_grad():
         fma, matmul = multiply_add_rate(), matmul_rate(1024 if quick else 2048)
-        for case in cases(op, quick):
+        for case in chosen:
             rows.append(measure(case, 0.5 if quick else 3.0, fma, matmul))
             if progress is not None:
                 progress(rows[-1])
+    if not rows:
+        raise bad_value("bench", "op", "one whose shapes follow from a model", repr(op))
     return rows
 
 

@@ -20,6 +20,27 @@ UNLIMITED = 2**62
 HEADS, KV_HEADS, DIM, PAGE = 32, 8, 128, 64
 
 
+@dataclass(frozen=True)
+class Dims:
+    """What the shapes of a decoder follow from."""
+
+    heads: int = HEADS
+    kv_heads: int = KV_HEADS
+    dim: int = DIM
+    hidden: int = 4096
+    wide: int = 14336
+
+
+LLAMA_8B = Dims()
+MODELS = {
+    "llama-3-8b": LLAMA_8B,
+    "qwen2.5-vl-7b": Dims(28, 4, 128, 3584, 18944),
+    "wan-1.3b": Dims(12, 12, 128, 1536, 8960),
+    "smollm2-135m": Dims(9, 3, 64, 576, 1536),
+}
+"""Models by whose sizes `headrace bench --shapes` measures."""
+
+
 @dataclass
 class Case:
     """One shape of one op. `check` gives (error, tolerance); bytes and FLOPs are the least."""
@@ -55,20 +76,25 @@ def frequencies(dim: int, theta: float = 10000.0) -> Tensor:
 
 
 def decode(
-    batch: int, cached: int, dtype: torch.dtype = torch.bfloat16, codes: torch.dtype | None = None
+    batch: int,
+    cached: int,
+    dtype: torch.dtype = torch.bfloat16,
+    codes: torch.dtype | None = None,
+    dims: Dims = LLAMA_8B,
 ) -> Case:
     """One query of each stream over `cached` tokens in shuffled pages, re-indexing on.
 
     With `codes` over pages of that format; the peer is then ours over pages of `dtype`.
     """
+    heads, kv_heads, dim = dims.heads, dims.kv_heads, dims.dim
     pages = -(-cached // PAGE)
-    k = torch.randn(batch, KV_HEADS, cached, DIM).to(dtype)
-    v = torch.randn(batch, KV_HEADS, cached, DIM).to(dtype)
-    q = torch.randn(batch, HEADS, DIM).to(dtype)
-    k_pages = torch.zeros(batch * pages, KV_HEADS, DIM, PAGE, dtype=dtype)
-    v_pages = torch.zeros(batch * pages, KV_HEADS, PAGE, DIM, dtype=dtype)
+    k = torch.randn(batch, kv_heads, cached, dim).to(dtype)
+    v = torch.randn(batch, kv_heads, cached, dim).to(dtype)
+    q = torch.randn(batch, heads, dim).to(dtype)
+    k_pages = torch.zeros(batch * pages, kv_heads, dim, PAGE, dtype=dtype)
+    v_pages = torch.zeros(batch * pages, kv_heads, PAGE, dim, dtype=dtype)
     order = torch.randperm(batch * pages)
-    inv_freq, rows = frequencies(DIM), torch.arange(cached)
+    inv_freq, rows = frequencies(dim), torch.arange(cached)
     entries = []
     for b in range(batch):
         mine = order[b * pages : (b + 1) * pages]
@@ -87,7 +113,7 @@ def decode(
     )  # fmt: skip
     bound, axes = bound_call("paged_attention", *args, inv_freq=inv_freq)
     spec = ops.specs()["paged_attention"]
-    group = HEADS // KV_HEADS
+    group = heads // kv_heads
 
     def check() -> tuple[float, float]:
         # The first stream and the last kv head say it for all, and fp64 stays affordable.
@@ -95,7 +121,7 @@ def decode(
         one = torch.tensor([0, 1], dtype=torch.int32)
         want, _ = spec.reference(
             q[:1, -group:].double(), k_pages[:, -1:], v_pages[:, -1:], args[3][:pages], one * pages,
-            one, args[6][:1], None, inv_freq, DIM**-0.5, 0.0, None,
+            one, args[6][:1], None, inv_freq, dim**-0.5, 0.0, None,
         )  # fmt: skip
         return rms_error(got[:1, -group:], want), spec.tolerance(dtype, axes, bound)
 
@@ -126,14 +152,14 @@ def _over_codes(args: tuple[Tensor, ...], inv_freq: Tensor, codes: torch.dtype, 
         pages.append((y.round_() if codes == torch.int8 else y).to(codes))
     coded = (q, *pages, *rest)
     bound, axes = bound_call("paged_attention", *coded, inv_freq=inv_freq, **scales)
-    spec, group = ops.specs()["paged_attention"], HEADS // KV_HEADS
+    spec, group = ops.specs()["paged_attention"], q.shape[1] // k_pages.shape[1]
     entries, ends, q_indptr, q_pos = rest
 
     def check() -> tuple[float, float]:
         got, _ = ops.paged_attention(*coded, inv_freq=inv_freq, **scales)
         want, _ = spec.reference(
             q[:1, -group:].double(), pages[0][:, -1:], pages[1][:, -1:], entries[: int(ends[1])],
-            ends[:2], q_indptr[:2], q_pos[:1], None, inv_freq, DIM**-0.5, 0.0, None,
+            ends[:2], q_indptr[:2], q_pos[:1], None, inv_freq, q.shape[-1] ** -0.5, 0.0, None,
             k_scale=scales["k_scale"][:, -1:], v_scale=scales["v_scale"][:, -1:],
         )  # fmt: skip
         return rms_error(got[:1, -group:], want), spec.tolerance(q.dtype, axes, bound)
@@ -150,22 +176,24 @@ def _over_codes(args: tuple[Tensor, ...], inv_freq: Tensor, codes: torch.dtype, 
     )
 
 
-def prefill(length: int, window: int, dtype: torch.dtype, flex: bool) -> Case:
+def prefill(
+    length: int, window: int, dtype: torch.dtype, flex: bool, dims: Dims = LLAMA_8B
+) -> Case:
     """Causal prefill under a window with 4 sinks."""
-    q = torch.randn(1, HEADS, length, DIM).to(dtype)
-    k = torch.randn(1, KV_HEADS, length, DIM).to(dtype)
-    v = torch.randn(1, KV_HEADS, length, DIM).to(dtype)
+    q = torch.randn(1, dims.heads, length, dims.dim).to(dtype)
+    k = torch.randn(1, dims.kv_heads, length, dims.dim).to(dtype)
+    v = torch.randn(1, dims.kv_heads, length, dims.dim).to(dtype)
     bound, axes = bound_call("attention", q, k, v, window=window, sinks=4)
     spec = ops.specs()["attention"]
-    last = max(0, length - 300)
+    last, group = max(0, length - 300), dims.heads // dims.kv_heads
 
     def check() -> tuple[float, float]:
         got = cast(Tensor, ops.attention(q, k, v, window=window, sinks=4))
         want, _ = spec.reference(
-            q[:, :4, last:].double(), k[:, :1].double(), v[:, :1].double(), window, 4, None, True,
-            DIM**-0.5, 0.0,
+            q[:, :group, last:].double(), k[:, :1].double(), v[:, :1].double(), window, 4, None,
+            True, dims.dim**-0.5, 0.0,
         )  # fmt: skip
-        return rms_error(got[:, :4, last:], want), spec.tolerance(dtype, axes, bound)
+        return rms_error(got[:, :group, last:], want), spec.tolerance(dtype, axes, bound)
 
     return Case(
         "attention",
@@ -210,14 +238,14 @@ def linear(tokens: int, depth: int, outputs: int, dtype: torch.dtype = torch.flo
     )  # fmt: skip
 
 
-def append(tokens: int, dtype: torch.dtype = torch.bfloat16) -> Case:
+def append(tokens: int, dtype: torch.dtype = torch.bfloat16, dims: Dims = LLAMA_8B) -> Case:
     """Writing a chunk into pages, keys rotated on the way. The peer rotates and copies in torch."""
     pages = -(-tokens // PAGE) + 1
-    k = torch.randn(tokens, KV_HEADS, DIM).to(dtype)
-    v = torch.randn(tokens, KV_HEADS, DIM).to(dtype)
-    k_pages = torch.zeros(pages, KV_HEADS, DIM, PAGE, dtype=dtype)
-    v_pages = torch.zeros(pages, KV_HEADS, PAGE, DIM, dtype=dtype)
-    rows, inv_freq = torch.arange(tokens), frequencies(DIM)
+    k = torch.randn(tokens, dims.kv_heads, dims.dim).to(dtype)
+    v = torch.randn(tokens, dims.kv_heads, dims.dim).to(dtype)
+    k_pages = torch.zeros(pages, dims.kv_heads, dims.dim, PAGE, dtype=dtype)
+    v_pages = torch.zeros(pages, dims.kv_heads, PAGE, dims.dim, dtype=dtype)
+    rows, inv_freq = torch.arange(tokens), frequencies(dims.dim)
     where = torch.stack([rows // PAGE, rows % PAGE, rows % 1024], 1)
     args = (k, v, k_pages, v_pages, where)
     bound, axes = bound_call("append", *args, inv_freq=inv_freq)
@@ -235,7 +263,7 @@ def append(tokens: int, dtype: torch.dtype = torch.bfloat16) -> Case:
         return error, spec.tolerance(dtype, axes, bound)
 
     def peer() -> None:
-        a, b = k[..., : DIM // 2], k[..., DIM // 2 :]
+        a, b = k[..., : dims.dim // 2], k[..., dims.dim // 2 :]
         k_dense.copy_(torch.cat([a * cos - b * sin, b * cos + a * sin], -1))
         v_dense.copy_(v)
 
@@ -246,10 +274,10 @@ def append(tokens: int, dtype: torch.dtype = torch.bfloat16) -> Case:
     )  # fmt: skip
 
 
-def merge_states(tokens: int, dtype: torch.dtype = torch.float32) -> Case:
+def merge_states(tokens: int, dtype: torch.dtype = torch.float32, dims: Dims = LLAMA_8B) -> Case:
     """Two partial attentions into one."""
-    o_a, o_b = (torch.randn(tokens, HEADS, DIM).to(dtype) for _ in range(2))
-    lse_a, lse_b = torch.randn(tokens, HEADS), torch.randn(tokens, HEADS)
+    o_a, o_b = (torch.randn(tokens, dims.heads, dims.dim).to(dtype) for _ in range(2))
+    lse_a, lse_b = torch.randn(tokens, dims.heads), torch.randn(tokens, dims.heads)
     args = (o_a, lse_a, o_b, lse_b)
     bound, axes = bound_call("merge_states", *args)
     spec = ops.specs()["merge_states"]
@@ -259,7 +287,7 @@ def merge_states(tokens: int, dtype: torch.dtype = torch.float32) -> Case:
         return rms_error(ops.merge_states(*args)[0], want), spec.tolerance(dtype, axes, bound)
 
     return Case(
-        "merge_states", f"{dtype_name(dtype)} {tokens} tokens, {HEADS} heads",
+        "merge_states", f"{dtype_name(dtype)} {tokens} tokens, {dims.heads} heads",
         lambda: ops.merge_states(*args), check, spec.bytes(axes, bound), spec.flops(axes, bound),
         lambda: spec.reference(*args), "torch, eager",
     )  # fmt: skip
@@ -267,7 +295,7 @@ def merge_states(tokens: int, dtype: torch.dtype = torch.float32) -> Case:
 
 def cases(op: str | None, quick: bool) -> Iterator[Case]:
     """Cases of one op or of all, made one at a time: some hold gigabytes."""
-    from . import adapters, evictions, scores, sequences, sparse  # made of what is above
+    from . import adapters, evictions, masses, scores, sequences, sparse, survivors
 
     bf16, f32 = torch.bfloat16, torch.float32
     i8, e4m3 = torch.int8, torch.float8_e4m3fn
@@ -280,6 +308,7 @@ def cases(op: str | None, quick: bool) -> Iterator[Case]:
     masks, blocks = [(bf16, 2048)], [(bf16, 2048, True)]
     hstus: list[tuple[int, ...]] = [(1024, 256)]
     recalls = [(2**17, 1)]
+    screens, tokens = [(270, 480, 14, 4), (270, 480, 0, 4)], (1000, 256)
     choices: list[tuple] = [(64, 196, 60), (1, 2**17, 512), (1, 2**14, 0, "mass")]
     if not quick:
         decodes = [(b, c) for c in (1024, 4096, 16384, 65536) for b in (1, 2, 8)]
@@ -293,6 +322,8 @@ def cases(op: str | None, quick: bool) -> Iterator[Case]:
         masks = [(d, n) for d in (bf16, f32) for n in (4096, 32768)]
         blocks = [(d, n, c) for d in (bf16, f32) for n in (4096, 8192) for c in (False, True)]
         recalls = [(10**6, 4)]  # together larger than a cache
+        screens = [(1080, 1920, patch, 8) for patch in (14, 28, 0)]
+        tokens = (10_000, 3584)
         choices = [(1, 10**6, 4096), (8, 15625, 64), (1024, 196, 60), (1, 10**6, 0, "mass")]
         hstus = [(8192, 512), (8192, 1024), (8192, 2048), (8192, 0), (8192, 2048, 16)]
     makers: dict[str, list[Callable[[], Case]]] = {
@@ -301,6 +332,17 @@ def cases(op: str | None, quick: bool) -> Iterator[Case]:
             *(partial(scores.retrieve, *x, kind) for x in recalls for kind in scores.KINDS),
             *(partial(scores.bits, *x) for x in recalls),
         ],
+        **masses.shapes(quick),
+        "similarity": [
+            *(partial(survivors.pixels, *screen) for screen in screens),
+            partial(survivors.features, *tokens),
+        ],
+        "compact": [
+            partial(survivors.prune, *tokens),
+            *(partial(survivors.gather, *tokens, merged) for merged in (False, True)),
+        ],
+        "compact_inplace": [partial(survivors.compact_inplace, *tokens)],
+        "scatter_back": [partial(survivors.scatter_back, *tokens)],
         "gated_delta_rule": [partial(sequences.gated_delta_rule, t) for t in chunks],
         "hstu_attention": [partial(sequences.hstu_attention, *shape) for shape in hstus],
         "frame_delta_rule": [partial(sequences.frame_delta_rule, n, t) for n, t in clips],
@@ -322,6 +364,37 @@ def cases(op: str | None, quick: bool) -> Iterator[Case]:
             *(partial(adapters.rows, *mixes[0], bits=bits) for bits in (8, 4)),
             *(partial(adapters.without, n, mixes[0][2]) for n in (1, 64)),
         ],
+    }
+    for name, make in makers.items():
+        if op in (None, name):
+            for one in make:
+                yield one()
+
+
+def of_model(dims: Dims, op: str | None, quick: bool) -> Iterator[Case]:
+    """Cases by the sizes of a model, made one at a time: its attention, products and adapters."""
+    from . import adapters
+
+    bf16, f32 = torch.bfloat16, torch.float32
+    width = dims.hidden
+    cached = [(1, 4096)] if quick else [(b, c) for c in (1024, 16384) for b in (1, 8)]
+    lengths = [2048] if quick else [4096, 16384]
+    fed = [1, 256] if quick else [1, 16, 256, 4096]
+    qkv = (dims.heads + 2 * dims.kv_heads) * dims.dim
+    products = [
+        (width, qkv),
+        (dims.heads * dims.dim, width),
+        (width, dims.wide),
+        (dims.wide, width),
+    ]
+    rows = [1] if quick else [1, 64]
+    makers: dict[str, list[Callable[[], Case]]] = {
+        "paged_attention": [partial(decode, b, c, dims=dims) for b, c in cached],
+        "attention": [partial(prefill, n, 512, bf16, not quick, dims) for n in lengths],
+        "append": [partial(append, n, bf16, dims) for n in fed],
+        "merge_states": [partial(merge_states, n, f32, dims) for n in fed],
+        "linear": [partial(linear, n, *product) for product in products for n in rows],
+        "lora_rows": [partial(adapters.rows, n, n, width) for n in rows],
     }
     for name, make in makers.items():
         if op in (None, name):

@@ -12,10 +12,10 @@ import torch
 from .. import _C
 
 
-def interleaved(
+def samples(
     runs: Mapping[str, Callable[[], object]], seconds: float, least: int = 3, most: int = 200
-) -> dict[str, float]:
-    """Median seconds of each callable. They take turns, so that a slow spell falls on all of them.
+) -> dict[str, list[float]]:
+    """Seconds of each call of each callable. They take turns, so that a slow spell falls on all.
 
     Stops after `seconds`, but not before `least` rounds nor after `most`. One round warms up.
     """
@@ -30,7 +30,20 @@ def interleaved(
             run()
             times[name].append(time.perf_counter() - begin)
         rounds += 1
-    return {name: median(values) for name, values in times.items()}
+    return times
+
+
+def interleaved(
+    runs: Mapping[str, Callable[[], object]], seconds: float, least: int = 3, most: int = 200
+) -> dict[str, float]:
+    """Median seconds of each callable, taken as `samples` says."""
+    return {name: median(taken) for name, taken in samples(runs, seconds, least, most).items()}
+
+
+def quartiles(taken: list[float]) -> tuple[float, float]:
+    """Between which half of the times lie."""
+    ordered = sorted(taken)
+    return ordered[len(ordered) // 4], ordered[len(ordered) - 1 - len(ordered) // 4]
 
 
 def multiply_add_rate(seconds: float = 0.2) -> float:

@@ -15,6 +15,7 @@ COMMANDS = {
     "adapters": "keep personal adapters: register, find, promote, roll back, verify",
     "check": "prove on this machine that what is fast is also exact",
     "bench": "time the ops beside a peer and the floor of this machine",
+    "doctor": "what is missing here, for which feature, and how to get it",
     "info": "what is installed, what this machine has, and what is off and why",
 }
 

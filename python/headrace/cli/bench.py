@@ -5,8 +5,10 @@ from __future__ import annotations
 
 import argparse
 import io
+import json
 import sys
 from pathlib import Path
+from typing import Any
 
 from .fail import Fail, one_line_errors, reason
 
@@ -16,32 +18,61 @@ def add(parser: argparse.ArgumentParser) -> None:
     one_line_errors(parser)
     parser.add_argument("op", nargs="?", metavar="OP", help="one op (default: all)")
     parser.add_argument("--quick", action="store_true", help="a few shapes, under 30 seconds")
+    parser.add_argument(
+        "--shapes", metavar="MODEL", help="the shapes of a model, such as llama-3-8b"
+    )
     parser.add_argument("--json", type=Path, metavar="PATH", help="write the figures there too")
+    parser.add_argument("--plot", type=Path, metavar="PATH", help="draw the rooflines there")
+    parser.add_argument(
+        "--compare", type=Path, metavar="PATH", help="tell what changed since the figures in PATH"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
     """Prints the table; 1 when a result does not match its reference, 2 for an unknown op."""
     from .. import bench, ops
+    from ..bench import compare, roofline
     from . import report
 
     try:
         if args.op is not None and args.op not in ops.specs():
             raise Fail(f"bench(OP): expected one of {', '.join(ops.specs())}, got {args.op!r}")
-        if args.json:
-            report.check_target("bench(--json)", args.json)
-        rows = bench.run(args.op, args.quick, _progress if sys.stderr.isatty() else None)
+        for option in ("json", "plot"):
+            if getattr(args, option):
+                report.check_target(f"bench(--{option})", getattr(args, option))
+        then = _recorded(args.compare) if args.compare else []
+        told = _progress if sys.stderr.isatty() else None
+        rows = bench.run(args.op, args.quick, told, args.shapes)
         if isinstance(sys.stdout, io.TextIOWrapper):
             sys.stdout.reconfigure(errors="replace")  # a check mark must not end it all
         print(bench.table(rows), flush=True)
         if args.json:
             report.write(report.taken() | bench.to_json(rows), args.json)
+        if args.compare:
+            found = compare.changes(bench.to_json(rows)["rows"], then)
+            print(f"\nsince {args.compare.name}:\n{compare.table(found)}")
+        if args.plot:
+            roofline.plot(rows, args.plot)
     except Fail as fail:
         print(f"headrace {fail}", file=sys.stderr)
         return fail.status
-    except (ValueError, RuntimeError, MemoryError) as error:
+    except (ValueError, RuntimeError, MemoryError, ImportError, OSError) as error:
         print(f"headrace bench: {reason(error)}", file=sys.stderr)
         return 1
     return 0 if all(row.ok for row in rows) else 1
+
+
+def _recorded(path: Path) -> list[dict[str, Any]]:
+    """The rows that an earlier run wrote with --json."""
+    try:
+        rows = json.loads(path.read_text("utf-8"))["rows"]
+        for row in rows:
+            row["op"], row["shape"], row["ok"], float(row["ours_s"]), float(row["floor_s"])
+    except OSError as error:
+        raise Fail(f"bench(--compare): cannot read {path}: {reason(error)}") from None
+    except (ValueError, KeyError, TypeError):
+        raise Fail(f"bench(--compare): expected what --json wrote, got {path}") from None
+    return list(rows)
 
 
 def _progress(row: object) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..adapters import quantize_rows
 from .proof_scores import score_cases
+from .proof_survivors import survivor_cases
 
 UNLIMITED = 2**62
 FAR = 4_000_000  # a position
@@ -295,6 +296,7 @@ CASES: dict[str, Callable[[], list[dict[str, Any]]]] = {
     "merge_states": _merge_cases,
     "linear": _linear_cases,
     **score_cases(),
+    **survivor_cases(),
     "pooled_block_mask": _mask_cases,
     "causal_conv": _conv_cases,
     "gated_delta_rule": _delta_cases,

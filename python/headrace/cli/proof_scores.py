@@ -11,7 +11,13 @@ import torch
 
 def score_cases() -> dict[str, Callable[[], list[dict[str, Any]]]]:
     """The cases of every op, by name."""
-    return {"select": _select_cases, "block_score": _block_score_cases}
+    return {
+        "select": _select_cases,
+        "block_score": _block_score_cases,
+        "segment_reduce": _segment_cases,
+        "attention_mass": _mass_cases,
+        "assign": _assign_cases,
+    }
 
 
 def _select_cases() -> list[dict[str, Any]]:
@@ -43,4 +49,41 @@ def _block_score_cases() -> list[dict[str, Any]]:
         {"q": q, "keys": keys, "upper": keys + 1, "heads": "group", "index": index},
         {"q": q, "keys": keys, "block_size": 16, "queries": "sum", "scale": 0.125},
         {"q": words[:, :, :5].repeat(1, 2, 1, 1), "keys": words, "heads": "group_max"},
+    ]
+
+
+def _segment_cases() -> list[dict[str, Any]]:
+    g = torch.Generator().manual_seed(12)
+    x, ids = torch.randn(200, 2, 48, generator=g), torch.randint(-1, 10, (200,), generator=g).int()
+    state = torch.randn(9, 2, 48, generator=g)
+    sums = {"total": state, "unit": state, "count": torch.zeros(9, dtype=torch.int32)}
+    return [
+        {"x": x, "ids": ids, "low": state, "high": state} | sums,
+        {"x": x.bfloat16(), "ids": ids, "low": state.bfloat16()} | sums,
+    ]
+
+
+def _mass_cases() -> list[dict[str, Any]]:
+    g = torch.Generator().manual_seed(13)
+    q, k = torch.randn(2, 4, 20, 64, generator=g), torch.randn(2, 2, 131, 64, generator=g)
+    lengths = torch.tensor([131, 90], dtype=torch.int32)
+    return [
+        {"q": q, "k": k, "lengths": lengths},
+        {"q": q, "k": k, "exclude": 20, "pool": 5, "lengths": lengths},
+        {"q": q.bfloat16(), "k": k.bfloat16(), "reduce": "max", "pool": 7, "pooling": "max"},
+        {"q": q, "k": k, "past": torch.rand(2, 2, 100, generator=g), "decay": 0.9, "reduce": "sum",
+         "lse": torch.full((2, 4, 20), 5.0), "causal": False},
+    ]  # fmt: skip
+
+
+def _assign_cases() -> list[dict[str, Any]]:
+    """Whole numbers, so that sums are exact and ties are ties."""
+    g = torch.Generator().manual_seed(14)
+    x, c = (torch.randint(-2, 3, (2, n, 32), generator=g).float() for n in (90, 70))
+    bits = torch.randint(-(2**31), 2**31, (2, 90, 2), generator=g).int()
+    return [
+        {"x": x, "c": c, "metric": "dot", "lengths": torch.tensor([70, 33]).int()},
+        {"x": x.half(), "c": c[:1].half(), "metric": "l2", "threshold": -100.0},
+        {"x": bits, "metric": "hamming", "causal": True},
+        {"x": x.bfloat16(), "metric": "dot", "bipartite": True},
     ]

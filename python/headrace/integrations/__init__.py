@@ -1,2 +1,4 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Libraries that people already run; each submodule imports its own, and this imports none."""
+"""headrace inside other libraries' models. Nothing here is imported by `import headrace`, and no
+other library by this package alone.
+"""

@@ -50,6 +50,32 @@ class Edit:
 
         ValueError when the pool has too few pages; then call `undo`.
         """
+        grown = [self._within(table, n) for table, n in zip(tables, counts, strict=True)]
+        rest = [i for i, one in enumerate(grown) if one is None]
+        if rest:
+            many = self._extend([tables[i] for i in rest], [counts[i] for i in rest])
+            for i, one in zip(rest, many, strict=True):
+                grown[i] = one
+        return [one for one in grown if one is not None]
+
+    def _within(self, table: Table, n: int) -> tuple[Table, list[Slot]] | None:
+        """The most frequent case: all n tokens go to the last page of the window."""
+        at, window = table.end, table.window
+        if not n or not window:
+            return None
+        page, pool = window[-1], self._pool
+        used = at - page.start
+        if pool.filled[page.id] != used or used + n > pool.page_size:
+            return None
+        self._filled.setdefault(page.id, used)
+        pool.filled[page.id] = used + n
+        turn = at - page.origin
+        where = [(page.id, used + i, turn + i) for i in range(n)]
+        return table.with_end(at + n), where
+
+    def _extend(
+        self, tables: Sequence[Table], counts: Sequence[int]
+    ) -> list[tuple[Table, list[Slot]]]:
         plans = [self._claim(table, n) for table, n in zip(tables, counts, strict=True)]
         size = self._pool.page_size
         fresh = self._pool.take(sum(g.fresh(size) for growths in plans for g in growths))

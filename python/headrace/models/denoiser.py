@@ -17,8 +17,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .decoder import Attend
-
 _EPS = 1e-6
 _SIZES = ("channels", "tokens", "layers", "width", "heads", "kv_heads", "head_dim", "hidden")
 
@@ -28,8 +26,10 @@ class DenoiserConfig:
     """Shape of a denoiser of frames [tokens, channels].
 
     condition: numbers in what a token is conditioned on, 0 for none. knots: levels of noise from 0
-    to 1 that have an embedding of their own; others lie between two of them. ValueError or
-    TypeError when a field is out of range or of the wrong type.
+    to 1 that have an embedding of their own; others lie between two of them. gates: numbers that
+    attention is given for every token beside its query, key and value. fold: a matrix [head_dim,
+    head_dim] per layer for what attention reads from a folded state. ValueError or TypeError when a
+    field is out of range or of the wrong type.
     """
 
     channels: int = 4
@@ -43,9 +43,11 @@ class DenoiserConfig:
     condition: int = 8
     knots: int = 17
     rope_theta: float = 100.0
+    gates: int = 0
+    fold: bool = False
 
     def __post_init__(self) -> None:
-        least = {**dict.fromkeys(_SIZES, 1), "condition": 0, "knots": 2}
+        least = {**dict.fromkeys(_SIZES, 1), "condition": 0, "knots": 2, "gates": 0}
         for name, low in least.items():
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int):
@@ -75,6 +77,8 @@ class _Block(nn.Module):
         self.output = nn.Parameter(torch.empty(c.width, c.heads * c.head_dim))
         self.up = nn.Parameter(torch.empty(c.hidden, c.width))
         self.down = nn.Parameter(torch.empty(c.width, c.hidden))
+        self.gate = nn.Parameter(torch.empty(c.gates, c.width)) if c.gates else None
+        self.fold = nn.Parameter(torch.empty(c.head_dim, c.head_dim)) if c.fold else None
 
 
 class Denoiser(nn.Module):
@@ -128,13 +132,15 @@ class Denoiser(nn.Module):
         level: Tensor,
         place: Tensor,
         condition: Tensor | None,
-        attend: Attend,
+        attend: Callable[..., Tensor],
         linear: Callable[..., Tensor] = F.linear,
     ) -> Tensor:
         """[T, channels] for tokens x [T, channels] of many frames.
 
         level [T]: 0 for clean, 1 for noise alone. place int64 [T]: of each token in its frame.
-        condition [T, condition], None where the model has none. linear does every sum over
+        condition [T, condition], None where the model has none. attend(layer, q [T, heads, D],
+        k and v [T, kv_heads, D], and gates [T, gates] where there are) gives [T, heads, D]. linear
+        does every sum over
         features; with one whose row bits do not depend on T, and an `attend` of the same kind,
         neither do those of a row of the result: the rest is correctly rounded arithmetic.
         """
@@ -152,7 +158,8 @@ class Denoiser(nn.Module):
             q = linear(n, block.query).view(rows, c.heads, c.head_dim)
             k = linear(n, block.key).view(rows, c.kv_heads, c.head_dim)
             v = linear(n, block.value).view(rows, c.kv_heads, c.head_dim)
-            seen = attend(layer, q, k, v).reshape(rows, c.heads * c.head_dim)
+            gates = () if block.gate is None else (linear(n, block.gate),)
+            seen = attend(layer, q, k, v, *gates).reshape(rows, c.heads * c.head_dim)
             h = h + (1 + gate) * linear(seen, block.output)
             n = self._norm(h, linear) * (1 + scale_2) + shift_2
             h = h + (1 + gate_2) * linear(torch.relu(linear(n, block.up)).square(), block.down)

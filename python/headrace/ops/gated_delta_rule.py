@@ -4,7 +4,7 @@ from __future__ import annotations
 from torch import Tensor, get_num_threads
 
 from .. import _C
-from ..kernels.gated_delta_rule.spec import GATED_DELTA_RULE
+from ..kernels.delta.spec import GATED_DELTA_RULE
 from .registry import DTYPE_CODE, call, register
 
 

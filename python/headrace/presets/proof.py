@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -34,12 +35,21 @@ class Check:
 
 @dataclass(frozen=True)
 class Preset:
-    """A published system. open(model, **options) gives an engine, check(model) proves it."""
+    """A published system. open(model, **options) gives an engine, or what else runs it, and
+    check(model) proves it.
+
+    sample: a small random model of the kind that it takes, where that is not a decoder of tokens.
+    oracle: what it must equal, where that takes more than `headrace.oracle`; recompute: the same
+    with what is alive encoded anew, where that takes more than `headrace.recompute`.
+    """
 
     name: str
     source: str
-    open: Callable[..., Engine]
+    open: Callable[..., Any]
     check: Callable[..., list[Check]]
+    sample: Callable[[], Any] | None = None
+    oracle: Callable[..., Any] | None = None
+    recompute: Callable[..., Any] | None = None
 
 
 def equality(

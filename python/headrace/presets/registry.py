@@ -6,6 +6,7 @@ from .gpe import PRESET as GPE
 from .mmduet import PRESET as MMDUET
 from .multi_stream import PRESET as MULTI_STREAM
 from .proof import Preset
+from .rings import RINGS
 from .speak_while_watching import PRESET as SPEAK_WHILE_WATCHING
 from .streaming_llm import PRESET as STREAMING_LLM
 from .streaming_thinker import PRESET as STREAMING_THINKER
@@ -23,6 +24,7 @@ _PRESETS = {
         STREAMING_THINKER,
         TAYS,
         VIDEO_LLM_ONLINE,
+        *RINGS,
     )
 }
 

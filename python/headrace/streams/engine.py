@@ -21,7 +21,7 @@ from .adapting import Sites
 from .history import History
 from .lane import Lane, Lanes, check_lanes, connected
 from .positions import InCache, PerLane, Positions
-from .reading import Reading
+from .reading import Reading, score
 from .report import Report
 from .stream import Stream
 from .tokens import Tokens, ids
@@ -227,14 +227,14 @@ class Engine:
         self._check_open("step")
         began = time.perf_counter()
         fed = {stream: self._tokens(stream, tokens) for stream, tokens in batch.items()}
-        runs = {s: Reading(s, x, self.vocab, logits) for s, x in fed.items()}
+        runs = {s: Reading(s, x, logits) for s, x in fed.items()}
         edit = Edit(self.pool)
         try:
             with torch.inference_mode():
-                for at in range(0, max((len(t) for t in fed.values()), default=0), self.chunk):
-                    self._calls(edit, [r for r in runs.values() if at < len(r.tokens)], at)
+                for at in range(0, max((r.count for r in runs.values()), default=0), self.chunk):
+                    self._calls(edit, [r for r in runs.values() if at < r.count], at)
             ms = (time.perf_counter() - began) * 1e3
-            reports = {stream: run.report(ms) for stream, run in runs.items()}
+            reports = {stream: run.report(ms, self.vocab) for stream, run in runs.items()}
             with interrupts.deferred():
                 for stream, run in runs.items():
                     stream._lease.table, stream._last = run.table, run.last
@@ -251,7 +251,7 @@ class Engine:
         """One model call for all runs, or several where they have more adapters than fit."""
         if self._sites is None or not any(run.adapter for run in runs):
             return self._advance(edit, runs, at, self._linear)
-        counts = [min(self.chunk, len(run.tokens) - at) for run in runs]
+        counts = [min(self.chunk, run.count - at) for run in runs]
 
         def call(chosen: list[int], linear: Callable[..., Tensor]) -> None:
             self._advance(edit, [runs[i] for i in chosen], at, linear)
@@ -262,26 +262,25 @@ class Engine:
         self, edit: Edit, runs: list[Reading], at: int, linear: Callable[..., Tensor]
     ) -> None:
         """One model call: the tokens at..at+chunk of each run."""
-        chunks = [run.tokens[at : at + self.chunk] for run in runs]
+        counts = [min(self.chunk, run.count - at) for run in runs]
+        tokens = torch.cat([run.chunk(at, n) for run, n in zip(runs, counts, strict=True)])
         starts = [run.table.end for run in runs]
         with interrupts.deferred():
-            grown = edit.extend([run.table for run in runs], [len(c) for c in chunks])
-        tables = [table for table, _ in grown]
+            grown = edit.extend([run.table for run in runs], counts)
         step = view.View.of(
             [where for _, where in grown],
             [
                 run.read + view.entries(table, oldest=start)
-                for run, table, start in zip(runs, tables, starts, strict=True)
+                for run, (table, _), start in zip(runs, grown, starts, strict=True)
             ],
             starts,
             self.device,
         )
-        out = self.model(torch.cat(chunks), self._attend(step), linear=linear)
-        logits = out.float().split([len(c) for c in chunks])
-        for run, table, read, rows in zip(runs, tables, chunks, logits, strict=True):
-            with interrupts.deferred():
+        out = self.model(tokens, self._attend(step), linear=linear)
+        with interrupts.deferred():
+            for run, (table, _) in zip(runs, grown, strict=True):
                 run.table = edit.trim(table)
-            run.score(read, rows)
+        score(runs, counts, tokens, out.float())
 
     def _attend(self, step: view.View) -> Callable[[int, Tensor, Tensor, Tensor], Tensor]:
         def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:

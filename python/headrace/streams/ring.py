@@ -11,7 +11,7 @@ sequential schedule gives with the same noise.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -22,11 +22,14 @@ from .. import interrupts, ops
 from ..errors import bad_type, bad_value, unsupported
 from ..memory import PagePool, Region
 from .positions import Absolute, Positions
-from .ring_cache import Caches, Row, bounded
-from .ring_checks import at_least_one, frame_like, mask_like, one_of
+from .ring_cache import Caches, bounded
+from .ring_checks import at_least_one, cut_like, frame_like, mask_like, one_of, recall_like
 from .ring_flying import GUIDANCE, Flying, doubled
+from .ring_kept import Row
 from .ring_knobs import Knobs
+from .ring_mixer import Mixer
 from .ring_noise import Noise, seeded
+from .ring_recall import Done, Recall
 from .ring_solver import Flow, Solver
 
 
@@ -52,7 +55,9 @@ class Ring:
     and joins as it passes; "clean" keeps one of finished frames, which join it as one more model
     row, at level 0, of the tick that follows. together: frames in flight see one another.
     positions: where the frames alive stand in time. span: positions a frame takes, for blocks of
-    several. swap: see `headrace.streams.ring_cache.Kept.then`; for cache "step".
+    several. swap: see `headrace.streams.ring_kept.Kept.then`; for cache "step". recall: instead of
+    a memory, a rule that names the finished frames that a frame sees; with one in flight. mixer:
+    attention of another kind; with cache "clean", one in flight and no rule.
 
     guidance: "none", "self", "initialize" or "full", see `headrace.streams.ring_flying`. solver:
     Flow() or Diffusion(). noise: a function of (number of the frame, steps), or a seed. acts: for
@@ -76,6 +81,8 @@ class Ring:
         positions: Positions | None = None,
         span: int = 1,
         swap: float | None = None,
+        recall: Recall | None = None,
+        mixer: Mixer | None = None,
         guidance: str = "none",
         solver: Solver | None = None,
         noise: Noise | int = 0,
@@ -99,11 +106,17 @@ class Ring:
         self.shape: tuple[int, int] = (c.tokens, c.channels)
         self.device = denoiser.inv_freq.device
         self.knobs = Knobs(acts or {}, self.shape, c.condition, self.device)
+        if "levels" in (knobs or {}):
+            raise bad_value("Ring", "knobs", "other knobs", "levels", "it has its own argument")
         self.knobs.turn({**(knobs or {}), "levels": levels}, "Ring")
         self.solver = solver or Flow()
         self.depth = at_least_one("depth", len(self.knobs["levels"]) if depth is None else depth)
-        self.together = together
-        self._cache = None if memory is None else cache
+        self.together, self.mixer = together, mixer
+        if recall is not None:
+            recall_like("recall", memory, None, self.depth, together, guidance)
+        if mixer is not None:
+            recall_like("mixer", cache, "clean", self.depth, together, guidance)
+        self._cache = "clean" if recall is not None else None if memory is None else cache
         self._branches = ("condition", "negative")[: 1 + (guidance in ("initialize", "full"))]
         self._noise = seeded(noise, *self.shape) if isinstance(noise, int) else noise
         plan = None if memory is None else bounded(memory)
@@ -119,7 +132,11 @@ class Ring:
             at_least_one("span", span),
             swap,
             dtype,
+            recall,
+            mixer,
         )
+        if mixer is not None:
+            mixer.open(self._caches, denoiser)
         self.now = self.calls = self.rows = 0
         self._flying: tuple[Flying, ...] = ()
         self._unwritten: tuple[Flying, ...] = ()
@@ -129,6 +146,16 @@ class Ring:
     def pool(self) -> PagePool:
         """The pages of all caches."""
         return self._caches.pool
+
+    @property
+    def most_pages(self) -> int:
+        """Pages that frames hold between two ticks when all caches are full."""
+        return self._caches.most_pages
+
+    @property
+    def moved_bytes(self) -> int:
+        """Keys and values copied after they were written: those of `recall`, out and back."""
+        return 0 if self._caches.shelf is None else self._caches.shelf.moved_bytes
 
     @property
     def flying(self) -> tuple[Flying, ...]:
@@ -158,6 +185,7 @@ class Ring:
         given: Tensor | None = None,
         cut: int | None = None,
         keep: int = 0,
+        label: Any = None,
         **own: Any,
     ) -> list[Finished]:
         """Takes a frame [P, C] in, or none, and every frame in flight one step on: one model call.
@@ -165,14 +193,17 @@ class Ring:
         Gives those that are done, the oldest first. given bool [P]: tokens of the frame that are
         clean and stay. own: values of knobs that act on the frame, for this one. cut: the frame
         begins a shot, so many positions in time further on; the newest `keep` frames of the last
-        shot in the window join the pinned ones, the others are let go. ValueError when there is no
-        slot (see `ready`). All or nothing: after any error the ring is as it was.
+        shot in the window join the pinned ones, the others are let go. label: for `recall`.
+        ValueError when there is no slot (see `ready`). All or nothing: after any error the ring is
+        as it was.
         """
         flying, jumped = list(self._flying), self._jumped
         if frame is not None:
-            jumped += 0 if cut is None else self._check_cut(cut, keep)
-            flying.append(self._admit(frame, given, own, jumped))
-        elif own or given is not None or cut is not None:
+            if cut is not None:
+                cut_like(cut, keep, self._cache, self._caches.shelf is not None, len(flying))
+                jumped += cut
+            flying.append(self._admit(frame, given, own, jumped, label))
+        elif own or given is not None or cut is not None or label is not None:
             raise bad_value("Ring.tick", "frame", "a frame [P, C] with what belongs to it", None)
         plan = self._plan(flying)
         moved: list[Flying] = []
@@ -191,6 +222,9 @@ class Ring:
                     call.commit()
                     call = None
                 self._unwritten = tuple(f for f in moved if f.done and self._cache == "clean")
+                if self._caches.shelf is not None:
+                    done = {f.number: Done(f.x, f.label) for f in self._unwritten}
+                    self._caches.shelf.done.update(done)
                 self._flying = tuple(f for f in moved if not f.done)
                 self._number += frame is not None
                 self._jumped, self.rows, self.now = jumped, len(plan), self.now + 1
@@ -213,6 +247,8 @@ class Ring:
         """Gives the memory of the caches back."""
         self._flying = self._unwritten = ()
         self._caches.kept = {}
+        if self._caches.shelf is not None:
+            self._caches.shelf.clear()
         self.pool.close()
 
     def __enter__(self) -> Ring:
@@ -226,7 +262,8 @@ class Ring:
         plan: list[tuple[Flying, str, Row]] = []
         for branch in self._branches:
             for f in self._unwritten:
-                plan.append((f, branch, Row(f.at, ("clean", branch), writes=True)))
+                row = Row(f.at, ("clean", branch), writes=True, sees=f.sees)
+                plan.append((f, branch, row))
             for f in flying:
                 if branch == "negative" and not doubled(self.guidance, f.step):
                     continue
@@ -236,7 +273,8 @@ class Ring:
                 elif self._cache == "clean":
                     cache = ("clean", branch)
                 group = branch if self.together else None
-                plan.append((f, branch, Row(f.at, cache, self._cache == "step", group)))
+                row = Row(f.at, cache, self._cache == "step", group, f.sees)
+                plan.append((f, branch, row))
         return plan
 
     def _run(
@@ -264,7 +302,7 @@ class Ring:
         return f.stepped(with_it, without, self.guidance, self.solver, knob)
 
     def _admit(
-        self, frame: Tensor, given: Tensor | None, own: Mapping[str, Any], jumped: int
+        self, frame: Tensor, given: Tensor | None, own: Mapping[str, Any], jumped: int, label: Any
     ) -> Flying:
         frame_like(frame, self.shape)
         mask_like(given, self.shape[0])
@@ -282,6 +320,9 @@ class Ring:
         at = self._number + jumped
         frame, noise = (t.detach().float().to(self.device) for t in (frame, noise))
         made = Flying(self._number, at, frame, frame, frame, noise, taken, self.now, given=given)
+        shelf = self._caches.shelf
+        if shelf is not None:
+            made = replace(made, sees=shelf.context(self._number, label), label=label)
         return made.mixed(self.solver)
 
     def _check_steps(self, levels: Sequence[float], op: str) -> None:
@@ -289,14 +330,3 @@ class Ring:
         if self._cache == "step" and len(levels) != steps:
             hint = "every step has a cache of its own"
             raise bad_value(op, "levels", f"{steps} levels", len(levels), hint)
-
-    def _check_cut(self, cut: int, keep: int) -> int:
-        if self._cache != "clean":
-            raise unsupported("Ring.tick", "cut", "cache 'clean'", repr(self._cache))
-        if self._flying:
-            got = len(self._flying)
-            raise bad_value("Ring.tick", "cut", "no frame in flight", got, "drain() first")
-        for name, value in (("cut", cut), ("keep", keep)):
-            if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-                raise bad_value("Ring.tick", name, "a whole number, 0 or more", repr(value))
-        return cut

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..errors import bad_type, bad_value
+from ..errors import bad_type, bad_value, unsupported
 
 
 def at_least_one(name: str, value: object) -> int:
@@ -38,3 +38,29 @@ def mask_like(given: Tensor | None, tokens: int) -> None:
     if given is not None and (given.dtype != torch.bool or tuple(given.shape) != (tokens,)):
         got = f"{given.dtype} {list(given.shape)}"
         raise bad_value("Ring.tick", "given", f"torch.bool [{tokens}]", got)
+
+
+def cut_like(cut: object, keep: object, cache: str | None, recalls: bool, flying: int) -> None:
+    """NotImplementedError or ValueError when a shot cannot begin so."""
+    if cache != "clean" or recalls:
+        raise unsupported("Ring.tick", "cut", "cache 'clean'", "recall" if recalls else repr(cache))
+    if flying:
+        raise bad_value("Ring.tick", "cut", "no frame in flight", flying, "drain() first")
+    for name, value in (("cut", cut), ("keep", keep)):
+        if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+            raise bad_value("Ring.tick", name, "a whole number, 0 or more", repr(value))
+
+
+def recall_like(
+    arg: str, memory: object, wants: object, depth: int, together: bool, guidance: str
+) -> None:
+    """NotImplementedError when a rule, or a mixer, cannot serve such a ring."""
+    for name, value, wanted in (
+        ("memory" if wants is None else "cache", memory, wants),
+        ("depth", depth, 1),
+        ("together", together, False),
+    ):
+        if value != wanted:
+            raise unsupported("Ring", arg, f"{name} {wanted}", f"{name} {value}")
+    if guidance not in ("none", "self"):
+        raise unsupported("Ring", arg, "guidance none or self", guidance)

@@ -27,7 +27,7 @@ class Flying:
     """A frame on its way.
 
     at: its place in time. step: the next one. anchor: of residual guidance. noise [S, P, C]. given
-    bool [P]: tokens that stay as they came, at level 0.
+    bool [P]: tokens that stay as they came, at level 0. sees, label: of a ring with a rule.
     """
 
     number: int
@@ -40,6 +40,8 @@ class Flying:
     began: int
     step: int = 0
     given: Tensor | None = None
+    sees: tuple[tuple[int, int], ...] | None = None
+    label: Any = None
 
     @property
     def levels(self) -> tuple[float, ...]:

@@ -1,0 +1,216 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What bench/gpu.py times of the ops that keep a state: inputs, peers, floors and checks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from gpu_cases import DIM, KV_HEADS, PAGE, near
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from gpu import Bench
+
+
+def ends(bench: Bench, streams: int, tokens: int) -> dict[str, Tensor]:
+    """indptr and rows of streams of equal length."""
+    more: dict[str, Any] = dict(device=bench.device, dtype=torch.int32)
+    return dict(
+        indptr=torch.arange(0, streams * tokens + 1, tokens, **more),
+        rows=torch.arange(streams, **more),
+    )
+
+
+def fresh(s: dict, names: tuple[str, ...]) -> dict[str, Any]:
+    """The arguments with a state of their own, small: that of the timed calls has piled up."""
+    given = {n: x for n, x in s.items() if not n.startswith("_")}
+    return given | {n: 0.1 * torch.ones_like(s[n]) for n in names}
+
+
+def wide(s: dict) -> dict[str, Any]:
+    """Floating tensors in fp64, copied."""
+    return {n: x.double().clone() if isinstance(x, Tensor) and x.is_floating_point() else x
+            for n, x in s.items()}  # fmt: skip
+
+
+def heads_first(x: Tensor, streams: int) -> Tensor:
+    """[T, H, ...] as fp32 [streams, H, n, ...]."""
+    return x.float().unflatten(0, (streams, -1)).transpose(1, 2)
+
+
+def floor_of(bench: Bench, moved: float, flops: float) -> float:
+    return max(moved / bench.floors["copy_bytes_per_s"], flops / bench.floors["matrix_flops_per_s"])
+
+
+def gated_delta(bench: Bench, streams: int, tokens: int) -> None:
+    """Eight heads of 128 x 128. The peer is the chunked form in torch, 64 tokens at a time."""
+    total, heads = streams * tokens, 8
+
+    def make() -> dict[str, Any]:
+        q, k, v = (bench.randn(total, heads, DIM) for _ in range(3))
+        gates = torch.rand(2, total, heads, device=bench.device)
+        return dict(
+            q=q, k=F.normalize(k.float(), dim=-1).to(k.dtype), v=v,
+            log_decay=-0.1 * gates[0], beta=gates[1].contiguous(),
+            state=torch.zeros(streams, heads, DIM, DIM, device=bench.device),
+            normalize=False, scale=DIM**-0.5, **ends(bench, streams, tokens),
+        )  # fmt: skip
+
+    def peer(s: dict) -> Tensor:
+        q, k, v, g, beta = (
+            heads_first(s[x], streams) for x in ("q", "k", "v", "log_decay", "beta")
+        )
+        state, outs = s["state"], []
+        for t in range(0, tokens, 64):
+            a, b, c, h = (x[:, :, t : t + 64] for x in (q, k, v, g))
+            step, h = beta[:, :, t : t + 64, None], h.cumsum(-1)[..., None]
+            decay = (h - h.mT).tril().exp().tril()
+            lower = (step * b @ b.mT * decay).tril(-1)
+            right = torch.cat([step * c, step * h.exp() * b], -1)
+            eye = torch.eye(a.shape[2], device=a.device)
+            solved = torch.linalg.solve_triangular(lower + eye, right, upper=False)
+            u = solved[..., :DIM] - solved[..., DIM:] @ state
+            outs.append((a * h.exp()) @ state + (a @ b.mT * decay) @ u)
+            last = h[:, :, -1:]
+            state = last.exp() * state + (b * (last - h).exp()).mT @ u
+        return DIM**-0.5 * torch.cat(outs, 2).transpose(1, 2).reshape(total, heads, DIM)
+
+    def check(s: dict, _: object) -> bool:
+        given = fresh(s, ("state",))
+        exact = wide(given)
+        out = torch.ops.headrace.gated_delta_rule(**given)
+        want = peer({n: x.float() if isinstance(x, Tensor) and x.is_floating_point() else x
+                     for n, x in exact.items()})  # fmt: skip
+        return near(out, want)
+
+    moved = 4 * total * heads * DIM * (4 if bench.dry else 2) + 8 * streams * heads * DIM * DIM
+    floor = floor_of(bench, moved, 6 * total * heads * DIM * DIM)
+    label = f"{streams} streams, {tokens} tokens"
+    bench.add("gated_delta_rule", label, make, {"torch chunks": peer}, floor, moved, check)
+
+
+def linear_attention(bench: Bench, streams: int, tokens: int) -> None:
+    """Eight heads of 128, ReLU. The peer is the masked product of chunks of 256 in torch."""
+    total, heads = streams * tokens, 8
+
+    def make() -> dict[str, Any]:
+        q, k, v = (bench.randn(total, heads, DIM) for _ in range(3))
+        return dict(
+            q=q, k=k, v=v, state=torch.zeros(streams, heads, DIM, DIM, device=bench.device),
+            norm=torch.ones(streams, heads, DIM, device=bench.device),
+            **ends(bench, streams, tokens),
+        )  # fmt: skip
+
+    def peer(s: dict) -> Tensor:
+        q, k, v = (heads_first(s[x], streams) for x in "qkv")
+        state, norm, outs = s["state"], s["norm"][..., None], []
+        for t in range(0, tokens, 256):
+            a, b, c = q[:, :, t : t + 256].relu(), k[:, :, t : t + 256].relu(), v[:, :, t : t + 256]
+            weights = (a @ b.mT).tril()
+            under = weights.sum(-1, keepdim=True) + a @ norm + 1e-6
+            outs.append((weights @ c + a @ state) / under)
+            state, norm = state + b.mT @ c, norm + b.sum(2)[..., None]
+        return torch.cat(outs, 2).transpose(1, 2).reshape(total, heads, DIM)
+
+    def check(s: dict, _: object) -> bool:
+        given = fresh(s, ("state", "norm"))
+        want = peer({n: x.clone() if isinstance(x, Tensor) else x for n, x in given.items()})
+        return near(torch.ops.headrace.linear_attention(**given), want)
+
+    moved = 4 * total * heads * DIM * (4 if bench.dry else 2) + 8 * streams * heads * DIM * DIM
+    floor = floor_of(bench, moved, 4 * total * heads * DIM * DIM)
+    label = f"{streams} streams, {tokens} tokens"
+    bench.add("linear_attention", label, make, {"torch chunks": peer}, floor, moved, check)
+
+
+def causal_conv(bench: Bench, tokens: int, channels: int) -> None:
+    """A chunk of one stream, four taps, SiLU."""
+
+    def make() -> dict[str, Any]:
+        return dict(
+            x=bench.randn(tokens, channels),
+            weight=torch.randn(channels, 4, device=bench.device),
+            bias=None,
+            state=bench.randn(1, channels, 3),
+            **ends(bench, 1, tokens),
+        )
+
+    def peer(s: dict) -> Tensor:
+        seen = torch.cat([s["state"], s["x"].T[None]], -1)
+        return F.silu(F.conv1d(seen, s["weight"].to(seen.dtype)[:, None], groups=channels))[0].T
+
+    def check(s: dict, _: object) -> bool:
+        given = fresh(s, ("state",))
+        want = peer(wide(given))
+        return near(torch.ops.headrace.causal_conv(**given), want)
+
+    moved = 2 * tokens * channels * (4 if bench.dry else 2)
+    floor = moved / bench.floors["copy_bytes_per_s"]
+    label = f"[{tokens}, {channels}]"
+    bench.add("causal_conv", label, make, {"torch conv1d": peer}, floor, moved, check)
+
+
+def append_absorb(bench: Bench, streams: int, tokens: int) -> None:
+    """A chunk of each stream over a ring of four pages that is full, ReLU."""
+    total, half = streams * tokens, DIM // 2
+    frequencies = 10000.0 ** (-torch.arange(half, dtype=torch.float64) / half)
+
+    def make() -> dict[str, Any]:
+        t = torch.arange(total)
+        slot = (37 * (t // tokens) + t % tokens) % (4 * PAGE)
+        page, slot = t // tokens * 4 + slot // PAGE, slot % PAGE
+        offsets = [torch.ones_like(t), slot, torch.zeros_like(t)]
+        return dict(
+            k=bench.randn(total, KV_HEADS, DIM),
+            v=bench.randn(total, KV_HEADS, DIM),
+            k_pages=bench.randn(4 * streams, KV_HEADS, DIM, PAGE),
+            v_pages=bench.randn(4 * streams, KV_HEADS, PAGE, DIM),
+            where=torch.stack([page, slot, slot], 1).to(bench.device),
+            evicted=torch.stack(offsets, 1).to(bench.device),
+            state=torch.zeros(streams, KV_HEADS, DIM, DIM, device=bench.device),
+            norm=torch.zeros(streams, KV_HEADS, DIM, device=bench.device),
+            inv_freq=frequencies.to(bench.device),
+            **ends(bench, streams, tokens),
+        )  # fmt: skip
+
+    def peer(s: dict) -> None:
+        page, slot = s["where"][:, 0], s["where"][:, 1]
+        angle = slot[:, None].double() * s["inv_freq"]
+        cos, sin = angle.cos().float()[:, None], angle.sin().float()[:, None]
+
+        def turned(x: Tensor, sign: int) -> Tensor:
+            a, b = x.float().split(half, -1)
+            return torch.cat([a * cos - sign * b * sin, b * cos + sign * a * sin], -1)
+
+        old = heads_first(turned(s["k_pages"][page, :, :, slot], -1).relu(), streams)
+        s["state"] += old.mT @ heads_first(s["v_pages"][page, :, slot], streams)
+        s["norm"] += old.sum(2)
+        s["k_pages"][page, :, :, slot] = turned(s["k"], 1).to(s["k"].dtype)
+        s["v_pages"][page, :, slot] = s["v"]
+
+    def check(s: dict, _: object) -> bool:
+        given = fresh(s, ("state", "norm"))
+        want = {n: x.clone() if isinstance(x, Tensor) else x for n, x in given.items()}
+        peer(want)
+        torch.ops.headrace.append_absorb(**given)
+        return all(near(given[n], want[n]) for n in ("state", "norm", "k_pages", "v_pages"))
+
+    moved = 4 * total * KV_HEADS * DIM * (4 if bench.dry else 2)
+    moved += (
+        2 * total * KV_HEADS * DIM * (4 if bench.dry else 2) + 8 * streams * KV_HEADS * DIM * DIM
+    )
+    label = f"{streams} streams, {tokens} tokens"
+    floor = moved / bench.floors["copy_bytes_per_s"]
+    bench.add("append_absorb", label, make, {"torch": peer}, floor, moved, check)
+
+
+JOBS: dict[str, tuple[Callable[..., None], list[tuple], tuple]] = {
+    # op: case, sizes, those of a dry run
+    "gated_delta_rule": (gated_delta, [(64, 1), (1, 4096), (16, 4096)], (2, 70)),
+    "linear_attention": (linear_attention, [(64, 1), (1, 4096), (16, 4096)], (2, 70)),
+    "causal_conv": (causal_conv, [(1, 4096), (4096, 4096), (65536, 4096)], (9, 48)),
+    "append_absorb": (append_absorb, [(64, 1), (8, 64), (256, 1)], (2, 5)),
+}

@@ -1,0 +1,111 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "prune.h"
+
+#include <algorithm>
+
+#include "bind/bind.h"
+
+namespace headrace::bind {
+
+namespace {
+
+using Sizes4 = std::array<std::int64_t, 4>;
+
+void similarity(Address x, Strides3 x_strides, Address ref, Strides3 ref_strides, Address segments,
+                Strides3 segment_strides, Sizes4 sizes, std::int64_t ref_rows, Strides2 patch,
+                std::int64_t radius, double alpha, int metric, int x_dtype, int ref_dtype,
+                Address out, int threads) {
+  headrace::SimilarityArgs args{};
+  args.x = at<const void>(x);
+  args.ref = at<const void>(ref);
+  args.segments = at<const std::int32_t>(segments);
+  args.out = at<float>(out);
+  std::copy(x_strides.begin(), x_strides.end(), args.x_strides);
+  std::copy(ref_strides.begin(), ref_strides.end(), args.ref_strides);
+  std::copy(segment_strides.begin(), segment_strides.end(), args.segment_strides);
+  args.frames = sizes[0];
+  args.height = sizes[1];
+  args.width = sizes[2];
+  args.depth = sizes[3];
+  args.ref_rows = ref_rows;
+  args.patch_height = patch[0];
+  args.patch_width = patch[1];
+  args.out_height = (sizes[1] + patch[0] - 1) / patch[0];
+  args.out_width = (sizes[2] + patch[1] - 1) / patch[1];
+  args.radius = radius;
+  args.alpha = alpha;
+  args.metric = metric;
+  args.x_dtype = x_dtype;
+  args.ref_dtype = ref_dtype;
+  py::gil_scoped_release nogil;
+  headrace::similarity(args, threads);
+}
+
+// The optional arrays come in the order index, count, target, weights, mask. sizes: batch, heads,
+// size, capacity, depth. item: bytes of an element.
+headrace::CompactArgs compact_args(Address x, Strides3 x_strides, Address y, Strides3 y_strides,
+                                   const std::array<Address, 5>& options,
+                                   const std::array<Strides2, 5>& strides,
+                                   const std::array<std::int64_t, 5>& sizes, std::int64_t item) {
+  headrace::CompactArgs args{};
+  args.x = at<const char>(x);
+  args.y = at<char>(y);
+  std::copy(x_strides.begin(), x_strides.end(), args.x_strides);
+  std::copy(y_strides.begin(), y_strides.end(), args.y_strides);
+  args.index = at<const std::int32_t>(options[0]);
+  args.count = at<const std::int32_t>(options[1]);
+  args.target = at<const std::int32_t>(options[2]);
+  args.weights = at<const float>(options[3]);
+  args.mask = at<const std::uint8_t>(options[4]);
+  std::int64_t* rows[] = {args.index_strides, args.count_strides, args.target_strides,
+                          args.weight_strides, args.mask_strides};
+  for (int i = 0; i < 5; ++i) std::copy(strides[i].begin(), strides[i].end(), rows[i]);
+  args.batch = sizes[0];
+  args.heads = sizes[1];
+  args.size = sizes[2];
+  args.capacity = sizes[3];
+  args.depth = sizes[4];
+  args.item = item;
+  return args;
+}
+
+void compact(Address x, Strides3 x_strides, Address y, Strides3 y_strides,
+             std::array<Address, 5> options, std::array<Strides2, 5> strides,
+             std::array<std::int64_t, 5> sizes, std::int64_t item, int dtype,
+             std::array<Address, 3> outs, int threads) {
+  auto args = compact_args(x, x_strides, y, y_strides, options, strides, sizes, item);
+  args.dtype = dtype;
+  args.sizes = at<float>(outs[0]);
+  args.kept = at<std::int32_t>(outs[1]);
+  args.kept_count = at<std::int32_t>(outs[2]);
+  py::gil_scoped_release nogil;
+  headrace::compact(args, threads);
+}
+
+void compact_inplace(Address y, Strides3 y_strides, std::array<Address, 5> options,
+                     std::array<Strides2, 5> strides, std::array<std::int64_t, 5> sizes,
+                     std::int64_t item, int threads) {
+  const auto args = compact_args(0, {}, y, y_strides, options, strides, sizes, item);
+  py::gil_scoped_release nogil;
+  headrace::compact_inplace(args, threads);
+}
+
+void scatter_back(Address x, Strides3 x_strides, Address y, Strides3 y_strides,
+                  std::array<Address, 5> options, std::array<Strides2, 5> strides,
+                  std::array<std::int64_t, 5> sizes, std::int64_t item, bool aligned, int threads) {
+  auto args = compact_args(x, x_strides, y, y_strides, options, strides, sizes, item);
+  args.aligned = aligned;
+  py::gil_scoped_release nogil;
+  headrace::scatter_back(args, threads);
+}
+
+}  // namespace
+
+void prune_family(py::module_& m) {
+  m.def("similarity", &similarity);
+  m.def("compact", &compact);
+  m.def("compact_inplace", &compact_inplace);
+  m.def("scatter_back", &scatter_back);
+}
+
+}  // namespace headrace::bind

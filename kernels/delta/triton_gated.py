@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`gated_delta_rule` in Triton: a program owns a strip of the columns of one head's state.
+
+The strip stays in registers while the tokens of the stream pass, so there are (streams x heads x
+strips) programs and nothing meets. Streams that bring many tokens go in chunks, see triton_chunk.
+Not yet seen running on a GPU.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+from headrace.kernels.common.triton import FUSION, on_device, power_of_two
+from headrace.kernels.common.triton_pieces import pieces
+
+from .triton_chunk import gated_delta_chunk_kernel, gated_delta_solve_kernel
+
+LONG = 24  # tokens that a stream must bring for chunks; a stream's own matter, not its neighbours'
+CHUNK = 32  # tokens
+
+
+@triton.jit
+def gated_delta_rule_kernel(
+    q,
+    k,
+    v,
+    log_decay,
+    beta,
+    o,
+    state,
+    indptr,
+    rows,
+    longest,
+    scale,
+    q_row,
+    q_head,
+    k_row,
+    k_head,
+    v_row,
+    v_head,
+    HV: tl.constexpr,
+    GROUP: tl.constexpr,
+    D: tl.constexpr,
+    V: tl.constexpr,
+    BD: tl.constexpr,
+    BV: tl.constexpr,
+    NORMALIZE: tl.constexpr,
+):
+    head = tl.program_id(0)
+    stream = tl.program_id(2)
+    begin = tl.load(indptr + stream)
+    end = tl.load(indptr + stream + 1)
+    if end - begin >= longest:
+        return
+    d = tl.arange(0, BD)
+    n = tl.program_id(1) * BV + tl.arange(0, BV)
+    row = tl.load(rows + stream).to(tl.int64)
+    mask = (d[:, None] < D) & (n[None, :] < V)
+    at = state + ((row * HV + head) * D + d[:, None]) * V + n[None, :]
+    s = tl.load(at, mask=mask, other=0.0)
+    for t in range(begin, end):
+        token = row * 0 + t  # 64 bits
+        own = head // GROUP
+        key = tl.load(k + token * k_row + own * k_head + d, mask=d < D, other=0.0).to(tl.float32)
+        ask = tl.load(q + token * q_row + own * q_head + d, mask=d < D, other=0.0).to(tl.float32)
+        if NORMALIZE:
+            key = key / tl.sqrt(tl.sum(key * key, 0) + 1e-6)
+            ask = ask / tl.sqrt(tl.sum(ask * ask, 0) + 1e-6)
+        value = tl.load(v + token * v_row + head * v_head + n, mask=n < V, other=0.0)
+        s = s * tl.exp(tl.load(log_decay + token * HV + head))
+        found = tl.sum(s * key[:, None], 0)
+        delta = tl.load(beta + token * HV + head) * (value.to(tl.float32) - found)
+        s = s + key[:, None] * delta[None, :]
+        out = scale * tl.sum(s * ask[:, None], 0)
+        tl.store(o + (token * HV + head) * V + n, out.to(o.dtype.element_ty), mask=n < V)
+    tl.store(at, s, mask=mask)
+
+
+def gated_delta_rule(bound, axes, outs):
+    """`headrace.ops.gated_delta_rule` on CUDA tensors (or, interpreted, small CPU tensors)."""
+    q, k, v, (o,), tokens, streams = (*(bound[x] for x in "qkv"), outs, axes["T"], axes["B"])
+    if 0 in (tokens, streams):
+        return
+    gates, strides = (bound["log_decay"], bound["beta"]), (*q.stride()[:2], *k.stride()[:2])
+    ends, scale = (bound["indptr"], bound["rows"]), bound["scale"]
+    heads = {"HV": axes["HV"], "GROUP": axes["HV"] // axes["H"], "D": axes["D"]}
+    heads |= {"BD": power_of_two(axes["D"]), "NORMALIZE": bound["normalize"]}
+    more = {"num_warps": 4, "num_stages": 1, **FUSION}
+    with on_device("gated_delta_rule", q):
+        if tokens >= LONG:
+            chunks = pieces(tokens, streams, CHUNK)
+            solved, scores = gates[0].new_empty(2, chunks, axes["HV"], CHUNK, CHUNK)
+            gated_delta_solve_kernel[(chunks, axes["HV"])](
+                q, k, *gates, solved, scores, ends[0], streams, LONG, scale, *strides, BT=CHUNK,
+                **heads, **more,
+            )  # fmt: skip
+            gated_delta_chunk_kernel[(axes["HV"], triton.cdiv(axes["V"], 32), streams)](
+                q, k, v, *gates, solved, scores, o, bound["state"], *ends, LONG, scale, *strides,
+                *v.stride()[:2], V=axes["V"], BV=32, BT=CHUNK, **heads, **more,
+            )  # fmt: skip
+        gated_delta_rule_kernel[(axes["HV"], triton.cdiv(axes["V"], 16), streams)](
+            q, k, v, *gates, o, bound["state"], *ends, LONG, scale, *strides, *v.stride()[:2],
+            V=axes["V"], BV=16, **heads, **more,
+        )  # fmt: skip

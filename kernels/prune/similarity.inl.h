@@ -1,0 +1,225 @@
+// SPDX-License-Identifier: Apache-2.0
+// Rows against rows, one pass over both. Every sum runs over its row in one fixed order, kW lanes
+// at a time, and is added up in fp64 from there, so a score knows nothing of other rows.
+#pragma once
+#include "bytes.inl.h"
+#include "finish.h"
+
+namespace {
+
+using headrace::kCos;
+using headrace::kDot;
+using headrace::kL1;
+using headrace::kL2;
+using headrace::kSums;
+using headrace::SimilarityArgs;
+
+template <class T>
+inline F load_part(const T* p, int left) {
+  T lanes[kW] = {};
+  for (int i = 0; i < left; ++i) lanes[i] = p[i];
+  return load(lanes);
+}
+
+template <int M>
+inline void step(F x, F r, F* acc) {
+  if (M == kCos) {
+    acc[0] = fma(x, r, acc[0]);
+    acc[1] = fma(x, x, acc[1]);
+    acc[2] = fma(r, r, acc[2]);
+  } else if (M == kDot) {
+    acc[0] = fma(x, r, acc[0]);
+  } else {
+    const F d = sub(x, r);
+    acc[0] = M == kL1 ? add(acc[0], max(d, sub(zero(), d))) : fma(d, d, acc[0]);
+  }
+}
+
+// sums += those of n neighbouring elements.
+template <int M, class X, class R>
+inline void run(const X* x, const R* r, std::int64_t n, double* sums) {
+  constexpr int kN = M == kCos ? 3 : 1, kU = M == kCos ? 2 : 4;
+  F acc[kU][kN];
+  for (int u = 0; u < kU; ++u) {
+    for (int j = 0; j < kN; ++j) acc[u][j] = zero();
+  }
+  std::int64_t i = 0;
+  for (; i + kU * kW <= n; i += kU * kW) {
+    for (int u = 0; u < kU; ++u) step<M>(load(x + i + u * kW), load(r + i + u * kW), acc[u]);
+  }
+  for (; i + kW <= n; i += kW) step<M>(load(x + i), load(r + i), acc[0]);
+  if (i < n) {
+    const int left = static_cast<int>(n - i);
+    step<M>(load_part(x + i, left), load_part(r + i, left), acc[0]);
+  }
+  for (int j = 0; j < kN; ++j) {
+    F sum = add(acc[0][j], acc[1][j]);
+    if (kU == 4) sum = add(sum, add(acc[2 % kU][j], acc[3 % kU][j]));
+    sums[j] += hsum(sum);
+  }
+}
+template <int M>
+inline void run_bytes(const u8* x, const u8* r, std::int64_t n, double* sums) {
+  std::uint64_t bins[kBins] = {};
+  add_differences(x, r, n, bins);
+  for (int i = 0; i < kBins; ++i) sums[0] += static_cast<double>(bins[i]);
+}
+template <>
+inline void run<kL1, u8, u8>(const u8* x, const u8* r, std::int64_t n, double* sums) {
+  run_bytes<kL1>(x, r, n, sums);
+}
+
+template <int M, class X, class R>
+inline float score_of(const SimilarityArgs& a, const X* x, const R* r) {
+  double sums[kSums] = {};
+  run<M>(x, r, a.depth, sums);
+  return similarity_of(a, sums, static_cast<double>(a.depth));
+}
+
+// The best of the rows around (h, w); NaN where one of them gives NaN.
+template <int M, class X, class R>
+inline float around(const SimilarityArgs& a, const X* x, const R* r, std::int64_t h,
+                    std::int64_t w) {
+  const bool least = is_distance(a.metric);
+  const std::int64_t top = h < a.radius ? 0 : h - a.radius, left = w < a.radius ? 0 : w - a.radius;
+  const std::int64_t bottom = a.height - 1 - h < a.radius ? a.height - 1 : h + a.radius;
+  const std::int64_t right = a.width - 1 - w < a.radius ? a.width - 1 : w + a.radius;
+  float best = score_of<M>(a, x, r + top * a.ref_strides[1] + left * a.ref_strides[2]);
+  for (std::int64_t y = top; y <= bottom; ++y) {
+    for (std::int64_t z = left; z <= right; ++z) {
+      const float s = score_of<M>(a, x, r + y * a.ref_strides[1] + z * a.ref_strides[2]);
+      if (s != s || (least ? s < best : s > best)) best = s;
+    }
+  }
+  return best;
+}
+
+template <int M, class X, class R>
+void rows_of(const SimilarityArgs& a, std::int64_t first, std::int64_t last) {
+  const X* x = static_cast<const X*>(a.x);
+  const R* ref = static_cast<const R*>(a.ref);
+  for (std::int64_t t = first; t < last; ++t) {
+    const std::int64_t w = t % a.width, h = t / a.width % a.height, f = t / a.width / a.height;
+    const X* row = x + f * a.x_strides[0] + h * a.x_strides[1] + w * a.x_strides[2];
+    if (a.segments) {
+      const std::int64_t s = a.segments[f * a.segment_strides[0] + h * a.segment_strides[1] +
+                                        w * a.segment_strides[2]];
+      constexpr float kFar = __builtin_inff();
+      a.out[t] = s < 0 || s >= a.ref_rows ? (is_distance(a.metric) ? kFar : -kFar)
+                                          : score_of<M>(a, row, ref + s * a.ref_strides[2]);
+    } else if (a.radius) {
+      a.out[t] = around<M>(a, row, ref + f * a.ref_strides[0], h, w);
+    } else {
+      a.out[t] = score_of<M>(
+          a, row, ref + f * a.ref_strides[0] + h * a.ref_strides[1] + w * a.ref_strides[2]);
+    }
+  }
+}
+
+template <int M, class X, class R>
+void patches_of(const SimilarityArgs& a, std::int64_t frame, std::int64_t y, std::int64_t y_end,
+                double* sums) {
+  const bool whole = a.x_strides[2] == a.depth && a.ref_strides[2] == a.depth;
+  for (; y < y_end; ++y) {
+    const X* x = static_cast<const X*>(a.x) + frame * a.x_strides[0] + y * a.x_strides[1];
+    const R* r = static_cast<const R*>(a.ref) + frame * a.ref_strides[0] + y * a.ref_strides[1];
+    for (std::int64_t p = 0; p < a.out_width; ++p) {
+      const std::int64_t w = p * a.patch_width;
+      const std::int64_t n = a.width - w < a.patch_width ? a.width - w : a.patch_width;
+      if (whole) {
+        run<M>(x + w * a.depth, r + w * a.depth, n * a.depth, sums + p * kSums);
+        continue;
+      }
+      for (std::int64_t i = w; i < w + n; ++i) {
+        run<M>(x + i * a.x_strides[2], r + i * a.ref_strides[2], a.depth, sums + p * kSums);
+      }
+    }
+  }
+}
+
+// Bytes of whole patches stay whole numbers until the last row: one addition of a vector each. Its
+// store waits for what it adds, and a load from memory that shares its low address bits waits for
+// the store; so the next row is fetched ahead, without which this runs at a quarter of the speed.
+void byte_patches(const SimilarityArgs& a, std::int64_t frame, std::int64_t y, std::int64_t y_end,
+                  double* sums) {
+  constexpr std::int64_t kStrip = 128;
+  std::uint64_t bins[kStrip][kBins];
+  const u8* x = static_cast<const u8*>(a.x) + frame * a.x_strides[0];
+  const u8* r = static_cast<const u8*>(a.ref) + frame * a.ref_strides[0];
+  for (std::int64_t p = 0; p < a.out_width; p += kStrip) {
+    const std::int64_t end = a.out_width - p < kStrip ? a.out_width : p + kStrip;
+    memset(bins, 0, sizeof bins);
+    for (std::int64_t row = y; row < y_end; ++row) {
+      for (std::int64_t q = p; q < end; ++q) {
+        const std::int64_t w = q * a.patch_width;
+        const std::int64_t n = a.width - w < a.patch_width ? a.width - w : a.patch_width;
+        const u8* u = x + row * a.x_strides[1] + w * a.depth;
+        const u8* v = r + row * a.ref_strides[1] + w * a.depth;
+        __builtin_prefetch(u + a.x_strides[1]);
+        __builtin_prefetch(v + a.ref_strides[1]);
+        add_differences(u, v, n * a.depth, bins[q - p]);
+      }
+    }
+    for (std::int64_t q = p; q < end; ++q) {
+      std::uint64_t sum = 0;
+      for (int i = 0; i < kBins; ++i) sum += bins[q - p][i];
+      sums[q * kSums] = static_cast<double>(sum);
+    }
+  }
+}
+
+template <class X, class R, class Do>
+void by_metric(const SimilarityArgs& a, const Do& go) {
+  const X* x = nullptr;
+  const R* r = nullptr;
+  if (a.metric == kCos) return go.template of<kCos>(x, r);
+  if (a.metric == kDot) return go.template of<kDot>(x, r);
+  if (a.metric == kL1) return go.template of<kL1>(x, r);
+  go.template of<kL2>(x, r);  // and what is made of it
+}
+
+template <class X, class Do>
+void by_reference(const SimilarityArgs& a, const Do& go) {
+  if (a.ref_dtype == headrace::kF32) return by_metric<X, float>(a, go);
+  by_metric<X, X>(a, go);
+}
+
+template <class Do>
+void by_dtype(const SimilarityArgs& a, const Do& go) {
+  if (a.x_dtype == headrace::kF32) return by_metric<float, float>(a, go);
+  if (a.x_dtype == headrace::kBF16) return by_reference<bf16>(a, go);
+  if (a.x_dtype == headrace::kF16) return by_reference<fp16>(a, go);
+  by_reference<u8>(a, go);
+}
+
+struct RowsOf {
+  const SimilarityArgs& a;
+  std::int64_t first, last;
+  template <int M, class X, class R>
+  void of(const X*, const R*) const {
+    rows_of<M, X, R>(a, first, last);
+  }
+};
+struct PatchesOf {
+  const SimilarityArgs& a;
+  std::int64_t frame, y, y_end;
+  double* sums;
+  template <int M, class X, class R>
+  void of(const X*, const R*) const {
+    patches_of<M, X, R>(a, frame, y, y_end, sums);
+  }
+};
+
+void rows(const SimilarityArgs& a, std::int64_t first, std::int64_t last) {
+  by_dtype(a, RowsOf{a, first, last});
+}
+
+void patches(const SimilarityArgs& a, std::int64_t frame, std::int64_t y, std::int64_t y_end,
+             double* sums) {
+  const bool whole = a.x_strides[2] == a.depth && a.ref_strides[2] == a.depth;
+  if (whole && a.metric == kL1 && a.x_dtype == headrace::kU8 && a.ref_dtype == headrace::kU8)
+    return byte_patches(a, frame, y, y_end, sums);
+  by_dtype(a, PatchesOf{a, frame, y, y_end, sums});
+}
+
+}  // namespace

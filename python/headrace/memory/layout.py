@@ -1,0 +1,149 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A page outside the pool: its bytes, layer by layer, as it was or in int8."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import bad_type, bad_value
+from .pool import DTYPES, QUANTISED, PagePool
+
+CODECS = ("same", "int8")
+ALIGN = 64
+_LEAST = 2.0**-100  # below it a head is stored as zeros, as `append` does with rows
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What a block is made of: for each layer a part of `part_bytes`, one after the other.
+
+    A part holds k [Hkv, D, P] and v [Hkv, P, D], then scales fp32. dtype: of the pool's pages.
+    codec "same" keeps them bit for bit, with their scales for every slot if they have any. "int8"
+    rounds floats to 127 steps either side of 0, with one scale for each head of a page: the error
+    of a number is at most its head's largest magnitude / 254.
+    """
+
+    layers: int
+    kv_heads: int
+    head_dim: int
+    page_size: int
+    dtype: torch.dtype
+    codec: str = "same"
+
+    def __post_init__(self) -> None:
+        if self.dtype not in DTYPES:
+            raise bad_type("Layout", "dtype", "a dtype of pages", self.dtype)
+        if self.codec not in CODECS:
+            raise bad_value("archive", "codec", " or ".join(CODECS), repr(self.codec))
+        if self.codec == "int8" and self.dtype in QUANTISED:
+            hint = "they are quantised already"
+            raise bad_value("archive", "codec", f"'same' for pages of {self.dtype}", "int8", hint)
+
+    @staticmethod
+    def of(pool: PagePool, codec: str = "same") -> Layout:
+        """Of the pages of a pool."""
+        layers, _, heads, dim, size = pool.k.shape
+        return Layout(layers, heads, dim, size, pool.k.dtype, codec)
+
+    def meta(self) -> dict[str, Any]:
+        """As plain data."""
+        return asdict(self) | {"dtype": str(self.dtype).removeprefix("torch.")}
+
+    @staticmethod
+    def from_meta(meta: dict[str, Any]) -> Layout:
+        """From what `meta` gave."""
+        return Layout(**(meta | {"dtype": getattr(torch, meta["dtype"])}))
+
+    @cached_property
+    def pieces(self) -> tuple[tuple[str, torch.dtype, tuple[int, ...], int, int], ...]:
+        """Name, dtype, shape, first byte and bytes of each piece of a part."""
+        heads, dim, size = self.kv_heads, self.head_dim, self.page_size
+        held = torch.int8 if self.codec == "int8" else self.dtype
+        shapes: dict[str, tuple[torch.dtype, tuple[int, ...]]]
+        shapes = {"k": (held, (heads, dim, size)), "v": (held, (heads, size, dim))}
+        if held in QUANTISED:
+            scales = 1 if self.codec == "int8" else size
+            shapes |= {x: (torch.float32, (heads, scales)) for x in ("k_scale", "v_scale")}
+        made, at = [], 0
+        for name, (dtype, shape) in shapes.items():
+            nbytes = prod(shape) * dtype.itemsize
+            made.append((name, dtype, shape, at, nbytes))
+            at += nbytes
+        return tuple(made)
+
+    @cached_property
+    def part_bytes(self) -> int:
+        """Of one layer of a block."""
+        *_, first, nbytes = self.pieces[-1]
+        return -(-(first + nbytes) // ALIGN) * ALIGN
+
+    @property
+    def block_bytes(self) -> int:
+        return self.layers * self.part_bytes
+
+    def split(self, parts: Tensor) -> dict[str, Tensor]:
+        """Views of the pieces [..., *shape] of uint8 [..., part_bytes]."""
+        return {
+            name: parts[..., first : first + nbytes].view(dtype).unflatten(-1, shape)
+            for name, dtype, shape, first, nbytes in self.pieces
+        }
+
+    def empty(self, *sizes: int, pinned: bool = False) -> Tensor:
+        """Room for blocks: uint8 [*sizes, layers, part_bytes]."""
+        shape = (*sizes, self.layers, self.part_bytes)
+        return torch.empty(shape, dtype=torch.uint8, pin_memory=pinned)
+
+    def pack(self, pool: PagePool, page: int, out: Tensor) -> None:
+        """Copies a page into uint8 [layers, part_bytes]; all layers."""
+        pieces = self.split(out)
+        if self.codec == "int8":
+            for name, source in (("k", pool.k), ("v", pool.v)):
+                codes, scale = quantise(source[:, page].flatten(2))
+                pieces[name].copy_(codes.view(pieces[name].shape))
+                pieces[f"{name}_scale"].copy_(scale)
+        else:
+            for name, piece in pieces.items():
+                piece.copy_(getattr(pool, name)[:, page])
+        *_, first, nbytes = self.pieces[-1]
+        out[..., first + nbytes :] = 0
+
+    def unpack(self, part: Tensor, pool: PagePool, layer: int, page: int) -> None:
+        """Copies one layer of a block, uint8 [part_bytes], into a page of a pool."""
+        pieces = self.split(part)
+        for name, piece in self.decoded(pieces).items():
+            getattr(pool, name)[layer, page].copy_(piece, non_blocking=True)
+
+    def decoded(self, pieces: dict[str, Tensor]) -> dict[str, Tensor]:
+        """What the pool holds of these pieces: without scales of ours."""
+        if self.codec == "same":
+            return pieces
+        return {
+            name: pieces[name].float() * pieces[f"{name}_scale"][..., None] for name in ("k", "v")
+        }
+
+    def direct(self, pool: PagePool, layer: int, page: int) -> list[memoryview] | None:
+        """The memory of a page that a part is a copy of, in order; None when it is not."""
+        if self.codec != "same" or pool.k.device.type != "cpu":
+            return None
+        return [
+            memoryview(getattr(pool, name)[layer, page].view(torch.uint8).view(-1).numpy())
+            for name, *_ in self.pieces
+        ]
+
+
+def quantise(x: Tensor) -> tuple[Tensor, Tensor]:
+    """int8 codes [..., N] and scales fp32 [..., 1] of floats [..., N]; NaN if a number is not
+    finite.
+    """
+    x = x.float()
+    most = x.abs().amax(-1, keepdim=True)
+    scale = torch.where(most < _LEAST, 0.0, most / 127)
+    codes = (x / torch.where(scale == 0, 1.0, scale)).round_().clamp_(-127, 127)
+    bad = ~torch.isfinite(most)
+    return codes.nan_to_num_(0).to(torch.int8), scale.masked_fill_(bad, torch.nan)

@@ -1,0 +1,124 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from torch import Tensor, get_num_threads
+
+from .. import _C
+from ..errors import bad_value
+from ..kernels.prune.spec import COMPACT
+from .registry import DTYPE_CODE, address, call, register
+
+
+class Compacted(NamedTuple):
+    """Rows that are kept [..., K, D], their sizes and indices [..., K], and how many [...]."""
+
+    y: Tensor
+    sizes: Tensor
+    kept: Tensor
+    number: Tensor
+
+
+def compact(
+    x: Tensor,
+    index: Tensor | None = None,
+    count: Tensor | None = None,
+    *,
+    mask: Tensor | None = None,
+    target: Tensor | None = None,
+    weights: Tensor | None = None,
+    capacity: int | None = None,
+) -> Compacted:
+    """The rows that are kept, side by side in their order, and what others merge into them.
+
+    x [N, D], [B, N, D] or [B, H, N, D] of any dtype from 1 to 8 bytes that the ops know. Which rows
+    are kept, for every batch entry or head on its own:
+
+    - `index` (int32 [K], [B, K] or [B, H, K]), ascending, of which the first `count` (int32 [],
+      [B] or [B, H], on the device; all without it) are meant, as `select` gives them; or
+    - `mask` (bool [N], [B, N] or [B, H, N]); K is then `capacity`, or N without it, and of more
+      rows than K the first are kept.
+
+    With `target` (int32 [N], [B, N] or [B, H, N]), x floating, a row that is not kept merges into
+    the kept row target[i]; where that is not kept, or is no row, it is dropped. A kept row becomes
+    the mean of its members weighted by `weights` (fp32 as target, as the sizes of tokens that were
+    merged before; 1 without). Rows that are alone, or whose weights add up to 0, stay as they are.
+
+    Gives (y [..., K, D], sizes fp32 [..., K], kept int32 [..., K], number int32 [...]): the rows,
+    what each stands for, their indices, and how many. Behind them y and sizes are 0, kept is -1.
+    A size is the sum of the weights of a row's members. Copies are exact; means are computed in
+    fp32, members in their order, and rounded once. Nothing waits for the device. Rows that are
+    dropped are not read. Numpy arrays are taken too and given back. Raises TypeError,
+    ValueError (on the CPU also for an index that does not ascend or is no row; on a GPU such a row
+    is 0) or NotImplementedError naming the argument. Sources: DTD, EVS and kvpress (gathers), ToMe
+    and VisionZip (merges).
+    """
+    dims = x.ndim
+    out = call(
+        "compact",
+        rows_of("compact", x),
+        spread(index, 3),
+        counts_of(count),
+        mask=spread(mask, 3),
+        target=spread(target, 3),
+        weights=spread(weights, 3),
+        capacity=capacity,
+    )
+    if dims == 3:
+        out = tuple(o[:, 0] for o in out)
+    elif dims == 2:
+        out = tuple(o[0, 0] for o in out)
+    return Compacted(*out)
+
+
+def rows_of(op: str, x: Any, name: str = "x") -> Any:
+    """[B, H, N, D] from [N, D] or [B, N, D]."""
+    if x.ndim not in (2, 3, 4):
+        expected = "[N, D], [B, N, D] or [B, H, N, D]"
+        raise bad_value(op, name, expected, f"shape {tuple(x.shape)}")
+    return spread(x, 4)
+
+
+def spread(x: Any, dims: int) -> Any:
+    """[B, ...] gets an axis of heads, [...] one of batches too."""
+    if x is None or x.ndim >= dims:
+        return x
+    return x[:, None] if x.ndim == dims - 1 else x[None, None]
+
+
+def counts_of(x: Any) -> Any:
+    """[B, H] from [B] or a single number."""
+    return spread(x, 2)
+
+
+def strides(x: Tensor | None) -> tuple[int, int]:
+    """Of batch and head; 0 along what there is once."""
+    if x is None:
+        return (0, 0)
+    return (0 if x.shape[0] == 1 else x.stride(0), 0 if x.shape[1] == 1 else x.stride(1))
+
+
+def options(bound: Any) -> tuple[list[int], list[tuple[int, int]]]:
+    """Addresses and strides of index, count, target, weights and mask, of which an op has some."""
+    given = [bound.get(n) for n in ("index", "count", "target", "weights", "mask")]
+    return [address(x) for x in given], [strides(x) for x in given]
+
+
+def _cpu(bound, axes, outs):
+    x, (y, sizes, index, count) = bound["x"], outs
+    _C.compact(
+        x.data_ptr(),
+        x.stride()[:3],
+        y.data_ptr(),
+        y.stride()[:3],
+        *options(bound),
+        [axes[n] for n in "BHNKD"],
+        x.element_size(),
+        DTYPE_CODE.get(x.dtype, -1),
+        [x.data_ptr() for x in (sizes, index, count)],
+        get_num_threads(),
+    )
+
+
+register(COMPACT, _cpu)

@@ -1,0 +1,7 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+
+def pytest_addoption(parser):
+    """`pytest tests/gpu --replays 100000` runs captured graphs that often."""
+    parser.addoption("--replays", type=int, default=2000, help="replays of a captured graph")

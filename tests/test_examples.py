@@ -1,0 +1,37 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every example runs, shows what it says, and is short."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+NEEDS = {"endless_chat": "transformers"}
+FOLDER = Path(__file__).resolve().parents[1] / "examples"
+SHOWN = {
+    "endless_chat": (["--turns", "9", "--window", "100"], r" 8 +\d+ tokens read +103 alive +320 KiB"),
+    "endless_log": (["--lines", "120"], r"deviations  2026-11-21 00:01:30 FATAL checksum"),
+    "listen_and_speak": (["--steps", "40"], r"the same bytes: True"),
+    "live_knob": ([], r"condition: turned before tick 10, to show at 13, first differs at 13"),
+    "many_users": (["--users", "6"], r"of 6 users in \d+ ms, one model call"),
+}
+
+
+def test_every_example_is_run():
+    assert {path.stem for path in FOLDER.glob("*.py")} == set(SHOWN)
+
+
+@pytest.mark.parametrize("name", SHOWN)
+def test_an_example_shows_what_it_says(name, tmp_path):
+    if name in NEEDS:
+        pytest.importorskip(NEEDS[name], reason=f"{NEEDS[name]} is not installed")
+    arguments, shown = SHOWN[name]
+    path = FOLDER / f"{name}.py"
+    assert len(path.read_text("utf-8").splitlines()) <= 80
+    done = subprocess.run(
+        [sys.executable, str(path), *arguments], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert re.search(shown, done.stdout), done.stdout

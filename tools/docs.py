@@ -1,0 +1,126 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Writes docs/ops.md and docs/presets.md from the contracts of the ops and the presets themselves.
+
+    python tools/docs.py [--check]
+
+`--check` writes nothing and fails when a file differs.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import sys
+from pathlib import Path
+from types import ModuleType
+
+from headrace import ops, presets
+from headrace.contract import Arg, OpSpec
+
+ROOT = Path(__file__).resolve().parents[1]
+
+OPS = """# Ops
+
+Every op is `headrace.ops.<name>` on torch tensors, and on the CPU on numpy arrays too, without a
+copy; it is also `torch.ops.headrace.<name>`, under `torch.compile` as well. The CPU kernels exist
+at three levels (scalar, AVX2, AVX-512) and are the default where there is no GPU; the others
+named below have been compiled for sm_80 and sm_90 and run in an interpreter or an emulation, and
+**none of them has been seen running on a GPU yet**. Written by `python tools/docs.py` from the
+contracts that the argument checks, the tests and the benchmarks read.
+"""
+
+PRESETS = """# Presets
+
+Published systems, each a few lines over the runtime. `headrace check NAME` proves the claims of one
+on your machine, `headrace check` those of all. Written by `python tools/docs.py` from the presets.
+"""
+
+
+def op_page() -> str:
+    """docs/ops.md."""
+    specs = sorted(ops.specs().values(), key=lambda spec: spec.name)
+    lines = [OPS, "| op | what it does | beside the CPU |", "|---|---|---|"]
+    for spec in specs:
+        lines.append(f"| [`{spec.name}`](#{spec.name}) | {spec.doc} | {', '.join(spec.gpu)} |")
+    return "\n".join(lines) + "\n" + "".join(map(_op, specs))
+
+
+def _op(spec: OpSpec) -> str:
+    function = getattr(ops, spec.name)
+    lines = ["", f"## {spec.name}", "", "```python"]
+    lines += [f"headrace.ops.{spec.name}{_signature(function)}", "```", ""]
+    lines += [inspect.cleandoc(function.__doc__ or ""), ""]
+    lines += ["| tensor | axes | dtypes |", "|---|---|---|"]
+    lines += [f"| {_name(arg, spec)} | `{_axes(arg.axes)}` | {_dtypes(arg)} |" for arg in spec.args]
+    for i, out in enumerate(spec.outs):
+        name = "result" if len(spec.outs) == 1 else f"result {i + 1}"
+        dtype = f"that of {out.dtype}" if isinstance(out.dtype, str) else _short(out.dtype)
+        lines.append(f"| {name} | `{_axes(out.axes)}` | {dtype} |")
+    if spec.source:
+        lines += ["", f"After: {spec.source}."]
+    return "\n".join(lines) + "\n"
+
+
+def _signature(function: object) -> str:
+    signature = inspect.signature(function)  # type: ignore[arg-type]
+    names = []
+    marked = False
+    for p in signature.parameters.values():
+        if p.kind is p.KEYWORD_ONLY and not marked:
+            names.append("*")
+            marked = True
+        names.append(p.name if p.default is p.empty else f"{p.name}={p.default!r}")
+    return "(" + ", ".join(names) + ")"
+
+
+def _name(arg: Arg, spec: OpSpec) -> str:
+    notes = ["or None"] if arg.optional else []
+    if arg.name in spec.mutates:
+        notes.append("written")
+    return f"`{arg.name}`" + (f" ({', '.join(notes)})" if notes else "")
+
+
+def _axes(axes: str) -> str:
+    return axes.replace("|", " or ") or "()"
+
+
+def _dtypes(arg: Arg) -> str:
+    return f"that of {arg.like}" if arg.like else ", ".join(map(_short, arg.dtypes))
+
+
+def _short(dtype: object) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def preset_page() -> str:
+    """docs/presets.md."""
+    lines = [PRESETS, "| preset | after |", "|---|---|"]
+    found = [presets.get(name) for name in presets.names()]
+    lines += [f"| [`{p.name}`](#{p.name}) | {p.source} |" for p in found]
+    for p in found:
+        lines += ["", f"## {p.name}", "", inspect.cleandoc(_module(p).__doc__ or "")]
+    return "\n".join(lines) + "\n"
+
+
+def _module(preset: presets.Preset) -> ModuleType:
+    return importlib.import_module(preset.check.__module__)
+
+
+def written() -> dict[Path, str]:
+    """Every file that this writes, and its text."""
+    return {ROOT / "docs/ops.md": op_page(), ROOT / "docs/presets.md": preset_page()}
+
+
+def main() -> None:
+    stale = []
+    for path, text in written().items():
+        if not path.exists() or path.read_text("utf-8") != text:
+            stale.append(str(path.relative_to(ROOT)))
+            if "--check" not in sys.argv[1:]:
+                path.write_text(text, "utf-8")
+    if stale and "--check" in sys.argv[1:]:
+        sys.exit(f"docs: {', '.join(stale)} differ from the code; run tools/docs.py")
+
+
+if __name__ == "__main__":
+    main()
