@@ -40,7 +40,8 @@ def test_the_proof_fails_without_the_rule(name, monkeypatch):
     if name == "stream2llm":
         monkeypatch.setattr(policy, "swaps", lambda self, seat, desk: True)
     elif name == "saga":
-        monkeypatch.setattr(policy, "back", lambda self, name, desk: 0.0)
+        plain = policy.back
+        monkeypatch.setattr(policy, "back", lambda self, name, desk: -plain(self, name, desk))
     elif name == "hexgen_text2sql":
         monkeypatch.setattr(policy, "order", Policy.order)
     elif name == "jitserve":
