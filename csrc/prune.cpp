@@ -264,7 +264,8 @@ void scatter_back(const CompactArgs& a, int threads) {
     const std::int64_t first = i % blocks * block;
     const std::int64_t end = std::min(first + block, head.count());
     for (std::int64_t c = first; c < end; ++c) {
-      std::memcpy(head.y(head.index()[c]), head.x(c), static_cast<std::size_t>(bytes));
+      const std::int64_t at = head.index()[c];
+      std::memcpy(head.y(at), head.x(a.aligned ? at : c), static_cast<std::size_t>(bytes));
     }
   });
 }

@@ -22,6 +22,7 @@ struct CompactArgs {
       mask_strides[2];
   std::int64_t batch, heads, size, capacity, depth;
   std::int64_t item;  // bytes of an element
+  bool aligned;       // scatter: rows of x come from the places that they go to
   int dtype;          // of merged elements
 };
 

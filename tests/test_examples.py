@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 
+NEEDS = {"endless_chat": "transformers"}
 FOLDER = Path(__file__).resolve().parents[1] / "examples"
 SHOWN = {
+    "endless_chat": (["--turns", "9", "--window", "100"], r" 8 +\d+ tokens read +103 alive +320 KiB"),
     "endless_log": (["--lines", "120"], r"deviations  2026-11-21 00:01:30 FATAL checksum"),
     "listen_and_speak": (["--steps", "40"], r"the same bytes: True"),
     "live_knob": ([], r"condition: turned before tick 10, to show at 13, first differs at 13"),
@@ -23,6 +25,8 @@ def test_every_example_is_run():
 
 @pytest.mark.parametrize("name", SHOWN)
 def test_an_example_shows_what_it_says(name, tmp_path):
+    if name in NEEDS:
+        pytest.importorskip(NEEDS[name], reason=f"{NEEDS[name]} is not installed")
     arguments, shown = SHOWN[name]
     path = FOLDER / f"{name}.py"
     assert len(path.read_text("utf-8").splitlines()) <= 80

@@ -92,8 +92,9 @@ void compact_inplace(Address y, Strides3 y_strides, std::array<Address, 5> optio
 
 void scatter_back(Address x, Strides3 x_strides, Address y, Strides3 y_strides,
                   std::array<Address, 5> options, std::array<Strides2, 5> strides,
-                  std::array<std::int64_t, 5> sizes, std::int64_t item, int threads) {
-  const auto args = compact_args(x, x_strides, y, y_strides, options, strides, sizes, item);
+                  std::array<std::int64_t, 5> sizes, std::int64_t item, bool aligned, int threads) {
+  auto args = compact_args(x, x_strides, y, y_strides, options, strides, sizes, item);
+  args.aligned = aligned;
   py::gil_scoped_release nogil;
   headrace::scatter_back(args, threads);
 }

@@ -121,9 +121,10 @@ def compact_inplace(x, index, count):
     x[:, :, :rows] = torch.where((index >= 0)[..., :rows, None], y, x[:, :, :rows])
 
 
-def scatter_back(y, x, index, count):
-    """Rows of x [B, H, K, D] to the rows of y that an index names."""
+def scatter_back(y, x, index, count, aligned=False):
+    """Rows of x [B, H, K, D] (aligned: of the same places) to the rows of y that an index names."""
     index, _ = kept_of(index, count, None, None, y.shape[:3])
+    x = rows_at(x, index) if aligned else x
     padded = pad(y, (0, 0, 0, 1))
     at = torch.where(index < 0, y.shape[2], index)
     padded.scatter_(2, at[..., None].expand(x.shape), x)

@@ -205,15 +205,19 @@ def _scatter_values(bound, axes):
     axes["K"] = axes["C"]
     for name in ("index", "count"):
         _fits(op, bound, axes, name, "BH")
-    if bound["x"].shape[2] != axes["C"]:
+    name = "N" if bound["aligned"] else "C"
+    if bound["x"].shape[2] != axes[name]:
         got = f"shape {tuple(bound['x'].shape)}"
-        raise bad_value(op, "x", f"{axes['C']} rows, as index", got)
+        as_what = "y" if bound["aligned"] else "index"
+        raise bad_value(op, "x", f"{axes[name]} rows, as {as_what}", got)
 
 
 SCATTER_BACK = OpSpec(
     name="scatter_back",
     family="prune",
-    schema="(Tensor(a!) y, Tensor x, Tensor index, Tensor? count=None) -> ()",
+    schema=(
+        "(Tensor(a!) y, Tensor x, Tensor index, Tensor? count=None, *, bool aligned=False) -> ()"
+    ),
     args=(
         Arg("y", "B H N D", MOVED, contiguous="last"),
         Arg("x", "B H K D", MOVED, like="y", contiguous="last"),

@@ -136,7 +136,7 @@ def inplace_kernel(
 def scatter_kernel(
     x, y, index, count, size, capacity, depth, heads, x_batch, x_head, x_row,
     y_batch, y_head, y_row, index_batch, index_head, count_batch, count_head,
-    COUNTED: tl.constexpr, BM: tl.constexpr, BD: tl.constexpr,
+    COUNTED: tl.constexpr, ALIGNED: tl.constexpr, BM: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
     """Rows to their places."""
     row = tl.program_id(2).to(tl.int64)
@@ -148,7 +148,8 @@ def scatter_kernel(
         n = tl.minimum(tl.load(count + b * count_batch + h * count_head), capacity)
     at = tl.load(index + b * index_batch + h * index_head + c, mask=c < n, other=-1).to(tl.int64)
     mask = ((at >= 0) & (at < size))[:, None] & (d < depth)[None, :]
-    value = tl.load(x + b * x_batch + h * x_head + c[:, None] * x_row + d[None, :], mask=mask)
+    source = at if ALIGNED else c
+    value = tl.load(x + b * x_batch + h * x_head + source[:, None] * x_row + d[None, :], mask=mask)
     tl.store(y + b * y_batch + h * y_head + at[:, None] * y_row + d[None, :], value, mask=mask)
 
 
@@ -247,5 +248,5 @@ def scatter_back(bound, axes, outs):
         scatter_kernel[grid](
             _plain(x), _plain(y), index, index if count is None else count, axes["N"],
             axes["K"], depth, axes["H"], *x.stride()[:3], *y.stride()[:3], *_pair(index),
-            *_pair(count), COUNTED=count is not None, **tile,
+            *_pair(count), COUNTED=count is not None, ALIGNED=bound["aligned"], **tile,
         )  # fmt: skip

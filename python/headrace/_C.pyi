@@ -341,6 +341,7 @@ def scatter_back(
     option_strides: Sequence[tuple[int, int]],
     sizes: Sequence[int],
     item: int,
+    aligned: bool,
     threads: int,
     /,
 ) -> None: ...

@@ -9,9 +9,12 @@ __all__ = [
     "Absolute",
     "AdapterBank",
     "AdapterStore",
+    "Archive",
     "Engine",
     "InCache",
+    "InMemory",
     "Lane",
+    "OnDisk",
     "PagePool",
     "PerLane",
     "Report",
@@ -21,6 +24,7 @@ __all__ = [
     "Window",
     "adapters",
     "debug",
+    "filters",
     "models",
     "ops",
     "oracle",
@@ -38,11 +42,11 @@ load_error: Exception | None = None
 try:
     import torch  # noqa: F401  (first: the extension shares torch's OpenMP runtime)
 
-    from . import adapters, models, ops, presets
+    from . import adapters, filters, models, ops, presets
     from .adapters import AdapterBank, AdapterStore
     from .audit import debug
     from .backends import use_backend, use_isa
-    from .memory import PagePool, Sink, Window
+    from .memory import Archive, InMemory, OnDisk, PagePool, Sink, Window
     from .streams import (
         Absolute,
         Engine,

@@ -304,8 +304,11 @@ def compact(dtype, depth=1152, **more):
 
 def moves(dtype, op):
     x, index = torch.zeros(2, 3, 65, 200, dtype=dtype), torch.zeros(2, 3, 9, dtype=torch.int32)
-    args = (x, index, index[..., 0]) if op == "compact_inplace" else (x, x[:, :, :9], index)
-    getattr(headrace.ops, op)(*args)
+    if op == "compact_inplace":
+        headrace.ops.compact_inplace(x, index, index[..., 0])
+    else:
+        headrace.ops.scatter_back(x, x[:, :, :9], index)
+        headrace.ops.scatter_back(x, x + 1, index, aligned=True)
 
 
 KEPT = torch.zeros(65, dtype=torch.bool)

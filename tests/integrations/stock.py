@@ -14,7 +14,7 @@ BASE = {
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
     "max_position_embeddings": 4096,
-    "initializer_range": 0.3,  # so that a wrong position or a missing token shows
+    "initializer_range": 0.2,  # so that a wrong position or a missing token shows
     "bos_token_id": None,
     "eos_token_id": None,
     "pad_token_id": 0,

@@ -6,7 +6,7 @@ import torch
 
 transformers = pytest.importorskip("transformers", reason="transformers is not installed")
 
-from headrace import Absolute, InCache, Sink, Window  # noqa: E402
+from headrace import Absolute, InCache, Sink, Window, debug  # noqa: E402
 from headrace.integrations.transformers import StreamingCache, attached, oracle  # noqa: E402
 
 from .stock import MODELS, model  # noqa: E402
@@ -16,7 +16,7 @@ BOUND = 1e-4
 
 
 def fed(stock, x, cache, sizes, **options):
-    """Logits of forwards of so many tokens each, then of three one by one, then of the rest."""
+    """Logits of forwards of so many tokens each; then three, one by one, and the rest."""
     outs, at = [], 0
     sizes = [*sizes, *[1] * min(3, x.shape[1] - sum(sizes))]
     sizes.append(x.shape[1] - sum(sizes))
@@ -91,6 +91,21 @@ def test_generate_over_several_windows_is_the_oracle_greedy(tokens):
     want = oracle(stock, got.sequences, MEMORY)[:, 29:-1]
     assert gap(torch.stack(got.logits, 1), want) < BOUND
     assert torch.equal(want.argmax(-1), got.sequences[:, 30:])
+
+
+def test_under_debug_and_in_inference_mode(tokens):
+    """Every page that a kernel names is one that a row holds; the pool outlives the mode."""
+    stock, x = model("mistral"), tokens(3, 260)
+    want = oracle(stock, x, MEMORY)
+    cache = StreamingCache(stock.config, memory=MEMORY, page_size=16, chunk=33)
+    with debug(), torch.inference_mode():
+        got = [fed(stock, x[:, :100], cache, [70])]
+    with debug():
+        got.append(fed(stock, x[:, 100:], cache, [150]))
+    assert gap(torch.cat(got, 1), want) < BOUND
+    cache.reset()
+    assert cache.get_seq_length() == 0
+    assert gap(fed(stock, x, cache, [260]), want) < BOUND
 
 
 def padded(x, lengths):

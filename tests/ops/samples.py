@@ -395,5 +395,5 @@ SAMPLES: dict[str, list[Callable[[], Call]]] = {
     "similarity": [other("survivors", "similarity", i) for i in range(6)],
     "compact": [other("survivors", "compact", i) for i in range(6)],
     "compact_inplace": [other("survivors", "compact_inplace", i) for i in range(3)],
-    "scatter_back": [other("survivors", "scatter_back", i) for i in range(3)],
+    "scatter_back": [other("survivors", "scatter_back", i) for i in range(4)],
 }

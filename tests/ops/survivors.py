@@ -153,6 +153,12 @@ def scatter_back(seed: int, **options) -> Call:
     return (y, layout_of(x, options.get("layout", "plain")), index, *count), {}
 
 
+def aligned(call: Call) -> Call:
+    """The same, rows coming from the places that they go to."""
+    (y, _, *rest), _ = call
+    return (y, y.flip(2), *rest), {"aligned": True}
+
+
 u8 = torch.uint8
 SAMPLES: dict[str, list[Callable[[], Call]]] = {
     "similarity": [
@@ -181,6 +187,7 @@ SAMPLES: dict[str, list[Callable[[], Call]]] = {
         lambda: scatter_back(1),
         lambda: scatter_back(2, dtype=torch.bfloat16, counted=False, layout="wide"),
         lambda: scatter_back(3, size=0),
+        lambda: aligned(scatter_back(4)),
     ],
 }  # fmt: skip
 

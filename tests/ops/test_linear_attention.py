@@ -96,9 +96,15 @@ def test_drift_of_ten_thousand_chunks():
     assert compare.distance(state[0, 0], exact).rms < 1e-4
 
 
-@pytest.mark.parametrize("part", ["norm", "decay", "rope", "raw", "state", "feature", "causal"])
+PARTS = ("norm", "decay", "rope", "raw", "state", "feature", "causal", "eps", "count", "scale")
+
+
+@pytest.mark.parametrize("part", PARTS)
 def test_every_term_counts(part):
-    args, kwargs = sequences.linear_attention(7, (9,), rope=True, decay=True)
+    args, kwargs = sequences.linear_attention(
+        7, (9,), rope=True, decay=True, normed=part != "scale", eps=0.5, scale=0.5
+    )
+    kwargs["count"] = torch.full((3,), 4)
     want = compare.reference_out(NAME, args, kwargs)
     changed = list(args)
     if part == "norm":
@@ -112,7 +118,7 @@ def test_every_term_counts(part):
     elif part == "decay":
         kwargs["log_decay"] = None
     else:
-        kwargs[part] = {"raw": True, "feature": 2}[part]
+        kwargs[part] = {"raw": True, "feature": 2, "eps": 0.1, "count": None, "scale": 1.0}[part]
     got = compare.run(NAME, tuple(changed), kwargs)
     with pytest.raises(AssertionError):
         compare.check(NAME, args, kwargs, got=got, want=want)

@@ -18,9 +18,22 @@ pytestmark = pytest.mark.usefixtures("guarded", "two_threads")
 def exact(args):
     """The bits of the reference, and none changed elsewhere."""
     want, got = args[0].clone(), survivors.same_place(args[0])
-    ops.specs()["scatter_back"].reference(want, *args[1:], *[None] * (ARGUMENTS - len(args)))
-    torch.ops.headrace.scatter_back(got, *args[1:])
-    assert compare.same_bits(got, want)
+    for aligned in (False, True):
+        rest = (rows_like_y(args), *args[2:]) if aligned else args[1:]
+        more = [None] * (ARGUMENTS - len(args))
+        ops.specs()["scatter_back"].reference(want, *rest, *more, aligned)
+        torch.ops.headrace.scatter_back(got, *rest, aligned=aligned)
+        assert compare.same_bits(got, want)
+
+
+def rows_like_y(args):
+    """Rows of y's shape, of which those that no index names are NaN."""
+    y, _, index, *count = args
+    x = survivors.values(samples.rng(1), *y.shape, dtype=y.dtype)
+    number = count[0] if count else torch.full(index.shape[:2], index.shape[2])
+    if x.is_floating_point() and x.numel():
+        x[~ops_mask(index, number, y.shape[2]).expand(y.shape[:3])] = torch.nan
+    return x
 
 
 def test_exact(isa):
@@ -81,6 +94,14 @@ def test_errors_change_nothing(isa):
         with pytest.raises(ValueError, match=re.escape("scatter_back(index): expected ascending")):
             ops.scatter_back(y, x, torch.tensor(index, dtype=torch.int32))
     assert torch.equal(y, before)
+
+
+def test_rows_of_the_wrong_number():
+    with pytest.raises(ValueError, match=re.escape("scatter_back(x): expected 9 rows, as y, got")):
+        ops.scatter_back(torch.zeros(9, 4), torch.zeros(3, 4), named, aligned=True)
+
+
+named = torch.tensor([0, 4, 5], dtype=torch.int32)
 
 
 def test_numpy():

@@ -38,8 +38,8 @@ def test_streaming_llm_is_proved(sink_logits):
 def test_the_proof_fails_when_the_cap_is_dropped(monkeypatch):
     plain = view.entries
 
-    def no_cap(table, oldest):
-        rows = plain(table, oldest)
+    def no_cap(table, oldest, *more):
+        rows = [list(row) for row in plain(table, oldest, *more)]
         for row in rows:
             row[view.CAP] = UNLIMITED
         return rows

@@ -68,8 +68,8 @@ def error(positions=None, sink_logits=False):
 
 @pytest.mark.parametrize("name", VIEWS)
 def test_a_wrong_view_is_noticed(monkeypatch, name):
-    def wrong(table, oldest):
-        rows = PLAIN(table, oldest)
+    def wrong(table, oldest, *more):
+        rows = [list(row) for row in PLAIN(table, oldest, *more)]
         if table.tokens > 60:
             VIEWS[name](rows)
         return rows
@@ -80,8 +80,8 @@ def test_a_wrong_view_is_noticed(monkeypatch, name):
 
 
 def test_absolute_positions_do_without_the_cap(monkeypatch):
-    def uncapped(table, oldest):
-        rows = PLAIN(table, oldest)
+    def uncapped(table, oldest, *more):
+        rows = [list(row) for row in PLAIN(table, oldest, *more)]
         no_cap(rows)
         return rows
 

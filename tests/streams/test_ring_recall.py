@@ -50,6 +50,7 @@ def test_it_equals_the_oracle_whatever_lies_in_the_pool(resident):
         assert (ring._caches.shelf.parked, held) == (max(0, 11 - resident), 12)
         assert ring.pool.live_pages <= ring.most_pages
         assert (ring.moved_bytes > 0) == (resident < 11)
+    assert (ring._caches.shelf.parked, ring._caches.shelf.done) == (0, {})
 
 
 def test_the_same_bits_however_little_the_pool_holds():

@@ -79,11 +79,16 @@ def test_moves(op):
     for i, case in enumerate(grid):
         args, _ = getattr(survivors, op)(i, **case)
         want, got = args[0].clone(), survivors.same_place(args[0])
-        missing = len(ops.specs()[op].parameters) - len(args)
+        missing = (4 if op == "scatter_back" else 3) - len(args)
         ops.specs()[op].reference(want, *args[1:], *[None] * missing)
         with headrace.use_backend("triton"):
             getattr(torch.ops.headrace, op)(got, *args[1:])
         assert compare.same_bits(got, want)
+        if op == "scatter_back":
+            ops.specs()[op].reference(want, want.flip(2), *args[2:], *[None] * missing, True)
+            with headrace.use_backend("triton"):
+                torch.ops.headrace.scatter_back(got, got.flip(2), *args[2:], aligned=True)
+            assert compare.same_bits(got, want)
 
 
 def test_rows_that_do_not_exist_are_left_out():

@@ -3,8 +3,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from itertools import pairwise
 from typing import NamedTuple
 
 from .pool import PagePool
@@ -50,6 +51,32 @@ class Edit:
 
         ValueError when the pool has too few pages; then call `undo`.
         """
+        grown = [self._within(table, n) for table, n in zip(tables, counts, strict=True)]
+        rest = [i for i, one in enumerate(grown) if one is None]
+        if rest:
+            many = self._extend([tables[i] for i in rest], [counts[i] for i in rest])
+            for i, one in zip(rest, many, strict=True):
+                grown[i] = one
+        return [one for one in grown if one is not None]
+
+    def _within(self, table: Table, n: int) -> tuple[Table, list[Slot]] | None:
+        """The most frequent case: all n tokens go to the last page of the window."""
+        at, window = table.end, table.window
+        if not n or not window:
+            return None
+        page, pool = window[-1], self._pool
+        used = at - page.start
+        if pool.filled[page.id] != used or used + n > pool.page_size:
+            return None
+        self._filled.setdefault(page.id, used)
+        pool.filled[page.id] = used + n
+        turn = at - page.origin
+        where = [(page.id, used + i, turn + i) for i in range(n)]
+        return table.with_end(at + n), where
+
+    def _extend(
+        self, tables: Sequence[Table], counts: Sequence[int]
+    ) -> list[tuple[Table, list[Slot]]]:
         plans = [self._claim(table, n) for table, n in zip(tables, counts, strict=True)]
         size = self._pool.page_size
         fresh = self._pool.take(sum(g.fresh(size) for growths in plans for g in growths))
@@ -106,8 +133,10 @@ class Edit:
             at, room = at + room, 0
         return tuple(run)
 
-    def trim(self, table: Table) -> Table:
-        """Lets go of window pages that no query to come can reach.
+    def trim(self, table: Table, stage: Callable[[Page, int], None] | None = None) -> Table:
+        """Lets go of window pages that no query to come can reach, each staged before.
+
+        stage(page, the position after its last token) may keep a copy.
 
         A stream keeps as many pages as its window may ever span, so that in the long run it holds a
         constant number.
@@ -117,7 +146,9 @@ class Edit:
         dead = 0
         while len(window) - dead > keep and window[dead + 1].start <= alive_from:
             dead += 1
-        for page in window[:dead]:
+        for page, after in pairwise(window[: dead + 1]):
+            if stage is not None:
+                stage(page, after.start)
             if page.id in self._taken:  # came and went within this edit
                 self._taken.remove(page.id)
                 self._filled.pop(page.id)

@@ -8,9 +8,9 @@ another from it (a fork) is therefore to hold the same table.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from .pool import PagePool
 from .regions import Plan
@@ -29,7 +29,8 @@ class Table:
     """The pages of a stream whose tokens have positions start..end-1, held by `plan`.
 
     pinned: pages of the first tokens, about the origin `start`. window: the run of pages of the
-    others, each ending where the next begins, the last one at `end`.
+    others, each ending where the next begins, the last one at `end`. cell: where a view keeps what
+    it made of these pages; tables made of this one share it.
     """
 
     start: int
@@ -37,6 +38,7 @@ class Table:
     plan: Plan
     pinned: tuple[Page, ...] = ()
     window: tuple[Page, ...] = ()
+    cell: list[Any] = field(default_factory=list, compare=False, repr=False)
 
     @property
     def tokens(self) -> int:
@@ -57,6 +59,10 @@ class Table:
     def page_ids(self) -> list[int]:
         """Ids of all its pages, pinned ones first."""
         return [page.id for page in self.pinned + self.window]
+
+    def with_end(self, end: int) -> Table:
+        """The same pages, with another end."""
+        return Table(self.start, end, self.plan, self.pinned, self.window, self.cell)
 
     def pinned_spans(self) -> Iterator[tuple[Page, int]]:
         """Pinned pages with the position after the last token of each."""

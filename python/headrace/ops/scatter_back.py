@@ -9,20 +9,24 @@ from .compact import counts_of, options, rows_of, spread
 from .registry import call, register
 
 
-def scatter_back(y: Tensor, x: Tensor, index: Tensor, count: Tensor | None = None) -> None:
+def scatter_back(
+    y: Tensor, x: Tensor, index: Tensor, count: Tensor | None = None, *, aligned: bool = False
+) -> None:
     """Puts rows back to the places that an index names; all other rows stay as they are.
 
     y [N, D], [B, N, D] or [B, H, N, D], of any dtype that `compact` takes, is changed: row index[c]
     becomes row c of x [.., K, D], of y's dtype. index (int32 [K], [B, K] or [B, H, K]) ascends; its
     first `count` (int32 [], [B] or [B, H]; all without it) are meant, and rows of x from the count
-    on are not read. Exact; the inverse of `compact`'s gather. Nothing waits for the device.
+    on are not read. With `aligned` x has y's shape, and row index[c] of x goes to row index[c] of
+    y. Exact; the inverse of `compact`'s gather. Nothing waits for the device.
 
     Numpy arrays are taken too. Raises TypeError or ValueError naming the argument (on the CPU also
     for an index that does not ascend or is no row, before anything is written; on a GPU such a row
     is left out). Sources: STC (what was computed anew goes into what was cached), VideoLLM-MoD.
     """
     op = "scatter_back"
-    call(op, rows_of(op, y, "y"), rows_of(op, x), spread(index, 3), counts_of(count))
+    rows = rows_of(op, y, "y"), rows_of(op, x)
+    call(op, *rows, spread(index, 3), counts_of(count), aligned=aligned)
 
 
 def _cpu(bound, axes, outs):
@@ -35,6 +39,7 @@ def _cpu(bound, axes, outs):
         *options(bound),
         [axes[n] for n in "BHNKD"],
         x.element_size(),
+        bound["aligned"],
         get_num_threads(),
     )
 

@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import accumulate
+
 import torch
 from torch import Tensor
 
@@ -8,35 +11,85 @@ from ..memory import view
 from .report import Report
 from .stream import Stream
 
+OWN_ROWS = 1 << 20
+"""Bytes of logits from which a stream copies its own row, so as not to hold those of all others."""
+
 
 class Reading:
     """A stream on its way through a step: what it will be if the step succeeds."""
 
-    def __init__(self, stream: Stream, tokens: Tensor, vocab: int, keep: bool) -> None:
+    def __init__(self, stream: Stream, tokens: Tensor, keep: bool) -> None:
         self.table, self.last, self.tokens = stream.table, stream._last, tokens
+        self.count = tokens.shape[0]
         self.adapter = stream._adapter
-        self.read = view.across(lane.table for lane in stream.reads)
+        self.shelf, self.recalled = stream._shelf, stream._recalled
+        self.read = view.across(lane.table for lane in stream.reads) if stream.reads else []
         self._keep = keep
-        self._nll = [torch.empty(0, device=tokens.device)]
-        self._logits = [torch.empty(0, vocab, device=tokens.device)]
+        self._nll: list[Tensor] = []
+        self._logits: list[Tensor] = []
 
-    def score(self, tokens: Tensor, logits: Tensor) -> None:
-        """Scores tokens [n] against what predicted them; logits [n, V] are those after each."""
-        last = torch.full_like(logits[0], torch.nan) if self.last is None else self.last
-        before = torch.cat([last[None], logits[:-1]])
-        said = before.gather(1, tokens[:, None])[:, 0]
-        self._nll.append(torch.logsumexp(before, -1) - said)
-        self.last = logits[-1].clone()
+    def chunk(self, at: int, count: int) -> Tensor:
+        """Its tokens from `at` on."""
+        return self.tokens if count == self.count else self.tokens[at : at + count]
+
+    def take(self, nll: Tensor, logits: Tensor, last: Tensor) -> None:
+        """What a model call says of it: nll [n], logits [n, V] after each token, the last one."""
+        self._nll.append(nll)
+        self.last = last
         if self._keep:
             self._logits.append(logits)
 
-    def report(self, ms: float) -> Report:
-        alive = self.table.alive
+    def report(self, ms: float, vocab: int) -> Report:
+        alive, device = self.table.alive, self.tokens.device
         return Report(
-            tokens=len(self.tokens),
-            nll=torch.cat(self._nll),
+            tokens=self.count,
+            nll=self._nll[0] if len(self._nll) == 1 else _joined(self._nll, (0,), device),
             alive=alive,
             evicted=self.table.tokens - alive,
             ms=ms,
-            logits=torch.cat(self._logits) if self._keep else None,
+            logits=_joined(self._logits, (0, vocab), device) if self._keep else None,
         )
+
+
+def _joined(parts: list[Tensor], none: tuple[int, ...], device: torch.device) -> Tensor:
+    if len(parts) == 1:
+        return parts[0].clone()  # not a view that holds the figures of all other streams
+    return torch.cat(parts) if parts else torch.empty(none, device=device)
+
+
+def score(runs: Sequence[Reading], counts: Sequence[int], tokens: Tensor, logits: Tensor) -> None:
+    """Tells every run what its tokens scored against what predicted them, all at once.
+
+    tokens [T] of one run after the other, counts how many of each; logits fp32 [T, V] after each.
+    """
+    nowhere = torch.full_like(logits[0], torch.nan)
+    first = torch.stack([nowhere if run.last is None else run.last for run in runs])
+    ends = list(accumulate(counts))
+    if len(counts) == ends[-1]:  # a token each
+        before, lasts = first, logits.clone()
+    else:
+        before = torch.cat([logits[:1], logits[:-1]])
+        before[[end - n for end, n in zip(ends, counts, strict=True)]] = first
+        lasts = logits[[end - 1 for end in ends]]
+    said = before.gather(1, tokens[:, None])[:, 0]
+    nll = _log_sums(before) - said
+    rows: Sequence[Tensor] = lasts.unbind(0)
+    if len(runs) > 1 and lasts.nbytes > OWN_ROWS:
+        rows = [row.clone() for row in rows]
+    for run, mine, after, last in zip(
+        runs, _pieces(nll, counts), _pieces(logits, counts), rows, strict=True
+    ):
+        run.take(mine, after, last)
+
+
+def _pieces(rows: Tensor, counts: Sequence[int]) -> Sequence[Tensor]:
+    one_each = len(counts) == rows.shape[0]
+    return rows[:, None].unbind(0) if one_each else rows.split(list(counts))
+
+
+def _log_sums(rows: Tensor) -> Tensor:
+    """logsumexp of each row. torch splits the sum of a single row, but never one of several rows,
+    so that a row beside another has the same bits beside any."""
+    if rows.shape[0] == 1:
+        return torch.logsumexp(torch.cat([rows, rows]), -1)[:1]
+    return torch.logsumexp(rows, -1)

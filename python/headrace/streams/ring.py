@@ -247,6 +247,8 @@ class Ring:
         """Gives the memory of the caches back."""
         self._flying = self._unwritten = ()
         self._caches.kept = {}
+        if self._caches.shelf is not None:
+            self._caches.shelf.clear()
         self.pool.close()
 
     def __enter__(self) -> Ring:

@@ -94,11 +94,19 @@ class Shelf:
             for tensor, copy in zip(self._tensors(), self._copies[number], strict=True):
                 tensor[pages] = copy
 
+    def clear(self) -> None:
+        """Forgets every frame; their pages go with the pool."""
+        self.done, self._pages, self._copies, self._fetched = {}, {}, {}, {}
+
     def undo(self) -> None:
         """What `fetch` brought waits outside again."""
         for by_layer in self._fetched.values():
             self.pool.drop([page for pages in by_layer for page in pages])
         self._fetched = {}
+
+    def clear(self) -> None:
+        """Forgets all frames, with the pool that they lie in."""
+        self.done, self._pages, self._copies, self._fetched = {}, {}, {}, {}
 
     def commit(
         self, written: Mapping[int, tuple[list[tuple[int, ...]], Tensor]], seen: Iterable[int]

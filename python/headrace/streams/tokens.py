@@ -45,7 +45,7 @@ def ids(tokens: Any, vocab: int, device: torch.device, op: str = "feed") -> Tens
         raise bad_value(op, "tokens", "one axis, [T]", list(made.shape))
     made = made.long()
     if made.numel():
-        low, high = int(made.min()), int(made.max())
+        low, high = (int(made),) * 2 if made.numel() == 1 else map(int, torch.aminmax(made))
         if low < 0 or high >= vocab:
             raise bad_value(op, "tokens", f"ids in [0, {vocab})", low if low < 0 else high)
     return made

@@ -26,9 +26,18 @@ def register() -> None:
     AttentionMaskInterface.register(NAME, mask)
 
 
+_positions: dict[int, Tensor] = {}
+"""By the id of a text config, the last position_ids of its model; only inside `attached`.
+
+The attention layers of M-RoPE models are not told their positions along three axes."""
+
+
 @contextmanager
 def attached(model: PreTrainedModel) -> Iterator[PreTrainedModel]:
-    """Runs the block with the model on this attention, then puts the former one back."""
+    """Runs the block with the model on this attention, then puts the former one back.
+
+    Models with M-RoPE need it: their rotary embedding is listened to, by a hook, for the block.
+    """
     if not isinstance(model, PreTrainedModel):
         raise bad_type("attached", "model", "a model of transformers", type(model).__name__)
     before = [
@@ -36,12 +45,28 @@ def attached(model: PreTrainedModel) -> Iterator[PreTrainedModel]:
         for m in model.modules()
         if isinstance(m, PreTrainedModel)
     ]
+    hooks = [
+        m.rotary_emb.register_forward_hook(_listen(m.config), with_kwargs=True)
+        for m in model.modules()
+        if isinstance(m, PreTrainedModel) and hasattr(m, "rotary_emb")
+    ]
     model.set_attn_implementation(NAME)
     try:
         yield model
     finally:
+        for hook in hooks:
+            hook.remove()
+        for config, _ in before:
+            _positions.pop(id(config), None)
         for config, name in before:
             config._attn_implementation_internal = name
+
+
+def _listen(config: Any) -> Callable[..., None]:
+    def hook(module: Any, args: tuple, kwargs: dict[str, Any], output: Any) -> None:
+        _positions[id(config)] = kwargs["position_ids"] if "position_ids" in kwargs else args[1]
+
+    return hook
 
 
 def mask(
@@ -112,6 +137,11 @@ def attend(
         raise unsupported(NAME, "attention_mask", "[B, L]", tuple(attention_mask.shape))
     if kwargs.get("output_attentions"):
         raise unsupported(NAME, "output_attentions", "False", True)
+    if layer.cache.attention.freq_axis is not None:
+        position_ids = _positions.get(id(module.config))
+        if position_ids is None:
+            hint = "run it inside `with attached(model):`"
+            raise unsupported(NAME, "model", "models whose positions are known", "M-RoPE", hint)
     with torch.no_grad():
         out = layer.cache.attend(
             layer.index,

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
+from ... import interrupts
 from ...errors import bad_type, bad_value, unsupported
 from ...memory import Region
 from ...memory.pool import DTYPES
@@ -113,8 +114,8 @@ class StreamingCache(Cache):
 
     def arrive(self, layer: int) -> None:
         """A layer hands over its keys, which attention is to fetch next."""
-        if self.step is None or self.pending is not None:
-            self.pending = None
+        if self.step is None or self.pending is not None or self.step.layer != layer:
+            self._abandon()
             raise unsupported(
                 "StreamingCache",
                 "attention",
@@ -130,16 +131,21 @@ class StreamingCache(Cache):
         """Output [B, L, Hq, D] of a layer for q [B, Hq, L, D] and k, v [B, Hkv, L, D]."""
         step, self.pending = self.step, None
         assert step is not None
-        if step.pieces is None:
-            step.begin(self, q, k, ids)
-        out = step.attend(self, layer, q, k, v, **options)
+        try:
+            if step.pieces is None:
+                step.begin(self, q, k, ids)
+            out = step.attend(self, layer, q, k, v, **options)
+        except BaseException:
+            self._abandon()
+            raise
+        step.layer = layer + 1
         if layer == len(self.layers) - 1:
             assert self.rows is not None
-            self.rows.commit()
-            self.shift = step.shift
-            self.seen += step.columns
-            self._padding.append(step.columns if step.real is None else step.real)
-            self.step = None
+            with interrupts.deferred():
+                self.rows.commit()
+                self.shift, self.step = step.shift, None
+                self.seen += step.columns
+                self._padding.append(step.columns if step.real is None else step.real)
         return out
 
     def open(self, rows: int, k: Tensor) -> Rows:

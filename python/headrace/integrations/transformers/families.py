@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers.cache_utils import get_layer_types_and_kwargs
 
 from ...errors import bad_type, unsupported
+from ...ops.rope import sections
 
 FAMILIES = {
     "gemma": "GemmaRotaryEmbedding",
@@ -37,7 +38,7 @@ class Attention:
     sliding: for each layer the tokens that its queries see, themselves included; None for all.
     rotary: the model's own rotary embedding, made from the config. inv_freq fp64 [R], radians per
     position as the model has them; gain: what turning multiplies a product of query and key by.
-    axes: 3 for M-RoPE, else 1.
+    freq_axis: with M-RoPE, int32 [R], the axis of position that turns each frequency; else None.
     """
 
     model_type: str
@@ -45,7 +46,7 @@ class Attention:
     rotary: Any
     inv_freq: Tensor
     gain: float
-    axes: int
+    freq_axis: Tensor | None
 
 
 def attention_of(config: Any, op: str = "StreamingCache") -> Attention:
@@ -60,6 +61,9 @@ def attention_of(config: Any, op: str = "StreamingCache") -> Attention:
     rope = parameters.get("rope_type", "default")
     if rope not in ROPE_TYPES:
         raise unsupported(op, "config", f"the RoPE types {', '.join(ROPE_TYPES)}", rope)
+    multimodal = kind.endswith("_vl_text")
+    if multimodal and "mrope_section" not in parameters:
+        raise unsupported(op, "config", "rope_parameters with an mrope_section", parameters)
     module = import_module(type(config).__module__.replace(".configuration_", ".modeling_"))
     rotary = getattr(module, FAMILIES[kind])(config)
     return Attention(
@@ -68,7 +72,7 @@ def attention_of(config: Any, op: str = "StreamingCache") -> Attention:
         rotary,
         rotary.inv_freq.double(),
         float(rotary.attention_scaling) ** 2,
-        3 if kind.endswith("_vl_text") else 1,
+        sections(len(rotary.inv_freq), parameters["mrope_section"]) if multimodal else None,
     )
 
 

@@ -30,6 +30,9 @@ def oracle(
 ) -> Tensor:
     """Logits [B, T, vocab] after each token of input_ids int64 [B, T], none of them padding.
 
+    Of a model without a head, its last hidden states.
+
+    Positions are those of text; for M-RoPE with images see the model's own attention with a mask.
     Query t sees exactly what `memory` keeps for it, and what the layer's own sliding window leaves
     of that, at the distances that `positions` (InCache() if None) gives. A copy of the model runs
     in `dtype`, without cache or page; time and memory are quadratic in T.
@@ -41,7 +44,7 @@ def oracle(
     twin.set_attn_implementation(_NAME)
     if hasattr(twin, "set_experts_implementation"):
         twin.set_experts_implementation("eager")  # others know no fp64
-    return twin(input_ids, use_cache=False).logits
+    return twin(input_ids, use_cache=False)[0]
 
 
 class _Dense:

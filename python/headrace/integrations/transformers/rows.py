@@ -58,6 +58,7 @@ class Rows:
         self.leases = [Lease(pool, Table(0, 0, plan)) for _ in range(count)]
         self._edit = Edit(pool)
         self._next: list[Table] = []
+        self._held: list[int] = []
         pool.users.add(self)
 
     def __len__(self) -> int:
@@ -72,7 +73,7 @@ class Rows:
         each = self.plan.pinned_pages(size) + 2 * self._loose.window_pages(size)
         return len(self) * (each + -(-self.chunk // size) + 1)
 
-    def read(self, counts: Sequence[int]) -> list[list[tuple[int, list, list[list[int]], int]]]:
+    def read(self, counts: Sequence[int]) -> list[list[tuple[int, list, list[view.Row], int]]]:
         """Room for `counts` tokens, one count per row, in pieces of up to `chunk` tokens a row.
 
         For each piece and row: the tokens that came before in this call, where its own go, the
@@ -85,6 +86,10 @@ class Rows:
             sizes = [max(0, min(self.chunk, n - at)) for n in counts]
             starts = [table.end for table in tables]
             grown = self._edit.extend(tables, sizes)
+            if audit.on:  # it looks at pages when they are used, not when that is planned
+                named = [page for table, _ in grown for page in table.page_ids]
+                self.pool.hold(named)
+                self._held += named
             pieces.append(
                 [
                     (min(at, n), where, view.entries(table, start) if where else [], start)
@@ -103,12 +108,16 @@ class Rows:
         for lease, table in zip(self.leases, self._next, strict=True):
             lease.table = table
         self._edit.commit()
-        self._next = []
+        self._forget()
 
     def undo(self) -> None:
         """The rows are what they were before `read`."""
         self._edit.undo()
-        self._next = []
+        self._forget()
+
+    def _forget(self) -> None:
+        self.pool.drop(self._held)
+        self._next, self._held = [], []
 
     def cut(self, counts: Sequence[int]) -> None:
         """Forgets the last `counts` tokens of the rows. ValueError, and nothing, when too many."""
@@ -165,7 +174,7 @@ def _tail(lease: Lease) -> int:
     return -1 if tail is None else tail.id
 
 
-def narrowed(entries: list[list[int]], start: int, sliding: int | None) -> list[list[int]]:
+def narrowed(entries: list[view.Row], start: int, sliding: int | None) -> list[view.Row]:
     """The entries as a layer reads them whose queries see only `sliding` tokens back."""
     if sliding is None:
         return entries

@@ -3,15 +3,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 
-from ... import ops
-from ...errors import bad_type, bad_value
-from ...memory.view import View
-from .rows import gather, narrowed
+from ... import interrupts, ops
+from ...errors import bad_type, bad_value, unsupported
+from ...memory.view import CAP, ORIGIN, View
+from ...streams import InCache
+from .rows import Rows, gather, narrowed
 
 if TYPE_CHECKING:
     from .cache import StreamingCache
@@ -22,11 +23,12 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 class Piece(NamedTuple):
     """A part of the tokens of a forward: their numbers b * L + i (None: all of them), and views.
 
-    views: by the sliding window of a layer.
+    views: by the sliding window of a layer. order: int64 [T] where positions have three axes.
     """
 
     rows: Tensor | None
     views: dict[int | None, View]
+    order: Tensor | None
 
 
 class Step:
@@ -37,6 +39,7 @@ class Step:
         self.real = None if real is None else real.cpu()
         self.pieces: list[Piece] | None = None
         self.shift: list[int] = []
+        self.layer = 0  # that comes next
 
     def begin(self, cache: StreamingCache, q: Tensor, k: Tensor, ids: Tensor | None) -> None:
         """Makes room and views; nothing counts before the cache commits it."""
@@ -47,8 +50,18 @@ class Step:
             expected = f"keys of {self.count} rows and {self.columns} tokens"
             raise bad_value("StreamingCache", "model", expected, tuple(k.shape))
         rows = cache.open(self.count, k)
-        ids = self._ids(cache, ids, q.device)
-        self.shift = self._shift(cache, ids)
+        if ids is None:  # what a model takes that is told none
+            ids = torch.arange(cache.seen, cache.seen + self.columns, device=q.device)[None]
+        self._axis = cache.attention.freq_axis
+        if self._axis is not None and isinstance(cache.positions, InCache):
+            if bool((ids != ids[:1]).any()):
+                expected = "the positions Absolute() for images and video"
+                raise unsupported("StreamingCache", "positions", expected, "InCache()")
+            self._axis = None  # text has the same position along all axes
+        if self._axis is None:
+            self.shift = self._shift(cache, ids[0] if ids.dim() == 3 else ids)
+        else:
+            self._axis = self._axis.to(q.device)
         # Of these a token's angles come: the model's own, so turning back by them is exact.
         cos, sin = cache.attention.rotary.to(q.device)(q, ids)
         half = len(cache.attention.inv_freq)
@@ -58,12 +71,7 @@ class Step:
         turn = turn.expand(2, self.count, self.columns, half).reshape(2, -1, 1, half)
         self._cos, self._sin = turn[0], turn[1]
         self._inv_freq = cache.attention.inv_freq.to(q.device)
-        self.pieces = self._cut(cache, rows, q.device)
-
-    def _ids(self, cache: StreamingCache, ids: Tensor | None, device: torch.device) -> Tensor:
-        if ids is None:  # what a model takes that is told none
-            ids = torch.arange(cache.seen, cache.seen + self.columns, device=device)[None]
-        return ids
+        self.pieces = self._cut(cache, rows, ids, q.device)
 
     def _shift(self, cache: StreamingCache, ids: Tensor) -> list[int]:
         """What a row's position_ids are ahead of its tokens, for ever the same."""
@@ -98,23 +106,25 @@ class Step:
             raise bad_value("StreamingCache", "position_ids", expected, ids[row].tolist()[:8])
         return shift
 
-    def _cut(self, cache: StreamingCache, rows: Any, device: torch.device) -> list[Piece]:
+    def _cut(
+        self, cache: StreamingCache, rows: Rows, ids: Tensor, device: torch.device
+    ) -> list[Piece]:
         """The tokens in runs that a kernel takes at once."""
         if self.real is None:
-            counts, order = [self.columns] * self.count, None
+            counts, real = [self.columns] * self.count, None
         else:
             counts = self.real.sum(1).tolist()
-            order = [torch.nonzero(r)[:, 0] + b * self.columns for b, r in enumerate(self.real)]
+            real = [torch.nonzero(r)[:, 0] + b * self.columns for b, r in enumerate(self.real)]
         pieces = []
-        with torch.inference_mode(False):
+        with torch.inference_mode(False), interrupts.deferred():
             planned = rows.read(counts)
         for parts in planned:
             numbers = None
-            if order is not None or len(planned) > 1:
+            if real is not None or len(planned) > 1:
                 numbers = torch.cat(
                     [
-                        order[b][at : at + len(where)]
-                        if order is not None
+                        real[b][at : at + len(where)]
+                        if real is not None
                         else torch.arange(at, at + len(where)) + b * self.columns
                         for b, (at, where, _, _) in enumerate(parts)
                     ]
@@ -126,7 +136,13 @@ class Step:
                 )
                 for sliding in dict.fromkeys(cache.attention.sliding)
             }
-            pieces.append(Piece(numbers, views))
+            order = None
+            if self._axis is not None:
+                place = ids.expand(3, self.count, self.columns).reshape(3, -1).T.contiguous()
+                place = place if numbers is None else place[numbers]
+                order = next(iter(views.values())).q_pos
+                views = {sliding: _three_axes(step, place) for sliding, step in views.items()}
+            pieces.append(Piece(numbers, views, order))
         return pieces
 
     def attend(
@@ -147,12 +163,15 @@ class Step:
         pages, scales = pool.layer(layer)
         heads, dim = q.shape[1], q.shape[3]
         both = self._turned_back(gather(torch.cat([q, k], 1), None))
-        v = gather(v, None)
+        v = gather(v, None).float()
         out = None
-        for rows, views in self.pieces:
+        inv_freq, axis = self._inv_freq, self._axis
+        for rows, views, order in self.pieces:
             step = views[spec.sliding[layer]]
             x, w = (both, v) if rows is None else (both[rows], v[rows])
-            ops.append(x[:, heads:], w, *pages, step.where, inv_freq=self._inv_freq, **scales)
+            ops.append(
+                x[:, heads:], w, *pages, step.where, inv_freq=inv_freq, freq_axis=axis, **scales
+            )
             o, _ = ops.paged_attention(
                 x[:, :heads],
                 *pages,
@@ -160,7 +179,9 @@ class Step:
                 step.entry_indptr,
                 step.q_indptr,
                 step.q_pos,
-                inv_freq=self._inv_freq,
+                q_order=order,
+                inv_freq=inv_freq,
+                freq_axis=axis,
                 rope_gain=spec.gain,
                 scale=scale,
                 softcap=softcap,
@@ -187,3 +208,12 @@ class Step:
         if 2 * half < x.shape[-1]:
             parts.append(x[..., 2 * half :])
         return torch.cat(parts, -1)
+
+
+def _three_axes(view: View, place: Tensor) -> View:
+    """The view with positions int64 [T, 3] from the model: all origins are 0, nothing is capped."""
+    entries = torch.cat([view.entries, view.entries[:, [ORIGIN, CAP, ORIGIN, CAP]]], 1)
+    entries[:, [ORIGIN, 7, 9]] = 0
+    return View(
+        torch.cat([view.where[:, :2], place], 1), entries, view.entry_indptr, view.q_indptr, place
+    )

@@ -1,0 +1,120 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a ring of solver steps gains over one frame after another, and whether a chunk costs more
+after thousands of them. Ratios are taken in one run, turn by turn.
+
+    python bench/rings.py [--chunks 1667] [--steady]
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+
+from headrace import Ring
+from headrace.models import Denoiser, DenoiserConfig
+from headrace.presets import demon, hybrid_forcing, motion_stream, stream_diffusion
+from headrace.presets.stream_diffusion import NAMES
+
+LARGE: dict[str, Any] = {
+    "tokens": 64,
+    "layers": 4,
+    "width": 128,
+    "heads": 4,
+    "kv_heads": 4,
+    "head_dim": 32,
+    "hidden": 512,
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--chunks", type=int, default=1667)
+    parser.add_argument("--steady", action="store_true", help="the cost of a late chunk alone")
+    args = parser.parse_args()
+    denoiser = Denoiser(DenoiserConfig(**LARGE), seed=1).eval()
+    steady(args.chunks)
+    if args.steady:
+        return
+    print(f"{torch.get_num_threads()} threads; ms per frame, medians of 5 turns")
+    for exact in (False, True):
+        told: dict[str, Any] = {"timesteps": (700, 519, 359, 99), "exact": exact}
+        made = {
+            f"{kind}, {n} in flight": stream_diffusion(
+                denoiser, guidance=kind, depth=n, **told
+            ).ring
+            for kind in NAMES
+            for n in (1, 4)
+        }
+        took = turns({name: frames_of(ring) for name, ring in made.items()})
+        for kind in NAMES:
+            one, four = took[f"{kind}, 1 in flight"], took[f"{kind}, 4 in flight"]
+            row = f"{'exact' if exact else 'torch'}  guidance {kind:<10}"
+            print(f"{row}  one by one {one:7.2f}  ring {four:7.2f}  {one / four:5.2f}x")
+        full = took["full, 4 in flight"]
+        for kind in ("self", "initialize"):
+            print(f"       {kind} beside full guidance: {full / took[f'{kind}, 4 in flight']:.2f}x")
+    eight = {n: demon(denoiser, depth=n, exact=False) for n in (1, 2, 4, 8)}
+    took = turns({str(n): frames_of(ring) for n, ring in eight.items()})
+    print("depth of 8 steps:", ", ".join(f"{n}: {took[n]:.2f}" for n in took))
+    folder = Denoiser(DenoiserConfig(**{**LARGE, "tokens": 192, "fold": True}), seed=1).eval()
+    shares = {s: hybrid_forcing(folder, share=s, block=16, exact=False) for s in (0.2, 0.5, 1.0)}
+    took = turns({str(s): frames_of(ring, 3) for s, ring in shares.items()})
+    print("blocks read:", ", ".join(f"{s}: {took[s]:.2f}" for s in took))
+
+
+def frames_of(ring: Ring, count: int = 4) -> Callable[[], int]:
+    """Takes `count` frames through a ring, as many in flight as it has slots."""
+    frame = torch.randn(ring.shape, generator=torch.Generator().manual_seed(0))
+
+    def run() -> int:
+        done = 0
+        while done < count:
+            done += len(ring.tick(frame if ring.ready else None))
+        return done
+
+    while not run():
+        pass
+    return run
+
+
+def turns(runs: Mapping[str, Callable[[], int]], count: int = 5) -> dict[str, float]:
+    """Milliseconds per frame, the median over turns in which every one has its go."""
+    took: dict[str, list[float]] = {name: [] for name in runs}
+    for turn in range(count + 2):  # two to warm up
+        for name, run in runs.items():
+            began = time.perf_counter()
+            done = run()
+            if turn > 1:
+                took[name].append(1e3 * (time.perf_counter() - began) / done)
+    return {name: sorted(each)[count // 2] for name, each in took.items()}
+
+
+def steady(chunks: int) -> None:
+    """Milliseconds of a chunk early in a stream and late in another, turn by turn."""
+    small = Denoiser(DenoiserConfig(), seed=1).eval()
+    still, fifth = torch.zeros(small.config.tokens, small.config.channels), chunks // 5
+    with motion_stream(small, exact=False) as late, motion_stream(small, exact=False) as early:
+        rings = {"late": late, "early": early}
+        for name, count in (("late", chunks - fifth), ("early", 10)):
+            for _ in range(count):
+                rings[name].tick(still)
+                rings[name].drain()
+        took: dict[str, list[float]] = {name: [] for name in rings}
+        for _ in range(fifth):
+            for name, ring in rings.items():
+                began = time.perf_counter()
+                ring.tick(still)
+                ring.drain()
+                took[name].append(1e3 * (time.perf_counter() - began))
+    p50, p99 = ({n: sorted(x)[fifth * k // 100] for n, x in took.items()} for k in (50, 99))
+    print(f"motion_stream, {fifth} chunks from the 10th and up to the {chunks}th, late over early:")
+    for name, of in (("p50", p50), ("p99", p99)):
+        print(f"  {name} {of['early']:.2f} and {of['late']:.2f} ms, {of['late'] / of['early']:.3f}")
+
+
+if __name__ == "__main__":
+    main()
