@@ -7,9 +7,10 @@ Rates: pages of 4 layers of 8 heads of 128 in bfloat16 (1 MiB), 32 of 96 at rand
 sequential read of the same files (neither cached) and against one copy of as many bytes; best of
 the rounds, which take turns. Stream: keys are synthetic (no model): a drifting scene, noise, and
 facts of 8 tokens whose keys share a direction and whose values carry a code. A question asks along
-the direction of one fact; it is found if a page with part of it is recalled, answered if the attention's output
-is nearest to its code. All policies see the newest 512 tokens; window only gets the budget on top.
-"ReKV-like" ranks blocks of three pages by their mean and moves them as they are (bfloat16).
+the direction of one fact; it is found if a page with part of it is recalled, answered if the
+attention's output is nearest to its code. All policies see the newest 512 tokens; window
+only gets the budget on top. "ReKV-like" ranks blocks of three pages by their mean and
+moves them as they are (bfloat16).
 """
 
 from __future__ import annotations
