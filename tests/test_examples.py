@@ -11,7 +11,7 @@ import pytest
 NEEDS = {"endless_chat": "transformers"}
 FOLDER = Path(__file__).resolve().parents[1] / "examples"
 SHOWN = {
-    "endless_chat": (["--turns", "9", "--window", "100"], r" 8 +\d+ tokens read +103 alive +320 KiB"),
+    "endless_chat": (["--turns", "9", "--window", "100"], r" 8 +\d+ tokens read +103 alive"),
     "endless_log": (["--lines", "120"], r"deviations  2026-11-21 00:01:30 FATAL checksum"),
     "listen_and_speak": (["--steps", "40"], r"the same bytes: True"),
     "live_knob": ([], r"condition: turned before tick 10, to show at 13, first differs at 13"),

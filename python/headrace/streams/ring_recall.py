@@ -104,10 +104,6 @@ class Shelf:
             self.pool.drop([page for pages in by_layer for page in pages])
         self._fetched = {}
 
-    def clear(self) -> None:
-        """Forgets all frames, with the pool that they lie in."""
-        self.done, self._pages, self._copies, self._fetched = {}, {}, {}, {}
-
     def commit(
         self, written: Mapping[int, tuple[list[tuple[int, ...]], Tensor]], seen: Iterable[int]
     ) -> None:
