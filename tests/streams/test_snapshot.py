@@ -229,8 +229,9 @@ def test_what_can_be_saved(tmp_path):
         stream.close()
         with pytest.raises(ValueError, match=r"^snapshot\(stream\): expected an open stream"):
             snapshot(stream, tmp_path / "s")
-    with engine(memory=Window(32) >> Archive("mean")) as e, pytest.raises(
-        NotImplementedError, match=r"^snapshot\(stream\): .* without an Archive"
+    with (
+        engine(memory=Window(32) >> Archive("mean")) as e,
+        pytest.raises(NotImplementedError, match=r"^snapshot\(stream\): .* without an Archive"),
     ):
         snapshot(e.open(), tmp_path / "s")
     assert not list(tmp_path.iterdir())
