@@ -33,7 +33,9 @@ def test_ops_hold(capsys):
 
 @pytest.mark.parametrize("name", sorted(proof_cases.CASES))
 def test_a_wrong_op_is_found(name, capsys, monkeypatch):
-    """A kernel that is off by a part in a thousand."""
+    """A kernel that is off by a part in a thousand, beside one that is right."""
+    few = {each: proof_cases.CASES[each] for each in (name, "append", "linear")}
+    monkeypatch.setattr(proofs, "CASES", few)
     spec = ops.specs()[name]
     truth = spec.reference
 

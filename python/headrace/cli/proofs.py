@@ -32,8 +32,8 @@ def parts() -> dict[str, Callable[[], Iterator[Check]]]:
 
 def of_ops() -> Iterator[Check]:
     """Every op against its reference in fp64, at every level that this processor has."""
-    for name, spec in ops.specs().items():
-        cases = CASES[name]()
+    for name, make in CASES.items():
+        spec, cases = ops.specs()[name], make()
         for isa in _C.available_isas():
             worst = 0.0
             with use_isa(isa):
