@@ -150,8 +150,8 @@ def _adapters() -> Iterator[Aim]:
     )  # fmt: skip
     yield Aim(
         "adapter store", "registrations", file, inside("registration", "registrations_per_s"),
-        10_000, unit="/s", why="four others kept the two cores busy; 21,545/s but for waits for a "
-        "processor, 13,544/s in the last tenth",
+        10_000, unit="/s", why="the host stood still for 22 s of the 114 s of this run; since then "
+        "packing takes a third of the time, see `adapter-store-200k.json`",
     )  # fmt: skip
     file = "adapter-bank.json"
     for part, model in (("twice_the_slots", "2.8M"), ("twice_the_slots_wide", "100M")):

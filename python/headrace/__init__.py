@@ -9,9 +9,12 @@ __all__ = [
     "Absolute",
     "AdapterBank",
     "AdapterStore",
+    "Archive",
     "Engine",
     "InCache",
+    "InMemory",
     "Lane",
+    "OnDisk",
     "PagePool",
     "PerLane",
     "Report",
@@ -43,7 +46,7 @@ try:
     from .adapters import AdapterBank, AdapterStore
     from .audit import debug
     from .backends import use_backend, use_isa
-    from .memory import PagePool, Sink, Window
+    from .memory import Archive, InMemory, OnDisk, PagePool, Sink, Window
     from .streams import (
         Absolute,
         Engine,

@@ -4,7 +4,7 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from headrace import PagePool
@@ -93,6 +93,7 @@ def test_int8_is_within_half_a_step_of_every_head(tmp_path):
     tiers.close()
 
 
+@example([3.4028234663852886e38])
 @given(st.lists(st.floats(width=32, allow_nan=True, allow_infinity=True), min_size=1, max_size=9))
 @settings(max_examples=200, deadline=None)
 def test_quantise_bounds_its_error_or_says_nan(numbers):

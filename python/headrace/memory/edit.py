@@ -3,8 +3,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from itertools import pairwise
 from typing import NamedTuple
 
 from .pool import PagePool
@@ -132,8 +133,10 @@ class Edit:
             at, room = at + room, 0
         return tuple(run)
 
-    def trim(self, table: Table) -> Table:
-        """Lets go of window pages that no query to come can reach.
+    def trim(self, table: Table, stage: Callable[[Page, int], None] | None = None) -> Table:
+        """Lets go of window pages that no query to come can reach, each staged before.
+
+        stage(page, the position after its last token) may keep a copy.
 
         A stream keeps as many pages as its window may ever span, so that in the long run it holds a
         constant number.
@@ -143,7 +146,9 @@ class Edit:
         dead = 0
         while len(window) - dead > keep and window[dead + 1].start <= alive_from:
             dead += 1
-        for page in window[:dead]:
+        for page, after in pairwise(window[: dead + 1]):
+            if stage is not None:
+                stage(page, after.start)
             if page.id in self._taken:  # came and went within this edit
                 self._taken.remove(page.id)
                 self._filled.pop(page.id)

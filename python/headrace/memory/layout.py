@@ -113,9 +113,8 @@ class Layout:
         *_, first, nbytes = self.pieces[-1]
         out[..., first + nbytes :] = 0
 
-    def unpack(self, part: Tensor, pool: PagePool, layer: int, page: int) -> None:
-        """Copies one layer of a block, uint8 [part_bytes], into a page of a pool."""
-        pieces = self.split(part)
+    def unpack(self, pieces: dict[str, Tensor], pool: PagePool, layer: int, page: int) -> None:
+        """Copies the pieces of one layer of a block into a page of a pool."""
         for name, piece in self.decoded(pieces).items():
             getattr(pool, name)[layer, page].copy_(piece, non_blocking=True)
 
@@ -144,6 +143,8 @@ def quantise(x: Tensor) -> tuple[Tensor, Tensor]:
     x = x.float()
     most = x.abs().amax(-1, keepdim=True)
     scale = torch.where(most < _LEAST, 0.0, most / 127)
+    over = torch.isinf(scale * 127)  # rounding of the largest floats
+    scale = torch.where(over, torch.nextafter(scale, torch.zeros_like(scale)), scale)
     codes = (x / torch.where(scale == 0, 1.0, scale)).round_().clamp_(-127, 127)
     bad = ~torch.isfinite(most)
     return codes.nan_to_num_(0).to(torch.int8), scale.masked_fill_(bad, torch.nan)

@@ -63,6 +63,13 @@ class Region:
             return NotImplemented
         return Union((*_parts(self), *_parts(other)))
 
+    def __rshift__(self, other: Region) -> Region:
+        return other.behind(self) if isinstance(other, Region) else NotImplemented
+
+    def behind(self, near: Region) -> Region:
+        """Of `near >> self`: takes what near evicts. TypeError for regions that cannot."""
+        raise bad_type("wrap", "memory", "an Archive behind >>", repr(self))
+
 
 @dataclass(frozen=True)
 class Sink(Region):

@@ -49,6 +49,7 @@ class Host:
         self.layout, self.capacity = layout, capacity
         self.per_slab = max(1, min(capacity, SLAB // layout.block_bytes))
         self._slabs: list[Tensor] = []
+        self._split: list[dict[str, Tensor]] = []  # views of each slab
         self._free: list[int] = []
         self.pinned = torch.cuda.is_available()
 
@@ -64,11 +65,17 @@ class Host:
             if first >= stop:
                 return -1
             self._slabs.append(self.layout.empty(stop - first, pinned=self.pinned))
+            self._split.append(self.layout.split(self._slabs[-1]))
             self._free = list(range(stop - 1, first - 1, -1))
         return self._free.pop()
 
     def free(self, slot: int) -> None:
         self._free.append(slot)
+
+    def pieces(self, slot: int, layer: int) -> dict[str, Tensor]:
+        """Of one layer, as `Layout.split` gives them."""
+        slab, at = divmod(slot, self.per_slab)
+        return {name: x[at, layer] for name, x in self._split[slab].items()}
 
     def __getitem__(self, slot: int) -> Tensor:
         """uint8 [layers, part_bytes]."""
@@ -206,11 +213,7 @@ class Tiers:
         idle = [s for s in np.argsort(self._used[layer], kind="stable") if not pins[s]]
         idle = [int(s) for s in idle if int(s) not in held]
         if len(idle) < len(missing):
-            n = f"{len(missing)} pages that no stream uses"
-            got = f"{len(idle)} of {len(self._pages)}"
-            raise bad_value(
-                "recall", "pages", n, got, "recall less, or give the archive more pages"
-            )
+            raise self._short(len(missing), len(idle))
         self.hits += len(held)
         taken = dict(zip(missing, idle, strict=False))
         for s in taken.values():
@@ -224,14 +227,30 @@ class Tiers:
                 pins[slots[b]] += 1
         return Fetched([self._pages[slots[b]] if b in slots else -1 for b in blocks], faults)
 
+    def check_room(self, blocks: Sequence[int], layer: int, released: Sequence[int] = ()) -> None:
+        """ValueError if `fetch` would lack pages, once `released` are unpinned."""
+        pins = self._pins[layer].copy()
+        for b in released:
+            pins[self._slot[layer][b]] -= 1
+        busy = {int(self._block[layer, s]) for s in np.flatnonzero(pins)}
+        want = set(blocks) - busy
+        free = len(self._pages) - len(busy)
+        if len(want) > free:
+            raise self._short(len(want), free)
+
+    def _short(self, need: int, free: int) -> ValueError:
+        expected, got = f"{need} pages that no stream uses", f"{free} of {len(self._pages)}"
+        hint = "recall less, or give the archive more pages"
+        return bad_value("recall", "pages", expected, got, hint)
+
     def _load(self, taken: dict[int, int], layer: int, pool: PagePool) -> list[Fault]:
         part = self.layout.part_bytes
         reads: list[tuple[int, Read, Tensor | None]] = []
         done = []
         for b, s in taken.items():
-            host, disk = self.place(b)
+            host, disk = self._host[b], self._disk[b]
             if host >= 0:
-                self.layout.unpack(self.host[host][layer], pool, layer, self._pages[s])
+                self.layout.unpack(self.host.pieces(host, layer), pool, layer, self._pages[s])
                 self.from_host += 1
                 self.moved_bytes += part
                 done.append(b)
@@ -255,7 +274,7 @@ class Tiers:
                     self._disk[b] = -1
                     continue
                 if room is not None:
-                    self.layout.unpack(room, pool, layer, self._pages[taken[b]])
+                    self.layout.unpack(self.layout.split(room), pool, layer, self._pages[taken[b]])
                 done.append(b)
         for b in done:
             self._slot[layer][b] = taken[b]
@@ -270,9 +289,18 @@ class Tiers:
         far = [b for b in blocks if b not in near and self._host[b] < 0 <= self._disk[b]]
         return self.disk.prefetch([(self._disk[b], layer) for b in far])
 
+    def pin(self, blocks: Sequence[int], layer: int) -> None:
+        """Blocks that are near and pinned are so once more."""
+        for b in blocks:
+            self._pins[layer, self._slot[layer][b]] += 1
+
+    def gone(self, block: int) -> bool:
+        """Whether no tier but perhaps the near pages has it."""
+        return self._host[block] < 0 and self._disk[block] < 0
+
     def unpin(self, blocks: Sequence[int], layer: int) -> None:
         """These may make room for others again; until then they stay."""
-        for b in blocks:
+        for b in blocks if self._pages else ():
             if b in self._slot[layer]:
                 self._pins[layer, self._slot[layer][b]] -= 1
 

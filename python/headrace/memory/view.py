@@ -43,27 +43,31 @@ BEFORE = -(2**61)
 """An order before that of every query, however much follows."""
 
 
-def entries(table: Table, oldest: int) -> list[Row]:
+def entries(table: Table, oldest: int, recalled: Sequence[Row] = ()) -> list[Row]:
     """What queries at positions `oldest` and later read of a stream: one row of seven per page.
 
     Pinned tokens come first, with their cap; window tokens follow with their reach, cut down to
-    those that the oldest query still sees.
+    those that the oldest query still sees. recalled: entries between the two; where they count as
+    distance (they have a cap), they push the pinned ones back.
     """
     window, alive_from = table.window, oldest - table.plan.reach + 1
-    if len(window) > 2 and window[1].start >= alive_from:  # those between are seen whole
-        pinned, between = _unchanged(table)
+    if len(window) > 2 and window[1].start >= alive_from and not recalled:
+        pinned, between = _unchanged(table)  # those between are seen whole
         first = _window_row(window[0], window[1].start, alive_from, table)
         last = _window_row(window[-1], table.end, alive_from, table)
         return [*pinned, *first, *between, *last]
-    rows = _pinned_rows(table)
+    back = sum(row[COUNT] for row in recalled if row[CAP] < UNLIMITED)
+    rows = [*_pinned_rows(table, back), *recalled]
     for page, stop in table.window_spans():
         rows += _window_row(page, stop, alive_from, table)
     return rows
 
 
-def _pinned_rows(table: Table) -> list[Row]:
+def _pinned_rows(table: Table, back: int = 0) -> list[Row]:
+    """Rows of the pinned pages, pushed `back` by tokens between them and the window."""
+    cap = table.plan.cap + back if table.plan.cap < UNLIMITED else UNLIMITED
     return [
-        (page.id, 0, stop - page.start, page.origin, table.plan.cap, page.start, UNLIMITED)
+        (page.id, 0, stop - page.start, page.origin, cap, page.start, UNLIMITED)
         for page, stop in table.pinned_spans()
     ]
 
@@ -109,6 +113,7 @@ class View:
     """The integer arguments of `append` and `paged_attention` for one step of many streams.
 
     where int64 [T, 3]; entries int64 [E, 7]; entry_indptr, q_indptr int32 [B+1]; q_pos int64 [T].
+    by_layer: entries and entry_indptr for each layer, if these differ.
     """
 
     where: Tensor
@@ -116,6 +121,11 @@ class View:
     entry_indptr: Tensor
     q_indptr: Tensor
     q_pos: Tensor
+    by_layer: tuple[tuple[Tensor, Tensor], ...] = ()
+
+    def lists(self, layer: int) -> tuple[Tensor, Tensor]:
+        """Entries and their offsets, as a layer sees them."""
+        return self.by_layer[layer] if self.by_layer else (self.entries, self.entry_indptr)
 
     @staticmethod
     def of(
@@ -123,8 +133,12 @@ class View:
         views: Sequence[Sequence[Row]],
         starts: Sequence[int],
         device: torch.device,
+        by_layer: Sequence[Sequence[Sequence[Row]]] = (),
     ) -> View:
-        """From each stream's slots to write, its entries, and the position of its first query."""
+        """From each stream's slots to write, its entries, and the position of its first query.
+
+        by_layer: entries of each stream for each layer, where layers recalled blocks of their own.
+        """
         positions = [
             at for start, rows in zip(starts, wheres, strict=True)
             for at in range(start, start + len(rows))
@@ -135,6 +149,7 @@ class View:
             _offsets(views).to(device),
             _offsets(wheres).to(device),
             torch.tensor(positions, dtype=torch.int64).to(device),
+            tuple((_table(lists, 7).to(device), _offsets(lists).to(device)) for lists in by_layer),
         )
 
 

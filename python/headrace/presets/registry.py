@@ -2,15 +2,21 @@
 from __future__ import annotations
 
 from ..errors import bad_value
+from .batch_llm import PRESET as BATCH_LLM
 from .gpe import PRESET as GPE
+from .hexgen_text2sql import PRESET as HEXGEN_TEXT2SQL
+from .jitserve import PRESET as JITSERVE
 from .mmduet import PRESET as MMDUET
 from .multi_stream import PRESET as MULTI_STREAM
 from .proof import Preset
 from .rings import RINGS
+from .saga import PRESET as SAGA
 from .speak_while_watching import PRESET as SPEAK_WHILE_WATCHING
+from .stream2llm import PRESET as STREAM2LLM
 from .streaming_llm import PRESET as STREAMING_LLM
 from .streaming_thinker import PRESET as STREAMING_THINKER
 from .tays import PRESET as TAYS
+from .thunder_agent import PRESET as THUNDER_AGENT
 from .video_llm_online import PRESET as VIDEO_LLM_ONLINE
 
 _PRESETS = {
@@ -24,6 +30,12 @@ _PRESETS = {
         STREAMING_THINKER,
         TAYS,
         VIDEO_LLM_ONLINE,
+        BATCH_LLM,
+        STREAM2LLM,
+        JITSERVE,
+        THUNDER_AGENT,
+        SAGA,
+        HEXGEN_TEXT2SQL,
         *RINGS,
     )
 }

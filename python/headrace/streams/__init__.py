@@ -16,6 +16,7 @@ from .ring import Finished, Ring
 from .ring_solver import Diffusion, Flow
 from .run import Run
 from .serve import Server, serve
+from .snapshot import Resumed, resume, snapshot
 from .stream import Mark, Stream
 from .timing import Outcome, Timing
 
@@ -44,6 +45,7 @@ __all__ = [
     "Real",
     "Recorded",
     "Report",
+    "Resumed",
     "Ring",
     "Run",
     "SceneCut",
@@ -61,7 +63,9 @@ __all__ = [
     "oracle",
     "recompute",
     "replay",
+    "resume",
     "save",
     "serve",
+    "snapshot",
     "wrap",
 ]

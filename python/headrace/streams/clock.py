@@ -64,10 +64,12 @@ class Real(Clock):
 
 
 class Virtual(Clock):
-    """Time jumps to what comes next, and a step takes what a cost model says: seconds of a Work."""
+    """Time jumps to what comes next, and a step takes what a cost model says: seconds of a Work.
 
-    def __init__(self, cost: Callable[[Work], float]) -> None:
-        self._cost, self._now = cost, 0.0
+    now: what it begins at, for a run that goes on."""
+
+    def __init__(self, cost: Callable[[Work], float], now: float = 0.0) -> None:
+        self._cost, self._now = cost, now
 
     def read(self) -> float:
         return self._now

@@ -14,14 +14,15 @@ from torch import Tensor
 
 from .. import interrupts, ops
 from ..adapters import Adapter, AdapterBank
-from ..errors import bad_type, bad_value
-from ..memory import Edit, Lease, PagePool, Plan, Region, Table, view
+from ..errors import bad_type, bad_value, unsupported
+from ..memory import ArchiveStore, Edit, Lease, PagePool, Plan, Region, Spill, Table, view
 from ..memory.regions import UNLIMITED, compile_plan
 from .adapting import Sites
 from .history import History
 from .lane import Lane, Lanes, check_lanes, connected
 from .positions import InCache, PerLane, Positions
 from .reading import Reading, score
+from .recalling import open_shelf
 from .report import Report
 from .stream import Stream
 from .tokens import Tokens, ids
@@ -131,6 +132,8 @@ class Engine:
         self.exact, self.chunk = exact, chunk
         self.lanes = check_lanes(lanes, positions)
         self.plan: Plan = positions.place(compile_plan(memory))
+        if isinstance(memory, Spill) and lanes:
+            raise unsupported("wrap", "memory", "regions without an Archive for lanes", memory)
         self._lane_plans = {
             lane.name: positions.place(compile_plan(lane.memory)) if lane.memory else self.plan
             for lane in self.lanes
@@ -144,7 +147,8 @@ class Engine:
             or sum(
                 _default_pages(plan, page_size, chunk)
                 for plan in self._lane_plans.values() or [self.plan]
-            ),
+            )
+            + (memory.archive.pages if isinstance(memory, Spill) else 0),
             c.kv_heads,
             c.head_dim,
             page_size,
@@ -152,6 +156,10 @@ class Engine:
             self.device,
         )
         self._inv_freq = model.inv_freq.double()
+        self.archive: ArchiveStore | None = None
+        if isinstance(memory, Spill):
+            self.archive = ArchiveStore(memory.archive, self.pool, self._inv_freq)
+        self._listen: Callable[[int, Tensor, Tensor], None] | None = None
         self._linear: Callable[..., Tensor] = ops.linear if exact else F.linear
         self.adapters = adapters
         self._sites = None if adapters is None else Sites(model, adapters)
@@ -164,22 +172,33 @@ class Engine:
         return self.pool.resident_bytes
 
     def open(
-        self, *, position: int = 0, adapter: str | Adapter | None = None, history: bool = False
+        self,
+        *,
+        position: int | None = None,
+        adapter: str | Adapter | None = None,
+        history: bool = False,
+        archive: str | None = None,
     ) -> Stream:
         """A new stream, whose first token has the logical position `position`.
 
         adapter: a name or digest that the bank knows. The stream keeps the revision that the name
         means now, until it closes or `Stream.use` changes it. history: it remembers its tokens,
-        four bytes each, which `Stream.update` needs.
+        four bytes each, which `Stream.update` needs. archive: a name under which an archive on a
+        disk keeps its pages; a stream opened again by that name can recall them, and its position
+        is after them if none is given.
         """
-        self._check_place("open", position)
+        self._check_place("open", 0 if position is None else position)
         if self.lanes:
             names = ", ".join(lane.name for lane in self.lanes)
             raise bad_value("open", "engine", "one without lanes", names, "call open_lanes()")
         chosen = self._adapter("open", adapter)
+        shelf = open_shelf(self.archive, archive, position)
+        if position is None:
+            position = 0 if shelf is None else shelf.end
         table = Table(position, position, self.plan)
         kept = History() if history else None
-        return self._adopt(Stream(self, Lease(self.pool, table), adapter=chosen, history=kept))
+        lease = Lease(self.pool, table)
+        return self._adopt(Stream(self, lease, adapter=chosen, history=kept, shelf=shelf))
 
     def open_lanes(self, *, position: int = 0, adapter: str | Adapter | None = None) -> Lanes:
         """A new stream of several lanes; each begins at its own start, counted from `position`.
@@ -209,6 +228,8 @@ class Engine:
         """Closes every stream and gives the pool's memory back. Closing twice is fine."""
         for stream in list(self._streams):
             stream.close()
+        if self.archive is not None and not self.closed:
+            self.archive.close()
         self.pool.close()
         self.closed = True
 
@@ -237,6 +258,8 @@ class Engine:
             reports = {stream: run.report(ms, self.vocab) for stream, run in runs.items()}
             with interrupts.deferred():
                 for stream, run in runs.items():
+                    if run.shelf is not None:
+                        run.shelf.commit()
                     stream._lease.table, stream._last = run.table, run.last
                     if stream._history is not None:
                         stream._history = stream._history.extend(run.tokens.tolist())
@@ -244,6 +267,9 @@ class Engine:
         except BaseException:
             with interrupts.deferred():
                 edit.undo()  # nothing, once committed
+                for run in runs.values():
+                    if run.shelf is not None:
+                        run.shelf.undo()
             raise
         return reports
 
@@ -275,12 +301,29 @@ class Engine:
             ],
             starts,
             self.device,
+            self._by_layer(runs, [table for table, _ in grown], starts),
         )
         out = self.model(tokens, self._attend(step), linear=linear)
         with interrupts.deferred():
             for run, (table, _) in zip(runs, grown, strict=True):
-                run.table = edit.trim(table)
+                stage = None if run.shelf is None else run.shelf.stage
+                run.table = edit.trim(table, stage)
         score(runs, counts, tokens, out.float())
+
+    def _by_layer(
+        self, runs: list[Reading], tables: list[Table], starts: list[int]
+    ) -> list[list[list[view.Row]]]:
+        """Entries of every run for every layer; none while nothing is recalled."""
+        if all(run.recalled is None for run in runs):
+            return []
+        return [
+            [
+                run.read
+                + view.entries(table, start, run.recalled.rows[layer] if run.recalled else ())
+                for run, table, start in zip(runs, tables, starts, strict=True)
+            ]
+            for layer in range(self.pool.k.shape[0])
+        ]
 
     def _attend(self, step: view.View) -> Callable[[int, Tensor, Tensor, Tensor], Tensor]:
         def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -288,17 +331,18 @@ class Engine:
             sink_logits = self.model.sink_logits(layer)
             ops.append(k, v, *pages, step.where, inv_freq=self._inv_freq, **scales)
             self.pool.written_bytes += len(step.where) * self.pool.row_bytes
-            o, _ = ops.paged_attention(
+            o, lse = ops.paged_attention(
                 q,
                 *pages,
-                step.entries,
-                step.entry_indptr,
+                *step.lists(layer),
                 step.q_indptr,
                 step.q_pos,
                 inv_freq=self._inv_freq,
                 sink_logits=None if sink_logits is None else sink_logits.float().contiguous(),
                 **scales,
             )
+            if self._listen is not None:
+                self._listen(layer, q, lse)
             return o
 
         return attend

@@ -22,6 +22,7 @@ class Reading:
         self.table, self.last, self.tokens = stream.table, stream._last, tokens
         self.count = tokens.shape[0]
         self.adapter = stream._adapter
+        self.shelf, self.recalled = stream._shelf, stream._recalled
         self.read = view.across(lane.table for lane in stream.reads) if stream.reads else []
         self._keep = keep
         self._nll: list[Tensor] = []

@@ -34,13 +34,19 @@ TIMES = ("arrived", "due", "first", "done")
 
 def save(run: Run, path: str | os.PathLike[str]) -> None:
     """Writes a run; the file appears whole or not at all."""
-    target = Path(path)
     text = "".join(json.dumps(line, separators=(",", ":")) + "\n" for line in _lines(run))
+    write_whole(path, (text + json.dumps({"sha256": _digest(text)}) + "\n").encode())
+
+
+def write_whole(path: str | os.PathLike[str], data: bytes) -> None:
+    """A file with these bytes: all of them, on the disk, or what was there before."""
+    target = Path(path)
     handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=target.name, suffix=".part")
     try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.write(json.dumps({"sha256": _digest(text)}) + "\n")
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
         os.chmod(temporary, 0o644)
         os.replace(temporary, target)
     except BaseException:

@@ -94,6 +94,10 @@ class Shelf:
             for tensor, copy in zip(self._tensors(), self._copies[number], strict=True):
                 tensor[pages] = copy
 
+    def clear(self) -> None:
+        """Forgets every frame; their pages go with the pool."""
+        self.done, self._pages, self._copies, self._fetched = {}, {}, {}, {}
+
     def undo(self) -> None:
         """What `fetch` brought waits outside again."""
         for by_layer in self._fetched.values():

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from ..errors import bad_type, bad_value
-from ..memory import Lease, Table
-from . import update
+from ..memory import Lease, Recalled, Shelf, Table
+from . import recalling, update
 from .history import History
 from .report import Report, Updated
 from .tokens import BYTES, Tokens, ids
@@ -48,6 +48,8 @@ class Stream:
         reads: tuple[Stream, ...] = (),
         adapter: Adapter | None = None,
         history: History | None = None,
+        shelf: Shelf | None = None,
+        recalled: Recalled | None = None,
     ) -> None:
         self.engine = engine
         self.reads = reads  # other lanes whose tokens it sees
@@ -56,6 +58,8 @@ class Stream:
         self._lease = lease
         self._last = last  # logits [V] that predict the next token
         self._history = history  # its tokens, if it remembers them
+        self._shelf = shelf  # what of it is archived
+        self._recalled = recalled  # what of that it sees
         self._marks: weakref.WeakSet[Mark] = weakref.WeakSet()
 
     @property
@@ -110,6 +114,31 @@ class Stream:
         All or nothing, as `Engine.step`, which does it. Raises TypeError or ValueError, one line.
         """
         return self.engine.step({self: tokens}, logits=logits)[self]
+
+    def recall(
+        self,
+        question: Tokens,
+        *,
+        top: int | None = None,
+        mass: float | None = None,
+        proven: bool = True,
+    ) -> Recalled:
+        """Brings archived pages that a question needs into what the tokens to come see.
+
+        The question is read on the side, which changes nothing but what is recalled: each layer
+        takes the `top` pages that the mean of the question's queries likes best; or as few as
+        capture the share `mass` of the softmax of every query and head, by bounds that hold for
+        every key (`proven`) or by the centroids' estimate; or without either all of them. They stay
+        until the next recall or `forget`. Pages found damaged are left out and named in the result.
+        All or nothing; ValueError when the archive has too few near pages.
+        """
+        return recalling.recall(self, question, top, mass, proven)
+
+    def forget(self) -> None:
+        """What was recalled is not seen any more."""
+        recalled, self._recalled = self._recalled, None
+        if recalled is not None:
+            recalled.release()
 
     def update(self, tokens: Tokens, *, logits: bool = False, recompute: bool = True) -> Updated:
         """Makes `tokens` its whole text: keeps the longest common prefix and reads the rest.
@@ -196,6 +225,8 @@ class Stream:
                 self.reads,
                 self._adapter,
                 self._history,
+                None if self._shelf is None else self._shelf.fork(),
+                None if self._recalled is None else self._recalled.share(),
             )
         )
 
@@ -208,6 +239,7 @@ class Stream:
         """Makes the stream what it was at the mark, which stays valid."""
         self._check_mark(mark)
         self._lease.rewind(mark._lease)
+        recalling.cut(self)
         self._last, self._adapter = mark._last, mark._adapter
         self._history = mark._history
 
@@ -222,6 +254,10 @@ class Stream:
 
     def close(self) -> None:
         """Gives the pages back, and lets go of the adapter. Closing twice is fine."""
+        self.forget()
+        if self._shelf is not None:
+            self._shelf.close()
+            self._shelf = None
         self._lease.release()
         self._adapter = None
 

@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from .. import interrupts
-from ..errors import bad_value
+from ..errors import bad_value, unsupported
 from ..memory import Lease, Table, cut
 from ..memory.parking import Backup
+from . import recalling
 from .history import History
 from .report import Updated
 from .tokens import Tokens, ids
@@ -41,6 +42,7 @@ def rewind(stream: Stream, tokens: int) -> int:
         stream._last = None
         if stream._history is not None:
             stream._history = stream._history.cut(table.tokens)
+        recalling.cut(stream)
     return table.tokens
 
 
@@ -51,6 +53,9 @@ def update(stream: Stream, tokens: Tokens, *, logits: bool, recompute: bool) -> 
     if stream._history is None:
         expected, hint = "one that remembers its text", "open it with history=True"
         raise bad_value("update", "stream", expected, "one that does not", hint)
+    if stream._shelf is not None:
+        hint = "open a stream for the new text"
+        raise unsupported("update", "memory", "those without an Archive", engine.memory, hint)
     new = ids(tokens, engine.vocab, engine.device, "update")
     text = new.tolist()
     kept = stream._history.common(text)

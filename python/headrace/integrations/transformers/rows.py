@@ -14,6 +14,9 @@ from torch import Tensor
 from ... import audit
 from ...errors import bad_value
 from ...memory import UNLIMITED, Edit, Lease, PagePool, Plan, Table, cut, view
+from ...memory.edit import Slot
+
+Part = tuple[int, list[Slot], Sequence[view.Row], int]
 
 SLACK = 64
 """Tokens by which any row may go back at any time: so much more than its window it holds."""
@@ -73,7 +76,7 @@ class Rows:
         each = self.plan.pinned_pages(size) + 2 * self._loose.window_pages(size)
         return len(self) * (each + -(-self.chunk // size) + 1)
 
-    def read(self, counts: Sequence[int]) -> list[list[tuple[int, list, list[list[int]], int]]]:
+    def read(self, counts: Sequence[int]) -> list[list[tuple[int, list, list[view.Row], int]]]:
         """Room for `counts` tokens, one count per row, in pieces of up to `chunk` tokens a row.
 
         For each piece and row: the tokens that came before in this call, where its own go, the
@@ -174,7 +177,7 @@ def _tail(lease: Lease) -> int:
     return -1 if tail is None else tail.id
 
 
-def narrowed(entries: list[list[int]], start: int, sliding: int | None) -> list[list[int]]:
+def narrowed(entries: list[view.Row], start: int, sliding: int | None) -> list[view.Row]:
     """The entries as a layer reads them whose queries see only `sliding` tokens back."""
     if sliding is None:
         return entries

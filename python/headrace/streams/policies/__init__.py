@@ -8,6 +8,7 @@ from .append import AppendUpdate
 from .arrival import Arrival
 from .bandwidth import JustInTime
 from .deadline import Deadline
+from .foresight import Foresight
 from .lengths import Lengths
 from .pause import ProgramPause
 from .policy import Policy, Share, fill
@@ -19,6 +20,7 @@ __all__ = [
     "AppendUpdate",
     "Arrival",
     "Deadline",
+    "Foresight",
     "JustInTime",
     "Lengths",
     "Policy",
@@ -34,7 +36,8 @@ __all__ = [
 NAMES: dict[str, type[Policy]] = {
     policy.__name__: policy
     for policy in (
-        Arrival, Deadline, PrefixGroups, AppendUpdate, JustInTime, ProgramPause, Retention, Urgency,
+        Arrival, Deadline, PrefixGroups, AppendUpdate, JustInTime, ProgramPause, Retention,
+        Foresight, Urgency,
     )
 }  # fmt: skip
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..seat import Job
 from .lengths import Lengths
@@ -27,6 +27,8 @@ class PrefixGroups(Policy):
     prior: int = 64
     lengths: Lengths = field(init=False, repr=False)
     _waiting: list[tuple[_Node, Job | None]] = field(init=False, repr=False, default_factory=list)
+    _groups: int = field(init=False, repr=False, default=0)
+    _turn: dict[int, int] = field(init=False, repr=False, default_factory=dict)  # of begun jobs
     _held: set[int] = field(init=False, repr=False, default_factory=set)  # not begun
     _placed: set[int] = field(init=False, repr=False, default_factory=set)
     _stems: dict[int, _Node] = field(init=False, repr=False, default_factory=dict)
@@ -42,19 +44,27 @@ class PrefixGroups(Policy):
             groups = [_Node.of(jobs, 0) for jobs in _parted(new, 0)]
             # Of those that came together; what waited before them keeps its turn.
             groups.sort(key=self._ratio, reverse=True)
+            for group in groups:
+                self._groups += 1
+                group.number(self._groups)
             self._waiting += [(group, None) for group in groups]
         ready = [job for job in desk.ready if job.outcome.index not in self._held]
         while self._waiting and (not ready or self._fits(self._waiting[0][0], ready, desk)):
             ready += self._begin(*self._waiting.pop(0), desk)
-        return fill(sorted(ready, key=lambda job: job.key), desk.budget)
+        return fill(sorted(ready, key=lambda job: self.order(job, desk)), desk.budget)
+
+    def order(self, job: Job, desk: Desk) -> Any:
+        return self._turn.get(job.outcome.index, 0), job.key
 
     def finished(self, job: Job, desk: Desk) -> None:
         self.lengths.learn(job)
+        self._turn.pop(job.outcome.index, None)
         self._placed.discard(job.outcome.index)
         self._held.discard(job.outcome.index)
         node = self._stems.pop(job.outcome.index, None)
         if node is not None:
-            ends = [_Node(node.tokens, len(node.tokens), [end], []) for end in node.ends]
+            at = len(node.tokens)
+            ends = [_Node(node.tokens, at, [end], [], node.group) for end in node.ends]
             self._waiting[:0] = [(child, job) for child in ends + node.children]
 
     def _begin(self, node: _Node, stem: Job | None, desk: Desk) -> list[Job]:
@@ -67,6 +77,7 @@ class PrefixGroups(Policy):
             self._held.discard(job.outcome.index)
             if stem is not None and _waits(job, desk):
                 desk.graft(job, stem.seat)
+        self._turn[job.outcome.index] = node.group
         if stem is not None and all(other is not stem for _, other in self._waiting):
             desk.discard(stem.seat.name)
         return [job] if _waits(job, desk) else []
@@ -93,6 +104,7 @@ class _Node:
     depth: int
     ends: list[Job]
     children: list[_Node]
+    group: int = 0
 
     @staticmethod
     def of(jobs: list[Job], depth: int) -> _Node:
@@ -110,6 +122,12 @@ class _Node:
         yield from self.ends
         for child in self.children:
             yield from child.jobs()
+
+    def number(self, group: int) -> None:
+        """Says of what group it is, and all that is below it."""
+        self.group = group
+        for child in self.children:
+            child.number(group)
 
     def distinct(self) -> int:
         """Tokens that are read when each stretch is read once."""

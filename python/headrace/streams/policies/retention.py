@@ -66,8 +66,9 @@ class Retention(Policy):
             self.misses += not found
 
     def closed(self, name: str, desk: Desk) -> None:
-        _, tool = self._left.pop(name, (0.0, ""))
-        self._ends[tool] = self._ends.get(tool, 0) + 1
+        if name in self._left:
+            _, tool = self._left.pop(name)
+            self._ends[tool] = self._ends.get(tool, 0) + 1
 
     def finished(self, job: Job, desk: Desk) -> None:
         self._left[job.seat.name] = desk.now, job.event.group

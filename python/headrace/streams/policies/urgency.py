@@ -17,21 +17,24 @@ if TYPE_CHECKING:
 class Urgency(Policy):
     """Most urgent first: remaining work over remaining slack (HexGen-Text2SQL).
 
-    Work: tokens still to be read or said, at the pace of late, seconds. Slack: until the deadline
+    Work: tokens still to be read or said, of it and of what follows under its deadline, at the pace
+    of late, seconds. Slack: until the deadline
     of the whole. An overdue job has no slack left and is the most urgent of all, the longest
     overdue first; one without a deadline comes last. quantile: of the lengths seen in its group,
     the guess of how much it will say; prior: the guess before any was seen.
     """
 
     quantile: float = 0.5
-    prior: int = 64
+    prior: int = 16
     lengths: Lengths = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         self.lengths = Lengths(self.quantile, self.prior)
 
     def order(self, job: Job, desk: Desk) -> Any:
-        work = (job.left + self.lengths.remaining(job)) * (desk.rate or 1.0)
+        work = (job.left + self.lengths.remaining(job) + self.lengths.later(job)) * (
+            desk.rate or 1.0
+        )
         slack = job.until - desk.now
         if slack <= 0:
             return -math.inf, slack, job.key
@@ -39,3 +42,6 @@ class Urgency(Policy):
 
     def finished(self, job: Job, desk: Desk) -> None:
         self.lengths.learn(job)
+
+    def closed(self, name: str, desk: Desk) -> None:
+        self.lengths.closed(name)

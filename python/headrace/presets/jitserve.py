@@ -1,0 +1,61 @@
+# SPDX-License-Identifier: Apache-2.0
+"""JITServe: to each request just the bandwidth that its deadline needs, for the most goodput.
+
+JITServe, SLO-aware serving with imprecise request information, 2025 (its paper). Lengths are
+guessed by quantiles that tighten as tokens come; requests are of three classes: a pace per token, a
+deadline, or a chain under one deadline. Chosen here: which requests to put off is decided by Moore
+and Hodgson's rule on the median of what they need, where the paper plans with an upper quantile.
+
+Checked: on replayed traces of its three classes, at overload, against earliest deadline
+first and arrival order.
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Any
+
+from ..streams import Event, Outcome, Server
+from ..streams.engine import Model
+from ..streams.policies import Arrival, Deadline, JustInTime, Lengths
+from ..streams.seat import Job
+from ..streams.traces import services
+from .proof import Check, Preset
+from .scheduling import Costless, in_time, ran, server
+
+SEEDS = range(3)
+
+
+def jitserve(
+    model: Model, *, quantile: float = 0.5, lower: float = 0.1, enough: int = 8, **options: Any
+) -> Server:
+    """A server; options as in `headrace.wrap` and `headrace.streams.Server`."""
+    return server(model, JustInTime(quantile, lower, enough), **options)
+
+
+def check(model: Model, *, requests: int = 40) -> list[Check]:
+    """Time alone: the model is one that costs nothing."""
+    checks = []
+    for rate in (60,):
+        made = {}
+        for policy in (JustInTime, Deadline, Arrival):
+            traces = [services(seed, requests=requests, rate=rate) for seed in SEEDS]
+            runs = [ran(Costless(), trace, policy()) for trace in traces]
+            made[policy] = sum(map(in_time, runs)) / len(runs)
+        for other, name in ((Deadline, "earliest deadline first"), (Arrival, "arrival order")):
+            claim = f"{rate} requests/s: share in time of {name}, less its own"
+            checks.append(Check(claim, made[other] - made[JustInTime], 0))
+    return [*checks, Check("tokens at which the guess of a length got wider", _wider(), 0)]
+
+
+def _wider() -> int:
+    """The distance from a lower to an upper quantile of a length, as its tokens come."""
+    lengths = Lengths(0.9, 16)
+    for length in (2, 3, 5, 8, 13, 21, 34, 55):
+        out = Outcome(0, "a", "say", 0.0, 1.0, said=[0] * length)
+        lengths.learn(Job(Event(0.0, "a", "say"), out, None))  # type: ignore[arg-type]
+    spread = [lengths.total("", n, 0.9) - lengths.total("", n, 0.1) for n in range(60)]
+    return sum(after > before for before, after in pairwise(spread))
+
+
+PRESET = Preset("jitserve", "JITServe (2025), its paper", jitserve, check)

@@ -1,0 +1,67 @@
+# SPDX-License-Identifier: Apache-2.0
+"""SAGA: pages of an agent stay across the gaps in which its tools run, by predicted reuse.
+
+SAGA (2025), its paper: the workflow predicts when a session is back, and so what to keep. Chosen
+here: a quantile of the gaps seen after each tool; the stream expected back last goes first. Its
+affinity and work stealing are between workers, of which an engine has one; its fair share on
+completion time is not part of this.
+
+Checked: the share of turns that find their pages, beside recency and beside foresight, which reads
+the future from the trace.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from ..streams import Server
+from ..streams.desk import Desk
+from ..streams.engine import Model
+from ..streams.policies import Foresight, Policy, Retention
+from ..streams.seat import Job, Seat
+from ..streams.traces import agents
+from .proof import Check, Preset
+from .scheduling import Costless, ran, server
+
+SEEDS = range(2)
+
+
+def saga(model: Model, *, quantile: float = 0.5, prior: float = 1.0, **options: Any) -> Server:
+    """A server; options as in `headrace.wrap` and `headrace.streams.Server`."""
+    return server(model, Retention(quantile, prior), **options)
+
+
+class Recency(Retention):
+    """The longest unused goes first; it only counts."""
+
+    def victims(self, desk: Desk, job: Job) -> Iterator[Seat]:
+        return Policy.victims(self, desk, job)
+
+
+def hit_rate(policy: Retention, *, pages: int = 30) -> float:
+    """Turns after the first that found what their stream had read."""
+    hits = misses = 0
+    for seed in SEEDS:
+        trace = agents(seed, programs=12, turns=6, spread=4.0)
+        made = ran(Costless(), trace, policy, pages=pages, budget=64).policy
+        assert isinstance(made, Retention)
+        hits, misses = hits + made.hits, misses + made.misses
+    return hits / (hits + misses)
+
+
+def check(model: Model) -> list[Check]:
+    """Order alone: the model is one that costs nothing."""
+    ours, recent, best = (hit_rate(p) for p in (Retention(), Recency(), Foresight()))
+    trace = agents(programs=6, turns=3, vocab=model.config.vocab)
+    tight, roomy = (ran(model, trace, Retention(), pages=n) for n in (18, 1000))
+    changed = sum(roomy.outputs[i] != said for i, said in tight.outputs.items())
+    return [
+        Check("hit rate of recency, less its own", recent - ours, 0),
+        Check("hit rate of foresight, less its own", best - ours, 0.25),
+        Check("share of turns that read again", 1 - ours, 1 - recent),
+        Check("answers that differ from those with room for all", changed, 0),
+    ]
+
+
+PRESET = Preset("saga", "SAGA (2025), its paper", saga, check)

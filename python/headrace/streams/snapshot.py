@@ -1,0 +1,245 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Streams on disk: saved here, resumed there, with the same bits.
+
+A file is a plain safetensors file. Its tensors are the pages, the logits that predict the next
+token and the tokens, where a stream remembers them; its metadata says what the pages mean, and has
+the SHA-256 of the whole file, reckoned with zeros in its own place. Marks are not part of it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, is_dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as from_bytes
+from safetensors.torch import save as to_bytes
+from torch import Tensor
+
+from .. import interrupts
+from ..errors import bad_type, bad_value
+from ..memory import Lease, Page, PagePool, Table
+from . import gate as gates
+from .engine import Engine
+from .gate import Gate
+from .history import History
+from .lane import Lanes, connected
+from .positions import PerLane
+from .record import write_whole
+from .stream import Stream
+
+FORMAT = "headrace.stream.1"
+BLANK = "0" * 64
+ONE = ""  # what a stream without lanes is called in a file
+
+
+@dataclass(frozen=True)
+class Resumed:
+    """What a file held: the stream, its gate if it came with one, and the time on its clock."""
+
+    stream: Stream | Lanes
+    gate: Gate | None
+    now: float
+
+
+def snapshot(
+    stream: Stream | Lanes,
+    path: str | os.PathLike[str],
+    *,
+    gate: Gate | None = None,
+    now: float = 0.0,
+) -> int:
+    """Writes a stream, or one of several lanes, to a file; returns its bytes.
+
+    gate: one of `headrace.streams`, with all that it remembers. now: seconds, what the clock of the
+    stream reads. The stream goes on as if nothing had been. The file appears whole or not at all;
+    until then what was there before stays.
+    """
+    parts = _parts(stream)
+    engine = stream.engine
+    tensors: dict[str, Tensor] = {}
+    held = {name: _put(tensors, name, part) for name, part in parts.items()}
+    meta: dict[str, Any] = {
+        "engine": _meaning(engine),
+        "model": digest(engine.model),
+        "streams": held,
+        "gate": None if gate is None else _gate_line(gate),
+        "now": float(now),
+    }
+    if not math.isfinite(meta["now"]):
+        raise bad_value("snapshot", "now", "seconds", now)
+    text = json.dumps(meta, separators=(",", ":"))
+    data = to_bytes(tensors, {"format": FORMAT, "stream": text, "sha256": BLANK})
+    sum_ = hashlib.sha256(data).hexdigest()
+    write_whole(path, data.replace(BLANK.encode(), sum_.encode(), 1))
+    return len(data)
+
+
+def resume(engine: Engine, path: str | os.PathLike[str]) -> Resumed:
+    """A stream from a file by `snapshot`, in pages of this engine.
+
+    The engine must hold the same weights, and have the same memory, positions, lanes, pages and
+    exactness; a stream with an adapter needs a bank that knows that very revision. ValueError, one
+    line, and nothing taken, when something does not fit or the file is not whole.
+    """
+    meta, tensors = _read(path)
+    for what, want in meta["engine"].items():
+        got = _meaning(engine)[what]
+        if got != want:
+            raise bad_value("resume", "engine", f"{what} {want}", got)
+    if meta["model"] != digest(engine.model):
+        got = digest(engine.model)[:12]
+        raise bad_value("resume", "engine", f"the weights {meta['model'][:12]}", got)
+    engine._check_open("resume")
+    held: dict[str, dict[str, Any]] = meta["streams"]
+    adapters = {name: _adapter(engine, line["adapter"]) for name, line in held.items()}
+    gate = None if meta["gate"] is None else _gate(*meta["gate"])
+    pool = engine.pool
+    pages = sum(len(line["pinned"]) + len(line["window"]) for line in held.values())
+    if pages > pool.free_pages:
+        got = f"{pool.free_pages} of {pool.pages}"
+        raise bad_value("resume", "pool_pages", f"{pages} free pages", got)
+    made: dict[str, Stream] = {}
+    with interrupts.deferred():
+        for name, line in held.items():
+            lease, last, history = _take(pool, tensors, name, line, _plan(engine, name))
+            made[name] = Stream(engine, lease, last, adapter=adapters[name], history=history)
+            engine._adopt(made[name])
+    if ONE in made:
+        return Resumed(made[ONE], gate, meta["now"])
+    positions = engine.positions
+    assert isinstance(positions, PerLane)
+    return Resumed(Lanes(engine, connected(made, engine.lanes, positions)), gate, meta["now"])
+
+
+def digest(model: Any) -> str:
+    """SHA-256 of a model's configuration and of every weight."""
+    hashed = hashlib.sha256(repr(model.config).encode())
+    named: Mapping[str, Tensor] = getattr(model, "state_dict", dict)()
+    for name, tensor in [*sorted(named.items()), ("inv_freq", model.inv_freq)]:
+        hashed.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
+        plain = tensor.detach().cpu().contiguous().reshape(-1)
+        hashed.update(memoryview(plain.view(torch.uint8).numpy()))
+    return hashed.hexdigest()
+
+
+def _parts(stream: Any) -> dict[str, Stream]:
+    if isinstance(stream, Lanes):
+        parts = {name: stream[name] for name in stream}
+    elif isinstance(stream, Stream):
+        if stream.engine.lanes:
+            expected, hint = "all lanes of a stream", "pass what open_lanes() gave"
+            raise bad_value("snapshot", "stream", expected, "one of them", hint)
+        parts = {ONE: stream}
+    else:
+        raise bad_type("snapshot", "stream", "a stream", type(stream).__name__)
+    for part in parts.values():
+        part._check_open("snapshot")
+    return parts
+
+
+def _meaning(engine: Engine) -> dict[str, Any]:
+    """What gives pages their meaning, beside the weights."""
+    return {
+        "memory": repr(engine.memory),
+        "positions": repr(engine.positions),
+        "lanes": repr(engine.lanes),
+        "vocab": engine.vocab,
+        "shape": [*engine.pool.k.shape[:1], *engine.pool.k.shape[2:]],
+        "dtype": str(engine.pool.k.dtype).removeprefix("torch."),
+        "exact": engine.exact,
+    }
+
+
+def _plan(engine: Engine, name: str) -> Any:
+    return engine.plan if name == ONE else engine._lane_plans[name]
+
+
+def _put(tensors: dict[str, Tensor], name: str, stream: Stream) -> dict[str, Any]:
+    """Adds what a stream holds to the tensors; says what it means."""
+    table, pool = stream._lease.table, stream.engine.pool
+    counts = [after - page.start for page, after in (*table.pinned_spans(), *table.window_spans())]
+    ids = table.page_ids
+    k, v, *scales = _tensors(pool)
+    for kind, pages in (("k", k), ("v", v), *zip(("k_scale", "v_scale"), scales, strict=False)):
+        copy = pages[:, ids].cpu()
+        for i, count in enumerate(counts):  # what lies behind belongs to nobody, or to another
+            rest = copy[:, i, ..., count:] if kind != "v" else copy[:, i, :, count:]
+            rest.view(torch.uint8).zero_()
+        tensors[f"{name}.{kind}"] = copy
+    if stream._last is not None:
+        tensors[f"{name}.last"] = stream._last.cpu().clone()
+    if stream._history is not None:
+        tensors[f"{name}.history"] = torch.tensor(stream._history.tokens(), dtype=torch.int32)
+    return {
+        "start": table.start,
+        "end": table.end,
+        "pinned": [page[1:] for page in table.pinned],
+        "window": [page[1:] for page in table.window],
+        "adapter": stream.adapter,
+    }
+
+
+def _take(
+    pool: PagePool, tensors: Mapping[str, Tensor], name: str, line: Mapping[str, Any], plan: Any
+) -> tuple[Lease, Tensor | None, History | None]:
+    count = len(line["pinned"])
+    ids = pool.take(count + len(line["window"]))
+    places = [Page(i, *at) for i, at in zip(ids, [*line["pinned"], *line["window"]], strict=True)]
+    table = Table(line["start"], line["end"], plan, tuple(places[:count]), tuple(places[count:]))
+    for kind, pages in zip(("k", "v", "k_scale", "v_scale"), _tensors(pool), strict=False):
+        pages[:, ids] = tensors[f"{name}.{kind}"].to(pages.device)
+    for page, after in (*table.pinned_spans(), *table.window_spans()):
+        pool.filled[page.id] = after - page.start
+    lease = Lease(pool, table)
+    pool.drop(ids)
+    last, history = tensors.get(f"{name}.last"), tensors.get(f"{name}.history")
+    last = None if last is None else last.to(pool.k.device)
+    return lease, last, None if history is None else History(history.tolist())
+
+
+def _tensors(pool: PagePool) -> list[Tensor]:
+    return [x for x in (pool.k, pool.v, pool.k_scale, pool.v_scale) if x is not None]
+
+
+def _adapter(engine: Engine, revision: str | None) -> Any:
+    try:
+        return engine._adapter("resume", revision)
+    except ValueError as error:
+        expected = f"a bank that knows revision {str(revision)[:12]}"
+        raise bad_value("resume", "adapter", expected, str(error).partition("got ")[2]) from None
+
+
+def _gate_line(gate: Gate) -> list[Any]:
+    if not is_dataclass(gate) or getattr(gates, type(gate).__name__, None) is not type(gate):
+        raise bad_type("snapshot", "gate", "a gate of headrace.streams", type(gate).__name__)
+    return [type(gate).__name__, asdict(gate)]
+
+
+def _gate(name: str, fields: Mapping[str, Any]) -> Gate:
+    made: Gate = getattr(gates, name)(**fields)
+    return made
+
+
+def _read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    try:
+        data = Path(path).read_bytes()
+        length = int.from_bytes(data[:8], "little")
+        header = json.loads(data[8 : 8 + length])["__metadata__"]
+        if header.get("format") != FORMAT:
+            raise ValueError(f"format {header.get('format')!r}")
+        sum_ = str(header["sha256"])
+        blank = data[: 8 + length].replace(sum_.encode(), BLANK.encode(), 1)
+        if hashlib.sha256(blank + data[8 + length :]).hexdigest() != sum_:
+            raise ValueError("a checksum that does not fit")
+        return json.loads(header["stream"]), from_bytes(data)
+    except (ValueError, KeyError, TypeError, AttributeError, OSError, SafetensorError) as error:
+        got = " ".join(str(error).split()) or "an empty file"
+        raise bad_value("resume", "path", f"a whole stream ({FORMAT})", got) from None
