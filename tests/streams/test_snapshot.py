@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from headrace import AdapterBank, Lane, Sink, Window, wrap
+from headrace import AdapterBank, Archive, Lane, Sink, Window, wrap
 from headrace.streams import Every, HeadSum, OnQuery, PerLane, resume, snapshot
 
 from ..adapters.bank_weights import adapter
@@ -229,6 +229,11 @@ def test_what_can_be_saved(tmp_path):
         stream.close()
         with pytest.raises(ValueError, match=r"^snapshot\(stream\): expected an open stream"):
             snapshot(stream, tmp_path / "s")
+    with (
+        engine(memory=Window(32) >> Archive("mean")) as e,
+        pytest.raises(NotImplementedError, match=r"^snapshot\(stream\): .* without an Archive"),
+    ):
+        snapshot(e.open(), tmp_path / "s")
     assert not list(tmp_path.iterdir())
 
 

@@ -3,7 +3,8 @@
 
 A file is a plain safetensors file. Its tensors are the pages, the logits that predict the next
 token and the tokens, where a stream remembers them; its metadata says what the pages mean, and has
-the SHA-256 of the whole file, reckoned with zeros in its own place. Marks are not part of it.
+the SHA-256 of the whole file, reckoned with zeros in its own place. Marks are not part of it;
+a stream with an archive cannot be saved, for what it archived lies elsewhere.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from safetensors.torch import save as to_bytes
 from torch import Tensor
 
 from .. import interrupts
-from ..errors import bad_type, bad_value
+from ..errors import bad_type, bad_value, unsupported
 from ..memory import Lease, Page, PagePool, Table
 from . import gate as gates
 from .engine import Engine
@@ -142,6 +143,9 @@ def _parts(stream: Any) -> dict[str, Stream]:
         raise bad_type("snapshot", "stream", "a stream", type(stream).__name__)
     for part in parts.values():
         part._check_open("snapshot")
+    if stream.engine.archive is not None:
+        memory = stream.engine.memory
+        raise unsupported("snapshot", "stream", "memory without an Archive", repr(memory))
     return parts
 
 
