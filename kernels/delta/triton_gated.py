@@ -78,7 +78,8 @@ def gated_delta_rule_kernel(
 
 def gated_delta_rule(bound, axes, outs):
     """`headrace.ops.gated_delta_rule` on CUDA tensors (or, interpreted, small CPU tensors)."""
-    q, k, v, (o,), tokens, streams = (*(bound[x] for x in "qkv"), outs, axes["T"], axes["B"])
+    q, k, v, o = bound["q"], bound["k"], bound["v"], outs[0]
+    tokens, streams = axes["T"], axes["B"]
     if 0 in (tokens, streams):
         return
     gates, strides = (bound["log_decay"], bound["beta"]), (*q.stride()[:2], *k.stride()[:2])
