@@ -18,6 +18,7 @@ import json
 import subprocess
 import sys
 import time
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -162,18 +163,16 @@ def main() -> None:
     if args.part:
         args.out.write_text(json.dumps(part(args.part, args)))
         return
+    told = report.taken()
+    told["versions"]["transformers"] = metadata.version("transformers")
     runs = []
     for kind in ("streaming", "dynamic"):
         piece = args.out.with_suffix(f".{kind}")
         subprocess.run(_command(args, kind, piece), check=True)
         runs.append(json.loads(piece.read_text()))
         piece.unlink()
-    import transformers
-
     document = {
-        "when": report.now(),
-        "machine": report.machine(),
-        "versions": {**report.versions(), "transformers": transformers.__version__},
+        **told,
         "memory": f"Sink({SINKS}) + Window({args.window})",
         "threads": args.threads,
         "hidden": args.hidden,

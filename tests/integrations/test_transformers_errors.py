@@ -9,7 +9,7 @@ import torch
 
 transformers = pytest.importorskip("transformers", reason="transformers is not installed")
 
-from headrace import PerLane, Sink, Window  # noqa: E402
+from headrace import Archive, PerLane, Sink, Window  # noqa: E402
 from headrace.integrations.transformers import StreamingCache, attached, oracle  # noqa: E402
 
 from .stock import BASE, model  # noqa: E402
@@ -42,6 +42,8 @@ def test_arguments():
     refused(TypeError, r"expected InCache\(\) or Absolute\(\)", positions=PerLane())
     refused(TypeError, "expected regions such as", memory=64)
     refused(ValueError, "a Window among the regions", memory=Sink(4))
+    archive = MEMORY >> Archive()
+    refused(NotImplementedError, "sums of Sink and Window, which no Archive", memory=archive)
     refused(TypeError, r"StreamingCache\(dtype\): expected float32", dtype=torch.uint8)
     refused(ValueError, r"StreamingCache\(chunk\)", chunk=0)
 

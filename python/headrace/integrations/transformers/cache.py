@@ -14,7 +14,7 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 
 from ... import interrupts
 from ...errors import bad_type, bad_value, unsupported
-from ...memory import Region
+from ...memory import Region, Spill
 from ...memory.pool import DTYPES
 from ...memory.regions import compile_plan
 from ...streams import Absolute, InCache
@@ -70,6 +70,9 @@ class StreamingCache(Cache):
             raise bad_type("StreamingCache", "dtype", names, dtype)
         if isinstance(chunk, bool) or not isinstance(chunk, int) or chunk < 1:
             raise bad_value("StreamingCache", "chunk", "a whole number, 1 or more", chunk)
+        if any(isinstance(region, Spill) for region in getattr(memory, "regions", (memory,))):
+            expected = "sums of Sink and Window, which no Archive follows"
+            raise unsupported("StreamingCache", "memory", expected, repr(memory))
         self.attention: Attention = attention_of(config)
         self.memory, self.positions = memory, positions
         self.plan = positions.place(compile_plan(memory))

@@ -14,6 +14,9 @@ from torch import Tensor
 from ... import audit
 from ...errors import bad_value
 from ...memory import UNLIMITED, Edit, Lease, PagePool, Plan, Table, cut, view
+from ...memory.edit import Slot
+
+Part = tuple[int, list[Slot], Sequence[view.Row], int]
 
 SLACK = 64
 """Tokens by which any row may go back at any time: so much more than its window it holds."""
