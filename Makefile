@@ -11,6 +11,8 @@ HEADRACE_CUDA ?= AUTO
 DEMO_ARGS ?= --demo
 BENCH_ARGS ?= --quick
 PYTEST_ARGS ?=
+# Processes that share the test files; each has one thread unless a test asks for more.
+WORKERS ?= 2
 
 ROOT := $(abspath .)
 BIN := $(abspath $(VENV))/bin
@@ -25,6 +27,7 @@ RUN := $(VENV)/stamp-run-$(call hash,pyproject.toml constraints-dev.txt)
 DEV := $(VENV)/stamp-dev-$(call hash,pyproject.toml constraints-dev.txt)
 BUILT := $(VENV)/stamp-built-$(HEADRACE_CUDA)-$(call hash,pyproject.toml CMakeLists.txt README.md \
   LICENSE cmake csrc kernels python)
+SHARED = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 PIP = $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 .DEFAULT_GOAL := help
@@ -76,11 +79,10 @@ lint: $(DEV) $(BUILT)
 
 # The interpreter is chosen when Triton's decorator runs, so that suite is a process of its own.
 test: lint
-	cd $(AWAY) && $(BIN)/python -m pytest -c $(ROOT)/pyproject.toml --rootdir $(ROOT) \
+	cd $(AWAY) && $(SHARED) -c $(ROOT)/pyproject.toml --rootdir $(ROOT) \
 	  --ignore $(ROOT)/tests/triton_interpreter $(PYTEST_ARGS) $(ROOT)/tests
-	@if [ -d tests/triton_interpreter ]; then set -x; cd $(AWAY) && \
-	  TRITON_INTERPRET=1 $(BIN)/python -m pytest -c $(ROOT)/pyproject.toml --rootdir $(ROOT) \
-	  $(PYTEST_ARGS) $(ROOT)/tests/triton_interpreter; fi
+	cd $(AWAY) && TRITON_INTERPRET=1 $(SHARED) -c $(ROOT)/pyproject.toml --rootdir $(ROOT) \
+	  $(PYTEST_ARGS) $(ROOT)/tests/triton_interpreter
 
 # The op tests on a build with AddressSanitizer and UBSan, beside the installed one. The C++ library
 # comes first too, or the sanitizer finds no __cxa_throw to stand before.
