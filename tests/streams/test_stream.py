@@ -201,7 +201,7 @@ def test_rollback_wants_a_mark_of_its_own(engine):
             "PagePool(dtype): expected float32, bfloat16, float16, int8 or",
         ),
         ({"pool_pages": 2**50}, ValueError, "PagePool(pages): expected a pool that fits in memory"),
-        ({"model": object()}, TypeError, "wrap(model): expected a decoder, such as"),
+        ({"model": "gpt2"}, TypeError, "wrap(model): expected a decoder, such as"),
         ({"model": TinyDecoder(head_dim=24)}, NotImplementedError, "PagePool(head_dim): expected"),
     ],
     ids=str,
