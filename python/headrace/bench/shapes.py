@@ -388,7 +388,7 @@ def of_model(dims: Dims, op: str | None, quick: bool) -> Iterator[Case]:
         (dims.wide, width),
     ]
     rows = [1] if quick else [1, 64]
-    makers: dict[str, list[Callable[[], Case]]] = {
+    sized: dict[str, list[Callable[[], Case]]] = {
         "paged_attention": [partial(decode, b, c, dims=dims) for b, c in cached],
         "attention": [partial(prefill, n, 512, bf16, not quick, dims) for n in lengths],
         "append": [partial(append, n, bf16, dims) for n in fed],
@@ -396,7 +396,7 @@ def of_model(dims: Dims, op: str | None, quick: bool) -> Iterator[Case]:
         "linear": [partial(linear, n, *product) for product in products for n in rows],
         "lora_rows": [partial(adapters.rows, n, n, width) for n in rows],
     }
-    for name, make in makers.items():
+    for name, make in sized.items():
         if op in (None, name):
             for one in make:
                 yield one()
