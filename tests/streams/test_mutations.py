@@ -120,8 +120,8 @@ def test_the_wrong_scheme_is_noticed():
 def test_pages_let_go_too_early_are_noticed(monkeypatch):
     plain = Edit.trim
 
-    def eager(self, table):
-        trimmed = plain(self, table)
+    def eager(self, table, *more):
+        trimmed = plain(self, table, *more)
         if len(trimmed.window) > 1 and table.tokens > 60:
             self._retired.append(trimmed.window[0].id)
             return replace(table, window=trimmed.window[1:])
