@@ -181,6 +181,18 @@ def _scores() -> Iterator[Aim]:
         )  # fmt: skip
 
 
+def _runtime() -> Iterator[Aim]:
+    def share(record: Record) -> float:
+        (row,) = [row for row in record["rows"] if row["streams"] == 32]
+        return float(row["overhead_share"])
+
+    yield Aim(
+        "runtime", "engine's share of a step, 32 streams of one token", "engine-overhead.json",
+        share, most=0.1, unit="%",
+        why="tables, views and reports are edited in Python, about 25 us a stream",
+    )  # fmt: skip
+
+
 def _pruning() -> Iterator[Aim]:
     file, frames = "bench-similarity.json", "uint8 1920x1080"
     yield Aim(
@@ -189,7 +201,7 @@ def _pruning() -> Iterator[Aim]:
     )  # fmt: skip
     yield Aim(
         "pruning", "the same: share of the floor", file, worst(frames, "of_floor"), 1 / 1.5,
-        unit="%",
+        unit="%", why="patches of 14: 42 bytes of a row, a load and a store of sums for each",
     )  # fmt: skip
     yield Aim("pruning", "the same: the time of torch over it", file, worst(frames), 3.0)
     file, chain = "bench-compact.json", "similarity, select, compact"
@@ -200,4 +212,4 @@ def _pruning() -> Iterator[Aim]:
     yield Aim("pruning", "the three: the time of torch over it", file, worst(chain), 3.0)
 
 
-AIMS = [*_attention(), *_states(), *_adapters(), *_scores(), *_pruning()]
+AIMS = [*_attention(), *_states(), *_adapters(), *_scores(), *_pruning(), *_runtime()]
