@@ -94,9 +94,9 @@ def _short(dtype: object) -> str:
 
 def preset_page() -> str:
     """docs/presets.md."""
-    lines = [PRESETS, "| preset | after |", "|---|---|"]
+    lines = [PRESETS, "| preset | kind | after |", "|---|---|---|"]
     found = [presets.get(name) for name in presets.names()]
-    lines += [f"| [`{p.name}`](#{p.name}) | {p.source} |" for p in found]
+    lines += [f"| [`{p.name}`](#{p.name}) | {p.kind} | {p.source} |" for p in found]
     for p in found:
         lines += ["", f"## {p.name}", "", inspect.cleandoc(_module(p).__doc__ or "")]
     return "\n".join(lines) + "\n"

@@ -9,7 +9,6 @@ import torch
 from headrace import presets
 from headrace.presets.causal_net import CausalNet
 from headrace.presets.ring_loops import clip, gap
-from headrace.presets.rings import RINGS
 from headrace.presets.stream_char import Pointer
 from headrace.presets.streaming_t2v import Blend
 from headrace.streams import Flow
@@ -18,7 +17,7 @@ from headrace.streams.ring_recall import Shelf
 
 from ..streams.conftest import one_thread  # noqa: F401
 
-NAMES = [preset.name for preset in RINGS]
+NAMES = [name for name in presets.names() if presets.get(name).kind == "ring"]
 ALONE = {"demon", "prism", "rain", "stream_diffusion", "stream_dit", "streaming_diffusion_policy"}
 CACHED = [name for name in NAMES if name not in ALONE | {"stream_fm"}]
 SHORT = {"motion_stream": {"chunks": 40}}

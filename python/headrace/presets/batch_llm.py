@@ -49,4 +49,4 @@ def check(model: Model, *, requests: int = 10) -> list[Check]:
     ]
 
 
-PRESET = Preset("batch_llm", "BatchLLM (2024), its abstract", batch_llm, check)
+PRESET = Preset("batch_llm", "BatchLLM (2024), its abstract", batch_llm, check, kind="scheduler")

@@ -180,4 +180,5 @@ PRESET = Preset(
     small_one,
     oracle,
     recompute,
+    kind="ring",
 )

@@ -118,4 +118,5 @@ PRESET = Preset(
     small_denoiser,
     oracle,
     oracle,  # nothing is cached that could be encoded anew
+    kind="ring",
 )

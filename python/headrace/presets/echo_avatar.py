@@ -129,5 +129,12 @@ def small_avatar() -> Avatar:
 
 
 PRESET = Preset(
-    "echo_avatar", "EchoAvatar, abstract", echo_avatar, check, small_avatar, oracle, recompute
+    "echo_avatar",
+    "EchoAvatar, abstract",
+    echo_avatar,
+    check,
+    small_avatar,
+    oracle,
+    recompute,
+    kind="ring",
 )

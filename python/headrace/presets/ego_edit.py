@@ -121,5 +121,12 @@ def small_editor() -> Denoiser:
 
 
 PRESET = Preset(
-    "ego_edit", "EgoEdit, 2025, abstract", ego_edit, check, small_editor, oracle, recompute
+    "ego_edit",
+    "EgoEdit, 2025, abstract",
+    ego_edit,
+    check,
+    small_editor,
+    oracle,
+    recompute,
+    kind="ring",
 )

@@ -40,4 +40,10 @@ def check(model: Model, *, k: int = 3, count: int = 40) -> list[Check]:
         return lanes_equality(engine, steps, greedy="target")
 
 
-PRESET = Preset("gpe", "LLM as Effective Streaming Processor (2025), its released loop", gpe, check)
+PRESET = Preset(
+    "gpe",
+    "LLM as Effective Streaming Processor (2025), its released loop",
+    gpe,
+    check,
+    kind="lanes",
+)

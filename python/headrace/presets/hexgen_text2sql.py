@@ -69,4 +69,10 @@ class _Watched(Urgency):
         return (math.inf, -slack) if slack <= 0 else (tokens * rate / slack, 0.0)
 
 
-PRESET = Preset("hexgen_text2sql", "HexGen-Text2SQL (2025), its abstract", hexgen_text2sql, check)
+PRESET = Preset(
+    "hexgen_text2sql",
+    "HexGen-Text2SQL (2025), its abstract",
+    hexgen_text2sql,
+    check,
+    kind="scheduler",
+)

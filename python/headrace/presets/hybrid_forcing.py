@@ -206,4 +206,5 @@ PRESET = Preset(
     small_folder,
     oracle,
     recompute,
+    kind="ring",
 )

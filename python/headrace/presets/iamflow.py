@@ -167,4 +167,5 @@ PRESET = Preset(
     small_denoiser,
     oracle,
     recompute,
+    kind="ring",
 )

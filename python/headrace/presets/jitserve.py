@@ -58,4 +58,4 @@ def _wider() -> int:
     return sum(after > before for before, after in pairwise(spread))
 
 
-PRESET = Preset("jitserve", "JITServe (2025), its paper", jitserve, check)
+PRESET = Preset("jitserve", "JITServe (2025), its paper", jitserve, check, kind="scheduler")

@@ -197,4 +197,5 @@ PRESET = Preset(
     small_one,
     oracle,
     recompute,
+    kind="ring",
 )

@@ -99,4 +99,4 @@ def _differ(a: Stream, b: Stream) -> int:
     return differ
 
 
-PRESET = Preset("mmduet", "Wang et al., MMDuet (2024)", mmduet, check)
+PRESET = Preset("mmduet", "Wang et al., MMDuet (2024)", mmduet, check, kind="gate")

@@ -118,4 +118,5 @@ PRESET = Preset(
     small_denoiser,
     LOOP.oracle,
     LOOP.recompute,
+    kind="ring",
 )

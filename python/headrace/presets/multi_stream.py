@@ -47,4 +47,4 @@ def check(model: Model, *, steps: int = 60) -> list[Check]:
         return lanes_equality(engine, [dict(zip(lanes, row, strict=True)) for row in said])
 
 
-PRESET = Preset("multi_stream", "Multi-Stream LLMs (paper)", multi_stream, check)
+PRESET = Preset("multi_stream", "Multi-Stream LLMs (paper)", multi_stream, check, kind="lanes")

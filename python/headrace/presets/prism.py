@@ -164,4 +164,5 @@ PRESET = Preset(
     small_poser,
     oracle,
     oracle,  # nothing is cached that could be encoded anew
+    kind="ring",
 )

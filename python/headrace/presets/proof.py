@@ -40,7 +40,8 @@ class Preset:
 
     sample: a small random model of the kind that it takes, where that is not a decoder of tokens.
     oracle: what it must equal, where that takes more than `headrace.oracle`; recompute: the same
-    with what is alive encoded anew, where that takes more than `headrace.recompute`.
+    with what is alive encoded anew, where that takes more than `headrace.recompute`. kind: what it
+    is mostly about, one of `registry.KINDS`.
     """
 
     name: str
@@ -50,6 +51,7 @@ class Preset:
     sample: Callable[[], Any] | None = None
     oracle: Callable[..., Any] | None = None
     recompute: Callable[..., Any] | None = None
+    kind: str = "tokens"
 
 
 def equality(

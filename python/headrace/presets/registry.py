@@ -1,48 +1,35 @@
 # SPDX-License-Identifier: Apache-2.0
+"""Every module of this package that has a PRESET is one of them: a file more is a preset more."""
+
 from __future__ import annotations
 
-from ..errors import bad_value
-from .batch_llm import PRESET as BATCH_LLM
-from .gpe import PRESET as GPE
-from .hexgen_text2sql import PRESET as HEXGEN_TEXT2SQL
-from .jitserve import PRESET as JITSERVE
-from .mmduet import PRESET as MMDUET
-from .multi_stream import PRESET as MULTI_STREAM
-from .proof import Preset
-from .rings import RINGS
-from .saga import PRESET as SAGA
-from .speak_while_watching import PRESET as SPEAK_WHILE_WATCHING
-from .stream2llm import PRESET as STREAM2LLM
-from .streaming_llm import PRESET as STREAMING_LLM
-from .streaming_thinker import PRESET as STREAMING_THINKER
-from .tays import PRESET as TAYS
-from .thunder_agent import PRESET as THUNDER_AGENT
-from .video_llm_online import PRESET as VIDEO_LLM_ONLINE
+import importlib
+import pkgutil
+from pathlib import Path
 
-_PRESETS = {
-    preset.name: preset
-    for preset in (
-        STREAMING_LLM,
-        GPE,
-        MMDUET,
-        MULTI_STREAM,
-        SPEAK_WHILE_WATCHING,
-        STREAMING_THINKER,
-        TAYS,
-        VIDEO_LLM_ONLINE,
-        BATCH_LLM,
-        STREAM2LLM,
-        JITSERVE,
-        THUNDER_AGENT,
-        SAGA,
-        HEXGEN_TEXT2SQL,
-        *RINGS,
-    )
-}
+from ..errors import bad_value
+from .proof import Preset
+
+KINDS = ("tokens", "archive", "pruning", "lanes", "gate", "scheduler", "ring", "net")
+"""What a preset is mostly about; they are listed in this order."""
+
+
+def _found() -> dict[str, Preset]:
+    package = __name__.rpartition(".")[0]
+    modules = [module.name for module in pkgutil.iter_modules([str(Path(__file__).parent)])]
+    imported = [
+        importlib.import_module(f"{package}.{name}") for name in modules if name != "registry"
+    ]
+    presets = [module.PRESET for module in imported if hasattr(module, "PRESET")]
+    presets.sort(key=lambda p: (p.name != "streaming_llm", KINDS.index(p.kind), p.name))
+    return {preset.name: preset for preset in presets}
+
+
+_PRESETS = _found()
 
 
 def names() -> list[str]:
-    """Every preset, in the order of the registry."""
+    """Every preset: StreamingLLM, then by kind and name."""
     return list(_PRESETS)
 
 

@@ -93,4 +93,5 @@ PRESET = Preset(
     small_denoiser,
     loop().oracle,
     loop().recompute,
+    kind="ring",
 )

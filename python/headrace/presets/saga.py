@@ -64,4 +64,4 @@ def check(model: Model) -> list[Check]:
     ]
 
 
-PRESET = Preset("saga", "SAGA (2025), its paper", saga, check)
+PRESET = Preset("saga", "SAGA (2025), its paper", saga, check, kind="scheduler")

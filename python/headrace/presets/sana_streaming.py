@@ -193,4 +193,5 @@ PRESET = Preset(
     small_editor,
     oracle,
     recompute,
+    kind="ring",
 )

@@ -145,4 +145,5 @@ PRESET = Preset(
     small_denoiser,
     oracle,
     recompute,
+    kind="ring",
 )

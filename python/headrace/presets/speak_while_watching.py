@@ -58,4 +58,5 @@ PRESET = Preset(
     "Speak While Watching, its released evaluator",
     speak_while_watching,
     check,
+    kind="lanes",
 )

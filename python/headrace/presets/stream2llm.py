@@ -90,4 +90,6 @@ class _Watched(AppendUpdate):
         return swap
 
 
-PRESET = Preset("stream2llm", "Stream2LLM (2025), its released code", stream2llm, check)
+PRESET = Preset(
+    "stream2llm", "Stream2LLM (2025), its released code", stream2llm, check, kind="scheduler"
+)

@@ -156,5 +156,12 @@ def _done(ring: Ring, frame: Tensor, own: Mapping[str, Any]) -> list[Any]:
 
 
 PRESET = Preset(
-    "stream_char", "StreamChar, abstract", stream_char, check, small_denoiser, oracle, recompute
+    "stream_char",
+    "StreamChar, abstract",
+    stream_char,
+    check,
+    small_denoiser,
+    oracle,
+    recompute,
+    kind="ring",
 )

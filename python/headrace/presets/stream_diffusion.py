@@ -199,4 +199,5 @@ PRESET = Preset(
     small_denoiser,
     oracle,
     oracle,  # nothing is cached that could be encoded anew
+    kind="ring",
 )

@@ -272,4 +272,5 @@ PRESET = Preset(
     small_denoiser,
     oracle,
     recompute,
+    kind="ring",
 )

@@ -72,4 +72,5 @@ PRESET = Preset(
     small_denoiser,
     LOOP.oracle,
     LOOP.recompute,  # nothing is cached that could be encoded anew
+    kind="ring",
 )

@@ -181,4 +181,5 @@ PRESET = Preset(
     small_net,
     oracle,
     oracle,  # nothing is cached that could be encoded anew
+    kind="ring",
 )

@@ -112,4 +112,5 @@ PRESET = Preset(
     small_policy,
     oracle,
     oracle,  # nothing is cached that could be encoded anew
+    kind="ring",
 )

@@ -134,4 +134,5 @@ PRESET = Preset(
     small_denoiser,
     LOOP.oracle,
     LOOP.recompute,
+    kind="ring",
 )

@@ -82,5 +82,9 @@ def check(model: Model, *, count: int = 90, budget: int = 5) -> list[Check]:
 
 
 PRESET = Preset(
-    "streaming_thinker", "StreamingThinker, its released loop", streaming_thinker, check
+    "streaming_thinker",
+    "StreamingThinker, its released loop",
+    streaming_thinker,
+    check,
+    kind="lanes",
 )

@@ -48,4 +48,4 @@ def check(model: Model, *, frames: int = 10, size: int = 10) -> list[Check]:
         return lanes_equality(engine, steps)
 
 
-PRESET = Preset("tays", "Think as You See (TaYS), its released loop", tays, check)
+PRESET = Preset("tays", "Think as You See (TaYS), its released loop", tays, check, kind="lanes")

@@ -59,4 +59,10 @@ def lost(run: Run) -> int:
     return count
 
 
-PRESET = Preset("thunder_agent", "ThunderAgent (2025), its released code", thunder_agent, check)
+PRESET = Preset(
+    "thunder_agent",
+    "ThunderAgent (2025), its released code",
+    thunder_agent,
+    check,
+    kind="scheduler",
+)

@@ -91,5 +91,9 @@ def _against_rule(
 
 
 PRESET = Preset(
-    "video_llm_online", "Chen et al., VideoLLM-online (CVPR 2024)", video_llm_online, check
+    "video_llm_online",
+    "Chen et al., VideoLLM-online (CVPR 2024)",
+    video_llm_online,
+    check,
+    kind="gate",
 )
