@@ -73,7 +73,8 @@ class Every(Gate):
 class WaitK(Gate):
     """After k tokens one, and then one for each that comes (Ma et al., 2019; GPE).
 
-    ended: set it when the input is over; from then on it says yes.
+    What counts as read and written, tokens or words, is the caller's. ended: set it when the input
+    is over; from then on it says yes.
     """
 
     k: int
@@ -83,7 +84,11 @@ class WaitK(Gate):
         _at_least("WaitK", "k", self.k, 1)
 
     def __call__(self, signal: Signal) -> bool:
-        return self.ended or signal.read - signal.written >= self.k
+        return self.ended or self.due(signal) > 0
+
+    def due(self, signal: Signal) -> int:
+        """How many may be written before more is read, where the input comes several at a time."""
+        return max(0, signal.read - signal.written - self.k + 1)
 
 
 @dataclass

@@ -95,6 +95,8 @@ class Lanes:
     def __init__(self, engine: Engine, lanes: Mapping[str, Stream]) -> None:
         self.engine = engine
         self._lanes = dict(lanes)
+        self._live = {name: lane.reads for name, lane in lanes.items()}
+        self._looks: dict[str, tuple[Stream, ...]] = {}
 
     def __getitem__(self, name: str) -> Stream:
         if name not in self._lanes:
@@ -115,12 +117,34 @@ class Lanes:
         reports = self.engine.step({self[name]: x for name, x in tokens.items()}, logits=logits)
         return {name: reports[self[name]] for name in tokens}
 
+    def look(self, name: str) -> None:
+        """The lane `name` sees those that it reads as they are now, and nothing that they read
+        later, until it looks again. The pages are shared, not copied.
+        """
+        lane = self[name]
+        lane._check_open("look")
+        seen = tuple(other.fork() for other in self._live[name])
+        self._forget(name)
+        self._looks[name] = lane.reads = seen
+
+    def watch(self, name: str) -> None:
+        """The lane `name` sees those that it reads as they go on, as it did before it looked."""
+        self[name].reads = self._live[name]
+        self._forget(name)
+
+    def _forget(self, name: str) -> None:
+        for lane in self._looks.pop(name, ()):
+            lane.close()
+
     def fork(self) -> Lanes:
         """A stream that goes on from here on its own, sharing all pages so far."""
         positions = self.engine.positions
         assert isinstance(positions, PerLane)
         forked = {name: lane.fork() for name, lane in self._lanes.items()}
-        return Lanes(self.engine, connected(forked, self.engine.lanes, positions))
+        made = Lanes(self.engine, connected(forked, self.engine.lanes, positions))
+        for name, seen in self._looks.items():
+            made._looks[name] = made[name].reads = tuple(lane.fork() for lane in seen)
+        return made
 
     def mark(self) -> dict[str, Mark]:
         """Remembers this moment of every lane, for `rollback`."""
@@ -135,6 +159,8 @@ class Lanes:
 
     def close(self) -> None:
         """Gives the pages of all lanes back. Closing twice is fine."""
+        for name in list(self._looks):
+            self._forget(name)
         for lane in self._lanes.values():
             lane.close()
 
