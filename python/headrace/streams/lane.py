@@ -51,26 +51,26 @@ class Lane:
         object.__setattr__(self, "reads", tuple(self.reads))
 
 
-def check_lanes(lanes: Sequence[Lane], positions: Positions) -> tuple[Lane, ...]:
+def check_lanes(lanes: Sequence[Lane], positions: Positions, op: str = "wrap") -> tuple[Lane, ...]:
     """The lanes, when they fit together. TypeError or ValueError naming what does not."""
     if isinstance(lanes, Lane) or not all(isinstance(lane, Lane) for lane in lanes):
-        raise bad_type("wrap", "lanes", "a sequence of Lane", repr(lanes))
+        raise bad_type(op, "lanes", "a sequence of Lane", repr(lanes))
     lanes = tuple(lanes)
     names = [lane.name for lane in lanes]
     if len(set(names)) < len(names):
-        raise bad_value("wrap", "lanes", "a name for each", ", ".join(names))
+        raise bad_value(op, "lanes", "a name for each", ", ".join(names))
     for lane in lanes:
         for other in lane.reads:
             if other not in names or other == lane.name:
                 expected = f"other lanes of {', '.join(names)}"
-                raise bad_value("wrap", "lanes", expected, f"{lane.name} reads {other}")
+                raise bad_value(op, "lanes", expected, f"{lane.name} reads {other}")
     if lanes and not isinstance(positions, PerLane):
         hint = "distances between lanes are differences of positions"
-        raise bad_value("wrap", "positions", "PerLane(...) with lanes", repr(positions), hint)
+        raise bad_value(op, "positions", "PerLane(...) with lanes", repr(positions), hint)
     for name, start in positions.starts.items() if isinstance(positions, PerLane) else ():
         if name not in names or (isinstance(start, str) and (start not in names or start == name)):
             expected = f"starts of lanes {', '.join(names) or '(none)'}"
-            raise bad_value("wrap", "positions", expected, f"{name}={start!r}")
+            raise bad_value(op, "positions", expected, f"{name}={start!r}")
     return lanes
 
 
@@ -92,10 +92,17 @@ class Lanes:
     stays. `feed` advances several in one step.
     """
 
-    def __init__(self, engine: Engine, lanes: Mapping[str, Stream]) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        streams: Mapping[str, Stream],
+        lanes: Sequence[Lane],
+        positions: PerLane,
+    ) -> None:
         self.engine = engine
-        self._lanes = dict(lanes)
-        self._live = {name: lane.reads for name, lane in lanes.items()}
+        self.lanes, self.positions = tuple(lanes), positions
+        self._lanes = dict(streams)
+        self._live = {name: lane.reads for name, lane in streams.items()}
         self._looks: dict[str, tuple[Stream, ...]] = {}
 
     def __getitem__(self, name: str) -> Stream:
@@ -138,10 +145,9 @@ class Lanes:
 
     def fork(self) -> Lanes:
         """A stream that goes on from here on its own, sharing all pages so far."""
-        positions = self.engine.positions
-        assert isinstance(positions, PerLane)
         forked = {name: lane.fork() for name, lane in self._lanes.items()}
-        made = Lanes(self.engine, connected(forked, self.engine.lanes, positions))
+        joined = connected(forked, self.lanes, self.positions)
+        made = Lanes(self.engine, joined, self.lanes, self.positions)
         for name, seen in self._looks.items():
             made._looks[name] = made[name].reads = tuple(lane.fork() for lane in seen)
         return made
