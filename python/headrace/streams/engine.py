@@ -395,4 +395,5 @@ def describe(engine: Engine) -> dict[str, Any]:
         "dtype": str(engine.pool.k.dtype).removeprefix("torch."),
         "exact": engine.exact,
         "chunk": engine.chunk,
+        **({"lanes": repr(engine.lanes)} if engine.lanes else {}),
     }
