@@ -134,6 +134,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--shapes", nargs="+", choices=sorted(SHAPES), default=list(SHAPES))
     args = parser.parse_args(argv)
     torch.set_num_threads(1)
+    told = report.taken()
     print(f"{'trace':<16}{'policy':<13}  in time  missed   lag p50   lag p99  pages   tokens"
           "   parked    hits")  # fmt: skip
     rows = []
@@ -141,7 +142,7 @@ def main(argv: list[str]) -> int:
         for row in compare(shape, range(args.seeds)):
             rows.append(row)
             print(line(row), flush=True)
-    told = {**report.taken(), "seeds": args.seeds, "cost": asdict(COST), "rows": rows}
+    told |= {"seeds": args.seeds, "cost": asdict(COST), "rows": rows}
     report.write(told, args.out)
     return 0
 

@@ -193,6 +193,29 @@ def _runtime() -> Iterator[Aim]:
     )  # fmt: skip
 
 
+def _lanes() -> Iterator[Aim]:
+    def gain(pick: Callable[[list[float]], float]) -> Callable[[Record], float]:
+        def measure(record: Record) -> float:
+            return pick(
+                [
+                    row["gain"]
+                    for row in record["rows"]
+                    if row["exact"] and row["tokens_read"] == row["tokens_written"]
+                ]
+            )
+
+        return measure
+
+    def copied(record: Record) -> float:
+        return float(1 + sum(row["bytes_copied"] for row in record["rows"]))
+
+    file, what = "lanes.json", "read and write in one step, a token each, over one after the other"
+    yield Aim("lanes", f"{what}: mean of 1, 8 and 32 streams", file, gain(geometric), 1.4)
+    yield Aim("lanes", "the same: worst", file, gain(min), 1.4)
+    yield Aim("lanes", "the same: bytes of keys and values copied, and one", file, copied, most=1.0,
+              unit="bytes")  # fmt: skip
+
+
 def _pruning() -> Iterator[Aim]:
     file, frames = "bench-similarity.json", "uint8 1920x1080"
     yield Aim(
@@ -212,4 +235,4 @@ def _pruning() -> Iterator[Aim]:
     yield Aim("pruning", "the three: the time of torch over it", file, worst(chain), 3.0)
 
 
-AIMS = [*_attention(), *_states(), *_adapters(), *_scores(), *_pruning(), *_runtime()]
+AIMS = [*_attention(), *_states(), *_adapters(), *_scores(), *_pruning(), *_runtime(), *_lanes()]
