@@ -23,6 +23,7 @@ MEMORIES = [
     Window(seconds=5) + Sink(3),
     Window(frames=3),
     Tagged("see", Window(seconds=4)) + Tagged(None, Sink(6) + Keep("given", 5) + Window(7)),
+    Window(7) >> (Sink(5) + Window(11)) + Keep("given", 2),
     Tagged("see", Window(frames=2) >> Keep("given", 11)) + Tagged(None, Window(12)) >> Rest(31),
 ]
 
@@ -102,7 +103,7 @@ def test_a_survivor_misplaced_shows(where, what, memory, monkeypatch):
     [
         (Sink, MEMORIES[0]), (Keep, MEMORIES[0]), (Window, MEMORIES[0]), (Rest, MEMORIES[2]),
         (Keep, MEMORIES[3]), (Window, MEMORIES[4]), (Window, MEMORIES[5]), (Tagged, MEMORIES[6]),
-        (Sink, MEMORIES[6]), (Rest, MEMORIES[7]),
+        (Sink, MEMORIES[6]), (Rest, MEMORIES[8]), (Window, MEMORIES[7]),
     ],
 )  # fmt: skip
 def test_one_token_forgotten_by_a_region_shows(cls, memory, monkeypatch):

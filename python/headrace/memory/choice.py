@@ -10,14 +10,14 @@ holds at most what its regions allow and the run.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from torch import Tensor
 
 from ..errors import bad_type, bad_value, unsupported
-from .regions import Coming, Plan, Region, _check_count
+from .regions import Coming, Plan, Region, Union, _check_count
 
 TOKEN = np.dtype(
     [(name, np.int64) for name in ("number", "nth", "tag", "page", "slot", "turn", "place")]
@@ -155,6 +155,9 @@ class Rest(Choosing):
     def capacity(self) -> int | None:
         return self.total
 
+    def newest(self, tag: str | None) -> bool:
+        return True
+
     def stays(self, held: Held, coming: Coming, taken: int = 0) -> np.ndarray:
         return np.arange(len(held)) >= len(held) - max(0, self.total - coming.count - taken)
 
@@ -181,6 +184,9 @@ class Tagged(Choosing):
     def needs(self, tag: str | None) -> frozenset[str]:
         return self.region.needs(tag) if tag == self.tag else frozenset()
 
+    def newest(self, tag: str | None) -> bool:
+        return tag == self.tag and self.region.newest(tag)
+
     def stays(self, held: Held, coming: Coming, taken: int = 0) -> np.ndarray:
         mask, mine = held.of(self.tag)
         mask[mask] = self.region.stays(mine, coming.among(self.tag))
@@ -204,11 +210,16 @@ class Then(Choosing):
     def needs(self, tag: str | None) -> frozenset[str]:
         return self.near.needs(tag) | self.far.needs(tag)
 
+    def newest(self, tag: str | None) -> bool:
+        return self.near.newest(tag) or self.far.newest(tag)
+
     def stays(self, held: Held, coming: Coming, taken: int = 0) -> np.ndarray:
         stay = self.near.stays(held, coming, taken)
-        left = held.where(~stay)
+        left, settled = held.where(~stay), coming.settled or self.near.newest(coming.tag)
+        coming = replace(coming, settled=settled)
         stay[~stay] = self.far.stays(left, coming, taken + int(stay.sum()))
         return stay
 
     def __repr__(self) -> str:
-        return f"{self.near!r} >> {self.far!r}"
+        far = f"({self.far!r})" if isinstance(self.far, Union | Then) else repr(self.far)
+        return f"{self.near!r} >> {far}"

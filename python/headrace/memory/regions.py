@@ -27,12 +27,16 @@ UNLIMITED = 2**62
 
 @dataclass(frozen=True)
 class Coming:
-    """Tokens that are to be read: how many, their tag, and the time and the frame it then is."""
+    """Tokens that are to be read: how many, their tag, and the time and the frame it then is.
+
+    settled: whether a region to the left of >> holds them, so that none further right need to.
+    """
 
     count: int
     tag: str | None = None
     at: float = 0.0
     frame: float = 0.0
+    settled: bool = False
 
     def among(self, tag: str | None) -> Coming:
         """How many of them have a tag."""
@@ -84,6 +88,10 @@ class Region:
     def needs(self, tag: str | None) -> frozenset[str]:
         """Of "scores", "surprisal", "at" and "frame", what it must know of tokens with a tag."""
         return frozenset()
+
+    def newest(self, tag: str | None) -> bool:
+        """Whether it holds what was read last, for tokens with a tag."""
+        return False
 
     def stays(self, held: Held, coming: Coming, taken: int = 0) -> np.ndarray:
         """Which of the tokens alive stay when others are to be read: bool [N].
@@ -183,18 +191,21 @@ class Window(Region):
     def needs(self, tag: str | None) -> frozenset[str]:
         return frozenset({"at"} if self.seconds else {"frame"} if self.frames else ())
 
+    def newest(self, tag: str | None) -> bool:
+        return True
+
     def stays(self, held: Held, coming: Coming, taken: int = 0) -> np.ndarray:
         if self.seconds is not None:
             return np.asarray(coming.at - held.at < self.seconds)
         if self.frames is not None:
             return np.asarray(coming.frame - held.frame < self.frames)
-        newest = len(held) if self.tokens is None else max(0, self.tokens - coming.count)
+        if self.tokens is None:
+            return np.ones(len(held), bool)
+        newest = max(0, self.tokens - (0 if coming.settled else coming.count))
         return np.arange(len(held)) >= len(held) - newest
 
     def behind(self, near: Region) -> Region:
-        from .choice import Then
-
-        return Then(near, self)
+        return _then(near, self)
 
     def __repr__(self) -> str:
         fields = {"seconds": self.seconds, "frames": self.frames}
@@ -232,8 +243,14 @@ class Union(Region):
     def needs(self, tag: str | None) -> frozenset[str]:
         return frozenset().union(*(region.needs(tag) for region in self.regions))
 
+    def newest(self, tag: str | None) -> bool:
+        return any(region.newest(tag) for region in self.regions)
+
     def stays(self, held: Held, coming: Coming, taken: int = 0) -> np.ndarray:
         return np.logical_or.reduce([region.stays(held, coming, taken) for region in self.regions])
+
+    def behind(self, near: Region) -> Region:
+        return _then(near, self)
 
     def __repr__(self) -> str:
         return " + ".join(map(repr, self.regions))
@@ -256,6 +273,12 @@ def compile_plan(memory: Region, choosing: bool = False) -> Plan:
             "wrap", "memory", "a Window among the regions", memory, "a token must see itself"
         )
     return plan
+
+
+def _then(near: Region, far: Region) -> Region:
+    from .choice import Then
+
+    return Then(near, far)
 
 
 def no_tokens() -> Held:

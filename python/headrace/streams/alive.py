@@ -36,6 +36,7 @@ class Now(NamedTuple):
     tag: str | None
     at: float
     frame: float
+    held: bool = False  # by a region to the left of >>
 
 
 def seen_by(memory: Region, pieces: Sequence[Piece], chunk: int) -> Tensor:
@@ -80,7 +81,8 @@ def _stay(region: Region, held: list[Token], now: Now, taken: int, within: bool)
             return {x.number for x in held if now.at - x.at < region.seconds}
         if region.frames is not None:
             return {x.number for x in held if now.frame - x.frame < region.frames}
-        return _newest(held, math.inf if region.tokens is None else region.tokens - now.coming)
+        coming = 0 if now.held else now.coming
+        return _newest(held, math.inf if region.tokens is None else region.tokens - coming)
     if isinstance(region, Rest):
         return _newest(held, region.total - now.coming - taken)
     if isinstance(region, Keep) and (region.budget is None or isinstance(region.score, str)):
@@ -95,11 +97,22 @@ def _stay(region: Region, held: list[Token], now: Now, taken: int, within: bool)
     if isinstance(region, Then):
         near = _stay(region.near, held, now, taken, within)
         left = [x for x in held if x.number not in near]
+        now = now._replace(held=now.held or _has_window(region.near, now.tag))
         return near | _stay(region.far, left, now, taken + len(near), within)
     if isinstance(region, Union):
         return set().union(*(_stay(part, held, now, taken, within) for part in region.regions))
     supported = "Sink, Window, Keep by given scores or surprisal, Rest and Tagged"
     raise unsupported("oracle", "memory", supported, repr(region), "put `keep` into the pieces")
+
+
+def _has_window(region: Region, tag: str | None) -> bool:
+    """Whether what was read last is in the region."""
+    if isinstance(region, Union | Then):
+        parts = region.regions if isinstance(region, Union) else (region.near, region.far)
+        return any(_has_window(part, tag) for part in parts)
+    if isinstance(region, Tagged):
+        return tag == region.tag and _has_window(region.region, tag)
+    return isinstance(region, Window | Rest)
 
 
 def _newest(held: list[Token], count: float) -> set[int]:
