@@ -15,11 +15,23 @@ from torch import Tensor
 from .. import interrupts, ops
 from ..adapters import Adapter, AdapterBank
 from ..errors import bad_type, bad_value, unsupported
-from ..memory import ArchiveStore, Edit, Lease, PagePool, Plan, Region, Spill, Table, view
+from ..memory import (
+    ArchiveStore,
+    Edit,
+    Lease,
+    PagePool,
+    Plan,
+    Region,
+    Spill,
+    Table,
+    most_pages,
+    view,
+)
 from ..memory.regions import UNLIMITED, compile_plan
 from .adapting import Sites
 from .history import History
 from .lane import Lane, Lanes, check_lanes, connected
+from .piece import Piece
 from .positions import InCache, PerLane, Positions
 from .reading import Reading, score
 from .recalling import open_shelf
@@ -131,7 +143,7 @@ class Engine:
         self.model, self.memory, self.positions = model, memory, positions
         self.exact, self.chunk = exact, chunk
         self.lanes = check_lanes(lanes, positions)
-        self.plan: Plan = positions.place(compile_plan(memory))
+        self.plan: Plan = positions.place(compile_plan(memory, choosing=not lanes))
         if isinstance(memory, Spill) and lanes:
             raise unsupported("wrap", "memory", "regions without an Archive for lanes", memory)
         self._lane_plans = {
@@ -165,6 +177,11 @@ class Engine:
         self._sites = None if adapters is None else Sites(model, adapters)
         self._streams: weakref.WeakSet[Stream] = weakref.WeakSet()
         self.closed = False
+
+    @property
+    def packs(self) -> bool:
+        """Whether what is evicted leaves no gap in the positions."""
+        return isinstance(self.positions, InCache)
 
     @property
     def resident_bytes(self) -> int:
@@ -239,7 +256,9 @@ class Engine:
     def __exit__(self, *exc: object) -> None:
         self.close()
 
-    def step(self, batch: Mapping[Stream, Tokens], *, logits: bool = False) -> dict[Stream, Report]:
+    def step(
+        self, batch: Mapping[Stream, Tokens | Piece], *, logits: bool = False
+    ) -> dict[Stream, Report]:
         """Feeds tokens to many streams, one model call for all of them; long inputs go in chunks.
 
         All or nothing: after any error, Ctrl-C included, every stream and the pool are as they
@@ -247,11 +266,16 @@ class Engine:
         """
         self._check_open("step")
         began = time.perf_counter()
-        fed = {stream: self._tokens(stream, tokens) for stream, tokens in batch.items()}
-        runs = {s: Reading(s, x, logits) for s, x in fed.items()}
+        pieces = {s: x for s, x in batch.items() if isinstance(x, Piece)}
+        fed = {
+            s: self._tokens(s, x.tokens if isinstance(x, Piece) else x) for s, x in batch.items()
+        }
+        runs = {s: Reading(s, x, logits, pieces.get(s)) for s, x in fed.items()}
         edit = Edit(self.pool)
         try:
             with torch.inference_mode():
+                for run in runs.values():
+                    run.settle(edit)
                 for at in range(0, max((r.count for r in runs.values()), default=0), self.chunk):
                     self._calls(edit, [r for r in runs.values() if at < r.count], at)
             ms = (time.perf_counter() - began) * 1e3
@@ -292,6 +316,8 @@ class Engine:
         tokens = torch.cat([run.chunk(at, n) for run, n in zip(runs, counts, strict=True)])
         starts = [run.table.end for run in runs]
         with interrupts.deferred():
+            for run, count in zip(runs, counts, strict=True):
+                run.make_room(edit, count)
             grown = edit.extend([run.table for run in runs], counts)
         step = view.View.of(
             [where for _, where in grown],
@@ -372,6 +398,9 @@ class Engine:
 
 
 def _default_pages(plan: Plan, page_size: int, chunk: int) -> int:
+    if plan.choice is not None and plan.choice.capacity is not None:
+        # Before and after the step, and what comes in it.
+        return STREAMS * 2 * most_pages(plan.choice.capacity + chunk, page_size)
     if plan.reach >= UNLIMITED:
         return plan.pinned_pages(page_size) + -(-DENSE_TOKENS // page_size)
     # A step of several chunks keeps what the window was until it succeeds, beside what it becomes.

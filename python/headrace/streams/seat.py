@@ -130,15 +130,18 @@ class Seat:
         return sum(pool.holders(page) == 1 for page in self.stream.pages)
 
     def park(self, swap: bool) -> int:
-        """Gives its pages up: copied out, or to be read again. Returns how many were copied."""
-        if not swap:
+        """Gives its pages up: copied out, or to be read again. Returns how many were copied.
+
+        Where regions choose who stays, reading again may choose others, so they are copied out.
+        """
+        if not swap and self.stream.table.kept is None:
             rewind(self.stream, 0)
             return 0
         stream = self.stream
         self._last, stream._last = stream._last, None
         table = stream._lease.table
         self.parked = Parked(stream.engine.pool, stream._lease)
-        empty = replace(table, end=table.start, pinned=(), window=())
+        empty = replace(table, end=table.start, pinned=(), window=(), kept=None, cell=[])
         stream._lease = Lease(stream.engine.pool, empty)
         return self.parked.pages
 
@@ -164,7 +167,11 @@ class Seat:
         return kept
 
     def fork(self, name: str) -> Seat:
-        """Another that goes on from here; it reads again what this one has parked."""
+        """Another that goes on from here; it reads again what this one has parked, unless regions
+        choose who stays: then this one takes its pages back first.
+        """
+        if self.parked is not None and self.parked.table.kept is not None:
+            self.resume()
         child = Seat(name, self.stream.fork(), self.text)
         child.fresh = self.fresh
         return child
