@@ -61,9 +61,10 @@ class Recalled:
         self._held = [row[PAGE] for row in tail]
         self._pool.hold(self._held)
         try:
+            wanted = {n: index.blocks[picked].tolist() for n, picked in enumerate(chosen)}
+            fetched = tiers.fetch_layers(wanted)
             for layer, picked in enumerate(chosen):
-                blocks = index.blocks[picked].tolist()
-                pages, faults = tiers.fetch(blocks, layer)
+                blocks, (pages, faults) = wanted[layer], fetched[layer]
                 facts = zip(
                     pages,
                     index.starts[picked],
