@@ -87,7 +87,7 @@ class Near:
         for layer, blocks in wanted.items():
             at = [self._slot[layer][b] for b in blocks if b in self._slot[layer]]
             self._used[layer, at] = self._clock
-            np.add.at(self._pins[layer], at, 1)
+            self._pins[layer] += np.bincount(at, minlength=len(self.pages)).astype(np.int32)
 
     def unpin(self, blocks: Iterable[int], layer: int) -> None:
         """These may make room for others again; until then they stay."""
