@@ -61,9 +61,10 @@ class Recalled:
         self._held = [row[PAGE] for row in tail]
         self._pool.hold(self._held)
         try:
+            wanted = {n: index.blocks[picked].tolist() for n, picked in enumerate(chosen)}
+            fetched = tiers.fetch_layers(wanted)
             for layer, picked in enumerate(chosen):
-                blocks = index.blocks[picked].tolist()
-                pages, faults = tiers.fetch(blocks, layer)
+                blocks, (pages, faults) = wanted[layer], fetched[layer]
                 facts = zip(
                     pages,
                     index.starts[picked],
@@ -157,25 +158,30 @@ def bounds(
     index = shelf.index
     if index.kind != "bounds":
         raise bad_value("recall", "mass", 'an Archive with index "bounds"', repr(index.kind))
-    w, hq, dim = asked.q.shape
-    low = torch.empty(w * hq, len(index), dtype=torch.float64)
-    high = low.clone()
+    w, _, dim = asked.q.shape
+    fields = [index.rows(name, layer) for name in ("centre", "low", "high", "spread")]
+    counts, scale = torch.from_numpy(index.counts), dim**-0.5
+    if inv_freq is None or not len(index):
+        return masses(asked.q, *fields, counts, scale)
     shift = (
         index.origins if reach is None else reach - 1 + index.counts + index.starts - index.origins
     )
-    for value in np.unique(shift):
-        rows = torch.from_numpy(np.flatnonzero(shift == value))
-        steps = torch.arange(asked.at, asked.at + w) - int(value)
-        steps = steps if reach is None else torch.full((w,), int(value))
-        centre, box, top, spread = (
-            index.rows(name, layer)[:, rows].contiguous()
-            for name in ("centre", "low", "high", "spread")
-        )
-        counts = torch.from_numpy(index.counts[rows.numpy()])
-        q = turned(asked.q.float(), steps, inv_freq)
-        m = masses(q, centre, box, top, spread, counts, dim**-0.5)
-        low[:, rows], high[:, rows] = m.low, m.high
-    return Masses(low, high)
+    values, groups = _grouped(shift)
+    steps = torch.arange(asked.at, asked.at + w) - values[:, None]
+    steps = steps if reach is None else values[:, None].expand(-1, w)
+    q = asked.q.float().expand(len(values), *asked.q.shape)
+    q = turned(q.flatten(0, 1), steps.flatten(), inv_freq).view(q.shape)
+    return masses(q, *fields, counts, scale, groups)
+
+
+def _grouped(keys: np.ndarray) -> tuple[Tensor, Tensor]:
+    """The values among integers [n], int64 [S], and where each is, int32 [S, most], -1 for none."""
+    values, which, many = np.unique(keys, return_inverse=True, return_counts=True)
+    order = np.argsort(which, kind="stable")
+    column = np.arange(len(keys)) - np.repeat(np.cumsum(many) - many, many)
+    groups = np.full((len(values), many.max()), -1, np.int32)
+    groups[which[order], column] = order
+    return torch.from_numpy(values), torch.from_numpy(groups)
 
 
 def turned(q: Tensor, steps: Tensor, inv_freq: Tensor | None) -> Tensor:
