@@ -7,7 +7,7 @@ from .edit import Edit
 from .heads import HeadCache, budgets
 from .parking import Parked
 from .pool import PagePool
-from .recall import Asked, Recalled, by_mass, by_score
+from .recall import Asked, Choose, Picked, Recalled, by_mass, by_score, tokens_of, turned
 from .regions import UNLIMITED, Plan, Region, Sink, Union, Window
 from .table import Lease, Page, Table
 from .view import View
@@ -17,6 +17,7 @@ __all__ = [
     "Archive",
     "ArchiveStore",
     "Asked",
+    "Choose",
     "Edit",
     "HeadCache",
     "InMemory",
@@ -25,6 +26,7 @@ __all__ = [
     "Page",
     "PagePool",
     "Parked",
+    "Picked",
     "Plan",
     "Recalled",
     "Region",
@@ -40,4 +42,6 @@ __all__ = [
     "by_score",
     "cut",
     "fresh_pages",
+    "tokens_of",
+    "turned",
 ]
