@@ -172,6 +172,7 @@ class Engine:
         if isinstance(memory, Spill):
             self.archive = ArchiveStore(memory.archive, self.pool, self._inv_freq)
         self._listen: Callable[[int, Tensor, Tensor], None] | None = None
+        self._seen: Callable[[int, Tensor, view.View], tuple[Tensor, Tensor]] | None = None
         self._linear: Callable[..., Tensor] = ops.linear if exact else F.linear
         self.adapters = adapters
         self._sites = None if adapters is None else Sites(model, adapters)
@@ -357,10 +358,11 @@ class Engine:
             sink_logits = self.model.sink_logits(layer)
             ops.append(k, v, *pages, step.where, inv_freq=self._inv_freq, **scales)
             self.pool.written_bytes += len(step.where) * self.pool.row_bytes
+            lists = step.lists(layer) if self._seen is None else self._seen(layer, q, step)
             o, lse = ops.paged_attention(
                 q,
                 *pages,
-                *step.lists(layer),
+                *lists,
                 step.q_indptr,
                 step.q_pos,
                 inv_freq=self._inv_freq,
