@@ -20,6 +20,7 @@ from . import (
     rekv,
     sir_llm,
     snap_kv,
+    stc,
     tova,
 )
 
@@ -38,5 +39,6 @@ __all__ = [
     "rekv",
     "sir_llm",
     "snap_kv",
+    "stc",
     "tova",
 ]
