@@ -28,9 +28,10 @@ from ..memory import (
     view,
 )
 from ..memory.regions import UNLIMITED, compile_plan
+from . import opening
 from .adapting import Sites
 from .history import History
-from .lane import Lane, Lanes, check_lanes, connected
+from .lane import Lane, Lanes, check_lanes
 from .piece import Piece
 from .positions import InCache, PerLane, Positions
 from .reading import Reading, score
@@ -196,6 +197,8 @@ class Engine:
         adapter: str | Adapter | None = None,
         history: bool = False,
         archive: str | None = None,
+        memory: Region | None = None,
+        positions: Positions | None = None,
     ) -> Stream:
         """A new stream, whose first token has the logical position `position`.
 
@@ -203,37 +206,39 @@ class Engine:
         means now, until it closes or `Stream.use` changes it. history: it remembers its tokens,
         four bytes each, which `Stream.update` needs. archive: a name under which an archive on a
         disk keeps its pages; a stream opened again by that name can recall them, and its position
-        is after them if none is given.
+        is after them if none is given. memory, positions: its own, in place of the engine's; such
+        streams share steps with all others.
         """
         self._check_place("open", 0 if position is None else position)
-        if self.lanes:
+        own = memory is not None or positions is not None
+        if self.lanes and memory is None:
             names = ", ".join(lane.name for lane in self.lanes)
             raise bad_value("open", "engine", "one without lanes", names, "call open_lanes()")
+        plan = opening.plan(self, "open", memory, positions) if own else self.plan
         chosen = self._adapter("open", adapter)
-        shelf = open_shelf(self.archive, archive, position)
+        shelf = open_shelf(None if own else self.archive, archive, position)
         if position is None:
             position = 0 if shelf is None else shelf.end
-        table = Table(position, position, self.plan)
+        table = Table(position, position, plan)
         kept = History() if history else None
         lease = Lease(self.pool, table)
         return self._adopt(Stream(self, lease, adapter=chosen, history=kept, shelf=shelf))
 
-    def open_lanes(self, *, position: int = 0, adapter: str | Adapter | None = None) -> Lanes:
+    def open_lanes(
+        self,
+        *,
+        position: int = 0,
+        adapter: str | Adapter | None = None,
+        lanes: Sequence[Lane] | None = None,
+        positions: PerLane | None = None,
+    ) -> Lanes:
         """A new stream of several lanes; each begins at its own start, counted from `position`.
 
-        adapter: of every lane; `Stream.use` gives one lane another.
+        adapter: of every lane; `Stream.use` gives one lane another. lanes, positions: its own, in
+        place of the engine's.
         """
         self._check_place("open_lanes", position)
-        if not isinstance(self.positions, PerLane) or not self.lanes:
-            raise bad_value("open_lanes", "engine", "one with lanes", "none", "call open()")
-        chosen = self._adapter("open_lanes", adapter)
-        opened: dict[str, Stream] = {}
-        for lane in self.lanes:
-            start = self.positions.starts.get(lane.name, 0)
-            at = position + (start if isinstance(start, int) else 0)
-            table = Table(at, at, self._lane_plans[lane.name])
-            opened[lane.name] = self._adopt(Stream(self, Lease(self.pool, table), adapter=chosen))
-        return Lanes(self, connected(opened, self.lanes, self.positions))
+        return opening.open_lanes(self, position, adapter, lanes, positions)
 
     def _check_place(self, op: str, position: int) -> None:
         self._check_open(op)
@@ -421,4 +426,5 @@ def describe(engine: Engine) -> dict[str, Any]:
         "dtype": str(engine.pool.k.dtype).removeprefix("torch."),
         "exact": engine.exact,
         "chunk": engine.chunk,
+        **({"lanes": repr(engine.lanes)} if engine.lanes else {}),
     }

@@ -104,6 +104,7 @@ class Seat:
         self.born = True
         self.used = 0.0  # when a step last read of it
         self.fresh = math.nan  # when the newest input that it has read whole arrived
+        self.lanes: tuple[Seat, ...] = ()  # of the stream that it is a lane of, itself among them
         self._mark: tuple[Mark, History] | None = None
         self._last: torch.Tensor | None = None
 
@@ -125,7 +126,9 @@ class Seat:
 
     @property
     def own_pages(self) -> int:
-        """Pages that are free once it is parked."""
+        """Pages that are free once it is parked; none of a lane, for others read it meanwhile."""
+        if self.lanes:
+            return 0
         pool = self.stream.engine.pool
         return sum(pool.holders(page) == 1 for page in self.stream.pages)
 
