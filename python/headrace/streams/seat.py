@@ -130,7 +130,11 @@ class Seat:
         return sum(pool.holders(page) == 1 for page in self.stream.pages)
 
     def park(self, swap: bool) -> int:
-        """Gives its pages up: copied out, or to be read again. Returns how many were copied."""
+        """Gives its pages up: copied out, or to be read again. Returns how many were copied.
+
+        One that is parked gives up what it still shares with others, and its copies.
+        """
+        self._unpark()
         if not swap:
             rewind(self.stream, 0)
             return 0
