@@ -135,8 +135,12 @@ class Seat:
     def park(self, swap: bool) -> int:
         """Gives its pages up: copied out, or to be read again. Returns how many were copied.
 
-        Where regions choose who stays, reading again may choose others, so they are copied out.
+        One that is parked gives up what it still shares with others, and its copies. Where regions
+        choose who stays, reading again may choose others: they are copied out, and stay so.
         """
+        if self.parked is not None and self.parked.table.kept is not None:
+            return 0
+        self._unpark()
         if not swap and self.stream.table.kept is None:
             rewind(self.stream, 0)
             return 0
