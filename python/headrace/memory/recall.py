@@ -216,10 +216,12 @@ def bounds(
     if index.kind != "bounds":
         raise bad_value("recall", "mass", 'an Archive with index "bounds"', repr(index.kind))
     w, _, dim = asked.q.shape
-    fields = [index.rows(name, layer) for name in ("centre", "low", "high", "spread")]
+    centre, low, high, spread = (
+        index.rows(name, layer) for name in ("centre", "low", "high", "spread")
+    )
     counts, scale = torch.from_numpy(index.counts), dim**-0.5
     if inv_freq is None or not len(index):
-        return masses(asked.q, *fields, counts, scale)
+        return masses(asked.q, centre, low, high, spread, counts, scale)
     shift = (
         index.origins if reach is None else reach - 1 + index.counts + index.starts - index.origins
     )
@@ -228,7 +230,7 @@ def bounds(
     steps = steps if reach is None else values[:, None].expand(-1, w)
     q = asked.q.float().expand(len(values), *asked.q.shape)
     q = turned(q.flatten(0, 1), steps.flatten(), inv_freq).view(q.shape)
-    return masses(q, *fields, counts, scale, groups)
+    return masses(q, centre, low, high, spread, counts, scale, groups)
 
 
 def _grouped(keys: np.ndarray) -> tuple[Tensor, Tensor]:
@@ -262,8 +264,9 @@ def tokens_of(shelf: Shelf, row: int, layer: int) -> tuple[Tensor, Tensor]:
     tiers = store.tiers
     host = tiers.place(block).host
     if host >= 0:
-        pieces, layout = tiers.host.pieces(host, layer), tiers.layout
-        found = {name: x.float() for name, x in layout.decoded(pieces).items()}
+        layout = tiers.layout
+        pieces = layout.decoded(layout.split(tiers.host[host][layer]))
+        found = {name: x.float() for name, x in pieces.items()}
         scaled = layout.codec == "same"
     else:
         (page,), faults = store.near().fetch([block], layer)

@@ -38,7 +38,7 @@ from .reading import Reading, score
 from .recalling import open_shelf
 from .report import Report
 from .stream import Stream
-from .tokens import Tokens, ids
+from .tokens import Tokens, ids_of_each
 
 STREAMS = 16
 """Streams that a pool of the default size has room for."""
@@ -272,32 +272,31 @@ class Engine:
         """
         self._check_open("step")
         began = time.perf_counter()
-        pieces = {s: x for s, x in batch.items() if isinstance(x, Piece)}
-        fed = {
-            s: self._tokens(s, x.tokens if isinstance(x, Piece) else x) for s, x in batch.items()
-        }
-        runs = {s: Reading(s, x, logits, pieces.get(s)) for s, x in fed.items()}
+        for stream in batch:
+            self._check_stream(stream)
+        given = [x.tokens if isinstance(x, Piece) else x for x in batch.values()]
+        fed = ids_of_each(given, self.vocab, self.device)
+        runs = [
+            Reading(stream, tokens, logits, x if isinstance(x, Piece) else None)
+            for (stream, x), tokens in zip(batch.items(), fed, strict=True)
+        ]
         edit = Edit(self.pool)
         try:
             with torch.inference_mode():
-                for run in runs.values():
+                for run in runs:
                     run.settle(edit)
-                for at in range(0, max((r.count for r in runs.values()), default=0), self.chunk):
-                    self._calls(edit, [r for r in runs.values() if at < r.count], at)
+                for at in range(0, max((r.count for r in runs), default=0), self.chunk):
+                    self._calls(edit, [r for r in runs if at < r.count], at)
             ms = (time.perf_counter() - began) * 1e3
-            reports = {stream: run.report(ms, self.vocab) for stream, run in runs.items()}
+            reports = {run.stream: run.report(ms, self.vocab) for run in runs}
             with interrupts.deferred():
-                for stream, run in runs.items():
-                    if run.shelf is not None:
-                        run.shelf.commit()
-                    stream._lease.table, stream._last = run.table, run.last
-                    if stream._history is not None:
-                        stream._history = stream._history.extend(run.tokens.tolist())
+                for run in runs:
+                    run.commit()
                 edit.commit()
         except BaseException:
             with interrupts.deferred():
                 edit.undo()  # nothing, once committed
-                for run in runs.values():
+                for run in runs:
                     if run.shelf is not None:
                         run.shelf.undo()
             raise
@@ -380,13 +379,12 @@ class Engine:
 
         return attend
 
-    def _tokens(self, stream: object, tokens: Tokens) -> Tensor:
+    def _check_stream(self, stream: object) -> None:
         if not isinstance(stream, Stream) or stream.engine is not self:
             raise bad_value("step", "batch", "streams of this engine", repr(stream))
         stream._check_open("feed")
         for lane in stream.reads:
             lane._check_open("feed")
-        return ids(tokens, self.vocab, self.device)
 
     def _adapter(self, op: str, source: str | Adapter | None) -> Adapter | None:
         if source is None:
