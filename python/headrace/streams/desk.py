@@ -45,7 +45,7 @@ class Desk:
     def push(self, *events: Event) -> None:
         """More events; times count from the start of the run."""
         run = self.run
-        check_trace([*run.events, *events])
+        check_trace(events, len(run.events))
         for event in events:
             i = len(run.events)
             run.events.append(event)
@@ -64,6 +64,20 @@ class Desk:
             seat.close()
         self.seats.clear()
         self._lanes.clear()
+
+    def forget(self) -> None:
+        """Lets go of the records of what is over, and of the names of closed streams, so that a
+        server may go on for ever: streams and time stay, events count from 0 again.
+
+        ValueError while something waits or is to come.
+        """
+        waits = sum(len(seat.queue) for seat in self.seats.values()) + len(self._coming)
+        waits += sum(map(len, self._after.values()))
+        if waits:
+            raise bad_value("serve", "forget", "a run with nothing left to do", f"{waits} events")
+        run = self.run
+        self.run = Run([], [], [], [], [], run.settings, run.policy)
+        self._closed.clear()
 
     # What policies may start
 
@@ -248,6 +262,11 @@ class Desk:
             self._end(job, "killed")
             if job.event.kind == "fork":
                 self._shut(self.seats[job.event.stream])
+        if not seat.born:  # nor will it be
+            jobs = [job for other in self.seats.values() for job in other.queue]
+            for job in jobs:
+                if job.event.kind == "fork" and job.event.stream == seat.name:
+                    self._end(job, "killed")
         seat.close()
         del self.seats[seat.name]
         self.policy.closed(seat.name, self)

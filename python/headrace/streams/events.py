@@ -73,10 +73,12 @@ class Event:
         return {k: v for k, v in rows.items() if k in always or v != default[k]}
 
 
-def check_trace(events: Iterable[Event]) -> list[Event]:
-    """The events as a list. ValueError when one refers to what is not before it."""
+def check_trace(events: Iterable[Event], before: int = 0) -> list[Event]:
+    """The events as a list. ValueError when one refers to what is not before it.
+
+    before: how many have been checked that come before these."""
     made = list(events)
-    for i, event in enumerate(made):
+    for i, event in enumerate(made, before):
         if not isinstance(event, Event):
             raise bad_type("serve", "trace", "events", type(event).__name__)
         for name in ("after", "since"):
