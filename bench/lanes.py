@@ -113,8 +113,8 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--streams", type=int, nargs="+", default=[1, 8, 32])
     parser.add_argument("--tokens", type=int, nargs="+", default=[1, 4])
-    parser.add_argument("--steps", type=int, default=10)
-    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--steps", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=5)
     args = parser.parse_args()
     model = models.load("bytes-stream")
     told: dict[str, Any] = {**report.taken(), "rows": []}
