@@ -131,6 +131,8 @@ def main() -> None:
                     f" ({spread}), {row['bytes_copied']} bytes copied",
                     flush=True,
                 )  # fmt: skip
+                if row["bytes_copied"]:
+                    raise SystemExit(f"{row['bytes_copied']} bytes of keys and values were copied")
     told["mixed"] = mixture(model, args.rounds)
     print("32 streams that differ in everything: exact mode costs {cost:.2f} times the rest"
           " ({exact_ms:.1f} ms over {plain_ms:.1f} ms)".format(**told["mixed"]))  # fmt: skip
