@@ -5,10 +5,25 @@ import numpy as np
 import pytest
 import torch
 
-from headrace import Absolute, InCache, Keep, Piece, Rest, Sink, Tagged, Window, oracle, wrap
+from headrace import (
+    Absolute,
+    Archive,
+    InCache,
+    Keep,
+    Lane,
+    PerLane,
+    Piece,
+    Rest,
+    Sink,
+    Tagged,
+    Window,
+    oracle,
+    recompute,
+    wrap,
+)  # fmt: skip
 from headrace.memory import kept, most_pages
+from headrace.streams import Event, Linear, Virtual, resume, serve, snapshot
 from headrace.streams import piece as pieces_of
-from headrace.streams import resume, snapshot
 from headrace.streams.seat import Seat
 
 from .test_failure import Faulty, Interrupted, state
@@ -316,6 +331,35 @@ def test_random_sessions_leak_nothing():
         assert engine.pool.live_pages == 0
 
 
+def test_recompute_of_one_layer_is_the_oracle():
+    model, memory = TinyDecoder(layers=1), MEMORIES[0]
+    with wrap(model, memory=memory, page_size=PAGE) as engine:
+        got, heard = played(engine.open(), episode(20))
+    again = recompute(model, heard, memory, at=[3, 90, len(got) - 1])
+    assert gap(again, got[[3, 90, -1]]) < BOUND
+    deep = TinyDecoder()
+    want = oracle(deep, heard, memory, InCache())
+    assert gap(recompute(deep, heard, memory, at=[len(got) - 1]), want[-1:]) > 100 * BOUND
+
+
+def test_served_streams_keep_what_their_pieces_say():
+    """Parked, forked while parked, gone on: the same outputs as with pages for all."""
+    memory = Sink(2) + Keep("surprisal", 12) + Window(10)
+    fed = [tuple(tokens(40, i).tolist()) for i in range(4)]
+    events = [Event(0.0, f"s{i}", "open") for i in range(4)]
+    events += [Event(1.0 + i, f"s{i}", "feed", fed[i]) for i in range(4)]
+    events += [Event(9.0, "t", "fork", parent="s0")]
+    events += [Event(10.0 + i, n, "say", max_new=6) for i, n in enumerate(["s1", "t", "s0", "s3"])]
+    outputs = []
+    for pages in (400, 14):
+        with wrap(TinyDecoder(), memory=memory, page_size=PAGE, pool_pages=pages, chunk=8) as e:
+            run = serve(e, events, clock=Virtual(Linear()))
+            outputs.append(run.outputs)
+            parked = any("parked" in line for line in run.log)
+            assert parked == (pages == 14)
+    assert outputs[0] == outputs[1]
+
+
 def refused(what, error, text):
     with pytest.raises(error) as caught:
         what()
@@ -331,6 +375,15 @@ def test_errors_are_one_line():
     refused(lambda: Window(seconds=0), ValueError, "Window(seconds): expected more than 0")
     refused(lambda: Rest(0), ValueError, "Rest(total): expected 1 or more, got 0")
     refused(lambda: Tagged("a", 3), TypeError, "Tagged(region): expected a region")
+    for memory in (Keep(), Window(seconds=2)):
+        lanes = {"lanes": [Lane("a", memory=memory)], "positions": PerLane()}
+        text = "wrap(memory): expected one of Sink and Window in tokens here, got"
+        refused(lambda: wrap(model, memory=Window(3), **lanes), NotImplementedError, text)
+        text = "wrap(memory): expected one of Sink and Window in tokens, got"
+        refused(lambda: wrap(model, memory=memory >> Archive()), NotImplementedError, text)
+    text = "wrap(memory): expected one of Sink, Window, Keep, Rest and Tagged together"
+    for memory in (Window(3) >> Archive() >> Keep(), Window(3) >> (Keep() + Archive())):
+        refused(lambda: wrap(model, memory=memory), NotImplementedError, text)
     with wrap(model, memory=Sink(4) + Window(20)) as plain:
         for use in (
             lambda: plain.open().feed([1], at=3),
