@@ -9,7 +9,7 @@ from .heads import HeadCache, budgets
 from .kept import Kept, evict, held, most_pages
 from .parking import Parked
 from .pool import PagePool
-from .recall import Asked, Recalled, by_mass, by_score
+from .recall import Asked, Choose, Picked, Recalled, by_mass, by_score, tokens_of, turned
 from .regions import UNLIMITED, Coming, Plan, Region, Sink, Union, Window
 from .table import Lease, Page, Table
 from .view import View
@@ -19,6 +19,7 @@ __all__ = [
     "Archive",
     "ArchiveStore",
     "Asked",
+    "Choose",
     "Coming",
     "Edit",
     "HeadCache",
@@ -31,6 +32,7 @@ __all__ = [
     "Page",
     "PagePool",
     "Parked",
+    "Picked",
     "Plan",
     "Recalled",
     "Region",
@@ -52,4 +54,6 @@ __all__ = [
     "fresh_pages",
     "held",
     "most_pages",
+    "tokens_of",
+    "turned",
 ]

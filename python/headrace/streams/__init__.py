@@ -4,6 +4,8 @@ frames.
 """
 
 from .clock import Clock, Linear, Polynomial, Real, Recorded, Virtual, Work
+from .encoder import Encoder
+from .encoder_stream import EncoderStream
 from .engine import Engine, wrap
 from .events import Event
 from .gate import Every, Gate, HeadSum, Marker, OnQuery, PplRise, SceneCut, Signal, TokenProb, WaitK
@@ -25,6 +27,8 @@ __all__ = [
     "Absolute",
     "Clock",
     "Diffusion",
+    "Encoder",
+    "EncoderStream",
     "Engine",
     "Event",
     "Every",

@@ -22,7 +22,8 @@ class Reading:
     def __init__(
         self, stream: Stream, tokens: Tensor, keep: bool, piece: Piece | None = None
     ) -> None:
-        self.table, self.last, self.tokens = stream.table, stream._last, tokens
+        self.stream, self.tokens = stream, tokens
+        self.table, self.last = stream.table, stream._last
         self.count = tokens.shape[0]
         self.adapter = stream._adapter
         self.shelf, self.recalled = stream._shelf, stream._recalled
@@ -59,6 +60,15 @@ class Reading:
         if self._keep:
             self._logits.append(logits)
 
+    def commit(self) -> None:
+        """The stream is that now."""
+        stream = self.stream
+        if self.shelf is not None:
+            self.shelf.commit()
+        stream._lease.table, stream._last = self.table, self.last
+        if stream._history is not None:
+            stream._history = stream._history.extend(self.tokens.tolist())
+
     def report(self, ms: float, vocab: int) -> Report:
         alive, device = self.table.alive, self.tokens.device
         return Report(
@@ -91,8 +101,8 @@ def score(runs: Sequence[Reading], counts: Sequence[int], tokens: Tensor, logits
         before = torch.cat([logits[:1], logits[:-1]])
         before[[end - n for end, n in zip(ends, counts, strict=True)]] = first
         lasts = logits[[end - 1 for end in ends]]
-    said = before.gather(1, tokens[:, None])[:, 0]
-    nll = _log_sums(before) - said
+    # Every row on its own, so that its bits are the same beside any others.
+    nll = before.log_softmax(-1).gather(1, tokens[:, None]).neg_()[:, 0]
     rows: Sequence[Tensor] = lasts.unbind(0)
     if len(runs) > 1 and lasts.nbytes > OWN_ROWS:
         rows = [row.clone() for row in rows]
@@ -105,11 +115,3 @@ def score(runs: Sequence[Reading], counts: Sequence[int], tokens: Tensor, logits
 def _pieces(rows: Tensor, counts: Sequence[int]) -> Sequence[Tensor]:
     one_each = len(counts) == rows.shape[0]
     return rows[:, None].unbind(0) if one_each else rows.split(list(counts))
-
-
-def _log_sums(rows: Tensor) -> Tensor:
-    """logsumexp of each row. torch splits the sum of a single row, but never one of several rows,
-    so that a row beside another has the same bits beside any."""
-    if rows.shape[0] == 1:
-        return torch.logsumexp(torch.cat([rows, rows]), -1)[:1]
-    return torch.logsumexp(rows, -1)

@@ -104,6 +104,7 @@ class Seat:
         self.born = True
         self.used = 0.0  # when a step last read of it
         self.fresh = math.nan  # when the newest input that it has read whole arrived
+        self.lanes: tuple[Seat, ...] = ()  # of the stream that it is a lane of, itself among them
         self._mark: tuple[Mark, History] | None = None
         self._last: torch.Tensor | None = None
 
@@ -125,15 +126,21 @@ class Seat:
 
     @property
     def own_pages(self) -> int:
-        """Pages that are free once it is parked."""
+        """Pages that are free once it is parked; none of a lane, for others read it meanwhile."""
+        if self.lanes:
+            return 0
         pool = self.stream.engine.pool
         return sum(pool.holders(page) == 1 for page in self.stream.pages)
 
     def park(self, swap: bool) -> int:
         """Gives its pages up: copied out, or to be read again. Returns how many were copied.
 
-        Where regions choose who stays, reading again may choose others, so they are copied out.
+        One that is parked gives up what it still shares with others, and its copies. Where regions
+        choose who stays, reading again may choose others: they are copied out, and stay so.
         """
+        if self.parked is not None and self.parked.table.kept is not None:
+            return 0
+        self._unpark()
         if not swap and self.stream.table.kept is None:
             rewind(self.stream, 0)
             return 0

@@ -119,7 +119,8 @@ def resume(engine: Engine, path: str | os.PathLike[str]) -> Resumed:
         return Resumed(made[ONE], gate, meta["now"])
     positions = engine.positions
     assert isinstance(positions, PerLane)
-    return Resumed(Lanes(engine, connected(made, engine.lanes, positions)), gate, meta["now"])
+    joined = connected(made, engine.lanes, positions)
+    return Resumed(Lanes(engine, joined, engine.lanes, positions), gate, meta["now"])
 
 
 def digest(model: Any) -> str:
@@ -137,14 +138,25 @@ def _parts(stream: Any) -> dict[str, Stream]:
     if isinstance(stream, Lanes):
         parts = {name: stream[name] for name in stream}
     elif isinstance(stream, Stream):
-        if stream.engine.lanes:
+        if stream.engine.lanes or stream.reads:
             expected, hint = "all lanes of a stream", "pass what open_lanes() gave"
             raise bad_value("snapshot", "stream", expected, "one of them", hint)
         parts = {ONE: stream}
     else:
         raise bad_type("snapshot", "stream", "a stream", type(stream).__name__)
-    for part in parts.values():
+    for name, part in parts.items():
         part._check_open("snapshot")
+        engine = stream.engine
+        same = not isinstance(stream, Lanes) or (
+            stream.lanes == engine.lanes and stream.positions == engine.positions
+        )
+        if not same or part._lease.table.plan != _plan(engine, name):
+            supported = "the memory, positions and lanes of its engine"
+            raise unsupported("snapshot", "stream", supported, "others of its own")
+        if isinstance(stream, Lanes) and part.reads is not stream._live[name]:
+            hint = "call watch() first"
+            raise unsupported("snapshot", "stream", "lanes that see others as they go on",
+                              f"{name}, which looks at a moment", hint)  # fmt: skip
     if stream.engine.archive is not None:
         memory = stream.engine.memory
         raise unsupported("snapshot", "stream", "memory without an Archive", repr(memory))
