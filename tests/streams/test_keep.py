@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Regions that choose: a stream equals its oracle, and survivors stay where they lie."""
 
+import functools
+
 import numpy as np
 import pytest
 import torch
@@ -22,6 +24,7 @@ from headrace import (
     wrap,
 )  # fmt: skip
 from headrace.memory import kept, most_pages
+from headrace.recipes import infinite_vggt
 from headrace.streams import Event, Linear, Virtual, resume, serve, snapshot
 from headrace.streams import piece as pieces_of
 from headrace.streams.seat import Seat
@@ -228,6 +231,36 @@ def test_keys_are_those_before_rotation():
         assert gap(keys[0], want[0][0][number].transpose(0, 1)) < 1e-5
 
 
+def test_scores_by_a_recipe_over_the_keys():
+    """The keys least like the rest; in one layer they follow from the tokens alone."""
+    model, budget, anchor = TinyDecoder(layers=1), 18, 4
+
+    def score(held):
+        return -infinite_vggt.score(held.keys(), anchor).mean((0, 1))
+
+    k = []
+    with torch.inference_mode():
+        fed = [tokens(9, i) for i in range(10)]
+        model(
+            torch.cat(fed), lambda layer, q, key, v: k.append(key.double()) or torch.zeros_like(q)
+        )
+    alive, pieces, got = [], [], []
+    with wrap(model, memory=Sink(anchor) + Keep(score, budget), page_size=PAGE) as engine:
+        stream = engine.open()
+        for i, one in enumerate(fed):
+            if len(alive) > budget:
+                unit = torch.nn.functional.normalize(k[0][alive], dim=-1)  # [N, Hkv, D]
+                mean = unit[anchor:].mean(0)
+                order = (unit * mean).sum(-1).mean(-1).argsort()[:budget].tolist()
+                alive = sorted({alive[j] for j in order} | set(range(anchor)))
+            pieces.append(Piece(one, keep=list(alive)))
+            got.append(stream.feed(one, logits=True).logits)
+            alive += range(9 * i, 9 * i + 9)
+            assert stream.held.number.tolist() == alive
+    assert alive[anchor] < 81 - budget  # not simply the newest
+    assert gap(torch.cat(got), oracle(model, pieces, Keep(), InCache())) < BOUND
+
+
 def test_forks_marks_snapshots_and_parking(tmp_path):
     model, memory = TinyDecoder(), MEMORIES[0]
     first, second = list(episode(20)), list(episode(12, seed=1))
@@ -375,15 +408,16 @@ def test_errors_are_one_line():
     refused(lambda: Window(seconds=0), ValueError, "Window(seconds): expected more than 0")
     refused(lambda: Rest(0), ValueError, "Rest(total): expected 1 or more, got 0")
     refused(lambda: Tagged("a", 3), TypeError, "Tagged(region): expected a region")
-    for memory in (Keep(), Window(seconds=2)):
-        lanes = {"lanes": [Lane("a", memory=memory)], "positions": PerLane()}
-        text = "wrap(memory): expected one of Sink and Window in tokens here, got"
-        refused(lambda: wrap(model, memory=Window(3), **lanes), NotImplementedError, text)
-        text = "wrap(memory): expected one of Sink and Window in tokens, got"
-        refused(lambda: wrap(model, memory=memory >> Archive()), NotImplementedError, text)
-    text = "wrap(memory): expected one of Sink, Window, Keep, Rest and Tagged together"
-    for memory in (Window(3) >> Archive() >> Keep(), Window(3) >> (Keep() + Archive())):
-        refused(lambda: wrap(model, memory=memory), NotImplementedError, text)
+    lanes = {"lanes": [Lane("a", memory=Keep())], "positions": PerLane()}
+    for what, text in (
+        ({"memory": Window(3), **lanes}, "Sink and Window in tokens here, got"),
+        ({"memory": Keep() >> Archive()}, "Sink and Window in tokens, got"),
+        ({"memory": Window(seconds=2) >> Archive()}, "Sink and Window in tokens, got"),
+        ({"memory": Window(3) >> Archive() >> Keep()}, "Sink, Window, Keep, Rest and Tagged"),
+        ({"memory": Window(3) >> (Keep() + Archive())}, "Sink, Window, Keep, Rest and Tagged"),
+    ):
+        text = f"wrap(memory): expected one of {text}"
+        refused(functools.partial(wrap, model, **what), NotImplementedError, text)
     with wrap(model, memory=Sink(4) + Window(20)) as plain:
         for use in (
             lambda: plain.open().feed([1], at=3),
