@@ -35,7 +35,7 @@ class Recalled:
     """Blocks in near pages, and the pages of the window that no query sees any more, held until
     released.
 
-    By layer: rows, entries of a view; tokens, how many they are; blocks, which; captured and missed
+    By layer: rows, entries of a view; tokens, how many they are; spans, which; blocks; captured and missed
     if they were recalled by mass (see `Dialled`). faults: what was damaged and left out.
     """
 
@@ -86,6 +86,11 @@ class Recalled:
             raise
         shelf.lose([b for b in index.blocks[_union(chosen)].tolist() if tiers.gone(b)])
         self.tokens = [sum(row[COUNT] for row in rows) for rows in self.rows]
+
+    @property
+    def spans(self) -> list[list[tuple[int, int]]]:
+        """By layer the positions, first and after the last, of the tokens of each entry."""
+        return [[(row[ORDER], row[ORDER] + row[COUNT]) for row in rows] for rows in self.rows]
 
     def share(self) -> Recalled:
         """Another hold on the same."""
@@ -159,10 +164,12 @@ def bounds(
     if index.kind != "bounds":
         raise bad_value("recall", "mass", 'an Archive with index "bounds"', repr(index.kind))
     w, _, dim = asked.q.shape
-    fields = [index.rows(name, layer) for name in ("centre", "low", "high", "spread")]
+    centre, low, high, spread = (
+        index.rows(name, layer) for name in ("centre", "low", "high", "spread")
+    )
     counts, scale = torch.from_numpy(index.counts), dim**-0.5
     if inv_freq is None or not len(index):
-        return masses(asked.q, *fields, counts, scale)
+        return masses(asked.q, centre, low, high, spread, counts, scale)
     shift = (
         index.origins if reach is None else reach - 1 + index.counts + index.starts - index.origins
     )
@@ -171,7 +178,7 @@ def bounds(
     steps = steps if reach is None else values[:, None].expand(-1, w)
     q = asked.q.float().expand(len(values), *asked.q.shape)
     q = turned(q.flatten(0, 1), steps.flatten(), inv_freq).view(q.shape)
-    return masses(q, *fields, counts, scale, groups)
+    return masses(q, centre, low, high, spread, counts, scale, groups)
 
 
 def _grouped(keys: np.ndarray) -> tuple[Tensor, Tensor]:
