@@ -84,8 +84,10 @@ class Recalled:
         self._held = [row[PAGE] for row in self._tail]
         self._pool.hold(self._held)
         try:
-            for picked in chosen:
-                self.take(Picked(picked))
+            wanted = {n: shelf.index.blocks[rows].tolist() for n, rows in enumerate(chosen)}
+            fetched = self._tiers.fetch_layers(wanted)
+            for layer, rows in enumerate(chosen):
+                self._see(Picked(rows), wanted[layer], *fetched[layer])
         except BaseException:
             self.release()
             raise
@@ -93,9 +95,13 @@ class Recalled:
 
     def take(self, picked: Picked) -> list[list[int]]:
         """What the next layer sees; its entries."""
+        blocks = self._shelf.index.blocks[picked.rows].tolist()
+        return self._see(picked, blocks, *self._tiers.fetch(blocks, len(self.rows)))
+
+    def _see(
+        self, picked: Picked, blocks: list[int], pages: list[int], faults: list[Fault]
+    ) -> list[list[int]]:
         index, at = self._shelf.index, picked.rows
-        blocks = index.blocks[at].tolist()
-        pages, faults = self._tiers.fetch(blocks, len(self.rows))
         facts = zip(pages, index.starts[at], index.origins[at], index.counts[at], strict=True)
         self.faults += faults
         self._chosen.update(blocks)
@@ -209,25 +215,32 @@ def bounds(
     index = shelf.index
     if index.kind != "bounds":
         raise bad_value("recall", "mass", 'an Archive with index "bounds"', repr(index.kind))
-    w, hq, dim = asked.q.shape
-    low = torch.empty(w * hq, len(index), dtype=torch.float64)
-    high = low.clone()
+    w, _, dim = asked.q.shape
+    centre, low, high, spread = (
+        index.rows(name, layer) for name in ("centre", "low", "high", "spread")
+    )
+    counts, scale = torch.from_numpy(index.counts), dim**-0.5
+    if inv_freq is None or not len(index):
+        return masses(asked.q, centre, low, high, spread, counts, scale)
     shift = (
         index.origins if reach is None else reach - 1 + index.counts + index.starts - index.origins
     )
-    for value in np.unique(shift):
-        rows = torch.from_numpy(np.flatnonzero(shift == value))
-        steps = torch.arange(asked.at, asked.at + w) - int(value)
-        steps = steps if reach is None else torch.full((w,), int(value))
-        centre, box, top, spread = (
-            index.rows(name, layer)[:, rows].contiguous()
-            for name in ("centre", "low", "high", "spread")
-        )
-        counts = torch.from_numpy(index.counts[rows.numpy()])
-        q = turned(asked.q.float(), steps, inv_freq)
-        m = masses(q, centre, box, top, spread, counts, dim**-0.5)
-        low[:, rows], high[:, rows] = m.low, m.high
-    return Masses(low, high)
+    values, groups = _grouped(shift)
+    steps = torch.arange(asked.at, asked.at + w) - values[:, None]
+    steps = steps if reach is None else values[:, None].expand(-1, w)
+    q = asked.q.float().expand(len(values), *asked.q.shape)
+    q = turned(q.flatten(0, 1), steps.flatten(), inv_freq).view(q.shape)
+    return masses(q, centre, low, high, spread, counts, scale, groups)
+
+
+def _grouped(keys: np.ndarray) -> tuple[Tensor, Tensor]:
+    """The values among integers [n], int64 [S], and where each is, int32 [S, most], -1 for none."""
+    values, which, many = np.unique(keys, return_inverse=True, return_counts=True)
+    order = np.argsort(which, kind="stable")
+    column = np.arange(len(keys)) - np.repeat(np.cumsum(many) - many, many)
+    groups = np.full((len(values), many.max()), -1, np.int32)
+    groups[which[order], column] = order
+    return torch.from_numpy(values), torch.from_numpy(groups)
 
 
 def turned(q: Tensor, steps: Tensor, inv_freq: Tensor | None) -> Tensor:
@@ -251,8 +264,9 @@ def tokens_of(shelf: Shelf, row: int, layer: int) -> tuple[Tensor, Tensor]:
     tiers = store.tiers
     host = tiers.place(block).host
     if host >= 0:
-        pieces, layout = tiers.host.pieces(host, layer), tiers.layout
-        found = {name: x.float() for name, x in layout.decoded(pieces).items()}
+        layout = tiers.layout
+        pieces = layout.decoded(layout.split(tiers.host[host][layer]))
+        found = {name: x.float() for name, x in pieces.items()}
         scaled = layout.codec == "same"
     else:
         (page,), faults = store.near().fetch([block], layer)
