@@ -173,6 +173,8 @@ def test_flex_mem_fails(monkeypatch, path):
         monkeypatch.setattr(flex_mem, "_moved", lambda k, steps, inv_freq: k.float())
     else:
         monkeypatch.setattr(flex_mem.Shelf, "drop", lambda self, blocks: None)
+        room = flex_mem.InMemory
+        monkeypatch.setattr(flex_mem, "InMemory", lambda blocks: room(blocks + 99))
     wrong = {
         "context": "clips: max |logit - oracle|",
         "local": "question: max |logit - oracle|",

@@ -16,14 +16,16 @@ from ..streams.conftest import one_thread  # noqa: F401
 from ..streams.tiny import TinyDecoder, tokens
 from .test_archive_presets import failed
 
-NAMES = ["save_mem", "flash_vstream", "avila", "vst"]
+NAMES = ["save_mem", "flash_vstream", "avila", "vst", "ixc25_omnilive"]
 # `presets.vst` is the function of that name.
-save_mem, flash, avila, vst = (importlib.import_module(f"headrace.presets.{n}") for n in NAMES)
+save_mem, flash, avila, vst, omnilive = (
+    importlib.import_module(f"headrace.presets.{name}") for name in NAMES
+)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_it_is_proved(name):
-    assert failed(name) == []
+    assert failed(name, **({"clips": 7} if name == "ixc25_omnilive" else {})) == []
 
 
 TIERS = "tiers, frame by frame, that differ from the rule's"
@@ -175,3 +177,71 @@ def test_an_answer_sees_clip_and_thoughts():
             said[changed] = stream.feed({"answer": tokens(3, 9)}, logits=True)["answer"].logits
     assert not torch.equal(said["nothing"], said["clip"])
     assert not torch.equal(said["nothing"], said["thought"])
+
+
+@pytest.mark.parametrize("part", ["lost", "repeated", "retrieval", "files", "memory"])
+def test_omnilive_fails(monkeypatch, part):
+    watch, step = omnilive.Perceiver.watch, omnilive.Compressor.step
+    if part == "lost":  # what was held when a party was killed is not asked for again
+        start = omnilive.Perceiver.__init__
+
+        def forgets(self, engine, folder, **sizes):
+            start(self, engine, folder, **sizes)
+            self._held = [tokens(9, 5)]
+
+        monkeypatch.setattr(omnilive.Perceiver, "__init__", forgets)
+    elif part == "repeated":
+
+        def twice(self, frame):
+            done = watch(self, frame)
+            if done and self._held:
+                self._held[-1] = self._held[-1].roll(1)
+            return done
+
+        monkeypatch.setattr(omnilive.Perceiver, "watch", twice)
+    elif part == "retrieval":
+
+        class Last(omnilive.Folder):
+            def numbers(self, kind):
+                return super().numbers(kind)[-1:]
+
+        start = omnilive.Reasoner.__init__
+        monkeypatch.setattr(
+            omnilive.Reasoner,
+            "__init__",
+            lambda self, engine, folder: start(self, engine, Last(folder.path)),
+        )
+    elif part == "files":
+        monkeypatch.setattr(omnilive.Path, "unlink", lambda self, missing_ok: None)
+    else:
+        monkeypatch.setattr(
+            omnilive.Compressor, "step", lambda self: bool(self._memory.feed([1])) and step(self)
+        )
+    wrong = {
+        "lost": "clips that are not what was filmed",
+        "repeated": "clips that are not what was filmed",
+        "retrieval": "clips retrieved that are not the likeliest",
+        "files": "files in the folder",
+        "memory": "answers on the way and at the end: max |logit - oracle|",
+    }[part]
+    assert wrong in failed("ixc25_omnilive", clips=7)
+
+
+def test_parties_that_start_again_go_on_where_the_folder_ends(tmp_path):
+    model = TinyDecoder()
+    with presets.ixc25_omnilive(model, window=80, page_size=16) as engine:
+        folder = omnilive.Folder(tmp_path)
+        perceiver = omnilive.Perceiver(engine, folder, frames=2, backlog=2)
+        frames = list(tokens(90).split(9))
+        assert [perceiver.watch(f) for f in frames[:6]] == [True] * 5 + [False]
+        assert perceiver.frames == 5
+        again = omnilive.Perceiver(engine, folder, frames=2, backlog=2)
+        assert again.frames == 4  # the fifth was in no clip yet
+        compressor = omnilive.Compressor(engine, folder, summary=3)
+        assert [compressor.step() for _ in range(3)] == [True, True, False]
+        assert omnilive.Compressor(engine, folder).done == 2
+        assert folder.numbers("memory") == [2]
+        reasoner = omnilive.Reasoner(engine, folder)
+        _, logits, known, best = reasoner.ask(tokens(4, 2))
+        assert logits.shape == (4, 256)
+        assert (known, best in (1, 2)) == (2, True)

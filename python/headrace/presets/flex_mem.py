@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from ..errors import bad_value, unsupported
-from ..memory import Archive, Asked, InMemory, Shelf, Window, turned
+from ..memory import Archive, Asked, InMemory, Shelf, Window, stored, turned
 from ..memory.pool import QUANTISED
 from ..recipes import flex_mem as rule
 from ..streams import Absolute, Engine, Stream, wrap
@@ -123,10 +123,8 @@ class Video:
 
     def _keys(self, row: int, layer: int) -> Tensor:
         """fp32 [Hkv, n, D]: keys of a block, turned by their positions."""
-        store, index = self.shelf.store, self.shelf.index
-        pieces = store.tiers.host.pieces(store.tiers.place(int(index.blocks[row])).host, layer)
-        k = pieces["k"].mT[:, : int(index.counts[row])].float()
-        return _moved(k, int(index.origins[row]), store.inv_freq)
+        k, _ = stored(self.shelf, row, layer)
+        return _moved(k, int(self.shelf.index.origins[row]), self.shelf.store.inv_freq)
 
     def _compressed(
         self, heard: dict[int, Asked], first: int, n: int
