@@ -88,7 +88,6 @@ MUTANTS = [
     ("stc", recipes.stc.History, "add", no_history),
     ("stc", cacher, "INTERVAL", 3),
     ("stc", cacher, "RATIO", 0.5),
-    ("stc", recipes.stc, "ALPHAS", (0.125, 0.25)),
     ("stc", small_reader.Reading, "_places", at_zero),
     ("video_llm_mod", recipes.video_llm_mod, "keep", first_ones),
     ("video_llm_mod", recipes.video_llm_mod, "keep", more),
