@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """EVS: an exact number of a clip's tokens, those that differ most from the frame before.
 
-NVIDIA's efficient video sampling, as in vLLM (`vllm/multimodal/evs.py`): the form of TimeChat-
-Online's dropping that is in production. Needs the whole clip; the count follows from its size
-alone, so that room can be made before anything is seen. Survivors keep the positions they had.
+NVIDIA's efficient video sampling, github.com/vllm-project/vllm (`multimodal/evs.py`).
+The form of TimeChat-Online's dropping that is in production. Needs the whole clip; the count
+follows from its size alone, so that room can be made before anything is seen. Survivors keep the
+positions they had.
 """
 
 from __future__ import annotations
