@@ -40,15 +40,18 @@ class InMemory:
 @dataclass(frozen=True)
 class OnDisk:
     """Segment files in a folder, which outlive the process; host memory keeps copies of the newest
-    `host_blocks`. queue: pages that may wait to be written. readers: threads.
+    `host_blocks`. queue: pages that may wait to be written. readers: threads. direct: read past the
+    page cache where the file system can; False where the same pages are recalled again and again
+    and `host_blocks` is small.
     """
 
     folder: str | os.PathLike[str]
     host_blocks: int = 0
     codec: str = "same"
     queue: int = 32
-    readers: int = 2
+    readers: int = 4
     segment_bytes: int = 64 << 20
+    direct: bool = True
 
 
 @dataclass(frozen=True)
@@ -124,6 +127,7 @@ class ArchiveStore:
                 queue=tier.queue,
                 readers=tier.readers,
                 segment_bytes=tier.segment_bytes,
+                direct=tier.direct,
             )
             self.tiers = Tiers(layout, host_blocks=tier.host_blocks, disk=disk)
         self._holders: Counter[int] = Counter()

@@ -11,6 +11,7 @@ from .events import Event
 from .gate import Every, Gate, HeadSum, Marker, OnQuery, PplRise, SceneCut, Signal, TokenProb, WaitK
 from .lane import Lane, Lanes
 from .oracle import lanes_oracle, oracle, recompute
+from .piece import Piece
 from .positions import Absolute, InCache, PerLane
 from .record import load, replay, save
 from .report import Report, Updated
@@ -44,6 +45,7 @@ __all__ = [
     "OnQuery",
     "Outcome",
     "PerLane",
+    "Piece",
     "Polynomial",
     "PplRise",
     "Real",

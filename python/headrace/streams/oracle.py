@@ -17,7 +17,9 @@ import torch
 from torch import Tensor
 
 from ..memory import Region
+from .alive import seen_by
 from .lane import Lane
+from .piece import Piece
 from .positions import InCache, PerLane, Positions
 
 BLOCK = 64
@@ -27,19 +29,27 @@ BLOCK = 64
 @torch.inference_mode()
 def oracle(
     model: Any,
-    tokens: Tensor,
+    tokens: Tensor | Sequence[Piece],
     memory: Region,
     positions: Positions,
     dtype: torch.dtype = torch.float64,
+    chunk: int = 256,
 ) -> Tensor:
     """Logits [T, vocab] after each of tokens int64 [T], by the definitions of memory and positions
     alone.
 
-    Computed in `dtype` by a copy of the model; takes time and memory quadratic in T.
+    tokens: where regions choose who stays, pieces as they were fed, with their scores; `chunk` is
+    the engine's. Computed in `dtype` by a copy of the model; takes time and memory quadratic in T.
     """
+    seen = None
+    if not isinstance(tokens, Tensor):
+        device = model.inv_freq.device
+        seen = seen_by(memory, tokens, chunk).to(device)
+        tokens = torch.cat([torch.as_tensor(piece.tokens, dtype=torch.int64) for piece in tokens])
+        tokens = tokens.to(device)
     number = torch.arange(len(tokens), device=tokens.device)
     query, key = number[:, None], number[None, :]
-    seen = memory.keeps(query, key)
+    seen = memory.keeps(query, key) if seen is None else seen
     return _dense(model, tokens, seen, positions.distance(query, key, seen), dtype)
 
 

@@ -23,6 +23,7 @@ from .policies.arrival import Arrival
 from .policies.policy import Policy, Share
 from .run import Run
 from .seat import Job, Seat
+from .stream import Stream
 
 
 def serve(
@@ -169,7 +170,7 @@ class Server(Desk):
         work = Work(
             sum(map(len, batch.values())),
             len(batch),
-            sum((s.alive + len(t)) * len(t) for s, t in batch.items()),
+            sum((_seen(s) + len(t)) * len(t) for s, t in batch.items()),
             self._note.get("copied", 0),
         )
         self.engine.step(batch)
@@ -213,3 +214,8 @@ class Server(Desk):
     def _reading(self, now: float) -> float:
         self.run.readings.append(now)
         return now
+
+
+def _seen(stream: Stream) -> int:
+    """Tokens that its next query sees, those of the lanes that it reads among them."""
+    return stream.alive + sum(lane.alive for lane in stream.reads)
