@@ -27,6 +27,7 @@ def model():
             if p.ndim == 2:
                 p.normal_(std=1.5 * p.shape[1] ** -0.5)
         made.frame.normal_()
+        made.signs.normal_(std=0.3)
     return made.eval()
 
 
@@ -66,9 +67,18 @@ def expected(model, frames, changed, kept, memory, cap, wrong=None):
         whole[at] = model.encode(patches[t, at], (cos[at], sin[at]), attend)
         tower.append(whole)
     x, where, ends, thumbs = [], [], [], []
+    small = model.thumbs(patches)
+    shown, stirs, known = small[0], [], None
     for t in range(len(frames)):
+        change = torch.where(changed[t, :, None], small[t] - shown, 0.0)
+        shown = torch.where(changed[t, :, None], small[t], shown)
+        far = change.abs().mean(-1)
+        stir = torch.stack([far.mean(), (far > 0.15).float().mean()])
+        stirs.append((stir, stir if known is None else known))
+        if t:
+            known = stir if known is None else 0.8 * known + 0.2 * stir
         for p in kept[t].nonzero()[:, 0].tolist():
-            x.append(tower[t][p])
+            x.append(tower[t][p] + (0 if wrong == "no change" else model.change @ change[p]))
             where.append((t, p // COLUMNS, p % COLUMNS))
             thumbs.append(model.thumbs(patches[t, p]))
         ends.append(len(x))
@@ -102,7 +112,8 @@ def expected(model, frames, changed, kept, memory, cap, wrong=None):
     said = model.decode(torch.stack(x), across)
     rest = torch.tensor([i for i in range(len(x)) if i not in ends])
     logits = model.next_code(said[rest], torch.stack(thumbs))
-    return model.new_scene(said[ends]).sigmoid(), logits.argmax(-1)
+    of, before = (torch.stack(column) for column in zip(*stirs, strict=True))
+    return model.new_scene(said[ends], of, before).sigmoid(), logits.argmax(-1)
 
 
 def streamed(model, frames, **options):
@@ -135,7 +146,7 @@ def test_equals_a_dense_forward(model, frames, pruned, dropper):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("wrong", ["cap", "one axis", "all computed", "window"])
+@pytest.mark.parametrize("wrong", ["cap", "one axis", "all computed", "window", "no change"])
 def test_the_dense_forward_tells_what_is_wrong(model, frames, wrong):
     seen, kept, cuts, _ = streamed(model, frames, gate=pixel_gate(model), memory=MEMORY, cap=4)
     changed = torch.stack([g.changed for g in seen])
@@ -151,7 +162,7 @@ def test_equals_the_forward_that_it_was_trained_with(model, frames):
     _, _, cuts, codes = streamed(
         model, frames, gate=pixel_gate(model), memory=Sink(0) + Window(1000)
     )
-    torch.testing.assert_close(cuts, model.new_scene(whole.ends).sigmoid(), atol=2e-5, rtol=0)
+    torch.testing.assert_close(cuts, whole.scenes(model).sigmoid(), atol=2e-5, rtol=0)
     want = model.next_code(whole.said, whole.thumbs).argmax(-1)
     assert float((codes == want).float().mean()) > 0.99
 

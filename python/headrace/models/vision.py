@@ -22,6 +22,7 @@ from .. import ops
 from .decoder import Attend
 
 _EPS = 1e-6
+MUCH = 0.15  # of a scale from -1 to 1: a change of a patch that is seen at a glance
 _LEAST = {
     "patch": 2, "thumb": 1, "width": 2, "heads": 1, "kv_heads": 1, "head_dim": 6, "tower_layers": 1,
     "tower_hidden": 1, "layers": 1, "hidden": 1, "codes": 2,
@@ -49,10 +50,10 @@ class VisionConfig:
     tower_hidden: int = 768
     layers: int = 2
     hidden: int = 512
-    codes: int = 256
+    codes: int = 64
     rope_theta: float = 10000.0
     tower_theta: float = 100.0
-    threshold: float = 5.0
+    threshold: float = 2.0
 
     def __post_init__(self) -> None:
         for name, least in _LEAST.items():
@@ -129,6 +130,7 @@ class Vision(nn.Module):
             for _ in range(c.tower_layers)
         )
         self.tower_norm = nn.Parameter(torch.ones(c.width))
+        self.change = nn.Parameter(torch.zeros(c.width, small))
         self.frame = nn.Parameter(torch.randn(c.width) * 0.02)
         self.blocks = nn.ModuleList(
             _Block(c.width, c.heads, c.kv_heads, c.head_dim, c.hidden) for _ in range(c.layers)
@@ -137,6 +139,7 @@ class Vision(nn.Module):
         self.move = nn.Parameter(torch.zeros(small, c.width))
         self.sure = nn.Parameter(torch.zeros(2, c.width))
         self.cut = nn.Parameter(torch.zeros(1, c.width))
+        self.signs = nn.Parameter(torch.zeros(4))
         self.bias = nn.Parameter(torch.tensor([10.0, 3.0, -2.0]))  # of `sure` and of `cut`
         self.book = nn.Parameter(torch.zeros(c.codes, small), requires_grad=False)
         self._angles()
@@ -212,9 +215,28 @@ class Vision(nn.Module):
         narrow, stay = (F.linear(said, self.sure) + self.bias[:2]).split(1, -1)
         return (near * F.softplus(narrow)).scatter_add(-1, self.coded(thumbs)[:, None], stay)
 
-    def new_scene(self, said: Tensor) -> Tensor:
-        """Logits [T] that a frame begins a scene, of what `decode` says of its token."""
-        return F.linear(said, self.cut)[:, 0] + self.bias[2]
+    def tokens(self, seen: Tensor, change: Tensor) -> Tensor:
+        """What the decoder reads of patches [T, width]: what the tower says, and how far the thumb
+        is from that computed before in the place, [T, thumb * thumb * 3]."""
+        return seen + F.linear(change, self.change)
+
+    def stir(self, change: Tensor, places: int) -> Tensor:
+        """How much of a frame of so many places changed, [2], of the changes [n, small] of those
+        computed: the mean, and the share of places with much of it."""
+        far = change.abs().mean(-1)
+        return torch.stack([far.sum(), (far > MUCH).sum().to(far.dtype)]) / places
+
+    def new_scene(self, said: Tensor, stir: Tensor, usual: Tensor) -> Tensor:
+        """Logits [T] that a frame begins a scene, of what `decode` says of its token, its stir and
+        that of the frames before it, both [T, 2]."""
+        near = 0.01
+        signs = torch.cat([((stir + near) / (usual + near)).log(), stir], -1)
+        return F.linear(said, self.cut)[:, 0] + signs @ self.signs + self.bias[2]
+
+
+def usual(before: Tensor | None, stir: Tensor) -> Tensor:
+    """What counts as usual after a frame: a running mean of how much frames changed."""
+    return stir if before is None else 0.8 * before + 0.2 * stir
 
 
 def _turn(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

@@ -22,7 +22,7 @@ from ..filters import Filter, LastKept
 from ..memory import UNLIMITED, Edit, Lease, PagePool, Region, Sink, Table, Window, view
 from ..memory.regions import compile_plan
 from ..models.tower_cache import TowerCache
-from ..models.vision import Vision
+from ..models.vision import Vision, usual
 
 EPOCH = 64
 """Pages that begin within so many frames share an origin in time."""
@@ -102,6 +102,7 @@ class Watcher:
         self._thumbs = model.book.new_zeros(self.places, model.book.shape[1])
         self._codes = torch.zeros(self.places, dtype=torch.int64, device=model.embed.device)
         self._next = self._codes.clone()
+        self._usual: Tensor | None = None
         self._all = torch.ones(self.places, dtype=torch.bool, device=model.embed.device)
         self.frames = self.tokens = 0
 
@@ -166,11 +167,15 @@ class Watcher:
             kept = self.dropper(tokens).mask & changed
         thumbs = model.thumbs(patches)
         codes = model.coded(thumbs)
+        change = torch.zeros_like(self._thumbs)
+        if self.frames:
+            change[at] = thumbs - self._thumbs[at]
+        stir = model.stir(change[at], self.places)
         surprise = None
         if self.frames and len(at):
             surprise = float((self._next[at] != codes).float().mean())
         places = at if kept is changed else kept.nonzero()[:, 0]
-        x = torch.cat([tokens[places], model.frame[None]])
+        x = torch.cat([model.tokens(tokens[places], change[places]), model.frame[None]])
         said = self._decode(x, places, edit)
         # Nothing below can fail half way: plain writes of what has been computed.
         self._thumbs[at], self._codes[at] = thumbs, codes
@@ -178,8 +183,11 @@ class Watcher:
         if len(places):
             foretold[places] = model.next_code(said[:-1], self._thumbs[places]).argmax(-1)
         self._next = foretold
+        known = stir if self._usual is None else self._usual
+        cut = float(model.new_scene(said[-1:], stir[None], known[None]).sigmoid())
+        if self.frames:
+            self._usual = usual(self._usual, stir)
         self.frames, self.tokens = self.frames + 1, self.tokens + len(x)
-        cut = float(model.new_scene(said[-1:]).sigmoid())
         return Glance(self.frames - 1, changed, kept, foretold, cut, surprise)
 
     def _decode(self, x: Tensor, places: Tensor, edit: Edit) -> Tensor:

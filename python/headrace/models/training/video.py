@@ -10,13 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ...filters import LastKept
-from ..vision import Vision
+from ..vision import Vision, usual
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,11 @@ class Clip:
     name: str
     frames: Tensor
     cuts: tuple[int, ...] = ()
+
+    def shots(self) -> list[Clip]:
+        """Its scenes, each a clip without cuts."""
+        ends = [0, *self.cuts, len(self.frames)]
+        return [self.part(a, b) for a, b in pairwise(ends)]
 
     def part(self, first: int, stop: int) -> Clip:
         """Frames first..stop-1."""
@@ -37,13 +43,19 @@ class Clip:
 class Seen:
     """Of a clip of F frames of N places. kept bool [F, N]. said [M, width], thumbs [M, small]: of
     the kept, frame by frame. at int64 [F, N]: the kept row that stands at a place. ends [F, width]:
-    of the frames' own tokens."""
+    of the frames' own tokens. stirs, usual [F, 2]: how much changed, and had before."""
 
     kept: Tensor
     said: Tensor
     thumbs: Tensor
     at: Tensor
     ends: Tensor
+    stirs: Tensor
+    usual: Tensor
+
+    def scenes(self, model: Vision) -> Tensor:
+        """Logits [F] that a frame begins a scene; the first one's says nothing."""
+        return model.new_scene(self.ends, self.stirs, self.usual)
 
 
 def gated(frames: Tensor, threshold: float, patch: int) -> Tensor:
@@ -73,7 +85,15 @@ def watch(model: Vision, frames: Tensor, kept: Tensor, times: Tensor) -> Seen:
         return F.scaled_dot_product_attention(q, k, v).transpose(1, 2)[f, p]
 
     seen = model.encode(patches, (cos, sin), within)
-    x = torch.cat([seen, model.frame.expand(count, -1)])
+    thumbs = model.thumbs(patches)
+    before = torch.where(f > 0, at[f - 1, p], row[f, p])
+    change = thumbs - thumbs[before]
+    stirs = torch.stack([model.stir(change[f == t], places) for t in range(count)])
+    usuals, known = [stirs[0]], None
+    for t in range(1, count):
+        usuals.append(stirs[t] if known is None else known)
+        known = usual(known, stirs[t])
+    x = torch.cat([model.tokens(seen, change), model.frame.expand(count, -1)])
     order = torch.cat([f * (places + 1) + p, torch.arange(1, count + 1) * (places + 1) - 1])
     order = order.argsort()
     zero = torch.zeros_like(times)
@@ -90,7 +110,9 @@ def watch(model: Vision, frames: Tensor, kept: Tensor, times: Tensor) -> Seen:
 
     out = model.decode(x[order], across)
     said = torch.empty_like(out).index_copy(0, order, out)
-    return Seen(kept, said[: len(f)], model.thumbs(patches), at, said[len(f) :])
+    return Seen(
+        kept, said[: len(f)], thumbs, at, said[len(f) :], stirs, torch.stack(usuals)
+    )  # fmt: skip
 
 
 def _turn(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -136,34 +158,35 @@ def resized(frames: Tensor, high: int, wide: int) -> Tensor:
 
 
 def sample(
-    clips: Sequence[Clip], weights: Sequence[float], grid: tuple[int, int], patch: int, length: int
+    shots: Sequence[Clip], weights: Sequence[float], grid: tuple[int, int], patch: int, length: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Training frames uint8 [F, H, W, 3], which begin a scene bool [F], and times int64 [F].
+    """Training frames uint8 [F, H, W, 3], which of them begin a scene bool [F], and times int64
+    [F], from shots that have no cuts and are drawn as often as `weights` say.
 
-    Crops, scales, flips, gains of light, strides of 1 to 5, and spliced scenes; from torch's global
-    generator.
+    Crops, scales, flips, gains of light, strides of 1 to 5, and splices of different shots; from
+    torch's global generator.
     """
     high, wide = grid[0] * patch, grid[1] * patch
     frames: list[Tensor] = []
-    begins: list[Tensor] = []
-    left = length
+    begins = torch.zeros(length, dtype=torch.bool)
+    left, last = length, -1
     while left:
         n = left if torch.rand(()) < 0.5 or left < 4 else int(torch.randint(2, left, ()))
-        clip = clips[int(torch.multinomial(torch.tensor(weights), 1))]
-        shot, cut = _shot(clip, high, wide, n)
-        if frames:
-            cut[0] = True
-        frames.append(shot)
-        begins.append(cut)
-        left -= len(shot)
+        often = torch.tensor(weights)
+        if last >= 0:
+            often[last] = 0
+            begins[length - left] = True
+        last = int(torch.multinomial(often, 1))
+        frames.append(_shot(shots[last].frames, high, wide, n))
+        left -= len(frames[-1])
     jumps = torch.where(
         torch.rand(length) < 0.9, 1.0, (torch.rand(length) * 7).exp2()
     ).long()  # a pruned stream's window holds frames that are far apart
-    return torch.cat(frames), torch.cat(begins), jumps.cumsum(0)
+    return torch.cat(frames), begins, jumps.cumsum(0)
 
 
-def _shot(clip: Clip, high: int, wide: int, n: int) -> tuple[Tensor, Tensor]:
-    count, tall, broad, _ = clip.frames.shape
+def _shot(frames: Tensor, high: int, wide: int, n: int) -> Tensor:
+    count, tall, broad, _ = frames.shape
     stride = int(torch.randint(1, 6, ()))
     n = min(n, (count - 1) // stride + 1)
     start = int(torch.randint(0, count - (n - 1) * stride, ()))
@@ -173,14 +196,9 @@ def _shot(clip: Clip, high: int, wide: int, n: int) -> tuple[Tensor, Tensor]:
     y = int(torch.randint(0, tall - size[0] + 1, ()))
     x = int(torch.randint(0, broad - size[1] + 1, ()))
     picked = torch.arange(n) * stride + start
-    shot = resized(clip.frames[picked][:, y : y + size[0], x : x + size[1]], high, wide)
+    shot = resized(frames[picked][:, y : y + size[0], x : x + size[1]], high, wide)
     if torch.rand(()) < 0.5:
         shot = shot.flip(2)
     gain, lift = 0.8 + 0.4 * torch.rand(3), 20 * torch.rand(3) - 10
     noise = 2 * torch.rand(()) * torch.randn(shot.shape)
-    shot = (shot.float() * gain + lift + noise).clamp(0, 255).byte()
-    cut = torch.tensor(
-        [i > 0 and any(a < c <= b for c in clip.cuts) for i, (a, b) in enumerate(
-            zip([-1, *picked.tolist()], picked.tolist(), strict=False))]
-    )  # fmt: skip
-    return shot, cut
+    return (shot.float() * gain + lift + noise).clamp(0, 255).byte()

@@ -36,10 +36,12 @@ class Run:
     longest: int = 24
     muon_rate: float = 0.01
     adam_rate: float = 0.001
+    few_rate: float = 0.03
     weight_decay: float = 0.05
     warmup: int = 50
     decay: float = 0.75
     pruned: float = 0.7
+    frozen_tower: bool = False
 
     def __post_init__(self) -> None:
         if (self.minutes is None) == (self.steps is None):
@@ -61,31 +63,51 @@ def loss_of(model: Vision, frames: Tensor, begins: Tensor, kept: Tensor, times: 
     logits = model.next_code(seen.said[counts], seen.thumbs[counts])
     patches = F.cross_entropy(logits, codes[f[counts] + 1, p[counts]])
     scenes = F.binary_cross_entropy_with_logits(
-        model.new_scene(seen.ends)[1:], begins[1:].float(), pos_weight=torch.tensor(3.0)
+        seen.scenes(model)[1:], begins[1:].float(), pos_weight=torch.tensor(3.0)
     )
     return patches + 0.5 * scenes
 
 
 def train(
-    run: Run, clips: Sequence[Clip], weights: Sequence[float], held_out: Sequence[Clip], out: Path
+    run: Run,
+    clips: Sequence[Clip],
+    weights: Sequence[float],
+    held_out: Sequence[Clip],
+    out: Path,
+    initial: Vision | None = None,
 ) -> Vision:
-    """Trains, prints a line every 50 steps, leaves the model at `out`."""
+    """Trains, prints a line every 25 steps, leaves the model at `out`. weights: how often clips are
+    drawn. initial: weights to begin with, all but the book."""
     torch.manual_seed(run.seed)
     model = Vision(VisionConfig())
+    if initial is not None:
+        model.load_state_dict(initial.state_dict() | {"book": model.book})
     model.book.data = codebook(model, clips)
-    hidden = [p for n, p in model.named_parameters() if p.ndim == 2 and n[:5] in ("tower", "block")]
-    inside = {id(p) for p in hidden}
+    if run.frozen_tower:
+        for p in (model.embed, model.tower_norm, *model.tower.parameters()):
+            p.requires_grad_(False)
+    often = [w * len(s.frames) / len(c.frames) for c, w in zip(clips, weights, strict=True)
+             for s in c.shots()]  # fmt: skip
+    shots = [s for c in clips for s in c.shots()]
+    hidden = [
+        p
+        for n, p in model.named_parameters()
+        if p.ndim == 2 and p.requires_grad and n[:5] in ("tower", "block")
+    ]
+    few = [model.signs, model.bias]
+    inside = {id(p) for p in [*hidden, *few]}
     rest = [p for p in model.parameters() if id(p) not in inside and p.requires_grad]
     optimisers: list[torch.optim.Optimizer] = [
         torch.optim.Muon(hidden, lr=run.muon_rate, weight_decay=run.weight_decay),
         torch.optim.AdamW(rest, lr=run.adam_rate, betas=(0.9, 0.95), weight_decay=0.0),
+        torch.optim.AdamW(few, lr=run.few_rate, betas=(0.9, 0.95), weight_decay=0.0),
     ]
-    rates = [run.muon_rate, run.adam_rate]
+    rates = [run.muon_rate, run.adam_rate, run.few_rate]
     begun, saved, losses, step = time.monotonic(), time.monotonic(), [], 0
     print(f"{sum(p.numel() for p in model.parameters())} parameters", flush=True)
     while (factor := run.rate(step, seconds := time.monotonic() - begun)) > 0:
         for _ in range(run.clips):
-            loss = loss_of(model, *_batch(run, clips, weights)) / run.clips
+            loss = loss_of(model, *_batch(run, shots, often)) / run.clips
             loss.backward()
             losses.append(loss.item() * run.clips)
         torch.nn.utils.clip_grad_norm_(rest, 1.0)
@@ -94,14 +116,14 @@ def train(
             optimiser.step()
             optimiser.zero_grad(set_to_none=True)
         step += 1
-        if step % 50 == 0:
+        if step % 25 == 0:
             mean, losses = sum(losses) / len(losses), []
             line = f"step {step} minutes {seconds / 60:.1f} rate {factor:.2f} loss {mean:.3f}"
             if step % 250 == 0:
                 line += "".join(
                     f"; {c.name} {s['next']:.1f} (stays {s['stays']:.1f})"
                     for c in held_out
-                    for s in [score(model, c, 5.0)]
+                    for s in [score(model, c, model.config.threshold)]
                 )
             print(line, flush=True)
         if time.monotonic() - saved > 120:
@@ -118,7 +140,7 @@ def _batch(
     """Frames, scenes, what is kept and times, `tokens` kept patches long or a little more."""
     sizes = torch.tensor([often for _, often in GRIDS])
     grid = GRIDS[int(torch.multinomial(sizes, 1))][0]
-    threshold = 0.0 if torch.rand(()) > run.pruned else float(2 + 8 * torch.rand(()))
+    threshold = 0.0 if torch.rand(()) > run.pruned else float(1 + 5 * torch.rand(()))
     length = run.longest if threshold else max(2, run.tokens // (grid[0] * grid[1]))
     frames, begins, times = sample(clips, weights, grid, 16, length)
     kept = gated(frames, threshold, 16)
