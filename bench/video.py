@@ -94,31 +94,38 @@ def scenes(
     return {"f1": 200 * right / max(said + there, 1), "cuts": there, "told": said, "right": right}
 
 
+def speed(model: Vision, path: Path, threshold: float, repeats: int) -> dict[str, Any]:
+    """A clip with and without pruning, in turns."""
+    runs: dict[str, list[dict[str, Any]]] = {"whole": [], "pruned": []}
+    for _ in range(repeats):
+        runs["whole"].append(timed(path, model, None, LONGEST))
+        runs["pruned"].append(timed(path, model, threshold, LONGEST))
+    row: dict[str, Any] = {"clip": path.stem}
+    for name, taken in runs.items():
+        middle = {
+            key: statistics.median(run[key] for run in taken)
+            for key in ("wall_s", "process_s", "reading_s")
+        }
+        same = {key: taken[0][key] for key in ("frames", "size", "kept")}
+        row[name] = same | middle | {"frames_per_second": same["frames"] / middle["wall_s"]}
+    for clock in ("wall_s", "process_s"):
+        row[f"speedup_{clock}"] = row["whole"][clock] / row["pruned"][clock]
+    print(
+        f"{row['clip']}: {row['whole']['frames_per_second']:.1f} to "
+        f"{row['pruned']['frames_per_second']:.1f} frames/s, {row['speedup_wall_s']:.2f}x "
+        f"({row['speedup_process_s']:.2f}x of processor time), kept {row['pruned']['kept']:.0%}",
+        flush=True,
+    )
+    return row
+
+
 @torch.no_grad()
 def throughput(model: Vision, at: Path, repeats: int, splices: int) -> dict[str, Any]:
     """Every clip with and without pruning."""
     threshold = model.config.threshold
+    rows = [speed(model, at / f"{name}.mp4", threshold, repeats) for name in CLIPS]
     trained, held = clips(at)
-    rows = []
-    for before, after in zip(trained, held, strict=True):
-        row: dict[str, Any] = {"clip": before.name}
-        path = at / f"{before.name}.mp4"
-        timed(path, model, threshold, LONGEST)  # the file is in memory, the code is warm
-        runs: dict[str, list[dict[str, Any]]] = {"whole": [], "pruned": []}
-        for _ in range(repeats):
-            runs["whole"].append(timed(path, model, None, LONGEST))
-            runs["pruned"].append(timed(path, model, threshold, LONGEST))
-        for name, taken in runs.items():
-            row[name] = {
-                **{key: taken[0][key] for key in ("frames", "size", "kept")},
-                **{
-                    key: statistics.median(run[key] for run in taken)
-                    for key in ("wall_s", "process_s", "reading_s")
-                },
-            }
-            row[name]["frames_per_second"] = row[name]["frames"] / row[name]["wall_s"]
-        for clock in ("wall_s", "process_s"):
-            row[f"speedup_{clock}"] = row["whole"][clock] / row["pruned"][clock]
+    for row, before, after in zip(rows, trained, held, strict=True):
         joined = Clip(before.name, torch.cat([before.frames, after.frames]), CLIPS[before.name][3])
         for part, since in (("held_out", len(before.frames)), ("all", 0)):
             whole, pruned = (foretold(model, joined, t, since) for t in (None, threshold))
@@ -126,14 +133,7 @@ def throughput(model: Vision, at: Path, repeats: int, splices: int) -> dict[str,
                 "whole": whole["next"], "pruned": pruned["next"], "stays": whole["stays"],
                 "points_lost": whole["next"] - pruned["next"],
             }  # fmt: skip
-        rows.append(row)
-        print(
-            f"{row['clip']}: {row['whole']['frames_per_second']:.1f} to "
-            f"{row['pruned']['frames_per_second']:.1f} frames/s, {row['speedup_wall_s']:.2f}x, "
-            f"kept {row['pruned']['kept']:.0%}, next {row['held_out']['whole']:.2f} to "
-            f"{row['held_out']['pruned']:.2f} (stays {row['held_out']['stays']:.2f})",
-            flush=True,
-        )
+        print(row["clip"], row["held_out"], flush=True)
     made = spliced([shot for clip in held for shot in clip.shots()], splices)
     cuts = {name: scenes(model, made, t) for name, t in (("whole", None), ("pruned", threshold))}
     print("scene cuts, F1:", {name: round(c["f1"], 2) for name, c in cuts.items()}, flush=True)

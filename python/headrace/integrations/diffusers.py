@@ -168,6 +168,7 @@ def ring(denoise: Denoise, levels: Sequence[float], **options: Any) -> Ring:
 def _attentions(module: nn.Module) -> list[nn.Module]:
     """Its self-attention layers in order."""
     found = []
+    layer: Any
     for layer in module.modules():
         if not all(hasattr(layer, part) for part in PARTS):
             continue
@@ -229,7 +230,7 @@ class _Processor:
             raise unsupported("Denoise", "rolling", "plain layers of a transformer", got)
         if rotary_emb is not None and self._turn is None:
             raise bad_value("Denoise", "turn", "how to apply the module's rotary_emb", None)
-        batch, tokens, _ = hidden_states.shape
+        batch, tokens = hidden_states.shape[:2]
         q, k, v = (
             to(hidden_states).view(batch, tokens, -1, attn.to_q.out_features // attn.heads)
             for to in (attn.to_q, attn.to_k, attn.to_v)
