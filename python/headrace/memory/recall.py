@@ -50,8 +50,8 @@ class Recalled:
     """Blocks in near pages, and the pages of the window that no query sees any more, held until
     released.
 
-    By layer: rows, entries of a view; tokens, how many they are; spans, which; blocks; captured and missed
-    if they were recalled by mass (see `Dialled`). faults: what was damaged and left out.
+    By layer: rows, entries of a view; tokens, how many they are; spans, which; blocks; captured and
+    missed if they were recalled by mass (see `Dialled`). faults: what was damaged and left out.
     """
 
     def __init__(
