@@ -40,7 +40,7 @@ from .positions import Positions
 from .record import write_whole
 from .stream import Stream
 
-FORMAT = "headrace.stream.2"
+FORMAT = "headrace.stream.3"
 BLANK = "0" * 64
 
 
