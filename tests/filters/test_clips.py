@@ -100,3 +100,15 @@ def test_rows_and_a_plot(clips, tmp_path):
     pytest.importorskip("matplotlib", reason="plots need matplotlib")
     clips.plot(rows, tmp_path / "clips.png")
     assert (tmp_path / "clips.png").stat().st_size > 10_000
+
+
+def test_gated_frames_are_measured_beside_all_of_them(clips):
+    import gated_video
+
+    with torch.no_grad():
+        rows = gated_video.measure("carphone_pristine", [4.0, 20.0], 4)
+    few, many = rows
+    assert (few["frames"], few["patches"]) == (4, 120)
+    assert 0 < many["kept_patches"] < few["kept_patches"] < few["kept_tokens"] < 1
+    assert few["worst"] < 4 <= many["worst"] < 20
+    assert min(few["times"], few["dropped_times"], many["gated_per_second"]) > 0
