@@ -34,6 +34,10 @@ def test_it_is_proved(name):
     assert failing(name) == []
 
 
+def twice(threshold, metric="cos", patch=None):
+    return PreviousFrame(threshold * (1 if patch is None else 2), metric, patch)
+
+
 def wrong_places(tokens, frame):
     return torch.stack([tokens.index] * 3, -1)
 
@@ -80,6 +84,7 @@ def thirds(label, *, skip=0.5, plain=recipes.showui.keep):
 
 MUTANTS = [
     ("timechat_online", PreviousFrame, "_refresh", lambda self, x, decision: None),
+    ("timechat_online", dtd, "PreviousFrame", twice),
     ("timechat_online", dtd, "places", wrong_places),
     ("timechat_online", SceneCut, "__call__", lambda self, signal: False),
     ("timechat_online", small_reader.Reading, "_view", unlimited),
@@ -130,6 +135,8 @@ def test_defaults_are_those_of_the_papers():
     assert presets.video_llm_mod(presets.get("video_llm_mod").sample()).ratio == 0.2
     with pytest.raises(ValueError, match=re.escape("timechat_online(reference): expected")):
         presets.timechat_online(sample, reference="last")
+    with pytest.raises(ValueError, match=re.escape("timechat_online(method): expected feature")):
+        presets.timechat_online(sample, method="sound")
 
 
 def test_chunks_of_several_frames():
