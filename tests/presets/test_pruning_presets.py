@@ -12,7 +12,8 @@ import torch
 from headrace import presets, recipes
 from headrace.filters import BlockSummaries, PreviousFrame, TokenCacher, encode
 from headrace.presets import small_reader
-from headrace.presets.small_vision import film
+from headrace.presets.small_reader import SmallModel, SmallReader
+from headrace.presets.small_vision import SmallVision, film
 from headrace.streams import SceneCut
 
 from ..streams.conftest import one_thread  # noqa: F401
@@ -23,9 +24,10 @@ cacher = importlib.import_module("headrace.presets.stc")
 NAMES = ["timechat_online", "stc", "video_llm_mod", "show_ui"]
 
 
-def failing(name):
+def failing(name, model=None, **options):
     preset = presets.get(name)
-    return [check.name for check in preset.check(preset.sample()) if not check.passed]
+    checks = preset.check(model or preset.sample(), **options)
+    return [check.name for check in checks if not check.passed]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -105,8 +107,11 @@ MUTANTS = [
 
 @pytest.mark.parametrize(("name", "where", "what", "wrong"), MUTANTS)
 def test_the_proof_fails_of_a_wrong_one(monkeypatch, name, where, what, wrong):
+    small = SmallModel(SmallVision((12, 14)), SmallReader())
+    how = {"model": small, "tokens": 12} if name == "stc" else {}
+    assert failing(name, **how) == []
     monkeypatch.setattr(where, what, wrong)
-    assert failing(name)
+    assert failing(name, **how)
 
 
 def test_what_was_last_kept_notices_a_slow_change():
