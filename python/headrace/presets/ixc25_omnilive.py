@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """IXC2.5-OmniLive: one party perceives, one compresses, one reasons, and files lie between them.
 
-Zhang et al., InternLM-XComposer2.5-OmniLive, arXiv 2412.09596; a note on it and the layout of its
-repository were read. Perception encodes clips as they come; a memory compresses each clip and joins
-it to what it has of the video; reasoning retrieves clips for a question and answers. They run at
-speeds of their own, so that perceiving never waits for an answer.
+Zhang et al., InternLM-XComposer2.5-OmniLive, arXiv 2412.09596; a note on it and its example of an
+answer with a memory were read. Perception encodes clips as they come; a memory compresses each clip
+and joins it to what it has of the video; reasoning reads the memory of the whole video, then that
+of the clip that the question is about, then the question. They run at speeds of their own, so that
+perceiving never waits for an answer.
 
 Chosen here: the parties share nothing but a folder of snapshots, numbered by clip, so each may be a
 process, be killed and begin again. A clip is a stream of its own. Its compressed form is what the
