@@ -163,7 +163,7 @@ def test_vst_fails(monkeypatch, part):
         return real(name, reads, kind, memory=memory)
 
     monkeypatch.setattr(vst, "Lane", other)
-    assert "tokens more that it sees after twice the video" in failed("vst")
+    assert "tokens more that it sees after twice the video" in failed("vst", clips=8)
 
 
 def test_an_answer_sees_clip_and_thoughts():
