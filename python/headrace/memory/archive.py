@@ -209,7 +209,7 @@ class Shelf:
 
     def __init__(self, store: ArchiveStore, key: bytes, index: Index) -> None:
         self.store, self.key, self.index = store, key, index
-        self._staged: list[tuple[Tensor, Record, Tensor, int]] = []
+        self._staged: list[tuple[Page, int, Tensor, int]] = []
 
     @property
     def named(self) -> bool:
@@ -225,27 +225,34 @@ class Shelf:
 
         OSError when the disk has no room for it.
         """
-        store, count = self.store, stop - page.start
-        (room,) = store.tiers.reserve(1)
-        block = store.tiers.layout.empty()
-        store.tiers.layout.pack(store.pool, page.id, block)
-        fields = summarised(store, block, page.start - page.origin, count)
-        record = Record(self.key, page.start, page.origin, count, 0, (), fields.numpy().tobytes())
-        self._staged.append((block, record, fields, room))
+        self.store.tiers.layout.pack(self.store.pool, page.id, self.promise(page, stop))
+
+    def promise(self, page: Page, stop: int) -> Tensor:
+        """`stage` for a page that is written later: uint8 [layers, part_bytes] to pack it into
+        before `commit`.
+        """
+        (room,) = self.store.tiers.reserve(1)
+        block = self.store.tiers.layout.empty()
+        self._staged.append((page, stop, block, room))
+        return block
 
     def commit(self) -> None:
         """What was staged is archived."""
         staged, self._staged = self._staged, []
         if not staged:
             return
-        blocks = self.store.tiers.put(
-            [block for block, *_ in staged],
-            [record for _, record, _, _ in staged],
-            [room for *_, room in staged],
-        )
-        for number, (_, r, fields, _) in zip(blocks, staged, strict=True):
+        records, made = [], []
+        for page, stop, block, _ in staged:
+            count = stop - page.start
+            fields = summarised(self.store, block, page.start - page.origin, count)
+            summary = fields.numpy().tobytes()
+            records.append(Record(self.key, page.start, page.origin, count, 0, (), summary))
+            made.append(fields)
+        blocks, room = [block for _, _, block, _ in staged], [room for *_, room in staged]
+        numbers = self.store.tiers.put(blocks, records, room)
+        for number, r, fields in zip(numbers, records, made, strict=True):
             self.index.add(number, r.start, r.origin, r.count, fields)
-        self.store.hold(blocks)
+        self.store.hold(numbers)
 
     def undo(self) -> None:
         """What was staged never was."""

@@ -50,8 +50,8 @@ class Recalled:
     """Blocks in near pages, and the pages of the window that no query sees any more, held until
     released.
 
-    By layer: rows, entries of a view; tokens, how many they are; blocks, which; captured and missed
-    if they were recalled by mass (see `Dialled`). faults: what was damaged and left out.
+    By layer: rows, entries of a view; tokens, how many they are; spans, which; blocks; captured and
+    missed if they were recalled by mass (see `Dialled`). faults: what was damaged and left out.
     """
 
     def __init__(
@@ -125,6 +125,11 @@ class Recalled:
         """All layers have what they see; what turned out damaged is not found again."""
         self._shelf.lose([b for b in sorted(self._chosen) if self._tiers.gone(b)])
         self.tokens = [sum(row[COUNT] for row in rows) for rows in self.rows]
+
+    @property
+    def spans(self) -> list[list[tuple[int, int]]]:
+        """By layer the positions, first and after the last, of the tokens of each entry."""
+        return [[(row[ORDER], row[ORDER] + row[COUNT]) for row in rows] for rows in self.rows]
 
     def share(self) -> Recalled:
         """Another hold on the same."""

@@ -71,7 +71,10 @@ class _Block(nn.Module):
     def __init__(self, c: ConformerConfig) -> None:
         super().__init__()
         inner, halves = c.heads * c.head_dim, 2 if c.halves else 1
-        self.norms = nn.ParameterList(nn.Parameter(torch.empty(c.width)) for _ in range(5))
+        used = {"attention": True, "step": True, "convolution": c.taps > 0}
+        used |= dict.fromkeys(("first", "last"), c.halves)
+        norms = {name: nn.Parameter(torch.empty(c.width)) for name, here in used.items() if here}
+        self.norms = nn.ParameterDict(norms)
         self.up = nn.ParameterList(torch.empty(c.hidden, c.width) for _ in range(halves))
         self.down = nn.ParameterList(torch.empty(c.width, c.hidden) for _ in range(halves))
         self.query = nn.Parameter(torch.empty(inner, c.width))
@@ -145,13 +148,14 @@ class Conformer(nn.Module):
             h = torch.relu(linear(strided(stage, h), weight))
         h = linear(h, self.input)
         for layer, block in enumerate(cast(Iterable[_Block], self.blocks)):
-            norms = [
-                lambda y, gain=gain: normed(y, self.mean, linear) * gain for gain in block.norms
-            ]
+
+            def norm(name: str, y: Tensor, gains: nn.ParameterDict = block.norms) -> Tensor:
+                return normed(y, self.mean, linear) * gains[name]
+
             up, down = list(block.up), list(block.down)
             if c.halves:
-                h = h + 0.5 * linear(F.silu(linear(norms[0](h), up[0])), down[0])
-            n = norms[1](h)
+                h = h + 0.5 * linear(F.silu(linear(norm("first", h), up[0])), down[0])
+            n = norm("attention", h)
             q, k, v = (
                 linear(n, weight).view(len(n), c.heads, c.head_dim)
                 for weight in (block.query, block.key, block.value)
@@ -162,12 +166,12 @@ class Conformer(nn.Module):
                 seen = seen.view(len(n), -1) * F.silu(linear(n, block.gate))
             h = h + linear(seen.reshape(len(n), -1), block.output)
             if block.kernel is not None:
-                value, gate = linear(norms[2](h), block.expand).chunk(2, -1)
+                value, gate = linear(norm("convolution", h), block.expand).chunk(2, -1)
                 taken = convolve(layer, value * torch.sigmoid(gate), block.kernel)
                 taken = normed(taken, self.mean, linear)
                 h = h + linear(F.silu(taken), block.shrink)
-            step = linear(F.silu(linear(norms[3](h), up[-1])), down[-1])
-            h = norms[4](h + 0.5 * step) if c.halves else h + step
+            step = linear(F.silu(linear(norm("step", h), up[-1])), down[-1])
+            h = norm("last", h + 0.5 * step) if c.halves else h + step
         return normed(h, self.mean, linear) * self.norm
 
 
