@@ -55,6 +55,11 @@ class Folder:
             int(f.stem.rpartition("-")[2]) for f in self.path.glob(f"{kind}-*.safetensors")
         )
 
+    def tidy(self, kind: str) -> None:
+        """Removes what a writer of this kind, killed, left half written."""
+        for file in self.path.glob(f"{kind}-*.part"):
+            file.unlink(missing_ok=True)
+
     @property
     def compressed(self) -> int:
         """Clips that the memory has."""
@@ -67,14 +72,15 @@ class Folder:
 
 
 class Perceiver:
-    """Frames to clips. `frames`: how many lie in whole clips, so which one is to come after a
-    restart, and after that how many it took.
+    """Frames to clips; one for a folder. `frames`: after a start, how many lie in whole clips, so
+    which one is to come; then how many it took.
     """
 
     def __init__(
         self, engine: Engine, folder: Folder, *, frames: int = FRAMES, backlog: int = BACKLOG
     ) -> None:
         self.engine, self.folder, self.each, self.backlog = engine, folder, frames, backlog
+        folder.tidy("clip")
         self.frames = folder.perceived * frames
         self._held: list[Tensor] = []
 
@@ -95,12 +101,13 @@ class Perceiver:
 
 
 class Compressor:
-    """Clips to a memory, one after the other."""
+    """Clips to a memory, one after the other; one for a folder."""
 
     def __init__(
         self, engine: Engine, folder: Folder, *, summary: int = SUMMARY, stay: int = STAY
     ) -> None:
         self.engine, self.folder, self.summary, self.stay = engine, folder, summary, stay
+        folder.tidy("memory")
         self.done = folder.compressed
         self._memory = _memory(engine, folder, self.done)
 
@@ -160,7 +167,12 @@ class Reasoner:
 
 
 def _opened(engine: Engine, file: Path) -> Stream:
-    stream = resume(engine, file).stream
+    try:
+        stream = resume(engine, file).stream
+    except ValueError:
+        if file.exists():
+            raise
+        raise FileNotFoundError(f"ixc25_omnilive: {file.name} is gone") from None
     assert isinstance(stream, Stream)
     return stream
 
