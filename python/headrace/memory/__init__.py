@@ -9,6 +9,7 @@ from .parking import Parked
 from .pool import PagePool
 from .recall import Asked, Recalled, by_mass, by_score
 from .regions import UNLIMITED, Plan, Region, Sink, Union, Window
+from .sampled import Sampled, sampled
 from .table import Lease, Page, Table
 from .view import View
 
@@ -28,6 +29,7 @@ __all__ = [
     "Plan",
     "Recalled",
     "Region",
+    "Sampled",
     "Shelf",
     "Sink",
     "Spill",
@@ -40,4 +42,5 @@ __all__ = [
     "by_score",
     "cut",
     "fresh_pages",
+    "sampled",
 ]
