@@ -13,7 +13,7 @@ from torch import Tensor
 from headrace import Absolute, Archive, InCache, InMemory, OnDisk, Sink, Window, oracle, wrap
 from headrace.memory.recall import bounds, turned
 from headrace.memory.regions import Region
-from headrace.memory.sampled import block_masses, sampled
+from headrace.memory.sampled import block_masses, by_sample, sampled
 from headrace.memory.segment import Segment
 from headrace.memory.table import Table
 from headrace.streams.recalling import ask
@@ -422,3 +422,15 @@ def test_a_sample_tells_what_is_missed(positions, dtype):
             assert abs(fine.missed - lost) < 0.02
             assert fine.at_most - fine.missed < rough.at_most - rough.missed
             assert sampled(*args, m, all_rows, reach, e._inv_freq).at_most == 0
+            for p in (0.3, 0.8):
+                rows, told = by_sample(*args, p, 999, reach, e._inv_freq, draws=400)
+                left = torch.from_numpy(np.setdiff1d(all_rows, rows))
+                mass = torch.logaddexp(torch.tensor(-torch.inf), true[:, left].logsumexp(1))
+                seen = torch.cat([near, true[:, rows]], 1).logsumexp(1)
+                lost = float(torch.sigmoid(mass - seen).max())
+                assert lost <= told.at_most + 1e-9 <= 1 - p + 1e-9
+                few, told = by_sample(*args, p, 5, reach, e._inv_freq, draws=400)
+                assert len(few) == 5
+                assert told.at_most > 1 - p
+                top = m.peak - torch.logaddexp(near[:, 0], m.low.double().logsumexp(1))[:, None]
+                assert set(few) == set(top.amax(0).topk(5).indices.tolist())

@@ -9,7 +9,7 @@ from .parking import Parked
 from .pool import PagePool
 from .recall import Asked, Recalled, by_mass, by_score
 from .regions import UNLIMITED, Plan, Region, Sink, Union, Window
-from .sampled import Sampled, sampled
+from .sampled import Sampled, by_sample, sampled
 from .table import Lease, Page, Table
 from .view import View
 
@@ -39,6 +39,7 @@ __all__ = [
     "Window",
     "budgets",
     "by_mass",
+    "by_sample",
     "by_score",
     "cut",
     "fresh_pages",

@@ -33,11 +33,12 @@ SLACK = 1e-4
 class Masses:
     """Log bounds of the mass of every block for every row (a query of a head): fp32 [rows, n].
 
-    low <= log mass <= high; `low` is also the centroid's estimate.
+    low <= log mass <= high; `low` is also the centroid's estimate. peak: no logit is above it.
     """
 
     low: Tensor
     high: Tensor
+    peak: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -98,7 +99,8 @@ def masses(
     t = variance / (b * b + variance)  # the weight of exp(b)
     inside = torch.log(t + (1 - t) * torch.exp(-variance / b - b)).add_(b).clamp_min_(0)
     many = counts.log()
-    return Masses((many + c - SLACK).view(-1, n), (many + c + inside + SLACK).view(-1, n))
+    made = many + c - SLACK, many + c + inside + SLACK, c + b + SLACK
+    return Masses(*(x.view(-1, n) for x in made))
 
 
 def dial(m: Masses, p: float, *, near: Tensor | None = None, proven: bool = True) -> Dialled:

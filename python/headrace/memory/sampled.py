@@ -18,8 +18,10 @@ from torch import Tensor
 from ..errors import bad_value
 from .archive import Shelf
 from .dial import Masses
-from .recall import Asked, _seen_from, _shift
+from .recall import Asked, _seen_from, _shift, bounds
 
+FIRST = 8
+"""Blocks that are taken at once, to begin with."""
 UNIFORM = 0.1
 """Of the draws, the share that goes to all blocks alike: none has a chance of nothing."""
 _Z = 1.6449  # 95% of a normal distribution lie below
@@ -53,26 +55,95 @@ def sampled(
     `draws` blocks at most moves. The same blocks are drawn every time. ValueError when the near
     pages are too few.
     """
-    if draws < 2:
-        raise bad_value("sampled", "draws", "2 or more", draws)
     rest = np.ones(len(shelf.index), bool)
     rest[chosen] = False
-    left = torch.from_numpy(np.flatnonzero(rest))
+    left = np.flatnonzero(rest)
     if not len(left):
         return Sampled(0.0, 0.0)
-    weight = torch.softmax(m.low[:, left].double(), 1).mean(0)
-    weight = (1 - UNIFORM) * weight + UNIFORM / len(left)
-    drawn = torch.multinomial(
-        weight, draws, replacement=True, generator=torch.Generator().manual_seed(len(left))
-    )
-    kinds, which = drawn.unique(return_inverse=True)
-    found = _fetched(shelf, layer, asked, left[kinds].numpy(), reach, inv_freq)[:, which]
+    sample = _Sample(shelf, layer, asked, m, left, reach, inv_freq, draws)
     held = _fetched(shelf, layer, asked, chosen, reach, inv_freq)
-    seen = torch.logsumexp(torch.cat([asked.lse.double().reshape(-1, 1), held], 1), 1)
-    ratio = torch.exp(found - weight[drawn].log() - seen[:, None])  # of a draw, what it stands for
-    mean, spread = ratio.mean(1), ratio.std(1) / draws**0.5
-    most = mean + spread * (_Z + (_Z**3 + _Z) / (4 * (draws - 1)))
-    return Sampled(*(float((x / (1 + x)).max()) for x in (mean, most)))
+    return sample.beside(np.empty(0, np.int64), _seen(asked, held))
+
+
+def by_sample(
+    shelf: Shelf,
+    layer: int,
+    asked: Asked,
+    p: float,
+    most: int,
+    reach: int | None = None,
+    inv_freq: Tensor | None = None,
+    draws: int = 32,
+) -> tuple[np.ndarray, Sampled]:
+    """Blocks with which every query and head captures the share p of its softmax, as far as a
+    sample can tell, and what it told: `most` of them at most, and those if that is not enough.
+
+    Blocks are taken in the order of the largest logit that they may hold, for the row for which
+    that is most; twice as many each time until the limit `at_most` is within 1 - p. Exact are the
+    masses of what was taken. Needs an Archive with index "bounds".
+    """
+    if not 0 <= p <= 1:
+        raise bad_value("by_sample", "p", "a share from 0 to 1", p)
+    m = bounds(shelf, layer, asked, reach, inv_freq)
+    n = m.low.shape[1]
+    none = np.empty(0, np.int64)
+    if not n:
+        return none, Sampled(0.0, 0.0)
+    sample = _Sample(shelf, layer, asked, m, np.arange(n), reach, inv_freq, draws)
+    assert m.peak is not None
+    whole = torch.logaddexp(asked.lse.double().reshape(-1), m.low.double().logsumexp(1))
+    rank = (m.peak - whole[:, None]).amax(0)
+    order = torch.argsort(rank, descending=True, stable=True)[: max(most, 0)].numpy()
+    taken, found = 0, [torch.empty(len(m.low), 0, dtype=torch.float64)]
+    while True:
+        told = sample.beside(order[:taken], _seen(asked, torch.cat(found, 1)))
+        if told.at_most <= 1 - p or taken == len(order):
+            return np.sort(order[:taken]), told
+        more = order[taken : max(2 * taken, FIRST)]
+        found.append(_fetched(shelf, layer, asked, more, reach, inv_freq))
+        taken += len(more)
+
+
+def _seen(asked: Asked, held: Tensor) -> Tensor:
+    """Log mass [rows] of what queries see without the archive, and of blocks [rows, n]."""
+    return torch.logsumexp(torch.cat([asked.lse.double().reshape(-1, 1), held], 1), 1)
+
+
+class _Sample:
+    """Blocks drawn of `left`, and their masses: fetched once."""
+
+    def __init__(
+        self,
+        shelf: Shelf,
+        layer: int,
+        asked: Asked,
+        m: Masses,
+        left: np.ndarray,
+        reach: int | None,
+        inv_freq: Tensor | None,
+        draws: int,
+    ) -> None:
+        if draws < 2:
+            raise bad_value("sampled", "draws", "2 or more", draws)
+        weight = torch.softmax(m.low[:, torch.from_numpy(left)].double(), 1).mean(0)
+        weight = (1 - UNIFORM) * weight + UNIFORM / len(left)
+        drawn = torch.multinomial(
+            weight, draws, replacement=True, generator=torch.Generator().manual_seed(len(left))
+        )
+        self._rows = left[drawn.numpy()]
+        kinds, which = np.unique(self._rows, return_inverse=True)
+        found = _fetched(shelf, layer, asked, kinds, reach, inv_freq)
+        self._stands = found[:, torch.from_numpy(which)] - weight[drawn].log()  # log, of a draw
+
+    def beside(self, chosen: np.ndarray, seen: Tensor) -> Sampled:
+        """What is missed of those drawn from, beside `chosen`; seen [rows], the log mass of all
+        that is seen."""
+        outside = torch.from_numpy(~np.isin(self._rows, chosen))
+        ratio = torch.exp(self._stands - seen[:, None]) * outside
+        mean, draws = ratio.mean(1), ratio.shape[1]
+        t = _Z + (_Z**3 + _Z) / (4 * (draws - 1))
+        most = mean + t * ratio.std(1) / draws**0.5
+        return Sampled(*(float((x / (1 + x)).max()) for x in (mean, most)))
 
 
 def _fetched(
