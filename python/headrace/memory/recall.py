@@ -12,10 +12,10 @@ from torch import Tensor
 
 from .. import ops
 from ..errors import bad_value
-from .archive import Shelf
 from .dial import Masses, dial, masses
 from .regions import UNLIMITED
 from .segment import Fault
+from .shelf import Shelf
 from .summary import Index
 from .table import Table
 from .view import CAP, COUNT, ORDER, ORIGIN, PAGE

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from ..errors import bad_value
-from .archive import Shelf
 from .dial import Masses
 from .recall import Asked, _seen_from, _shift, bounds
+from .shelf import Shelf
 
 FIRST = 8
 """Blocks that are taken at once, to begin with."""

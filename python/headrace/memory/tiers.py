@@ -203,11 +203,12 @@ class Tiers:
         if len(stored):
             assert self.disk is not None
             parts = list(zip(disk[stored].tolist(), layers[stored].tolist(), strict=True))
-            for i, fault in zip(stored, self.disk.fetch(parts, into[stored]), strict=True):
+            for i, fault in zip(stored.tolist(), self.disk.fetch(parts, into[stored]), strict=True):
                 if fault is not None:
                     failed[moves[i][:2]] = fault
                     self._disk[moves[i][1]] = -1
-        failed |= {moves[i][:2]: None for i in np.flatnonzero((host < 0) & (disk < 0))}
+        nowhere = np.flatnonzero((host < 0) & (disk < 0)).tolist()
+        failed |= {moves[i][:2]: None for i in nowhere}
         spoilt = {block for _, block in failed}  # of a damaged block no layer is given out
         if spoilt:
             failed |= {(n, b): None for n, b, _ in moves if b in spoilt and (n, b) not in failed}
