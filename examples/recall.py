@@ -69,9 +69,9 @@ def main():
             for first, stop in spans[: args.top]:
                 found = tokenizer.decode(ids[0, first:stop])
                 print(f"layer {layer}: tokens {first} to {stop - 1} are back: {found!r}")
-        mask = torch.ones(1, ids.shape[1] + question.shape[1])
-        said = model.generate(question, attention_mask=mask, past_key_values=cache,
-                              do_sample=False, max_new_tokens=16)  # fmt: skip
+        seen = torch.ones(1, ids.shape[1] + question.shape[1])
+        how = {"max_new_tokens": 16, "do_sample": False, "attention_mask": seen}
+        said = model.generate(question, past_key_values=cache, **how)
         print(f"it goes on: {tokenizer.decode(said[0, question.shape[1] :])!a}")
 
 

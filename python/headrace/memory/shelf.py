@@ -97,6 +97,23 @@ class Shelf:
                 ).numpy()
             )
 
+    def add(self, block: Tensor, start: int, origin: int, count: int, fields: Tensor) -> int:
+        """A block uint8 [layers, part_bytes] of the caller's making, at once; its number.
+
+        Its keys are turned by their positions less `origin`, whatever their order; all come after
+        `start`. fields as `Index.add` takes them. OSError when the disk has no room for it.
+        """
+        record = Record(self.key, start, origin, count, 0, (), fields.numpy().tobytes())
+        (number,) = self.store.tiers.put([block], [record])
+        self.index.add(number, start, origin, count, fields)
+        self.store.hold([number])
+        return number
+
+    def drop(self, blocks: Sequence[int]) -> None:
+        """Blocks that are not wanted any more. What was recalled of them must be forgotten."""
+        self.lose(blocks)
+        self.store.let_go(blocks)
+
     def close(self) -> None:
         """Lets go of its blocks; those of a named stream stay on the disk."""
         self.undo()

@@ -106,8 +106,15 @@ def recall(
     with interrupts.deferred(), torch.inference_mode(False):
         rows.forget()
         rows.recalled = [
-            Recalled(shelf, lease.table, c, reach is not None, *zip(*said, strict=True))
-            for shelf, lease, c, said in zip(
+            Recalled(
+                shelf,
+                lease.table,
+                picked,
+                reach is not None,
+                captured=[captured for captured, _ in said],
+                missed=[missed for _, missed in said],
+            )
+            for shelf, lease, picked, said in zip(
                 rows.shelves, rows.leases, chosen, figures, strict=True
             )
         ]
