@@ -197,11 +197,10 @@ def _archive() -> Iterator[Aim]:
         family, f"{facts}: answered with 16 pages over a window of equal memory, index included",
         file, _over_window("16"), 1.0,
     )  # fmt: skip
-    for what in ("reads", "moved_bytes"):
-        yield Aim(
-            family, f"{facts}: {what.replace('_', ' ')} while nothing is recalled", file,
-            inside("stream", "while_nothing_is_fetched", what), most=0.0, unit="",
-        )  # fmt: skip
+    yield Aim(
+        family, f"{facts}: most pages of 64 held while reading, 4 sinks and a window of 512", file,
+        inside("stream", "most_pages_while_reading"), most=11.0, unit="pages",
+    )  # fmt: skip
     yield Aim(
         family, f"{facts}: a question scored against every page", file,
         inside("stream", "score_ms"), most=70.0, unit="ms",
