@@ -84,7 +84,7 @@ def test_without_a_recall_nothing_differs_and_nothing_moves(tmp_path):
         first, calls = stream.fork(), []
         e._by_layer, real = lambda *a: calls.append(real(*a)) or calls[-1], e._by_layer
         first.feed([1])
-        assert calls == [[]]
+        assert calls == [()]
 
 
 @pytest.mark.parametrize("positions", [Absolute(), InCache()], ids=repr)

@@ -60,10 +60,6 @@ class Table:
         """Ids of all its pages, pinned ones first."""
         return [page.id for page in self.pinned + self.window]
 
-    def with_end(self, end: int) -> Table:
-        """The same pages, with another end."""
-        return Table(self.start, end, self.plan, self.pinned, self.window, self.cell)
-
     def pinned_spans(self) -> Iterator[tuple[Page, int]]:
         """Pinned pages with the position after the last token of each."""
         return _spans(self.pinned, min(self.end, self.start + self.plan.pinned))

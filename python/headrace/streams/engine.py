@@ -288,40 +288,40 @@ class Engine:
         """One model call: the tokens at..at+chunk of each run."""
         counts = [min(self.chunk, run.count - at) for run in runs]
         tokens = torch.cat([run.chunk(at, n) for run, n in zip(runs, counts, strict=True)])
-        starts = [run.table.end for run in runs]
-        with interrupts.deferred():
-            grown = edit.extend([run.table for run in runs], counts)
-        step = view.View.of(
-            [where for _, where in grown],
-            [
-                run.read + view.entries(table, oldest=start)
-                for run, (table, _), start in zip(runs, grown, starts, strict=True)
-            ],
-            starts,
+        tables, where = edit.advance([run.table for run in runs], counts)
+        step = view.View.after(
+            tables,
+            counts,
+            where,
             self.device,
-            self._by_layer(runs, [table for table, _ in grown], starts),
+            [run.read for run in runs],
+            self._by_layer(runs, tables, counts),
         )
         out = self.model(tokens, self._attend(step), linear=linear)
-        with interrupts.deferred():
-            for run, (table, _) in zip(runs, grown, strict=True):
-                stage = None if run.shelf is None else run.shelf.stage
-                run.table = edit.trim(table, stage)
+        stages = [None if run.shelf is None else run.shelf.stage for run in runs]
+        for run, table in zip(runs, edit.let_go(tables, stages), strict=True):
+            run.table = table
         score(runs, counts, tokens, out.float())
 
     def _by_layer(
-        self, runs: list[Reading], tables: list[Table], starts: list[int]
-    ) -> list[list[list[view.Row]]]:
+        self, runs: list[Reading], tables: list[Table], counts: list[int]
+    ) -> tuple[tuple[Tensor, Tensor], ...]:
         """Entries of every run for every layer; none while nothing is recalled."""
         if all(run.recalled is None for run in runs):
-            return []
-        return [
-            [
-                run.read
-                + view.entries(table, start, run.recalled.rows[layer] if run.recalled else ())
-                for run, table, start in zip(runs, tables, starts, strict=True)
-            ]
+            return ()
+        return tuple(
+            view.listed(
+                [
+                    run.read
+                    + view.entries(
+                        table, table.end - n, run.recalled.rows[layer] if run.recalled else ()
+                    )
+                    for run, table, n in zip(runs, tables, counts, strict=True)
+                ],
+                self.device,
+            )
             for layer in range(self.pool.k.shape[0])
-        ]
+        )
 
     def _attend(self, step: view.View) -> Callable[[int, Tensor, Tensor, Tensor], Tensor]:
         def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:

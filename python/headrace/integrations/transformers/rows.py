@@ -6,17 +6,18 @@ from __future__ import annotations
 import weakref
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import accumulate
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ... import audit
 from ...errors import bad_value
 from ...memory import UNLIMITED, Edit, Lease, PagePool, Plan, Table, cut, view
-from ...memory.edit import Slot
 
-Part = tuple[int, list[Slot], Sequence[view.Row], int]
+Part = tuple[int, np.ndarray, list[view.Row], int]
 
 SLACK = 64
 """Tokens by which any row may go back at any time: so much more than its window it holds."""
@@ -76,7 +77,7 @@ class Rows:
         each = self.plan.pinned_pages(size) + 2 * self._loose.window_pages(size)
         return len(self) * (each + -(-self.chunk // size) + 1)
 
-    def read(self, counts: Sequence[int]) -> list[list[tuple[int, list, list[view.Row], int]]]:
+    def read(self, counts: Sequence[int]) -> list[list[Part]]:
         """Room for `counts` tokens, one count per row, in pieces of up to `chunk` tokens a row.
 
         For each piece and row: the tokens that came before in this call, where its own go, the
@@ -84,22 +85,23 @@ class Rows:
         """
         self.undo()
         tables = [lease.table for lease in self.leases]
-        pieces = []
+        pieces: list[list[Part]] = []
         for at in range(0, max(counts, default=0), self.chunk):
             sizes = [max(0, min(self.chunk, n - at)) for n in counts]
             starts = [table.end for table in tables]
-            grown = self._edit.extend(tables, sizes)
+            grown, where = self._edit.advance(tables, sizes)
+            wheres = np.split(where, list(accumulate(sizes))[:-1])
             if audit.on:  # it looks at pages when they are used, not when that is planned
-                named = [page for table, _ in grown for page in table.page_ids]
+                named = [page for table in grown for page in table.page_ids]
                 self.pool.hold(named)
                 self._held += named
             pieces.append(
                 [
-                    (min(at, n), where, view.entries(table, start) if where else [], start)
-                    for n, (table, where), start in zip(counts, grown, starts, strict=True)
+                    (min(at, n), slots, view.entries(table, start) if len(slots) else [], start)
+                    for n, table, slots, start in zip(counts, grown, wheres, starts, strict=True)
                 ]
             )
-            tables = [self._trim(table) for table, _ in grown]
+            tables = [self._trim(table) for table in grown]
         self._next = tables
         return pieces
 
