@@ -395,3 +395,19 @@ def view_tables(
     fresh: Callable[[Any, int], bytes],
 ) -> tuple[bytearray, bytearray, bytearray, bytearray]: ...
 def overdue_tables(tables: list[Any], page_size: int) -> list[int]: ...
+def crc32c(data: int, size: int) -> int: ...
+def copy_runs(to: int, from_: int, size: int, runs: int, threads: int) -> None: ...
+def read_parts(
+    count: int,
+    part_bytes: int,
+    file: int,
+    at: int,
+    sums: int,
+    pieces: int,
+    piece_bytes: int,
+    into: int,
+    room: int,
+    room_bytes: int,
+    threads: int,
+    outcome: int,
+) -> None: ...

@@ -84,7 +84,7 @@ def test_without_a_recall_nothing_differs_and_nothing_moves(tmp_path):
         first, calls = stream.fork(), []
         e._by_layer, real = lambda *a: calls.append(real(*a)) or calls[-1], e._by_layer
         first.feed([1])
-        assert calls == [()]
+        assert calls == [[]]
 
 
 @pytest.mark.parametrize("positions", [Absolute(), InCache()], ids=repr)
@@ -312,8 +312,10 @@ def test_recall_by_mass_captures_what_it_says(p, proven):
 
 
 def test_what_cannot_be_asked_gets_one_line(tmp_path):
-    with pytest.raises(TypeError, match=r"^wrap\(memory\): expected an Archive behind >>"):
-        NEAR >> Window(3)
+    with pytest.raises(
+        TypeError, match=r"^wrap\(memory\): expected an Archive, Keep, Rest or Window behind >>"
+    ):
+        NEAR >> Sink(3)
     with pytest.raises(ValueError, match=r"^wrap\(memory\): expected regions >> Archive"):
         wrap(TinyDecoder(), memory=Archive())
     with pytest.raises(ValueError, match=r"^Archive\(index\): expected mean or bounds, got 'x'"):

@@ -19,7 +19,7 @@ from torch import Tensor
 from .. import _C
 from .edit import Slot
 from .regions import UNLIMITED
-from .table import Page, Table
+from .table import Page, Row, Table
 
 PAGE, FIRST, COUNT, ORIGIN, CAP, ORDER, REACH = range(7)
 
@@ -35,12 +35,8 @@ __all__ = [
     "View",
     "across",
     "entries",
-    "listed",
     "packed",
 ]
-
-Row = Sequence[int]
-"""An entry: what the columns above say."""
 
 BEFORE = -(2**61)
 """An order before that of every query, however much follows."""
@@ -49,11 +45,13 @@ BEFORE = -(2**61)
 def entries(table: Table, oldest: int, recalled: Sequence[Row] = ()) -> list[Row]:
     """What queries at positions `oldest` and later read of a stream: one row of seven per page.
 
-    Pinned tokens come first, with their cap; window tokens follow with their reach, cut down to
-    those that the oldest query still sees. recalled: entries between the two; where they count as
-    distance (they have a cap), they push the pinned ones back.
+    Pinned tokens come first, with their cap, then survivors; window tokens follow with their reach,
+    cut down to those that the oldest query still sees. recalled: entries between the two; where
+    they count as distance (they have a cap), they push the pinned ones back.
     """
     alive_from = oldest - table.plan.reach + 1
+    if table.kept is not None:
+        alive_from = max(alive_from, table.kept.since)
     back = sum(row[COUNT] for row in recalled if row[CAP] < UNLIMITED)
     rows = [*_pinned_rows(table, back), *recalled]
     for page, stop in table.window_spans():
@@ -64,10 +62,11 @@ def entries(table: Table, oldest: int, recalled: Sequence[Row] = ()) -> list[Row
 def _pinned_rows(table: Table, back: int = 0) -> list[Row]:
     """Rows of the pinned pages, pushed `back` by tokens between them and the window."""
     cap = table.plan.cap + back if table.plan.cap < UNLIMITED else UNLIMITED
-    return [
+    rows: list[Row] = [
         (page.id, 0, stop - page.start, page.origin, cap, page.start, UNLIMITED)
         for page, stop in table.pinned_spans()
     ]
+    return rows if table.kept is None else [*rows, *table.kept.rows]
 
 
 def _window_row(page: Page, stop: int, alive_from: int, table: Table) -> list[Row]:
@@ -93,7 +92,7 @@ def _fresh(table: Table, oldest: int) -> bytes:
     made = packed(rows)
     window, alive_from = table.window, oldest - table.plan.reach + 1
     past = sum(after.start <= alive_from for after in window[1:])
-    if window and alive_from < table.end:
+    if window and table.kept is None and alive_from < table.end:
         table.cell[:] = [table.pinned, window, made, past]
     return made
 
@@ -138,11 +137,13 @@ class View:
         where: np.ndarray,
         device: torch.device,
         others: Sequence[Sequence[Row]] = (),
-        by_layer: tuple[tuple[Tensor, Tensor], ...] = (),
+        by_layer: Sequence[Sequence[Sequence[Row]]] = (),
     ) -> View:
         """From tables that end with so many tokens each, which are the queries, and their slots.
 
         others: for each stream, entries of other streams that its queries read before its own.
+        by_layer: all entries of each stream for each layer, where layers recalled blocks of their
+        own.
         """
         starts = [table.end - n for table, n in zip(tables, counts, strict=True)]
         before = [packed(rows) if rows else b"" for rows in others] or [b""] * len(starts)
@@ -155,7 +156,7 @@ class View:
             _tensor(row_ends, np.int32).to(device),
             _tensor(query_ends, np.int32).to(device),
             _tensor(positions, np.int64).to(device),
-            by_layer,
+            tuple(_listed(views, device) for views in by_layer),
         )
 
     @staticmethod
@@ -164,21 +165,26 @@ class View:
         views: Sequence[Sequence[Row]],
         starts: Sequence[int],
         device: torch.device,
+        by_layer: Sequence[Sequence[Sequence[Row]]] = (),
     ) -> View:
-        """From each stream's slots to write, its entries, and the position of its first query."""
+        """From each stream's slots to write, its entries, and the position of its first query.
+
+        by_layer: entries of each stream for each layer, where layers recalled blocks of their own.
+        """
         positions = [
             at for start, rows in zip(starts, wheres, strict=True)
             for at in range(start, start + len(rows))
         ]  # fmt: skip
         return View(
             _table(wheres, 3).to(device),
-            *listed(views, device),
+            *_listed(views, device),
             _offsets(wheres).to(device),
             torch.tensor(positions, dtype=torch.int64).to(device),
+            tuple(_listed(views, device) for views in by_layer),
         )
 
 
-def listed(views: Sequence[Sequence[Row]], device: torch.device) -> tuple[Tensor, Tensor]:
+def _listed(views: Sequence[Sequence[Row]], device: torch.device) -> tuple[Tensor, Tensor]:
     """Entries and entry_indptr from the entries of each stream."""
     return _table(views, 7).to(device), _offsets(views).to(device)
 

@@ -7,7 +7,8 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
-from ..memory import view
+from ..memory import Edit, view
+from .piece import Piece, Survival, check_plain
 from .report import Report
 from .stream import Stream
 
@@ -18,25 +19,49 @@ OWN_ROWS = 1 << 20
 class Reading:
     """A stream on its way through a step: what it will be if the step succeeds."""
 
-    def __init__(self, stream: Stream, tokens: Tensor, keep: bool) -> None:
+    def __init__(
+        self, stream: Stream, tokens: Tensor, keep: bool, piece: Piece | None = None
+    ) -> None:
         self.stream, self.tokens = stream, tokens
         self.table, self.last = stream.table, stream._last
         self.count = tokens.shape[0]
         self.adapter = stream._adapter
         self.shelf, self.recalled = stream._shelf, stream._recalled
         self.read = view.across(lane.table for lane in stream.reads) if stream.reads else []
+        self._survival: Survival | None = None
+        if self.table.plan.choice is not None:
+            self._survival = Survival(stream, piece or Piece(), self.count)
+        elif piece is not None:
+            check_plain(stream, piece)
         self._keep = keep
         self._nll: list[Tensor] = []
         self._logits: list[Tensor] = []
+
+    @property
+    def chooses(self) -> bool:
+        """Whether its regions choose who stays."""
+        return self._survival is not None
 
     def chunk(self, at: int, count: int) -> Tensor:
         """Its tokens from `at` on."""
         return self.tokens if count == self.count else self.tokens[at : at + count]
 
+    def settle(self, edit: Edit) -> None:
+        """Lets go of what its piece says not to keep."""
+        if self._survival is not None:
+            self.table = self._survival.settle(edit, self.table)
+
+    def make_room(self, edit: Edit, count: int) -> None:
+        """Before so many tokens are read."""
+        if self._survival is not None:
+            self.table = self._survival.make_room(edit, self.table, count)
+
     def take(self, nll: Tensor, logits: Tensor, last: Tensor) -> None:
         """What a model call says of it: nll [n], logits [n, V] after each token, the last one."""
         self._nll.append(nll)
         self.last = last
+        if self._survival is not None:
+            self.table = self._survival.note(self.table, nll)
         if self._keep:
             self._logits.append(logits)
 
