@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <utility>
 #include <vector>
 
 namespace headrace::bind {
@@ -226,11 +227,18 @@ py::tuple view(const py::list& tables, const py::list& starts, const py::list& c
 // Numbers of the tables whose window begins with pages that no query to come can reach.
 py::list overdue(const py::list& tables, Int page_size) {
   py::list found;
+  py::object plan;  // most tables share one
+  Int reach = 0, keep = 0;
   for (std::size_t i = 0; i < tables.size(); ++i) {
     PyObject* table = tables[i].ptr();
     const Run window(table);
-    const Int reach = get_int(get(table, names().plan).ptr(), names().reach);
-    const Int keep = 1 + (reach - 1 + page_size - 1) / page_size;
+    if (window.size < 2) continue;
+    py::object its = get(table, names().plan);
+    if (its.ptr() != plan.ptr()) {
+      plan = std::move(its);
+      reach = get_int(plan.ptr(), names().reach);
+      keep = 1 + (reach - 1 + page_size - 1) / page_size;
+    }
     if (window.size > keep && window.start(1) <= get_int(table, names().end) - reach + 1) {
       found.append(py::int_(i));
     }

@@ -275,7 +275,7 @@ class Engine:
         for stream in batch:
             self._check_stream(stream)
         given = [x.tokens if isinstance(x, Piece) else x for x in batch.values()]
-        fed = ids_of_each(given, self.vocab, self.device)
+        fed, joined = ids_of_each(given, self.vocab, self.device)
         runs = [
             Reading(stream, tokens, logits, x if isinstance(x, Piece) else None)
             for (stream, x), tokens in zip(batch.items(), fed, strict=True)
@@ -284,9 +284,12 @@ class Engine:
         try:
             with torch.inference_mode():
                 for run in runs:
-                    run.settle(edit)
-                for at in range(0, max((r.count for r in runs), default=0), self.chunk):
-                    self._calls(edit, [r for r in runs if at < r.count], at)
+                    if run.chooses:
+                        run.settle(edit)
+                longest = max((run.count for run in runs), default=0)
+                whole = joined if longest <= self.chunk else None
+                for at in range(0, longest, self.chunk):
+                    self._calls(edit, [r for r in runs if at < r.count], at, whole)
             ms = (time.perf_counter() - began) * 1e3
             reports = {run.stream: run.report(ms, self.vocab) for run in runs}
             with interrupts.deferred():
@@ -302,10 +305,13 @@ class Engine:
             raise
         return reports
 
-    def _calls(self, edit: Edit, runs: list[Reading], at: int) -> None:
-        """One model call for all runs, or several where they have more adapters than fit."""
+    def _calls(self, edit: Edit, runs: list[Reading], at: int, whole: Tensor | None) -> None:
+        """One model call for all runs, or several where they have more adapters than fit.
+
+        whole: all that they read, in a row, where nothing of it is left for other calls.
+        """
         if self._sites is None or not any(run.adapter for run in runs):
-            return self._advance(edit, runs, at, self._linear)
+            return self._advance(edit, runs, at, self._linear, whole)
         counts = [min(self.chunk, run.count - at) for run in runs]
 
         def call(chosen: list[int], linear: Callable[..., Tensor]) -> None:
@@ -314,11 +320,17 @@ class Engine:
         self._sites.call([run.adapter for run in runs], counts, self._linear, call)
 
     def _advance(
-        self, edit: Edit, runs: list[Reading], at: int, linear: Callable[..., Tensor]
+        self,
+        edit: Edit,
+        runs: list[Reading],
+        at: int,
+        linear: Callable[..., Tensor],
+        tokens: Tensor | None = None,
     ) -> None:
-        """One model call: the tokens at..at+chunk of each run."""
+        """One model call: the tokens at..at+chunk of each run, or `tokens`, which are the same."""
         counts = [min(self.chunk, run.count - at) for run in runs]
-        tokens = torch.cat([run.chunk(at, n) for run, n in zip(runs, counts, strict=True)])
+        if tokens is None:
+            tokens = torch.cat([run.chunk(at, n) for run, n in zip(runs, counts, strict=True)])
         if any(run.chooses for run in runs):
             with interrupts.deferred():
                 for run, count in zip(runs, counts, strict=True):

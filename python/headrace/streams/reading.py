@@ -33,14 +33,10 @@ class Reading:
             self._survival = Survival(stream, piece or Piece(), self.count)
         elif piece is not None:
             check_plain(stream, piece)
+        self.chooses = self._survival is not None  # its regions say who stays
         self.keep = keep
         self._nll: list[Tensor] = []
         self._logits: list[Tensor] = []
-
-    @property
-    def chooses(self) -> bool:
-        """Whether its regions choose who stays."""
-        return self._survival is not None
 
     def chunk(self, at: int, count: int) -> Tensor:
         """Its tokens from `at` on."""
@@ -77,12 +73,13 @@ class Reading:
             stream._history = stream._history.extend(self.tokens.tolist())
 
     def report(self, ms: float, vocab: int) -> Report:
-        alive, device = self.table.alive, self.tokens.device
+        table, device = self.table, self.tokens.device
+        alive = table.alive
         return report(
             tokens=self.count,
             nll=self._nll[0] if len(self._nll) == 1 else _joined(self._nll, (0,), device),
             alive=alive,
-            evicted=self.table.tokens - alive,
+            evicted=table.end - table.start - alive,
             ms=ms,
             logits=_joined(self._logits, (0, vocab), device) if self.keep else None,
         )
