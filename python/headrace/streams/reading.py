@@ -97,10 +97,10 @@ def score(runs: Sequence[Reading], counts: Sequence[int], tokens: Tensor, logits
     tokens [T] of one run after the other, counts how many of each; logits fp32 [T, V] after each.
     """
     first = _first([run.ahead for run in runs], logits)
-    ends = list(accumulate(counts))
-    if len(counts) == ends[-1]:  # a token each
+    if len(counts) == len(tokens):  # one each
         before, lasts = first, logits.clone()
     else:
+        ends = list(accumulate(counts))
         before = torch.cat([logits[:1], logits[:-1]])
         before[[end - n for end, n in zip(ends, counts, strict=True)]] = first
         lasts = logits[[end - 1 for end in ends]]
