@@ -15,6 +15,7 @@ namespace headrace::bind {
 #define HEADRACE_DECLARE(family) void family##_family(py::module_& m);
 HEADRACE_EACH_FAMILY(HEADRACE_DECLARE)
 #undef HEADRACE_DECLARE
+void tables(py::module_& m);  // of streams; no kernels
 }  // namespace headrace::bind
 
 PYBIND11_MODULE(_C, m) {
@@ -37,4 +38,5 @@ PYBIND11_MODULE(_C, m) {
 #define HEADRACE_BIND(family) headrace::bind::family##_family(m);
   HEADRACE_EACH_FAMILY(HEADRACE_BIND)
 #undef HEADRACE_BIND
+  headrace::bind::tables(m);
 }

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 # Addresses are data pointers as integers, 0 for none; strides and sizes count elements. Dtypes are
 # the codes of headrace.ops.registry. The public functions, with their checks, are in headrace.ops.
-from collections.abc import Sequence
-from typing import TypedDict
+from collections.abc import Callable, Sequence
+from typing import Any, TypedDict
 
 class BuildInfo(TypedDict):
     compiler: str
@@ -379,6 +379,22 @@ def hstu_attention(
 ) -> None: ...
 def multiply_add_rate(seconds: float, threads: int) -> float: ...
 def read_seconds(data: int, words: int, passes: int, threads: int) -> float: ...
+def grow_tables(
+    tables: list[Any],
+    counts: list[int],
+    filled: list[int],
+    before: dict[int, int],
+    page_size: int,
+    fields: tuple[str, ...],
+) -> tuple[list[Any], bytearray]: ...
+def view_tables(
+    tables: list[Any],
+    starts: list[int],
+    counts: list[int],
+    others: list[bytes],
+    fresh: Callable[[Any, int], bytes],
+) -> tuple[bytearray, bytearray, bytearray, bytearray]: ...
+def overdue_tables(tables: list[Any], page_size: int) -> list[int]: ...
 def crc32c(data: int, size: int) -> int: ...
 def copy_runs(to: int, from_: int, size: int, runs: int, threads: int) -> None: ...
 def read_parts(

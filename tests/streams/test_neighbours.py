@@ -114,8 +114,8 @@ def test_a_score_has_the_same_bits_beside_any_other(vocab):
 
     def scores(which):
         told = []
-        take = lambda nll, logits, last: told.append(nll)  # noqa: E731
-        runs = [SimpleNamespace(last=rows[i], take=take) for i in which]
+        take = lambda nll, logits, ahead: told.append(nll)  # noqa: E731
+        runs = [SimpleNamespace(ahead=(rows, i), keep=False, take=take) for i in which]
         score(runs, [1] * len(which), said[which], torch.zeros(len(which), vocab))
         return told
 

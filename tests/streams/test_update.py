@@ -97,11 +97,11 @@ def test_or_refused():
     with engine(BOUNDED) as e:
         stream = e.open(history=True)
         stream.feed(text)
-        before = stream._lease, stream._last
+        before = stream._lease, stream._ahead
         told = "expected a change of what the window still holds, got one after 80 of 200 tokens"
         with pytest.raises(ValueError, match=told + "; recompute=True would read 76 again"):
             stream.update(changed(text, 80), recompute=False)
-        assert (stream._lease, stream._last) == before
+        assert (stream._lease, stream._ahead) == before
         assert stream.update(changed(text, 190), recompute=False).reread == 1
 
 

@@ -4,15 +4,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import replace
-from itertools import pairwise
+from dataclasses import fields, replace
+from itertools import accumulate, pairwise
 from typing import NamedTuple
 
+import numpy as np
+
+from .. import _C, interrupts
 from .pool import PagePool
 from .table import Page, Table
 
 Slot = tuple[int, int, int]
 """Where a token goes: page, slot, and offset from the origin of the page."""
+
+Stage = Callable[[Page, int], None]
+"""Is told of a page before it goes, and of the position after its last token."""
+
+_FIELDS = tuple(field.name for field in fields(Table))
 
 EPOCH = 1024
 """Window pages share an origin within so many positions: one rotated query serves them all."""
@@ -44,6 +52,29 @@ class Edit:
         self._retired: list[int] = []
         self._filled: dict[int, int] = {}
 
+    def advance(
+        self, tables: Sequence[Table], counts: Sequence[int]
+    ) -> tuple[list[Table], np.ndarray]:
+        """`extend`, with the slots of all tokens in a row: int64 [T, 3].
+
+        What is most frequent, that all tokens go to the last page of the window, is done for all
+        such tables in one compiled call, and before the others.
+        """
+        pool, tables, counts = self._pool, list(tables), list(counts)
+        grown, slots = _C.grow_tables(
+            tables, counts, pool.filled, self._filled, pool.page_size, _FIELDS
+        )
+        where = np.frombuffer(slots, np.int64).reshape(-1, 3)
+        rest = [i for i, one in enumerate(grown) if one is None]
+        if rest:
+            with interrupts.deferred():
+                many = self.extend([tables[i] for i in rest], [counts[i] for i in rest])
+            ends = list(accumulate(counts))
+            for i, (table, mine) in zip(rest, many, strict=True):
+                grown[i] = table
+                where[ends[i] - counts[i] : ends[i]] = np.reshape(mine, (-1, 3))
+        return grown, where
+
     def extend(
         self, tables: Sequence[Table], counts: Sequence[int]
     ) -> list[tuple[Table, list[Slot]]]:
@@ -51,32 +82,6 @@ class Edit:
 
         ValueError when the pool has too few pages; then call `undo`.
         """
-        grown = [self._within(table, n) for table, n in zip(tables, counts, strict=True)]
-        rest = [i for i, one in enumerate(grown) if one is None]
-        if rest:
-            many = self._extend([tables[i] for i in rest], [counts[i] for i in rest])
-            for i, one in zip(rest, many, strict=True):
-                grown[i] = one
-        return [one for one in grown if one is not None]
-
-    def _within(self, table: Table, n: int) -> tuple[Table, list[Slot]] | None:
-        """The most frequent case: all n tokens go to the last page of the window."""
-        at, window = table.end, table.window
-        if not n or not window:
-            return None
-        page, pool = window[-1], self._pool
-        used = at - page.start
-        if pool.filled[page.id] != used or used + n > pool.page_size:
-            return None
-        self._filled.setdefault(page.id, used)
-        pool.filled[page.id] = used + n
-        turn = at - page.origin
-        where = [(page.id, used + i, turn + i) for i in range(n)]
-        return table.with_end(at + n), where
-
-    def _extend(
-        self, tables: Sequence[Table], counts: Sequence[int]
-    ) -> list[tuple[Table, list[Slot]]]:
         plans = [self._claim(table, n) for table, n in zip(tables, counts, strict=True)]
         size = self._pool.page_size
         pages = iter(self.take(sum(g.fresh(size) for growths in plans for g in growths)))
@@ -88,6 +93,7 @@ class Edit:
                 end=table.end + n,
                 pinned=self._grow(pinned, table.start, pages, where),
                 window=self._grow(window, None, pages, where),
+                cell=[],
             )
             grown.append((new, where))
         return grown
@@ -131,10 +137,18 @@ class Edit:
             at, room = at + room, 0
         return tuple(run)
 
-    def trim(self, table: Table, stage: Callable[[Page, int], None] | None = None) -> Table:
-        """Lets go of window pages that no query to come can reach, each staged before.
+    def let_go(
+        self, tables: Sequence[Table], stages: Sequence[Stage | None] | None = None
+    ) -> list[Table]:
+        """`trim` of all that need it."""
+        trimmed = list(tables)
+        for i in _C.overdue_tables(trimmed, self._pool.page_size):
+            with interrupts.deferred():
+                trimmed[i] = self.trim(trimmed[i], None if stages is None else stages[i])
+        return trimmed
 
-        stage(page, the position after its last token) may keep a copy.
+    def trim(self, table: Table, stage: Stage | None = None) -> Table:
+        """Lets go of window pages that no query to come can reach, each staged before.
 
         A stream keeps as many pages as its window may ever span, so that in the long run it holds a
         constant number.
@@ -148,7 +162,7 @@ class Edit:
             if stage is not None:
                 stage(page, after.start)
             self.retire([page.id])
-        return replace(table, window=window[dead:]) if dead else table
+        return replace(table, window=window[dead:], cell=[]) if dead else table
 
     def take(self, count: int) -> list[int]:
         """Pages for a new table. ValueError when the pool has too few; then call `undo`."""

@@ -71,10 +71,6 @@ class Table:
         ids = [page.id for page in self.pinned + self.window]
         return ids if self.kept is None else list(dict.fromkeys([*self.kept.pages, *ids]))
 
-    def with_end(self, end: int) -> Table:
-        """The same pages, with another end."""
-        return Table(self.start, end, self.plan, self.pinned, self.window, self.cell, self.kept)
-
     def pinned_spans(self) -> Iterator[tuple[Page, int]]:
         """Pinned pages with the position after the last token of each."""
         return _spans(self.pinned, min(self.end, self.start + self.plan.pinned))

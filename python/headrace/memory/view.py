@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .. import _C
 from .edit import Slot
 from .regions import UNLIMITED
 from .table import Page, Row, Table
@@ -34,6 +35,7 @@ __all__ = [
     "View",
     "across",
     "entries",
+    "packed",
 ]
 
 BEFORE = -(2**61)
@@ -47,14 +49,9 @@ def entries(table: Table, oldest: int, recalled: Sequence[Row] = ()) -> list[Row
     cut down to those that the oldest query still sees. recalled: entries between the two; where
     they count as distance (they have a cap), they push the pinned ones back.
     """
-    kept, window, alive_from = table.kept, table.window, oldest - table.plan.reach + 1
-    if kept is not None:
-        alive_from = max(alive_from, kept.since)
-    if len(window) > 2 and window[1].start >= alive_from and not recalled:
-        pinned, between = _unchanged(table)  # those between are seen whole
-        first = _window_row(window[0], window[1].start, alive_from, table)
-        last = _window_row(window[-1], table.end, alive_from, table)
-        return [*pinned, *first, *between, *last]
+    alive_from = oldest - table.plan.reach + 1
+    if table.kept is not None:
+        alive_from = max(alive_from, table.kept.since)
     back = sum(row[COUNT] for row in recalled if row[CAP] < UNLIMITED)
     rows = [*_pinned_rows(table, back), *recalled]
     for page, stop in table.window_spans():
@@ -81,17 +78,23 @@ def _window_row(page: Page, stop: int, alive_from: int, table: Table) -> list[Ro
     return [(page.id, slot, stop - first, page.origin, UNLIMITED, first, reach)]
 
 
-def _unchanged(table: Table) -> tuple[list[Row], list[Row]]:
-    """Rows of the pinned pages and of the window's but the first and the last, which stay the same
-    from step to step until a page comes or goes.
+def packed(rows: Sequence[Row]) -> bytes:
+    """Rows as a view holds them."""
+    return np.array(rows, np.int64).tobytes()
+
+
+def _fresh(table: Table, oldest: int) -> bytes:
+    """The entries of a table, kept in its cell for later queries while its pages stay the same.
+
+    Of these only the oldest row that is seen and the last one change.
     """
-    cell = table.cell
-    if not (cell and cell[0] is table.pinned and cell[1] is table.window):
-        between = []
-        for page, stop in list(table.window_spans())[1:-1]:
-            between += _window_row(page, stop, page.start, table)
-        cell[:] = [table.pinned, table.window, _pinned_rows(table), between]
-    return cell[2], cell[3]
+    rows = entries(table, oldest)
+    made = packed(rows)
+    window, alive_from = table.window, oldest - table.plan.reach + 1
+    past = sum(after.start <= alive_from for after in window[1:])
+    if window and table.kept is None and alive_from < table.end:
+        table.cell[:] = [table.pinned, window, made, past]
+    return made
 
 
 def across(tables: Iterable[Table]) -> list[Row]:
@@ -128,8 +131,37 @@ class View:
         return self.by_layer[layer] if self.by_layer else (self.entries, self.entry_indptr)
 
     @staticmethod
+    def after(
+        tables: Sequence[Table],
+        counts: Sequence[int],
+        where: np.ndarray,
+        device: torch.device,
+        others: Sequence[Sequence[Row]] = (),
+        by_layer: Sequence[Sequence[Sequence[Row]]] = (),
+    ) -> View:
+        """From tables that end with so many tokens each, which are the queries, and their slots.
+
+        others: for each stream, entries of other streams that its queries read before its own.
+        by_layer: all entries of each stream for each layer, where layers recalled blocks of their
+        own.
+        """
+        starts = [table.end - n for table, n in zip(tables, counts, strict=True)]
+        before = [packed(rows) if rows else b"" for rows in others] or [b""] * len(starts)
+        rows, row_ends, query_ends, positions = _C.view_tables(
+            list(tables), starts, list(counts), before, _fresh
+        )
+        return View(
+            torch.from_numpy(where).to(device),
+            _tensor(rows, np.int64).view(-1, 7).to(device),
+            _tensor(row_ends, np.int32).to(device),
+            _tensor(query_ends, np.int32).to(device),
+            _tensor(positions, np.int64).to(device),
+            tuple(_listed(views, device) for views in by_layer),
+        )
+
+    @staticmethod
     def of(
-        wheres: Sequence[list[Slot]],
+        wheres: Sequence[Sequence[Slot] | np.ndarray],
         views: Sequence[Sequence[Row]],
         starts: Sequence[int],
         device: torch.device,
@@ -145,20 +177,28 @@ class View:
         ]  # fmt: skip
         return View(
             _table(wheres, 3).to(device),
-            _table(views, 7).to(device),
-            _offsets(views).to(device),
+            *_listed(views, device),
             _offsets(wheres).to(device),
             torch.tensor(positions, dtype=torch.int64).to(device),
-            tuple((_table(lists, 7).to(device), _offsets(lists).to(device)) for lists in by_layer),
+            tuple(_listed(views, device) for views in by_layer),
         )
 
 
-def _table(lists: Sequence[Sequence[Sequence[int]]], width: int) -> Tensor:
+def _listed(views: Sequence[Sequence[Row]], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Entries and entry_indptr from the entries of each stream."""
+    return _table(views, 7).to(device), _offsets(views).to(device)
+
+
+def _tensor(data: bytearray, dtype: type[np.generic]) -> Tensor:
+    return torch.from_numpy(np.frombuffer(data, dtype))
+
+
+def _table(lists: Sequence[Sequence[Sequence[int]] | np.ndarray], width: int) -> Tensor:
     """All rows of all lists, int64 [rows, width]."""
     numbers = chain.from_iterable(chain.from_iterable(lists))
     count = width * sum(map(len, lists))
     return torch.from_numpy(np.fromiter(numbers, np.int64, count)).view(-1, width)
 
 
-def _offsets(lists: Sequence[Sequence]) -> Tensor:
+def _offsets(lists: Sequence[Sequence | np.ndarray]) -> Tensor:
     return torch.tensor([0, *accumulate(map(len, lists))], dtype=torch.int32)

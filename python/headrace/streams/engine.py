@@ -275,7 +275,7 @@ class Engine:
         for stream in batch:
             self._check_stream(stream)
         given = [x.tokens if isinstance(x, Piece) else x for x in batch.values()]
-        fed = ids_of_each(given, self.vocab, self.device)
+        fed, joined = ids_of_each(given, self.vocab, self.device)
         runs = [
             Reading(stream, tokens, logits, x if isinstance(x, Piece) else None)
             for (stream, x), tokens in zip(batch.items(), fed, strict=True)
@@ -284,9 +284,12 @@ class Engine:
         try:
             with torch.inference_mode():
                 for run in runs:
-                    run.settle(edit)
-                for at in range(0, max((r.count for r in runs), default=0), self.chunk):
-                    self._calls(edit, [r for r in runs if at < r.count], at)
+                    if run.chooses:
+                        run.settle(edit)
+                longest = max((run.count for run in runs), default=0)
+                whole = joined if longest <= self.chunk else None
+                for at in range(0, longest, self.chunk):
+                    self._calls(edit, [r for r in runs if at < r.count], at, whole)
             ms = (time.perf_counter() - began) * 1e3
             reports = {run.stream: run.report(ms, self.vocab) for run in runs}
             with interrupts.deferred():
@@ -302,10 +305,13 @@ class Engine:
             raise
         return reports
 
-    def _calls(self, edit: Edit, runs: list[Reading], at: int) -> None:
-        """One model call for all runs, or several where they have more adapters than fit."""
+    def _calls(self, edit: Edit, runs: list[Reading], at: int, whole: Tensor | None) -> None:
+        """One model call for all runs, or several where they have more adapters than fit.
+
+        whole: all that they read, in a row, where nothing of it is left for other calls.
+        """
         if self._sites is None or not any(run.adapter for run in runs):
-            return self._advance(edit, runs, at, self._linear)
+            return self._advance(edit, runs, at, self._linear, whole)
         counts = [min(self.chunk, run.count - at) for run in runs]
 
         def call(chosen: list[int], linear: Callable[..., Tensor]) -> None:
@@ -314,35 +320,38 @@ class Engine:
         self._sites.call([run.adapter for run in runs], counts, self._linear, call)
 
     def _advance(
-        self, edit: Edit, runs: list[Reading], at: int, linear: Callable[..., Tensor]
+        self,
+        edit: Edit,
+        runs: list[Reading],
+        at: int,
+        linear: Callable[..., Tensor],
+        tokens: Tensor | None = None,
     ) -> None:
-        """One model call: the tokens at..at+chunk of each run."""
+        """One model call: the tokens at..at+chunk of each run, or `tokens`, which are the same."""
         counts = [min(self.chunk, run.count - at) for run in runs]
-        tokens = torch.cat([run.chunk(at, n) for run, n in zip(runs, counts, strict=True)])
-        starts = [run.table.end for run in runs]
-        with interrupts.deferred():
-            for run, count in zip(runs, counts, strict=True):
-                run.make_room(edit, count)
-            grown = edit.extend([run.table for run in runs], counts)
-        step = view.View.of(
-            [where for _, where in grown],
-            [
-                run.read + view.entries(table, oldest=start)
-                for run, (table, _), start in zip(runs, grown, starts, strict=True)
-            ],
-            starts,
+        if tokens is None:
+            tokens = torch.cat([run.chunk(at, n) for run, n in zip(runs, counts, strict=True)])
+        if any(run.chooses for run in runs):
+            with interrupts.deferred():
+                for run, count in zip(runs, counts, strict=True):
+                    run.make_room(edit, count)
+        tables, where = edit.advance([run.table for run in runs], counts)
+        step = view.View.after(
+            tables,
+            counts,
+            where,
             self.device,
-            self._by_layer(runs, [table for table, _ in grown], starts),
+            [run.read for run in runs],
+            self._by_layer(runs, tables, counts),
         )
         out = self.model(tokens, self._attend(step), linear=linear)
-        with interrupts.deferred():
-            for run, (table, _) in zip(runs, grown, strict=True):
-                stage = None if run.shelf is None else run.shelf.stage
-                run.table = edit.trim(table, stage)
+        stages = [None if run.shelf is None else run.shelf.stage for run in runs]
+        for run, table in zip(runs, edit.let_go(tables, stages), strict=True):
+            run.table = table
         score(runs, counts, tokens, out.float())
 
     def _by_layer(
-        self, runs: list[Reading], tables: list[Table], starts: list[int]
+        self, runs: list[Reading], tables: list[Table], counts: list[int]
     ) -> list[list[list[view.Row]]]:
         """Entries of every run for every layer; none while nothing is recalled."""
         if all(run.recalled is None for run in runs):
@@ -350,8 +359,10 @@ class Engine:
         return [
             [
                 run.read
-                + view.entries(table, start, run.recalled.rows[layer] if run.recalled else ())
-                for run, table, start in zip(runs, tables, starts, strict=True)
+                + view.entries(
+                    table, table.end - n, run.recalled.rows[layer] if run.recalled else ()
+                )
+                for run, table, n in zip(runs, tables, counts, strict=True)
             ]
             for layer in range(self.pool.k.shape[0])
         ]

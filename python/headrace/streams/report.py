@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from typing import Any
 
 from torch import Tensor
 
@@ -41,3 +42,12 @@ class Updated(Report):
     def of(report: Report, kept: int, reread: int) -> Updated:
         same = {field.name: getattr(report, field.name) for field in fields(Report)}
         return Updated(**same, kept=kept, reread=reread)
+
+
+def report(**fields: Any) -> Report:
+    """A Report of all its fields, at a third of what calling the class costs: every stream of every
+    step has one.
+    """
+    made = object.__new__(Report)
+    vars(made).update(fields)
+    return made

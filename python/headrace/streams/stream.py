@@ -57,7 +57,7 @@ class Stream:
         self.follows: Stream | None = None  # the lane at whose position the first token comes
         self._adapter = adapter
         self._lease = lease
-        self._last = last  # logits [V] that predict the next token
+        self._last = last
         self._history = history  # its tokens, if it remembers them
         self._shelf = shelf  # what of it is archived
         self._recalled = recalled  # what of that it sees
@@ -66,6 +66,16 @@ class Stream:
     @property
     def closed(self) -> bool:
         return self._lease.released
+
+    @property
+    def _last(self) -> Tensor | None:
+        """Logits [V] that predict the next token."""
+        return None if self._ahead is None else self._ahead[0][self._ahead[1]]
+
+    @_last.setter
+    def _last(self, last: Tensor | None) -> None:
+        # As the rows of all streams of a step, and which one: most are never looked at alone.
+        self._ahead: tuple[Tensor, int] | None = None if last is None else (last[None], 0)
 
     @property
     def table(self) -> Table:

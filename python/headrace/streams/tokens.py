@@ -24,25 +24,25 @@ def ids(tokens: Any, vocab: int, device: torch.device, op: str = "feed") -> Tens
     Bytes and text are for models of 256 tokens. TypeError or ValueError, one line, when these are
     not tokens of the model.
     """
-    return ids_of_each([tokens], vocab, device, op)[0]
+    return ids_of_each([tokens], vocab, device, op)[1]
 
 
 def ids_of_each(
     given: Sequence[Any], vocab: int, device: torch.device, op: str = "feed"
-) -> list[Tensor]:
-    """`ids` of each, with one look at the values of all."""
+) -> tuple[list[Tensor], Tensor]:
+    """`ids` of each, and of all in a row, with one look at the values."""
     made = [
         x
         if type(x) is Tensor and x.dtype is torch.int64 and x.dim() == 1 and x.device == device
         else _whole_numbers(x, vocab, device, op)
         for x in given
     ]
-    joined = made[0] if len(made) == 1 else torch.cat(made) if made else torch.zeros(0)
+    joined = made[0] if len(made) == 1 else torch.cat(made) if made else _from_host([], op)
     if count := joined.numel():
         low, high = (int(joined),) * 2 if count == 1 else map(int, torch.aminmax(joined))
         if low < 0 or high >= vocab:
             raise bad_value(op, "tokens", f"ids in [0, {vocab})", low if low < 0 else high)
-    return made
+    return made, joined
 
 
 def _whole_numbers(tokens: Any, vocab: int, device: torch.device, op: str) -> Tensor:

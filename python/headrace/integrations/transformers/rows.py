@@ -6,15 +6,16 @@ from __future__ import annotations
 import weakref
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import accumulate
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ... import audit
 from ...errors import bad_value
 from ...memory import UNLIMITED, Edit, Lease, Page, PagePool, Plan, Recalled, Table, cut, view
-from ...memory.edit import Slot
 from .far import Far
 
 
@@ -25,7 +26,7 @@ class Part(NamedTuple):
     """
 
     at: int
-    where: list[Slot]
+    where: np.ndarray  # int64 [n, 3]
     entries: list[view.Row]
     start: int
     far: list[list[view.Row]]
@@ -103,25 +104,26 @@ class Rows:
         """
         self.undo()
         tables = [lease.table for lease in self.leases]
-        pieces = []
+        pieces: list[list[Part]] = []
         for at in range(0, max(counts, default=0), self.chunk):
             sizes = [max(0, min(self.chunk, n - at)) for n in counts]
             starts = [table.end for table in tables]
-            grown = self._edit.extend(tables, sizes)
+            grown, where = self._edit.advance(tables, sizes)
+            wheres = np.split(where, list(accumulate(sizes))[:-1])
             if audit.on:  # it looks at pages when they are used, not when that is planned
-                named = [page for table, _ in grown for page in table.page_ids]
+                named = [page for table in grown for page in table.page_ids]
                 self.pool.hold(named)
                 self._held += named
             pieces.append(
                 [
-                    Part(min(at, n), where, *self._entries(b, table, start, bool(where)))
-                    for b, (n, (table, where), start) in enumerate(
-                        zip(counts, grown, starts, strict=True)
+                    Part(min(at, n), slots, *self._entries(b, table, start, len(slots) > 0))
+                    for b, (n, table, slots, start) in enumerate(
+                        zip(counts, grown, wheres, starts, strict=True)
                     )
                 ]
             )
             self._leaving.append([])
-            tables = [self._trim(b, table) for b, (table, _) in enumerate(grown)]
+            tables = [self._trim(b, table) for b, table in enumerate(grown)]
         self._next = tables
         return pieces
 
