@@ -193,6 +193,28 @@ def _runtime() -> Iterator[Aim]:
     )  # fmt: skip
 
 
+def _lanes() -> Iterator[Aim]:
+    def gain(pick: Callable[[list[float]], float]) -> Callable[[Record], float]:
+        def measure(record: Record) -> float:
+            return pick(
+                [
+                    row["gain"]
+                    for row in record["rows"]
+                    if row["exact"] and row["tokens_read"] == row["tokens_written"]
+                ]
+            )
+
+        return measure
+
+    file, what = "lanes.json", "read and write in one step, a token each, over one after the other"
+    yield Aim("lanes", f"{what}: mean of 1, 8 and 32 streams", file, gain(geometric), 1.4)
+    yield Aim(
+        "lanes", "the same: worst", file, gain(min), 1.4,
+        why="a step of 32 streams reads its weights for 32 rows already; one step in place of two "
+        "saves what a step costs by itself, and little else",
+    )  # fmt: skip
+
+
 def _pruning() -> Iterator[Aim]:
     file, frames = "bench-similarity.json", "uint8 1920x1080"
     yield Aim(
@@ -212,4 +234,4 @@ def _pruning() -> Iterator[Aim]:
     yield Aim("pruning", "the three: the time of torch over it", file, worst(chain), 3.0)
 
 
-AIMS = [*_attention(), *_states(), *_adapters(), *_scores(), *_pruning(), *_runtime()]
+AIMS = [*_attention(), *_states(), *_adapters(), *_scores(), *_pruning(), *_runtime(), *_lanes()]

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Writes docs/ops.md, docs/presets.md and docs/recipes.md from the contracts of the ops, the presets
-and the recipes themselves.
+"""Writes docs/ops.md, docs/presets.md and docs/recipes.md from the contracts of the ops, the
+presets and the recipes themselves.
 
     python tools/docs.py [--check]
 

@@ -35,6 +35,7 @@ class Finding:
 OPTIONAL = (
     ("the live view of `headrace stream`", "rich", "pip install 'headrace[cli]'"),
     ("plots", "matplotlib", "pip install 'headrace[cli]'"),
+    ("video: `headrace stream --video`", "av", "pip install 'headrace[video]'"),
     ("the adapter store", "lmdb", "pip install lmdb"),
     ("models and adapters in files", "safetensors", "pip install safetensors"),
 )

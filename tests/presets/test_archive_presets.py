@@ -17,13 +17,16 @@ from ..streams.conftest import one_thread  # noqa: F401
 from ..streams.tiny import TinyDecoder, tokens
 
 # `presets.rekv` is the function of that name.
-rekv, v_rex = (importlib.import_module(f"headrace.presets.{name}") for name in ("rekv", "v_rex"))
+NAMES = ["rekv", "v_rex", "live_vlm", "flex_mem"]
+rekv, v_rex, live_vlm, flex_mem = (
+    importlib.import_module(f"headrace.presets.{name}") for name in NAMES
+)
 
 
-def failed(name, model=None):
+def failed(name, model=None, **options):
     preset = presets.get(name)
     model = model or (preset.sample() if preset.sample else random_model())
-    return [check.name for check in preset.check(model) if not check.passed]
+    return [check.name for check in preset.check(model, **options) if not check.passed]
 
 
 @pytest.mark.parametrize("sink_logits", [False, True])
@@ -31,8 +34,9 @@ def test_rekv_is_proved(sink_logits):
     assert failed("rekv", TinyDecoder(sink_logits=sink_logits)) == []
 
 
-def test_v_rex_is_proved():
-    assert failed("v_rex") == []
+@pytest.mark.parametrize("name", NAMES[1:])
+def test_it_is_proved(name):
+    assert failed(name, **({"frames": 160} if name == "flex_mem" else {})) == []
 
 
 def test_rekv_fails_with_other_blocks(monkeypatch):
@@ -129,3 +133,66 @@ def test_tokens_of_a_block_are_the_same_from_every_tier(tmp_path):
     for a, b in zip(found["memory"], found["disk"], strict=True):
         assert torch.equal(a[0], b[0])
         assert torch.equal(a[1], b[1])
+
+
+def test_live_vlm_fails_with_other_rules(monkeypatch):
+    real = live_vlm.rule.recall
+    monkeypatch.setattr(live_vlm.rule, "recall", lambda q, mean, share: real(-q, mean, share=share))
+    assert failed("live_vlm") == ["question: max |logit - oracle|"]
+    monkeypatch.setattr(live_vlm.rule, "recall", real)
+    score = live_vlm.rule.score
+    monkeypatch.setattr(live_vlm.rule, "score", lambda q, k, past: score(q, k))
+    assert "layers that keep other pages than brute force" in failed("live_vlm")
+
+
+def test_live_vlm_fails_when_nothing_is_let_go_of(monkeypatch):
+    monkeypatch.setattr(live_vlm.Shelf, "drop", lambda self, blocks: None)
+    assert "pages in long-term memory, over layers times budget" in failed("live_vlm")
+
+
+def test_live_vlm_fails_when_rotated_keys_are_compared(monkeypatch):
+    """As they are stored: turned by their offsets within a page's origin."""
+    real = recall.tokens_of
+    monkeypatch.setattr(live_vlm, "tokens_of", lambda *a: (real(*a)[0].roll(1, -1), None))
+    assert "layers that keep other pages than brute force" in failed("live_vlm")
+
+
+@pytest.mark.parametrize("path", ["context", "local", "recall", "position", "bank"])
+def test_flex_mem_fails(monkeypatch, path):
+    rule = flex_mem.rule
+    if path in ("context", "local"):
+        real, turn = rule.received, iter(range(10**6))
+        odd = 0 if path == "context" else 1
+        monkeypatch.setattr(
+            rule, "received", lambda q, k: real(q, k) * (-1 if next(turn) % 2 == odd else 1)
+        )
+    elif path == "recall":
+        real = rule.clips
+        monkeypatch.setattr(rule, "clips", lambda *a: -real(*a))
+    elif path == "position":
+        monkeypatch.setattr(flex_mem, "_moved", lambda k, steps, inv_freq: k.float())
+    else:
+        monkeypatch.setattr(flex_mem.Shelf, "drop", lambda self, blocks: None)
+        room = flex_mem.InMemory
+        monkeypatch.setattr(flex_mem, "InMemory", lambda blocks: room(blocks + 99))
+    wrong = {
+        "context": "clips: max |logit - oracle|",
+        "local": "question: max |logit - oracle|",
+        "recall": "question: max |logit - oracle|",
+        "position": "clips: max |logit - oracle|",
+        "bank": "160 frames: blocks in the bank and the context",
+    }[path]
+    assert wrong in failed("flex_mem", frames=160)
+
+
+def test_a_clip_that_does_not_fit_is_refused():
+    with presets.flex_mem(TinyDecoder(), clip=40) as engine:
+        video = flex_mem.Video(engine.open())
+        with pytest.raises(ValueError, match=r"^flex_mem\(clip\): expected 1 to 40 tokens, got 41"):
+            video.watch(tokens(41))
+        assert video.watch(tokens(40)).shape == (40, 256)
+    with (
+        presets.flex_mem(TinyDecoder(), clip=40, dtype=torch.int8) as engine,
+        pytest.raises(NotImplementedError, match=r"^flex_mem\(dtype\): expected one of pages of"),
+    ):
+        flex_mem.Video(engine.open())

@@ -216,8 +216,8 @@ def test_a_revision_that_is_not_pinned_is_noticed(monkeypatch):
         names[stream] = adapter
         return stream
 
-    def newest(self, stream, tokens, keep):
-        begin(self, stream, tokens, keep)
+    def newest(self, stream, *rest):
+        begin(self, stream, *rest)
         name = names.get(stream)
         self.adapter = None if name is None else stream.engine.adapters.find(name)
 

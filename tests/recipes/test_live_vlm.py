@@ -51,6 +51,9 @@ def test_scores_and_pages(kind, n):
     q, k, _ = plain.tensors(n, n, kind)
     want = plain.attention(q, k).mean(2).unflatten(1, (2, 2)).mean(2)
     plain.near(live_vlm.score(q, k), want)
+    logits = q.double() @ k.double().repeat_interleave(2, 1).mT / 32**0.5
+    want = logits.softmax(-1).mean(2).unflatten(1, (2, 2)).mean(2)
+    plain.near(live_vlm.score(q, k, past=True), want)
     mean = live_vlm.pages(k)
     plain.near(mean, torch.stack([p.double().mean(2) for p in k.split(16, 2)], 2))
     product = torch.einsum(

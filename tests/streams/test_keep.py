@@ -1,14 +1,32 @@
 # SPDX-License-Identifier: Apache-2.0
 """Regions that choose: a stream equals its oracle, and survivors stay where they lie."""
 
+import functools
+
 import numpy as np
 import pytest
 import torch
 
-from headrace import Absolute, InCache, Keep, Piece, Rest, Sink, Tagged, Window, oracle, wrap
+from headrace import (
+    Absolute,
+    Archive,
+    InCache,
+    Keep,
+    Lane,
+    PerLane,
+    Piece,
+    Rest,
+    Sink,
+    Tagged,
+    Window,
+    oracle,
+    recompute,
+    wrap,
+)  # fmt: skip
 from headrace.memory import kept, most_pages
+from headrace.recipes import infinite_vggt
+from headrace.streams import Event, Linear, Virtual, resume, serve, snapshot
 from headrace.streams import piece as pieces_of
-from headrace.streams import resume, snapshot
 from headrace.streams.seat import Seat
 
 from .test_failure import Faulty, Interrupted, state
@@ -213,6 +231,36 @@ def test_keys_are_those_before_rotation():
         assert gap(keys[0], want[0][0][number].transpose(0, 1)) < 1e-5
 
 
+def test_scores_by_a_recipe_over_the_keys():
+    """The keys least like the rest; in one layer they follow from the tokens alone."""
+    model, budget, anchor = TinyDecoder(layers=1), 18, 4
+
+    def score(held):
+        return -infinite_vggt.score(held.keys(), anchor).mean((0, 1))
+
+    k = []
+    with torch.inference_mode():
+        fed = [tokens(9, i) for i in range(10)]
+        model(
+            torch.cat(fed), lambda layer, q, key, v: k.append(key.double()) or torch.zeros_like(q)
+        )
+    alive, pieces, got = [], [], []
+    with wrap(model, memory=Sink(anchor) + Keep(score, budget), page_size=PAGE) as engine:
+        stream = engine.open()
+        for i, one in enumerate(fed):
+            if len(alive) > budget:
+                unit = torch.nn.functional.normalize(k[0][alive], dim=-1)  # [N, Hkv, D]
+                mean = unit[anchor:].mean(0)
+                order = (unit * mean).sum(-1).mean(-1).argsort()[:budget].tolist()
+                alive = sorted({alive[j] for j in order} | set(range(anchor)))
+            pieces.append(Piece(one, keep=list(alive)))
+            got.append(stream.feed(one, logits=True).logits)
+            alive += range(9 * i, 9 * i + 9)
+            assert stream.held.number.tolist() == alive
+    assert alive[anchor] < 81 - budget  # not simply the newest
+    assert gap(torch.cat(got), oracle(model, pieces, Keep(), InCache())) < BOUND
+
+
 def test_forks_marks_snapshots_and_parking(tmp_path):
     model, memory = TinyDecoder(), MEMORIES[0]
     first, second = list(episode(20)), list(episode(12, seed=1))
@@ -316,6 +364,35 @@ def test_random_sessions_leak_nothing():
         assert engine.pool.live_pages == 0
 
 
+def test_recompute_of_one_layer_is_the_oracle():
+    model, memory = TinyDecoder(layers=1), MEMORIES[0]
+    with wrap(model, memory=memory, page_size=PAGE) as engine:
+        got, heard = played(engine.open(), episode(20))
+    again = recompute(model, heard, memory, at=[3, 90, len(got) - 1])
+    assert gap(again, got[[3, 90, -1]]) < BOUND
+    deep = TinyDecoder()
+    want = oracle(deep, heard, memory, InCache())
+    assert gap(recompute(deep, heard, memory, at=[len(got) - 1]), want[-1:]) > 100 * BOUND
+
+
+def test_served_streams_keep_what_their_pieces_say():
+    """Parked, forked while parked, gone on: the same outputs as with pages for all."""
+    memory = Sink(2) + Keep("surprisal", 12) + Window(10)
+    fed = [tuple(tokens(40, i).tolist()) for i in range(4)]
+    events = [Event(0.0, f"s{i}", "open") for i in range(4)]
+    events += [Event(1.0 + i, f"s{i}", "feed", fed[i]) for i in range(4)]
+    events += [Event(9.0, "t", "fork", parent="s0")]
+    events += [Event(10.0 + i, n, "say", max_new=6) for i, n in enumerate(["s1", "t", "s0", "s3"])]
+    outputs = []
+    for pages in (400, 14):
+        with wrap(TinyDecoder(), memory=memory, page_size=PAGE, pool_pages=pages, chunk=8) as e:
+            run = serve(e, events, clock=Virtual(Linear()))
+            outputs.append(run.outputs)
+            parked = any("parked" in line for line in run.log)
+            assert parked == (pages == 14)
+    assert outputs[0] == outputs[1]
+
+
 def refused(what, error, text):
     with pytest.raises(error) as caught:
         what()
@@ -331,6 +408,16 @@ def test_errors_are_one_line():
     refused(lambda: Window(seconds=0), ValueError, "Window(seconds): expected more than 0")
     refused(lambda: Rest(0), ValueError, "Rest(total): expected 1 or more, got 0")
     refused(lambda: Tagged("a", 3), TypeError, "Tagged(region): expected a region")
+    lanes = {"lanes": [Lane("a", memory=Keep())], "positions": PerLane()}
+    for what, text in (
+        ({"memory": Window(3), **lanes}, "Sink and Window in tokens here, got"),
+        ({"memory": Keep() >> Archive()}, "Sink and Window in tokens, got"),
+        ({"memory": Window(seconds=2) >> Archive()}, "Sink and Window in tokens, got"),
+        ({"memory": Window(3) >> Archive() >> Keep()}, "Sink, Window, Keep, Rest and Tagged"),
+        ({"memory": Window(3) >> (Keep() + Archive())}, "Sink, Window, Keep, Rest and Tagged"),
+    ):
+        text = f"wrap(memory): expected one of {text}"
+        refused(functools.partial(wrap, model, **what), NotImplementedError, text)
     with wrap(model, memory=Sink(4) + Window(20)) as plain:
         for use in (
             lambda: plain.open().feed([1], at=3),

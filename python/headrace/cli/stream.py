@@ -11,6 +11,7 @@ import sys
 from importlib import import_module
 from pathlib import Path
 
+from . import video_options
 from .fail import USAGE, Fail, one_line_errors, reason
 from .interrupt import Guard, Interrupted
 
@@ -59,6 +60,14 @@ def exponent(text: str) -> float:
     return value
 
 
+def above(text: str) -> float:
+    """A finite number above 0."""
+    value = exponent(text)
+    if value == 0:
+        raise argparse.ArgumentTypeError(f"expected a number above 0, got {text!r}")
+    return value
+
+
 def natural(text: str) -> int:
     """A count of 0 or more."""
     if text.startswith("-"):
@@ -83,7 +92,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--policy", choices=POLICIES, help="what is kept (default: sinks-window)")
     parser.add_argument("--compare", action="store_true", help="all policies on the same bytes")
     parser.add_argument(
-        "--model", default="bytes-stream", metavar="NAME|PATH", help="a packaged model or a file"
+        "--model", metavar="NAME|PATH", help="a packaged model or a file (default: bytes-stream)"
     )
     parser.add_argument(
         "--window", type=positive, metavar="N", help="newest tokens kept, with the query"
@@ -130,19 +139,22 @@ def add(parser: argparse.ArgumentParser) -> None:
     users.add_argument(
         "--slots", type=positive, metavar="N", help="adapters in memory at once (default: 16)"
     )
+    video_options.add(parser, positive, above)
     parser.add_argument("--demo", action="store_true", help="a comparison of about two minutes")
 
 
 def run(args: argparse.Namespace) -> int:
     """Streams, shows, reports; gives the exit status."""
+    if args.video is not None:
+        return _guarded("video", "Videos", args)
+    for name in video_options.OPTIONS:
+        if getattr(args, name) is not None:
+            return _needs(name, "--video")
+    args.model = args.model or "bytes-stream"
     if args.adapters is None:
         for name in USERS:
             if getattr(args, name) is not None:
-                print(
-                    f"headrace stream(--{name}): expected --adapters with it, got none",
-                    file=sys.stderr,
-                )
-                return USAGE
+                return _needs(name, "--adapters")
     else:
         for name, default in USERS.items():
             if getattr(args, name) is None:
@@ -153,6 +165,12 @@ def run(args: argparse.Namespace) -> int:
         if getattr(args, name) is None:
             setattr(args, name, value)
     return _guarded("session", "Session", args)
+
+
+def _needs(name: str, other: str) -> int:
+    option = "--" + name.replace("_", "-")
+    print(f"headrace stream({option}): expected {other} with it, got none", file=sys.stderr)
+    return USAGE
 
 
 def _guarded(module: str, kind: str, args: argparse.Namespace) -> int:

@@ -9,7 +9,7 @@ from .heads import HeadCache, budgets
 from .kept import Kept, evict, held, most_pages
 from .parking import Parked
 from .pool import PagePool
-from .recall import Asked, Choose, Picked, Recalled, by_mass, by_score, tokens_of, turned
+from .recall import Asked, Choose, Picked, Recalled, by_mass, by_score, stored, tokens_of, turned
 from .regions import UNLIMITED, Coming, Plan, Region, Sink, Union, Window
 from .table import Lease, Page, Table
 from .view import View
@@ -54,6 +54,7 @@ __all__ = [
     "fresh_pages",
     "held",
     "most_pages",
+    "stored",
     "tokens_of",
     "turned",
 ]

@@ -106,17 +106,18 @@ class Layout:
         shape = (*sizes, self.layers, self.part_bytes)
         return torch.empty(shape, dtype=torch.uint8, pin_memory=pinned)
 
-    def pack(self, pool: PagePool, page: int, out: Tensor) -> None:
-        """Copies a page into uint8 [layers, part_bytes]; all layers."""
+    def pack(self, pool: PagePool, page: int, out: Tensor, layers: slice = slice(None)) -> None:
+        """Copies a page into uint8 [layers, part_bytes]; all layers, or those of a slice."""
+        out = out[layers]
         pieces = self.split(out)
         if self.codec == "int8":
             for name, source in (("k", pool.k), ("v", pool.v)):
-                codes, scale = quantise(source[:, page].flatten(2))
+                codes, scale = quantise(source[layers, page].flatten(2))
                 pieces[name].copy_(codes.view(pieces[name].shape))
                 pieces[f"{name}_scale"].copy_(scale)
         else:
             for name, piece in pieces.items():
-                piece.copy_(getattr(pool, name)[:, page])
+                piece.copy_(getattr(pool, name)[layers, page])
         *_, first, nbytes = self.pieces[-1]
         out[..., first + nbytes :] = 0
 

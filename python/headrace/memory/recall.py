@@ -50,8 +50,8 @@ class Recalled:
     """Blocks in near pages, and the pages of the window that no query sees any more, held until
     released.
 
-    By layer: rows, entries of a view; tokens, how many they are; blocks, which; captured and missed
-    if they were recalled by mass (see `Dialled`). faults: what was damaged and left out.
+    By layer: rows, entries of a view; tokens, how many they are; spans, which; blocks; captured and
+    missed if they were recalled by mass (see `Dialled`). faults: what was damaged and left out.
     """
 
     def __init__(
@@ -125,6 +125,11 @@ class Recalled:
         """All layers have what they see; what turned out damaged is not found again."""
         self._shelf.lose([b for b in sorted(self._chosen) if self._tiers.gone(b)])
         self.tokens = [sum(row[COUNT] for row in rows) for rows in self.rows]
+
+    @property
+    def spans(self) -> list[list[tuple[int, int]]]:
+        """By layer the positions, first and after the last, of the tokens of each entry."""
+        return [[(row[ORDER], row[ORDER] + row[COUNT]) for row in rows] for rows in self.rows]
 
     def share(self) -> Recalled:
         """Another hold on the same."""
@@ -257,6 +262,17 @@ def turned(q: Tensor, steps: Tensor, inv_freq: Tensor | None) -> Tensor:
 def tokens_of(shelf: Shelf, row: int, layer: int) -> tuple[Tensor, Tensor]:
     """Keys, before their rotation, and values of an archived block: fp32 [Hkv, n, D] each.
 
+    Errors as `stored`.
+    """
+    k, v = stored(shelf, row, layer)
+    inv_freq = None if shelf.store.inv_freq is None else shelf.store.inv_freq.cpu()
+    first = int(shelf.index.starts[row] - shelf.index.origins[row])
+    return unrotated(k, first, inv_freq), v
+
+
+def stored(shelf: Shelf, row: int, layer: int) -> tuple[Tensor, Tensor]:
+    """Keys and values of an archived block as they are stored, about its origin: fp32 [Hkv, n, D].
+
     OSError when it is damaged or gone. What only a disk has comes through the near pages.
     """
     store, index = shelf.store, shelf.index
@@ -279,9 +295,7 @@ def tokens_of(shelf: Shelf, row: int, layer: int) -> tuple[Tensor, Tensor]:
     k, v = found["k"].mT, found["v"]
     if scaled and "k_scale" in found:  # a scale for every slot
         k, v = k * found["k_scale"][..., None], v * found["v_scale"][..., None]
-    first = int(index.starts[row] - index.origins[row])
-    inv_freq = None if store.inv_freq is None else store.inv_freq.cpu()
-    return unrotated(k[:, :count], first, inv_freq), v[:, :count].contiguous()
+    return k[:, :count], v[:, :count].contiguous()
 
 
 def _out_of_reach(table: Table) -> list[list[int]]:

@@ -17,8 +17,9 @@ from torch import Tensor
 from ..streams import Report, Stream
 from ..streams.asking import seal
 
-See = Callable[[int, Tensor, Tensor], tuple[Tensor, Tensor]]
-"""(layer, q [T, Hq, D], k [T, Hkv, D], neither rotated) -> seen bool and distance int64 [T, T]."""
+See = Callable[[int, Tensor, Tensor], tuple[Tensor, "Tensor | None"]]
+"""(layer, q [T, Hq, D], k [T, Hkv, D], neither rotated) -> seen bool [T, T] or [Hq, T, T], and
+distance int64 [T, T]; None for tokens that stand where they came."""
 
 
 def pages_of(tokens: int) -> int:
@@ -48,15 +49,20 @@ def dense(model: Any, tokens: Tensor, see: See) -> Tensor:
     return made
 
 
-def logits_of(q: Tensor, k: Tensor, distance: Tensor, inv_freq: Tensor) -> Tensor:
+def logits_of(q: Tensor, k: Tensor, distance: Tensor | None, inv_freq: Tensor) -> Tensor:
     """fp64 [Hq, T, S]: scaled products of q [T, Hq, D] with k [S, Hkv, D] at these distances."""
     x, y = (_pairs(t.double()) for t in (q, k))
-    angle = distance.double()[..., None] * inv_freq
-    turn = torch.complex(angle.cos(), angle.sin())
-    y = y.conj().repeat_interleave(q.shape[1] // k.shape[1], 1)
-    scale = float(q.shape[-1]) ** -0.5
-    made: Tensor = torch.einsum("thd,jhd,tjd->htj", x, y, turn).real * scale
-    return made
+    y, scale = y.repeat_interleave(q.shape[1] // k.shape[1], 1), float(q.shape[-1]) ** -0.5
+    if distance is None:
+        x, y = (t * _turns(torch.arange(len(t)), inv_freq)[:, None] for t in (x, y))
+        return torch.einsum("thd,jhd->htj", x, y.conj()).real * scale
+    made: Tensor = torch.einsum("thd,jhd,tjd->htj", x, y.conj(), _turns(distance, inv_freq))
+    return made.real * scale
+
+
+def _turns(steps: Tensor, inv_freq: Tensor) -> Tensor:
+    angle = steps.double()[..., None] * inv_freq
+    return torch.complex(angle.cos(), angle.sin())
 
 
 def softmax(logits: Tensor, seen: Tensor, sink_logits: Tensor | None = None) -> Tensor:

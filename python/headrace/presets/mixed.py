@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ..adapters import AdapterBank
-from ..memory import Archive, Region, Sink, Window
+from ..memory import Archive, Keep, Region, Sink, Window
 from ..streams import Absolute, Engine, InCache, Lane, Lanes, PerLane, Stream, wrap
 from ..streams.engine import Model
 from ..streams.positions import Positions
@@ -62,6 +62,7 @@ KINDS = (
     Kind("tays", lanes=WATCHING, positions=PerLane({"answer": 10_000})),
     Kind("salmonn_omni", lanes=_all(DUPLEX, Sink(2) + Window(30)), positions=PerLane()),
     Kind("streaming_thinker", lanes=_all(THINKER, ALL), positions=PerLane()),
+    Kind("sir_llm", Sink(4) + Keep("surprisal", 20) + Window(12), InCache()),
     Kind("stream_uni", lanes=_all(STREAM_UNI, Window(24)), positions=PerLane()),
 )
 

@@ -142,12 +142,11 @@ def oracle(
     archive's softmax fp64 [choices] that a query and head of each choice saw.
     """
     tokens, number = torch.cat(list(frames)), torch.arange(sum(map(len, frames)))
-    inv_freq = model.inv_freq.double()
-    distance, shares = number[:, None] - number, []
+    inv_freq, shares = model.inv_freq.double(), []
 
-    def see(layer: int, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+    def see(layer: int, q: Tensor, k: Tensor) -> tuple[Tensor, None]:
         seen = Window(window).keeps(number[:, None], number)
-        full = logits_of(q, k, distance, inv_freq)
+        full = logits_of(q, k, None, inv_freq)
         for first, stop, where, archived, chosen in selector.log:
             if where != layer:
                 continue
@@ -158,7 +157,7 @@ def oracle(
                 shares.append((mass * again[:archived]).sum(-1).min())
             leaving = (number >= archived) & (number <= first - window)
             seen[first:stop] |= again | leaving
-        return seen, distance
+        return seen, None
 
     return dense(model, tokens, see), torch.stack(shares)
 

@@ -22,9 +22,12 @@ from ..errors import bad_value
 from .common import Kept, summary, whole_number
 
 
-def score(q: Tensor, k: Tensor, *, lengths: Tensor | None = None) -> Tensor:
-    """fp32 [B, Hkv, N]: attention that keys get from the newest vision tokens q [B, Hq, R, D]."""
-    return ops.attention_mass(q, k, lengths=lengths)
+def score(q: Tensor, k: Tensor, *, past: bool = False, lengths: Tensor | None = None) -> Tensor:
+    """fp32 [B, Hkv, N]: attention that keys get from the newest vision tokens q [B, Hq, R, D].
+
+    The last of them stands at the last key; with `past` all keys come before them.
+    """
+    return ops.attention_mass(q, k, causal=not past, lengths=lengths)
 
 
 def keep(scores: Tensor, budget: int = 12_000, *, room: int = 1, free: float = 0.5) -> Kept:

@@ -8,6 +8,8 @@ chose; and a question can stand beside its stream, seeing of it only what it cho
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -27,6 +29,14 @@ def seal(stream: Stream) -> None:
     if tail is not None:
         pool = stream.engine.pool
         pool.filled[tail.id] = pool.page_size
+
+
+def let_go(stream: Stream) -> None:
+    """The window is empty: its pages go, and nothing of them is archived."""
+    stream._check_open("let_go")
+    lease = stream._lease
+    gone, lease.table = [page.id for page in lease.table.window], replace(lease.table, window=())
+    stream.engine.pool.drop(gone)
 
 
 def aside(stream: Stream) -> Stream:

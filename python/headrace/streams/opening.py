@@ -11,7 +11,7 @@ from ..errors import bad_type, bad_value, unsupported
 from ..memory import Lease, Plan, Region, Spill, Table
 from ..memory.regions import compile_plan
 from .lane import Lane, Lanes, check_lanes, connected
-from .positions import PerLane, Positions
+from .positions import InCache, PerLane, Positions
 from .stream import Stream
 
 if TYPE_CHECKING:
@@ -27,7 +27,9 @@ def plan(engine: Engine, op: str, memory: Region | None, positions: Positions | 
         raise unsupported(op, "memory", "regions without an Archive", repr(memory), hint)
     if not isinstance(positions, Positions):
         raise bad_type(op, "positions", "InCache(), Absolute() or PerLane()", repr(positions))
-    return positions.place(compile_plan(memory))
+    # What a choice leaves is packed, or not, as the engine's own streams are.
+    chooses = op == "open" and isinstance(positions, InCache) == engine.packs
+    return positions.place(compile_plan(memory, choosing=chooses))
 
 
 def open_lanes(

@@ -108,7 +108,7 @@ class Survival:
 
 def check_choice(op: str, stream: Stream) -> None:
     """That regions of its memory choose."""
-    if stream.engine.plan.choice is None:
+    if stream._lease.table.plan.choice is None:
         raise unsupported(op, "memory", CHOOSING, repr(stream.engine.memory))
 
 

