@@ -75,7 +75,7 @@ def test_all_of_it_is_the_sum(store, three):
 def test_of_lower_precision_into_fp32_and_out_as_a_folder(store, dtype, tmp_path):
     for i, name in enumerate("abc"):
         store.add(*weights(seed=i, dtype=dtype, ranks=(2, 4)), name=name)
-    made = store.merge("a b c".split(), WEIGHTS)
+    made = store.merge(list("abc"), WEIGHTS)
     want = wanted(store)
     size = float(sum(w.square().sum() for w in want.values()).sqrt())
     assert off(store, made.digest, want) < 1e-6 * size
