@@ -194,7 +194,7 @@ def _runtime() -> Iterator[Aim]:
     file = "soak.json"
     yield Aim(
         "runtime", "random operations on 50 streams, 24 virtual hours, without a problem", file,
-        lambda record: 0 if record["problems"] else record["operations"], 1_000_000,
+        lambda record: 0 if record["problems"] else record["operations"], 1_000_000, unit="",
     )  # fmt: skip
     yield Aim(
         "runtime", "the same: worst difference from the oracle", file,
