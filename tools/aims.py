@@ -239,6 +239,19 @@ def _runtime() -> Iterator[Aim]:
         share, most=0.1, unit="%",
         why="tables, views and reports are edited in Python, about 25 us a stream",
     )  # fmt: skip
+    file = "soak.json"
+    yield Aim(
+        "runtime", "random operations on 50 streams, 24 virtual hours, without a problem", file,
+        lambda record: 0 if record["problems"] else record["operations"], 1_000_000, unit="",
+    )  # fmt: skip
+    yield Aim(
+        "runtime", "the same: worst difference from the oracle", file,
+        lambda record: record["worst_drift"], most=1e-4, unit="in a logit",
+    )  # fmt: skip
+    yield Aim(
+        "runtime", "the same for fewer, memory trimmed: growth of it past a quarter",
+        "soak-memory.json", lambda record: record["resident_growth_mib"], most=1.0, unit="MiB",
+    )  # fmt: skip
 
 
 def _lanes() -> Iterator[Aim]:

@@ -71,6 +71,20 @@ def test_all_of_it_is_the_sum(store, three):
     clean(store)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_of_lower_precision_into_fp32_and_out_as_a_folder(store, dtype, tmp_path):
+    for i, name in enumerate("abc"):
+        store.add(*weights(seed=i, dtype=dtype, ranks=(2, 4)), name=name)
+    made = store.merge(list("abc"), WEIGHTS)
+    want = wanted(store)
+    size = float(sum(w.square().sum() for w in want.values()).sqrt())
+    assert off(store, made.digest, want) < 1e-6 * size
+    assert {m.dtype for m in store.open(made.digest).config.modules} == {"F32"}
+    store.export_peft(made.digest, tmp_path / "out")
+    again = store.add_peft(tmp_path / "out", base="base")
+    assert off(store, again, want) < 1e-6 * size
+
+
 def test_every_term_counts(store, three):
     want, made = wanted(store), store.merge(three, WEIGHTS)
     size = float(sum(w.square().sum() for w in want.values()).sqrt())

@@ -109,9 +109,11 @@ def equality(
         )
         ahead = max(encoder.first, encoder.chunk) - 1
         checks.append(Check(f"{claim}: encodings waiting for the look-ahead", late, ahead))
+        if first is not None:
+            differ = int((got != first).sum())
+            name_of = f"{claim}, beside {sizes[0]} at a time: values that differ"
+            checks.append(Check(name_of, differ, 0))
         first = got if first is None else first
-        differ = int((got != first).sum())
-        checks.append(Check(f"{claim}, beside {sizes[0]} at a time: values that differ", differ, 0))
     half = len(frames) // 2
     many = {encoder.open(**options): frames.roll(i, 0)[: len(frames) - 8 * i] for i in range(4)}
     one = next(iter(many))
