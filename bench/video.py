@@ -87,7 +87,7 @@ def scenes(
     """F1 of scene cuts; the first frame of a splice aside."""
     right = said = there = 0
     for frames, begins in made:
-        kept = gated(frames, threshold or 0.0, PATCH)
+        kept = gated(model, frames, threshold or 0.0)
         cuts = watch(model, frames, kept, torch.arange(len(frames))).scenes(model) > 0
         right += int((cuts & begins)[1:].sum())
         said, there = said + int(cuts[1:].sum()), there + int(begins[1:].sum())

@@ -48,7 +48,7 @@ def test_the_report_is_what_a_watcher_measures(clip, folder, capsys):
     small.load_state_dict({k: v.bfloat16().float() for k, v in small.state_dict().items()})
     with Video(clip) as video:
         frames = torch.stack([frame for _, frame in video])
-    kept = gated(frames, 6.0, 16)
+    kept = gated(small, frames, 6.0)
     with Watcher(small, 48, 64, gate=pixel_gate(small), memory=Sink(8) + Window(64)) as watcher:
         glances = [watcher.feed(frame) for frame in frames]
         assert report["kv_bytes"] == watcher.resident_bytes

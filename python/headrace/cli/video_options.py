@@ -25,7 +25,7 @@ def add(parser: argparse.ArgumentParser, positive: Any, above: Any) -> None:
     group.add_argument("--frames", type=positive, metavar="N", help="stop after so many")
     group.add_argument(
         "--threshold", type=above, metavar="D",
-        help="mean difference of a patch's bytes, 0 to 255, from which it is computed anew"
+        help="mean difference of a patch's thumb, 0 to 255, from which it is computed anew"
         " (default: the model's)",
     )  # fmt: skip
     group.add_argument(
