@@ -34,6 +34,8 @@ from headrace.models.training.video_data import CLIPS, clips, folder
 from headrace.streams.watch import Watcher, pixel_gate
 
 LONGEST, PATCH = 320, 16
+SIZES = (("bigbuckbunny", 640), ("bigbuckbunny", 320), ("carphone_pristine", 320), ("bikes", 320))
+"""Clips, and the long side that they are watched at; none is enlarged."""
 NOISE = 1.0  # standard deviation, of 255
 
 
@@ -62,9 +64,11 @@ def timed(path: Path, model: Vision, threshold: float | None, longest: int) -> d
     }  # fmt: skip
 
 
-def foretold(model: Vision, clip: Clip, threshold: float | None, since: int) -> dict[str, float]:
+def foretold(
+    model: Vision, clip: Clip, threshold: float | None, since: int, longest: int = LONGEST
+) -> dict[str, float]:
     """Per cent of the places of the next frame, in the same scene, from frame `since` on."""
-    frames = fitted(clip.frames, PATCH, LONGEST)
+    frames = fitted(clip.frames, PATCH, longest)
     codes = model.coded(model.thumbs(model.patches(frames)))
     counts = [t for t in range(since, len(frames) - 1) if t + 1 not in clip.cuts]
     with watcher(model, frames.shape[1], frames.shape[2], threshold) as eyes:
@@ -94,13 +98,15 @@ def scenes(
     return {"f1": 200 * right / max(said + there, 1), "cuts": there, "told": said, "right": right}
 
 
-def speed(model: Vision, path: Path, threshold: float, repeats: int) -> dict[str, Any]:
+def speed(
+    model: Vision, path: Path, threshold: float, repeats: int, longest: int
+) -> dict[str, Any]:
     """A clip with and without pruning, in turns."""
     runs: dict[str, list[dict[str, Any]]] = {"whole": [], "pruned": []}
     for _ in range(repeats):
-        runs["whole"].append(timed(path, model, None, LONGEST))
-        runs["pruned"].append(timed(path, model, threshold, LONGEST))
-    row: dict[str, Any] = {"clip": path.stem}
+        runs["whole"].append(timed(path, model, None, longest))
+        runs["pruned"].append(timed(path, model, threshold, longest))
+    row: dict[str, Any] = {"clip": path.stem, "longest": longest}
     for name, taken in runs.items():
         middle = {
             key: statistics.median(run[key] for run in taken)
@@ -111,7 +117,7 @@ def speed(model: Vision, path: Path, threshold: float, repeats: int) -> dict[str
     for clock in ("wall_s", "process_s"):
         row[f"speedup_{clock}"] = row["whole"][clock] / row["pruned"][clock]
     print(
-        f"{row['clip']}: {row['whole']['frames_per_second']:.1f} to "
+        f"{row['clip']} {longest}: {row['whole']['frames_per_second']:.1f} to "
         f"{row['pruned']['frames_per_second']:.1f} frames/s, {row['speedup_wall_s']:.2f}x "
         f"({row['speedup_process_s']:.2f}x of processor time), kept {row['pruned']['kept']:.0%}",
         flush=True,
@@ -123,17 +129,24 @@ def speed(model: Vision, path: Path, threshold: float, repeats: int) -> dict[str
 def throughput(model: Vision, at: Path, repeats: int, splices: int) -> dict[str, Any]:
     """Every clip with and without pruning."""
     threshold = model.config.threshold
-    rows = [speed(model, at / f"{name}.mp4", threshold, repeats) for name in CLIPS]
+    rows = [
+        speed(model, at / f"{name}.mp4", threshold, repeats, longest) for name, longest in SIZES
+    ]
     trained, held = clips(at)
-    for row, before, after in zip(rows, trained, held, strict=True):
+    for row in rows:
+        ((before, after),) = (
+            pair for pair in zip(trained, held, strict=True) if pair[0].name == row["clip"]
+        )
         joined = Clip(before.name, torch.cat([before.frames, after.frames]), CLIPS[before.name][3])
         for part, since in (("held_out", len(before.frames)), ("all", 0)):
-            whole, pruned = (foretold(model, joined, t, since) for t in (None, threshold))
+            whole, pruned = (
+                foretold(model, joined, t, since, row["longest"]) for t in (None, threshold)
+            )
             row[part] = {
                 "whole": whole["next"], "pruned": pruned["next"], "stays": whole["stays"],
                 "points_lost": whole["next"] - pruned["next"],
             }  # fmt: skip
-        print(row["clip"], row["held_out"], flush=True)
+        print(row["clip"], row["longest"], row["held_out"], flush=True)
     made = spliced([shot for clip in held for shot in clip.shots()], splices)
     cuts = {name: scenes(model, made, t) for name, t in (("whole", None), ("pruned", threshold))}
     print("scene cuts, F1:", {name: round(c["f1"], 2) for name, c in cuts.items()}, flush=True)
