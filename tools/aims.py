@@ -212,4 +212,30 @@ def _pruning() -> Iterator[Aim]:
     yield Aim("pruning", "the three: the time of torch over it", file, worst(chain), 3.0)
 
 
-AIMS = [*_attention(), *_states(), *_adapters(), *_scores(), *_pruning(), *_runtime()]
+def _video() -> Iterator[Aim]:
+    def best(record: Record) -> float:
+        """Of the clips whose scores lose less than a point, held out."""
+        cuts = record["scene_cuts"]
+        assert cuts["whole"]["f1"] - cuts["pruned"]["f1"] < 1
+        return max(
+            float(row["speedup_wall_s"])
+            for row in record["rows"]
+            if row["held_out"]["points_lost"] < 1 and row["all"]["points_lost"] < 1
+        )
+
+    yield Aim(
+        "video", "frames per second from a file to the report, pruned over whole, the best clip of "
+        "those that lose less than a point of next patches and of scene cuts", "video.json", best, 2,
+    )  # fmt: skip
+    yield Aim(
+        "video", "points of next patches that pruning costs on held-out frames, the worst clip",
+        "video.json", lambda record: max(row["held_out"]["points_lost"] for row in record["rows"]),
+        most=1, unit="",
+    )  # fmt: skip
+    yield Aim(
+        "video", "two hours of video, a frame a second: p99 of a step in the second over the first",
+        "video-hours.json", lambda record: record["p99_last_over_first"]["thread"], most=1.05,
+    )  # fmt: skip
+
+
+AIMS = [*_attention(), *_states(), *_adapters(), *_scores(), *_pruning(), *_video(), *_runtime()]
