@@ -84,7 +84,7 @@ def rates(folder: Path, rounds: int, stored: int = 96, wanted: int = 32) -> dict
 
         def fetch() -> None:
             chosen = rng.permutation(stored)[:wanted].tolist()  # noqa: B023
-            tiers._forget_near(range(stored))  # noqa: B023
+            tiers.forget_near()  # noqa: B023
             for layer in range(4):
                 got = tiers.fetch(chosen, layer)  # noqa: B023
                 assert not got.faults
@@ -229,7 +229,7 @@ def planted(folder: Path, tokens: int, questions: int) -> dict[str, Any]:
         tally.setdefault(policy, {}).setdefault(at, []).append((found, right, moved, lost))
 
     def ask(policy: str, at: float, f: int, q: Tensor, chosen: np.ndarray, rest: bool) -> None:
-        tiers._forget_near(list(tiers.near(0)))  # every question pays for all that it moves
+        tiers.forget_near()  # every question pays for all that it moves
         before = tiers.moved_bytes
         got = Recalled(shelf, table, [chosen], False)
         assert not got.faults

@@ -5,32 +5,44 @@
 
 Each trace runs on the virtual clock, by the cost model of `headrace.presets.scheduling`, under
 arrival order and earliest deadline first and under the policies made for its shape. The model costs
-nothing, for what is compared is order and time. Prints a line per trace and policy, means over the
-seeds: requests in time, p50 and p99 lag in seconds, tokens read, times that a stream gave its pages
-up, and where it applies the share of turns that found their pages.
+nothing, for what is compared is order and time; Prints a line
+per trace and policy, means over the seeds: requests in time, share of events that missed their
+deadline, p50 and p99 lag in seconds, the most pages held, tokens read, times that a stream gave its
+pages up, and where it applies the share of turns that found their pages.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import torch
 
+from headrace import Sink, Window, wrap
+from headrace.cli import report
 from headrace.presets.saga import Recency
-from headrace.presets.scheduling import COST, Costless, in_time, parkings, ran
-from headrace.streams import policies, traces
+from headrace.presets.scheduling import COST, Costless, in_time, parkings
+from headrace.streams import Server, Virtual, policies, traces
+from headrace.streams.run import Run
 
 # Shape: options of the trace, pages of the pool, tokens of a step, policies beside the baselines.
 SHAPES: dict[str, tuple[dict[str, Any], int, int, list[policies.Policy]]] = {
-    "multi_question": ({"videos": 24, "seconds": 5.0}, 2000, 8, [policies.JustInTime()]),
-    "proactive": ({"videos": 24, "seconds": 5.0, "every": 1.0}, 2000, 8, [policies.JustInTime()]),
-    "lanes": ({"lanes": 24, "seconds": 5.0}, 2000, 8, [policies.JustInTime()]),
-    "hours": ({"people": 2, "hours": 0.25}, 2000, 16, [policies.JustInTime()]),
+    "multi_question": ({"videos": 36, "seconds": 5.0}, 2000, 8, [policies.JustInTime()]),
+    "proactive": ({"videos": 40, "seconds": 5.0, "every": 1.0}, 2000, 8, [policies.JustInTime()]),
+    "lanes": ({"lanes": 36, "seconds": 5.0}, 2000, 8, [policies.JustInTime()]),
+    "proactive_probe": (
+        {"videos": 38, "seconds": 5.0, "every": 2.0, "probe": 1.0}, 2000, 8,
+        [policies.JustInTime()],
+    ),
+    "probes": ({"videos": 36, "seconds": 5.0, "every": 1.0}, 2000, 8, [policies.JustInTime()]),
+    "embodied": ({"agents": 32, "seconds": 5.0}, 2000, 8, [policies.JustInTime()]),
+    "x_stream": ({"shows": 12, "seconds": 5.0}, 2000, 8, [policies.JustInTime()]),
+    "gaze": ({"people": 32, "seconds": 5.0}, 2000, 8, [policies.JustInTime()]),
+    "hours": ({"people": 8, "hours": 1.0}, 2000, 8, [policies.JustInTime()]),
     "services": (
         {"requests": 80, "rate": 40}, 2000, 16, [policies.JustInTime(), policies.Urgency()],
     ),
@@ -48,15 +60,39 @@ SHAPES: dict[str, tuple[dict[str, Any], int, int, list[policies.Policy]]] = {
     ),
 }  # fmt: skip
 
+# What a stream keeps, where that is not everything.
+MEMORY = {"hours": Sink(4) + Window(252)}
+
+
+def ran(shape: str, policy: policies.Policy, seed: int) -> tuple[Run, int]:
+    """One run, and the most pages that it held after a turn."""
+    options, pages, budget, _ = SHAPES[shape]
+    name = shape.removesuffix("_probe")
+    make, lanes = traces.OF_LANES[name] if name in traces.OF_LANES else (traces.SHAPES[name], ())
+    with wrap(
+        Costless(),
+        memory=MEMORY.get(shape, Window(None)),
+        exact=True,
+        page_size=16,
+        pool_pages=pages,
+        lanes=lanes,
+    ) as engine:
+        server, most = Server(engine, policy, Virtual(COST), budget=budget), 0
+        server.push(*make(seed, **options))
+        while server.turn():
+            most = max(most, engine.pool.live_pages)
+        server.close()
+    return server.run, most
+
 
 def figures(shape: str, policy: policies.Policy, seed: int) -> dict[str, float]:
     """Of one run."""
-    options, pages, budget, _ = SHAPES[shape]
-    run = ran(Costless(), traces.SHAPES[shape](seed, **options), policy, pages=pages, budget=budget)
+    run, most = ran(shape, policy, seed)
     timing = run.timing()
     made: dict[str, float] = {
         "lag_p50": timing.lag_p50,
         "lag_p99": timing.lag_p99,
+        "pages": most,
         "tokens": run.tokens,
         "parked": len(parkings(run)),
         "seconds": run.seconds,
@@ -81,8 +117,9 @@ def compare(shape: str, seeds: Sequence[int]) -> list[dict[str, Any]]:
 
 
 def line(row: dict[str, Any]) -> str:
-    cells = [f"{row['shape']:<15}{row['policy']:<13}"]
-    for key, width in (("requests_in_time", 7), ("lag_p50", 8), ("lag_p99", 8), ("tokens", 8),
+    cells = [f"{row['shape']:<16}{row['policy']:<13}"]
+    for key, width in (("requests_in_time", 7), ("miss_rate", 6), ("lag_p50", 8), ("lag_p99", 8),
+                       ("pages", 5), ("tokens", 7),
                        ("parked", 7), ("hit_rate", 6)):  # fmt: skip
         value = row.get(key)
         text = "-" if value is None else f"{value:.0f}" if value >= 100 else f"{value:.3f}"
@@ -92,21 +129,21 @@ def line(row: dict[str, Any]) -> str:
 
 def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("out", help="JSON file to write")
+    parser.add_argument("out", type=Path, help="JSON file to write")
     parser.add_argument("--seeds", type=int, default=3, help="traces of each shape (default 3)")
     parser.add_argument("--shapes", nargs="+", choices=sorted(SHAPES), default=list(SHAPES))
     args = parser.parse_args(argv)
     torch.set_num_threads(1)
-    print(f"{'trace':<15}{'policy':<13}  in time   lag p50   lag p99    tokens   parked    hits")
+    told = report.taken()
+    print(f"{'trace':<16}{'policy':<13}  in time  missed   lag p50   lag p99  pages   tokens"
+          "   parked    hits")  # fmt: skip
     rows = []
     for shape in args.shapes:
         for row in compare(shape, range(args.seeds)):
             rows.append(row)
             print(line(row), flush=True)
-    made = {"seeds": args.seeds, "cost": asdict(COST), "rows": rows}
-    with open(args.out, "w", encoding="utf-8") as file:
-        json.dump(made, file, indent=1)
-        file.write("\n")
+    told |= {"seeds": args.seeds, "cost": asdict(COST), "rows": rows}
+    report.write(told, args.out)
     return 0
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from headrace import ops, presets
+from headrace import ops, presets, recipes
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tools"))
@@ -34,3 +34,20 @@ def test_every_preset_has_a_section_that_is_its_own():
         assert f"\n## {name}\n" in page
     told = [docs._module(presets.get(name)).__name__ for name in presets.names()]
     assert len(set(told)) == len(told)
+
+
+@pytest.mark.parametrize("name", recipes.__all__)
+def test_a_recipe_tells_what_it_does_and_where_it_is_from(name):
+    module = getattr(recipes, name)
+    what, source = docs._told(module)
+    assert what
+    assert "\n" not in what
+    assert re.search(r"\d{4}|github", source), f"{name}: a source with its number or year"
+    assert len(source) < 120
+    assert docs._functions(module)
+    assert f"| [`{name}`](#{name}) | {what} | {source} |" in docs.recipe_page()
+
+
+def test_every_recipe_is_listed():
+    files = {f.stem for f in (ROOT / "python/headrace/recipes").glob("*.py")}
+    assert set(recipes.__all__) == files - {"__init__", "common"}

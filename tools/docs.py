@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Writes docs/ops.md and docs/presets.md from the contracts of the ops and the presets themselves.
+"""Writes docs/ops.md, docs/presets.md and docs/recipes.md from the contracts of the ops, the
+presets and the recipes themselves.
 
     python tools/docs.py [--check]
 
@@ -10,11 +11,12 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import re
 import sys
 from pathlib import Path
 from types import ModuleType
 
-from headrace import ops, presets
+from headrace import ops, presets, recipes
 from headrace.contract import Arg, OpSpec
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -33,6 +35,13 @@ PRESETS = """# Presets
 
 Published systems, each a few lines over the runtime. `headrace check NAME` proves the claims of one
 on your machine, `headrace check` those of all. Written by `python tools/docs.py` from the presets.
+"""
+
+RECIPES = """# Recipes
+
+Published rules of what a cache keeps, drops or recalls, each a module `headrace.recipes.<name>` of
+a few lines over the ops, with the defaults of its source. Written by `python tools/docs.py` from
+the recipes.
 """
 
 
@@ -106,9 +115,44 @@ def _module(preset: presets.Preset) -> ModuleType:
     return importlib.import_module(preset.check.__module__)
 
 
+def recipe_page() -> str:
+    """docs/recipes.md."""
+    lines = [RECIPES, "| recipe | what it does | after |", "|---|---|---|"]
+    found = {name: getattr(recipes, name) for name in sorted(recipes.__all__)}
+    for name, module in found.items():
+        what, after = _told(module)
+        lines.append(f"| [`{name}`](#{name}) | {what} | {after} |")
+    for name, module in found.items():
+        lines += ["", f"## {name}", "", inspect.cleandoc(module.__doc__ or ""), ""]
+        lines += [f"- `{function}`" for function in _functions(module)]
+    return "\n".join(lines) + "\n"
+
+
+def _told(recipe: ModuleType) -> tuple[str, str]:
+    """What a recipe does, and its source, by its docstring: "Name: what.", then "Source. More"."""
+    first, _, rest = inspect.cleandoc(recipe.__doc__ or "").partition("\n\n")
+    what = " ".join(first.split()).partition(": ")[2].removesuffix(".")
+    source = re.split(r"(?<!\bal)\.\s|;|: |, and its code| \(a note", " ".join(rest.split()) + " ")[
+        0
+    ]
+    return what, source
+
+
+def _functions(module: ModuleType) -> list[str]:
+    return [
+        f"{name}{_signature(f)}"
+        for name, f in vars(module).items()
+        if inspect.isfunction(f) and f.__module__ == module.__name__ and name[0] != "_"
+    ]
+
+
 def written() -> dict[Path, str]:
     """Every file that this writes, and its text."""
-    return {ROOT / "docs/ops.md": op_page(), ROOT / "docs/presets.md": preset_page()}
+    return {
+        ROOT / "docs/ops.md": op_page(),
+        ROOT / "docs/presets.md": preset_page(),
+        ROOT / "docs/recipes.md": recipe_page(),
+    }
 
 
 def main() -> None:

@@ -5,7 +5,7 @@
 
 bench/results/<machine>/README.md   every shape, with commit, time and command; prose from notes.md
 docs/aims.md                        what the engine aims for, what was measured, met or short
-README.md                           the block between its two marks
+README.md, docs/pruning.md          the block between its two marks
 
 `--check` writes nothing and fails when a file differs. No figure is typed in by hand.
 """
@@ -143,6 +143,27 @@ def page(folder: Path, found: dict[str, dict[str, Any]]) -> str:
     return "\n".join(parts)
 
 
+def clips(found: dict[str, dict[str, Any]]) -> str:
+    """Of real clips: what is dropped, and how far off that leaves a place, at one threshold."""
+    lines = [
+        "| clip | dropped, last kept | furthest off | dropped, frame before | furthest off |",
+        "|---|---|---|---|---|",
+    ]
+    shown = [r for r in found["clips.json"]["rows"]
+             if (r["form"], r["stride"], r["threshold"]) == ("pixels", 1, 5)]  # fmt: skip
+    for clip in dict.fromkeys(row["clip"] for row in shown):
+        cells = {r["reference"]: (r["dropped"], r["worst"]) for r in shown if r["clip"] == clip}
+        (a, near), (b, far) = cells["last kept"], cells["frame before"]
+        lines.append(f"| {clip} | {a:.0%} | {near:.1f} | {b:.0%} | {far:.0f} |")
+    return "\n".join(lines)
+
+
+def _between(page: Path, text: str) -> str:
+    """A page with another block between its marks."""
+    before, rest = page.read_text("utf-8").split(BEGIN, 1)
+    return f"{before}{BEGIN}\n{text}\n{END}{rest.split(END, 1)[1]}"
+
+
 def written() -> dict[Path, str]:
     """Every file that this writes, and its text."""
     texts = {}
@@ -151,10 +172,8 @@ def written() -> dict[Path, str]:
             texts[folder / "README.md"] = page(folder, load(folder))
     found = load(ROOT / "bench/results" / MACHINE)
     texts[ROOT / "docs/aims.md"] = aims(found)
-    readme = (ROOT / "README.md").read_text("utf-8")
-    before, rest = readme.split(BEGIN, 1)
-    after = rest.split(END, 1)[1]
-    texts[ROOT / "README.md"] = f"{before}{BEGIN}\n{front(found)}\n{END}{after}"
+    texts[ROOT / "README.md"] = _between(ROOT / "README.md", front(found))
+    texts[ROOT / "docs/pruning.md"] = _between(ROOT / "docs/pruning.md", clips(found))
     return texts
 
 

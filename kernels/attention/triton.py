@@ -12,6 +12,8 @@ import torch
 import triton
 from headrace.kernels.attention.limits import FORMAT, as_bits, page_strides, scale_strides
 from headrace.kernels.common.triton import FUSION, low_precision, on_device, power_of_two
+from headrace.kernels.common.tuned import choice
+from torch import Tensor
 
 from headrace.contract import QUANTISED
 
@@ -28,12 +30,16 @@ MAX_SPLIT = 512  # keys of a split; smaller if the caller says so
 SPLIT_BLOCKS = 4  # a stream of more blocks fills the device without splits
 
 
-def blocks_of(dim: int, low: bool) -> tuple[int, int, int, int, int]:
+def blocks_of(kernel: str, x: Tensor, dim: int, low: bool) -> tuple[int, int, int, int, int]:
     """(rows, keys, padded head dimension, warps, stages) of a block."""
     padded = power_of_two(dim)
+    warps = 4 if padded <= 64 else 8
     if low:
-        return (64 if padded <= 128 else 32), 64, padded, (4 if padded <= 64 else 8), 2
-    return (32 if padded <= 128 else 16), 32, padded, (4 if padded <= 64 else 8), 1
+        default = dict(rows=64 if padded <= 128 else 32, keys=64, warps=warps, stages=2)
+    else:
+        default = dict(rows=32 if padded <= 128 else 16, keys=32, warps=warps, stages=1)
+    made = choice(kernel, f"{dim} {'16-bit' if low else 'fp32'}", x, default)
+    return made["rows"], made["keys"], padded, made["warps"], made["stages"]
 
 
 def attention(bound, axes, outs):
@@ -44,7 +50,7 @@ def attention(bound, axes, outs):
     if o.numel() == 0:
         return
     low = low_precision(q, k, v)
-    rows, keys, padded, warps, stages = blocks_of(dim, low)
+    rows, keys, padded, warps, stages = blocks_of("attention", q, dim, low)
     mask, size = bound["block_mask"], min(bound["block_size"], max(q_len, k_len))
     windowed = bound["window"] is not None
     unlimited = q_len + k_len
@@ -146,7 +152,7 @@ def paged_attention(bound, axes, outs):
     inv_freq, sink_logits = bound["inv_freq"], bound["sink_logits"]
     # Codes are exact in 16 bits; weights times their scales may be too small for fp16.
     low = q.dtype == torch.bfloat16 if k.dtype in QUANTISED else low_precision(q, k, v)
-    rows, keys, padded, warps, stages = blocks_of(dim, low)
+    rows, keys, padded, warps, stages = blocks_of("paged_attention", q, dim, low)
     keys = min(keys, triton.next_power_of_2(page))
     group = q_heads // kv_heads
     split = min(bound["split"], MAX_SPLIT)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 from headrace.kernels.common.triton import FUSION, low_precision, on_device, product
+from headrace.kernels.common.tuned import choice
 
 
 @triton.jit(do_not_specialize=["rows"])
@@ -63,7 +64,11 @@ def linear(bound, axes, outs):
     if y.numel() == 0:
         return
     low = low_precision(x, weight)
-    block_m, block_n, block_k = (64, 64 if n > 8192 else 32, 64) if low else (32, 32, 32)
+    default = dict(rows=32, columns=32, depth=32, warps=4, stages=2)
+    if low:
+        default = dict(rows=64, columns=64 if n > 8192 else 32, depth=64, warps=4, stages=4)
+    made = choice("linear", f"{n} {k} {'16-bit' if low else 'fp32'}", x, default)
+    block_m, block_n = made["rows"], made["columns"]
     with on_device("linear", x):
         linear_kernel[(triton.cdiv(rows, block_m) * triton.cdiv(n, block_n),)](
             x,
@@ -77,10 +82,10 @@ def linear(bound, axes, outs):
             weight.stride(0),
             BM=block_m,
             BN=block_n,
-            BK=block_k,
+            BK=made["depth"],
             HAS_BIAS=bias is not None,
             LOW=low,
-            num_warps=4,
-            num_stages=4 if low else 2,
+            num_warps=made["warps"],
+            num_stages=made["stages"],
             **FUSION,
         )

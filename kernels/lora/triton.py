@@ -13,6 +13,7 @@ import torch
 import triton
 import triton.language as tl
 from headrace.kernels.common.triton import FUSION, low_precision, on_device, product
+from headrace.kernels.common.tuned import choice
 from headrace.kernels.lora.route import TILE, route
 
 
@@ -258,8 +259,11 @@ def launch(op, bound, axes, stack, most, a_strides, b_strides):
     shared = (bound.get("rows"), bound.get("row_indptr"), bound["ranks"])
     columns = axes["N"]
     bridge = x.new_empty((axes["T"], TILE, slices, width, max(most, 1)), dtype=torch.float32)
-    common = dict(SLICES=slices, WIDTH=width, STACK=stack, BITS=bits, num_warps=4, **FUSION)
-    block_k, block_n = 128 if low else 64, 128
+    default = dict(depth=128 if low else 64, columns=128, warps=4)
+    made = choice("lora", f"{axes['K']} {bits} {'16-bit' if low else 'fp32'}", x, default)
+    block_k, block_n = made["depth"], made["columns"]
+    form = dict(SLICES=slices, WIDTH=width, STACK=stack, BITS=bits)
+    common = dict(**form, num_warps=made["warps"], **FUSION)
     with on_device(op, x):
         if most:
             lora_shrink_kernel[(axes["T"], triton.cdiv(most, TILE), slices * width)](

@@ -379,3 +379,19 @@ def hstu_attention(
 ) -> None: ...
 def multiply_add_rate(seconds: float, threads: int) -> float: ...
 def read_seconds(data: int, words: int, passes: int, threads: int) -> float: ...
+def crc32c(data: int, size: int) -> int: ...
+def copy_runs(to: int, from_: int, size: int, runs: int, threads: int) -> None: ...
+def read_parts(
+    count: int,
+    part_bytes: int,
+    file: int,
+    at: int,
+    sums: int,
+    pieces: int,
+    piece_bytes: int,
+    into: int,
+    room: int,
+    room_bytes: int,
+    threads: int,
+    outcome: int,
+) -> None: ...

@@ -13,14 +13,18 @@ __all__ = [
     "Engine",
     "InCache",
     "InMemory",
+    "Keep",
     "Lane",
     "OnDisk",
     "PagePool",
     "PerLane",
+    "Piece",
     "Report",
+    "Rest",
     "Ring",
     "Sink",
     "Stream",
+    "Tagged",
     "Window",
     "adapters",
     "debug",
@@ -46,13 +50,14 @@ try:
     from .adapters import AdapterBank, AdapterStore
     from .audit import debug
     from .backends import use_backend, use_isa
-    from .memory import Archive, InMemory, OnDisk, PagePool, Sink, Window
+    from .memory import Archive, InMemory, Keep, OnDisk, PagePool, Rest, Sink, Tagged, Window
     from .streams import (
         Absolute,
         Engine,
         InCache,
         Lane,
         PerLane,
+        Piece,
         Report,
         Ring,
         Stream,

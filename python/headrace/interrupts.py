@@ -1,25 +1,38 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
-import signal
+import _signal  # what `signal` wraps: its enumerations cost more than all the rest of a block
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
-from types import FrameType
+from signal import SIGINT
+from types import FrameType, TracebackType
+from typing import Any
 
 
-@contextmanager
-def deferred() -> Iterator[None]:
+class deferred:  # noqa: N801 - used like a function
     """Ctrl-C waits until the block is done, so that no bookkeeping is cut in half."""
-    handler = signal.getsignal(signal.SIGINT)
-    if threading.current_thread() is not threading.main_thread() or not callable(handler):
-        yield  # no interrupt is raised here
-        return
-    caught: list[tuple[int, FrameType | None]] = []
-    signal.signal(signal.SIGINT, lambda number, frame: caught.append((number, frame)))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, handler)
-        if caught:
-            handler(*caught[0])
+
+    __slots__ = ("_caught", "_handler")
+
+    def __enter__(self) -> None:
+        self._caught: list[tuple[int, FrameType | None]] = []
+        self._handler: Any = None
+        if threading.current_thread() is threading.main_thread():
+            handler = _signal.getsignal(SIGINT)
+            if callable(handler):  # otherwise no interrupt is raised here
+                self._handler = handler
+                _signal.signal(SIGINT, self._note)
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        handler, self._handler = self._handler, None
+        if handler is not None:
+            _signal.signal(SIGINT, handler)
+            if self._caught:
+                handler(*self._caught[0])
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self._caught.append((number, frame))

@@ -35,6 +35,27 @@ def run(capsys):
     return run
 
 
+def test_a_merge(run, model, tmp_path):
+    run("base", "small", model)
+    for i, name in enumerate("ab"):
+        run("add", _folder(tmp_path / name, i), "--base", "small", "--name", name)
+    nbytes = 4 * 2 * (WIDTH + 64)
+    assert run("measure", "a", "b") == f"read {2 * nbytes:,} bytes"
+    digest, told = run("merge", "a", "b", "--name", "both").split("\n")
+    assert told.startswith(
+        f"read {2 * nbytes:,} of {2 * nbytes:,} bytes, 2 of 2 modules; norm left"
+    )
+    shown = json.loads(run("show", "both", "--json"))
+    assert (shown["digest"], shown["rank"]) == (digest, 4)
+    assert [w for _, w in shown["data"]["merge"]] == [0.5, 0.5]
+    options = ["--weights", 1, -0.1, "--io-budget", nbytes, "--rank", 1]
+    _, told = run("merge", "a", "b", *options).split("\n")
+    assert f"read {nbytes:,} of {2 * nbytes:,} bytes, 1 of 2 modules" in told
+    assert "expected 2, one for each name, got 1" in run(
+        "merge", "a", "b", "--weights", 1, status=1
+    )
+
+
 def test_a_life(run, model, tmp_path):
     assert run("base", "small", model).startswith("small: ")
     one = run("add", _folder(tmp_path / "a", 1), "--base", "small", "--name", "n", "--owner", "me")

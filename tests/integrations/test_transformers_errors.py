@@ -43,7 +43,7 @@ def test_arguments():
     refused(TypeError, "expected regions such as", memory=64)
     refused(ValueError, "a Window among the regions", memory=Sink(4))
     archive = MEMORY >> Archive()
-    refused(NotImplementedError, "sums of Sink and Window, which no Archive", memory=archive)
+    refused(NotImplementedError, "an Archive last of all", memory=archive + Sink(8))
     refused(TypeError, r"StreamingCache\(dtype\): expected float32", dtype=torch.uint8)
     refused(ValueError, r"StreamingCache\(chunk\)", chunk=0)
 

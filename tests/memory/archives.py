@@ -21,7 +21,6 @@ import numpy as np
 import torch
 
 from headrace.memory.disk import Disk
-from headrace.memory.disk_reads import Read
 from headrace.memory.layout import Layout
 from headrace.memory.segment import Record
 
@@ -59,9 +58,8 @@ def write(store: Disk, numbers: range) -> list[int]:
 def read(store: Disk, slot: int, layers: int = LAYOUT.layers) -> np.ndarray | None:
     """The block, or None when a layer of it is damaged."""
     room = np.zeros((layers, LAYOUT.part_bytes), np.uint8)
-    *_, first, nbytes = LAYOUT.pieces[-1]
-    reads = [Read(slot, n, [memoryview(room[n])[: first + nbytes]]) for n in range(layers)]
-    return None if any(store.fetch(reads)) else room
+    into = LAYOUT.within(room.ctypes.data + np.arange(layers) * LAYOUT.part_bytes)
+    return None if any(store.fetch([(slot, n) for n in range(layers)], into)) else room
 
 
 def _endless(folder: str, start: int, fifo: str) -> None:

@@ -95,6 +95,37 @@ def test_pages_of_any_dtype_move_bit_for_bit(dtype):
     assert (c.attend(0, q).double() - want).norm() < 0.08 * want.norm()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.int8], ids=str)
+def test_keys_as_they_lie(dtype):
+    c = HeadCache(PagePool(1, 32, 1, D, page_size=P, dtype=dtype), 1, HKV)
+    k, v = made(1, 50, HKV, D), made(2, 50, HKV, D)
+    c.append(0, k, v)
+    keep = torch.stack([torch.arange(0, 40, 2), torch.arange(9, 29)]).int()
+    c.keep(0, keep, torch.tensor([20, 17], dtype=torch.int32))
+    got = c.keys(0)
+    assert got.shape == (HKV, 20, D)
+    for head, n in enumerate((20, 17)):
+        want = k[keep[head, :n].long(), head]
+        assert (got[head, :n] - want).abs().max() <= want.abs().max() / (
+            127 if dtype.itemsize == 1 else 1e9
+        )
+        assert not got[head, n:].any()
+
+
+def test_without_an_order_the_newest_see_one_another():
+    c, k, v, q = cache(), made(1, 30, HKV, D), made(2, 30, HKV, D), made(3, 12, HQ, D)
+    c.append(0, k, v)
+    keep = torch.arange(5, 28, dtype=torch.int32).expand(HKV, -1).contiguous()
+    c.keep(0, keep, torch.full((HKV,), 23, dtype=torch.int32))  # two of the newest are gone
+    got = c.attend(0, q, causal=False)
+    at = torch.arange(30)
+    turned, keys = turn(q, at[-12:]), turn(k, at)[5:28]
+    scores = torch.einsum("qhd,khd->hqk", turned, keys.repeat_interleave(HQ // HKV, 1)) / D**0.5
+    values = v.double()[5:28].repeat_interleave(HQ // HKV, 1)
+    want = torch.einsum("hqk,khd->qhd", scores.softmax(-1), values)
+    torch.testing.assert_close(got.double(), want, rtol=1e-4, atol=1e-5)
+
+
 def test_layers_and_heads_have_budgets_of_their_own():
     c = cache()
     for layer in range(L):

@@ -92,6 +92,26 @@ def test_the_true_mass_lies_within_its_bounds(seed, p, d, gain, near):
         assert (m.high - m.low).max() < 1e-3 * max(1.0, gain**2)
 
 
+@pytest.mark.parametrize("places", [1, 3, 5])
+def test_blocks_seen_from_several_places_are_bounded_by_the_query_of_theirs(places):
+    _, _, f = blocks(3, n=11)
+    q = made(7, places, 2, 4, 16)
+    q = q / q.norm(dim=-1, keepdim=True) * q[:1].norm(dim=-1, keepdim=True)  # turned, not longer
+    where = np.random.default_rng(places).integers(0, places, 11)
+    where[:places] = range(places)
+    rows = [np.flatnonzero(where == s) for s in range(places)]
+    groups = torch.full((places, max(map(len, rows))), -1, dtype=torch.int32)
+    for s, row in enumerate(rows):
+        groups[s, : len(row)] = torch.from_numpy(row)
+    counts = torch.arange(1, 12)
+    fields = [f[name] for name in ("centre", "low", "high", "spread")]
+    got = masses(q, *fields, counts, 0.25, groups)
+    for s, row in enumerate(rows):
+        want = masses(q[s], *(x[:, row] for x in fields), counts[row], 0.25)
+        torch.testing.assert_close(got.low[:, row], want.low)
+        torch.testing.assert_close(got.high[:, row], want.high)
+
+
 def test_adversarial_blocks_stay_within_their_bounds():
     """All keys equal, one far from all others, and keys in two heaps."""
     q = made(0, 5, 2, 16, gain=3)

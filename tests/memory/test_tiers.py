@@ -9,9 +9,10 @@ from hypothesis import strategies as st
 
 from headrace import PagePool
 from headrace.memory.disk import Disk
+from headrace.memory.host import Host
 from headrace.memory.layout import Layout, quantise
 from headrace.memory.segment import Record
-from headrace.memory.tiers import Host, Tiers
+from headrace.memory.tiers import Tiers
 
 L, PAGES = 2, 12
 RECORD = Record(b"s" * 16, 0, 0, 16, 0, (), b"")
@@ -140,7 +141,7 @@ def test_host_memory_alone_forgets_the_oldest():
 
 
 def test_slabs_are_taken_as_they_fill(monkeypatch):
-    monkeypatch.setattr("headrace.memory.tiers.SLAB", 1)
+    monkeypatch.setattr("headrace.memory.host.SLAB", 1)
     pool = pool_of()
     host = Host(Layout.of(pool), 3)
     assert (host.nbytes, host.take(), host.take()) == (0, 0, 1)
@@ -166,7 +167,9 @@ def test_what_is_near_does_not_move_again_and_the_idle_goes_first():
     assert tiers.fetch([3], 0).pages == [first[1]]
     assert tiers.near(0) == {0: first[0], 2: first[2], 3: first[1]}
     assert tiers.near(1) == {}
-    assert tiers.fetch([3, 4, 5], 1).pages == tiers._pages  # a page holds a block for each layer
+    assert (
+        tiers.fetch([3, 4, 5], 1).pages == tiers._near.pages
+    )  # a page holds a block for each layer
 
 
 def test_a_block_asked_for_twice_is_fetched_once():

@@ -74,3 +74,21 @@ def unit(x: Tensor) -> Tensor:
     """fp64 rows of length 1; rows of 0 stay."""
     norm = x.double().norm(dim=-1, keepdim=True)
     return torch.where(norm > 0, x.double() / norm, 0.0)
+
+
+def frames(seed: int, count: int, n: int, kind: str = "normal", dim: int = 48) -> Tensor:
+    """fp32 [count, n, dim] that drifts from frame to frame: as `tensors`, and a repeated frame."""
+    gen = torch.Generator().manual_seed(seed)
+    x = torch.randn(count, n, dim, generator=gen).cumsum(0)
+    if kind == "ties":
+        x = x[:, :1].expand_as(x).clone()
+    if kind == "zeros":
+        x[torch.rand(count, n, generator=gen) < 0.4] = 0.0
+    if count > 2:
+        x[2] = x[1]
+    return x
+
+
+def flat(kept: tuple[Tensor, Tensor]) -> list:
+    """As `listed`, of indices [B, K] and counts [B]."""
+    return [rows[0] for rows in listed((kept[0][:, None], kept[1][:, None]))]

@@ -312,8 +312,10 @@ def test_recall_by_mass_captures_what_it_says(p, proven):
 
 
 def test_what_cannot_be_asked_gets_one_line(tmp_path):
-    with pytest.raises(TypeError, match=r"^wrap\(memory\): expected an Archive behind >>"):
-        NEAR >> Window(3)
+    with pytest.raises(
+        TypeError, match=r"^wrap\(memory\): expected an Archive, Keep, Rest or Window behind >>"
+    ):
+        NEAR >> Sink(3)
     with pytest.raises(ValueError, match=r"^wrap\(memory\): expected regions >> Archive"):
         wrap(TinyDecoder(), memory=Archive())
     with pytest.raises(ValueError, match=r"^Archive\(index\): expected mean or bounds, got 'x'"):

@@ -231,6 +231,32 @@ def test_a_wrong_view_across_lanes_is_noticed(monkeypatch, column):
     assert gap(TinyDecoder(), SOURCE_TARGET, steps) > 1e-3
 
 
+def test_a_lane_that_looks_sees_what_was_there_and_nothing_is_copied():
+    model = TinyDecoder()
+    options = {"memory": MEMORY, "lanes": SOURCE_TARGET, "page_size": 16}
+    with wrap(model, **options) as engine:
+        late, early = engine.open_lanes(), engine.open_lanes()
+        for stream in (late, early):
+            stream.feed({"source": text(30)})
+        before = engine.pool.written_bytes
+        late.look("target")
+        assert engine.pool.written_bytes == before
+        other = late.fork()  # it looks at the same
+        for stream in (late, other):
+            stream.feed({"source": text(25, 2)})
+        want = early.feed({"target": text(4, 3)}, logits=True)["target"].logits
+        assert torch.equal(late.feed({"target": text(4, 3)}, logits=True)["target"].logits, want)
+        got = other.feed({"target": text(4, 3)}, logits=True)["target"].logits
+        assert (got - want).abs().max() < 1e-4
+        early.feed({"source": text(25, 2)})
+        late.watch("target")  # as it goes on
+        want = early.feed({"target": text(4, 4)}, logits=True)["target"].logits
+        assert torch.equal(late.feed({"target": text(4, 4)}, logits=True)["target"].logits, want)
+        for stream in (late, early, other):
+            stream.close()
+        assert engine.pool.live_pages == 0
+
+
 def test_a_closed_lane_cannot_be_read():
     with wrap(TinyDecoder(), memory=MEMORY, lanes=SOURCE_TARGET) as engine:
         stream = engine.open_lanes()

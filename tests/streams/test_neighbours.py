@@ -1,10 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """A stream's result never depends on its neighbours."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
 from headrace import Absolute, InCache, Sink, Window, wrap
+from headrace.streams.reading import score
 
 from .tiny import TinyDecoder, gap, tokens
 
@@ -101,3 +104,23 @@ def test_a_fork_and_its_origin_do_not_disturb_each_other():
         # a goes on in the shared page, bit for bit; b had to begin a page, which moves its tiles.
         assert torch.equal(got[a].logits, want[0][i].logits)
         assert gap(got[b].logits, want[1][i].logits) < 1e-4
+
+
+@pytest.mark.parametrize("vocab", [1, 63, 256, 4099, 151936])
+def test_a_score_has_the_same_bits_beside_any_other(vocab):
+    torch.set_num_threads(2)  # with which torch splits the sum of a single long row
+    rows = 3 * torch.randn(4, vocab, generator=torch.Generator().manual_seed(1))
+    said = torch.arange(4) % vocab
+
+    def scores(which):
+        told = []
+        take = lambda nll, logits, last: told.append(nll)  # noqa: E731
+        runs = [SimpleNamespace(last=rows[i], take=take) for i in which]
+        score(runs, [1] * len(which), said[which], torch.zeros(len(which), vocab))
+        return told
+
+    together = scores([0, 1, 2, 3])
+    for i, nll in enumerate(together):
+        assert torch.equal(scores([i])[0], nll)
+        want = torch.nn.functional.cross_entropy(rows[i].double(), said[i])
+        assert nll.item() == pytest.approx(want.item(), rel=1e-5, abs=1e-5)

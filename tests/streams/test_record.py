@@ -33,6 +33,8 @@ SMALL = {
     "proactive": {"seconds": 4.0, "every": 1.0},
     "lanes": {"lanes": 3, "seconds": 3.0},
     "hours": {"hours": 0.05},
+    "probes": {"seconds": 6.0},
+    "embodied": {"seconds": 4.0},
     "agents": {"programs": 4, "turns": 2},
     "prefix_heavy": {"requests": 8},
     "retrieval": {"requests": 4},

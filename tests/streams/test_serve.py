@@ -255,6 +255,74 @@ def test_events_may_be_pushed_while_it_runs():
         server.close()
 
 
+def test_a_fork_that_is_killed_before_its_turn_is_never_born():
+    told = tuple(TEXT[:9])
+    events = [
+        *opened("a"),
+        Event(0.0, "a", "say", told, max_new=4),
+        Event(0.0, "b", "fork", parent="a"),
+        Event(0.0, "c", "fork", parent="b"),
+        Event(1.5, "b", "kill"),
+        Event(2.5, "b", "feed", told),
+        Event(2.5, "c", "feed", told),
+        Event(9.0, "b", "open"),  # another of that name
+        Event(9.0, "b", "say", told, max_new=4),
+    ]
+    made = run(events)
+    assert [o.state for o in made.outcomes[2:7]] == ["killed", "killed", "done", "killed", "killed"]
+    assert made.outputs[1] == made.outputs[8] == said([("say", TEXT[:9], 4)])[0]
+
+
+@pytest.mark.parametrize("swaps", [False, True])
+def test_pages_that_forks_share_can_be_had(swaps):
+    class Chosen(Arrival):
+        def swaps(self, seat, desk):
+            return swaps
+
+    long = tuple(TEXT[:100])  # 7 pages of 16, of the 12 that there are
+    events = [
+        *opened("a"),
+        Event(0.0, "a", "feed", long),
+        Event(0.0, "b", "fork", parent="a"),
+        Event(5.0, "c", "open"),
+        Event(5.0, "c", "say", long, max_new=2),
+        Event(20.0, "b", "say", tuple(TEXT[100:104]), max_new=3),
+        Event(40.0, "a", "say", tuple(TEXT[100:104]), max_new=3),
+    ]
+    made = run(events, Chosen(), pages=12)
+    assert made.outputs[4] == said([("say", long, 2)])[0]
+    assert made.outputs[5] == made.outputs[6] == said([("say", TEXT[:104], 3)])[0]
+
+
+def test_a_server_may_forget_what_is_over():
+    with engine() as e:
+        server = Server(e, clock=Virtual(Linear()))
+        server.push(*opened("a", "b"), Event(0.0, "a", "say", tuple(TEXT[:9]), max_new=4))
+        server.push(Event(0.0, "b", "kill"))
+        while server.turn():
+            pass
+        server.push(Event(server.now + 9.0, "a", "say", (), max_new=3))
+        told = r"^serve\(forget\): expected a run with nothing left to do, got 1 events"
+        with pytest.raises(ValueError, match=told):
+            server.forget()
+        assert len(server.run.events) == 5
+        while server.turn():
+            pass
+        now, text = server.now, server.seats["a"].text.tokens()
+        server.forget()
+        run = server.run
+        assert [run.events, run.outcomes, run.readings, run.steps, run.log] == [[]] * 5
+        server.push(Event(now, "a", "say", tuple(TEXT[9:12]), max_new=2))
+        server.push(Event(0.0, "b", "open", after=0))  # its first event is number 0
+        while server.turn():
+            pass
+        script = [("say", TEXT[:9], 4), ("say", (), 3), ("say", TEXT[9:12], 2)]
+        assert text == [*TEXT[:9], *(t for said_ in said(script)[:2] for t in said_)]
+        assert server.run.outputs[0] == said(script)[2]
+        assert server.run.outcomes[0].done > now
+        server.close()
+
+
 def test_copied_pages_come_back_without_reading_again():
     class Swaps(Arrival):
         def swaps(self, seat, desk):

@@ -6,6 +6,7 @@ from .blob import Adapter, Layer
 from .codes import quantize_rows
 from .config import AdapterConfig, Base, Module
 from .gate import Gate
+from .merge import Merged
 from .peft_files import modules_of
 from .records import NewAdapter, Revision
 from .route import LoraRoute, invocation_start
@@ -22,6 +23,7 @@ __all__ = [
     "Layer",
     "LoraRoute",
     "LoraSite",
+    "Merged",
     "Module",
     "NewAdapter",
     "Revision",

@@ -19,6 +19,7 @@ rows:
     evaluation  row number                     -> JSON
     segment     segment                        -> size of the file, its rows
     bases       name                           -> JSON
+    meta        "format"; "norms" 0 digest     -> the format; JSON: norms of modules, once known
 """
 
 from __future__ import annotations

@@ -136,8 +136,15 @@ def delete(tx: Tx, row: int, record: Mapping[str, Any]) -> None:
             tx.delete(table, key)
     for table, prefix in _finding(record):
         tx.delete(table, prefix + at)
-    tx.delete("digest", bytes.fromhex(record["digest"]))
+    digest = bytes.fromhex(record["digest"])
+    tx.delete("meta", norms_key(digest))
+    tx.delete("digest", digest)
     tx.delete("row", at)
+
+
+def norms_key(digest: bytes) -> bytes:
+    """Where the norms of a revision's modules are, in "meta"; see `merge`."""
+    return b"norms\0" + digest
 
 
 def _found_by(base: str, owner: str | None, parents: Iterable[str]) -> list[tuple[str, bytes]]:

@@ -5,13 +5,14 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from ..errors import bad_value
+from . import merge as merging
 from . import naming, peft_files, records, register, upkeep
 from .blob import Adapter
 from .catalog import Catalog, dumps, number
@@ -168,6 +169,34 @@ class AdapterStore:
         adapter = self.open(name, verify=True)
         raw = self.peft_config(adapter.revision)
         peft_files.write("AdapterStore.export_peft", path, adapter, raw)
+
+    # Merging ----------------------------------------------------------------------------------
+
+    def merge(
+        self,
+        names: Sequence[str],
+        weights: Sequence[float],
+        *,
+        io_budget: int | None = None,
+        rank: int | None = None,
+        **about: Any,
+    ) -> merging.Merged:
+        """Registers the sum of adapters, each times its weight, as one of its own in fp32.
+
+        io_budget: most bytes of weights to read; the modules of adapters that move the result most
+        by the byte are read, by norms in the catalog (`measure`; those that nobody has read count
+        as usual ones), and the others left out. None reads all: then the sum is exact, with the
+        ranks side by side. rank: the largest of a module, nearest in the Frobenius norm. about:
+        name and owner, as of `NewAdapter`; parents and data say what was merged. ValueError,
+        TypeError, and NotImplementedError for adapters with more than A and B; nothing is
+        registered then. Source: MergePipe (2026; arXiv 2602.13273).
+        """
+        return merging.merge(self, names, weights, io_budget, rank, about)
+
+    def measure(self, names: Iterable[str]) -> int:
+        """Reads what nobody has yet of these, and notes how much each module does (the norm of
+        scale B A), for `merge`; gives the bytes of weights that were read."""
+        return merging.measure(self, names)
 
     # Finding ----------------------------------------------------------------------------------
 

@@ -59,6 +59,15 @@ def add(parser: argparse.ArgumentParser) -> None:
     p = action("rollback", "point a name at what it had before, by a rule the latest that passes")
     p.add_argument("name")
     _add_gate(p)
+    p = action("merge", "register the weighted sum of adapters, reading no more than allowed")
+    p.add_argument("revisions", nargs="+", metavar="REVISION")
+    p.add_argument("--weights", type=float, nargs="+", metavar="X", help="else 1 / their number")
+    p.add_argument("--io-budget", type=int, metavar="BYTES", help="most bytes of weights to read")
+    p.add_argument("--rank", type=int, help="the largest of a module; else those side by side")
+    p.add_argument("--name", help="a new name for it")
+    p.add_argument("--owner")
+    p = action("measure", "read adapters once, so that a merge knows what each module does")
+    p.add_argument("revisions", nargs="+", metavar="REVISION")
     p = action("export", "write a revision as a new folder of the peft package")
     p.add_argument("revision")
     p.add_argument("folder")
@@ -182,6 +191,24 @@ def _promote(store: AdapterStore, args: argparse.Namespace) -> int:
 
 def _rollback(store: AdapterStore, args: argparse.Namespace) -> int:
     print(store.rollback(args.name, gate=_gate(args), why=args.why))
+    return 0
+
+
+def _merge(store: AdapterStore, args: argparse.Namespace) -> int:
+    weights = args.weights or [1 / len(args.revisions)] * len(args.revisions)
+    options = {"io_budget": args.io_budget, "rank": args.rank}
+    made = store.merge(args.revisions, weights, **options, name=args.name, owner=args.owner)
+    left = "unknown" if made.omitted is None else f"{made.omitted:.3g}"
+    print(made.digest)
+    print(
+        f"read {made.read:,} of {made.total:,} bytes, {made.blocks} of {made.of} modules; norm "
+        f"left out {left} at most, lost to the rank {made.truncated:.3g}"
+    )
+    return 0
+
+
+def _measure(store: AdapterStore, args: argparse.Namespace) -> int:
+    print(f"read {store.measure(args.revisions):,} bytes")
     return 0
 
 

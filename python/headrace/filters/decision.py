@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -41,6 +41,11 @@ class Decision:
         """Puts rows [.., K, D], as `rows` gives them, to their places in y [.., N, D]."""
         ops.scatter_back(y, rows, self.index, self.count)
 
+    def fitted(self) -> Decision:
+        """The same, on the CPU with a capacity of what the fullest row keeps: work that goes by
+        the capacity then goes by what is kept. Elsewhere nobody looks, and it stays."""
+        return replace(self, index=fitting(self.index, self.count))
+
     def merged(self, high: int, wide: int, capacity: int | None = None) -> Decision:
         """The decision over groups of `high` x `wide` places, of which each is kept as soon as one
         of its places is: what a patch merger makes one token of. Groups at the right and the lower
@@ -60,6 +65,13 @@ class Decision:
         down, across = cells.shape[-2] // high, cells.shape[-1] // wide
         groups = cells.view(*lead, down, high, across, wide).any(-1).any(-2).flatten(-2)
         return decide(groups.float(), 0.5, False, capacity, (down, across))
+
+
+def fitting(index: Tensor, count: Tensor) -> Tensor:
+    """An index [.., K] cut behind its longest row, on the CPU, where to look at counts is free."""
+    if index.device.type != "cpu" or not count.numel():
+        return index
+    return index[..., : int(count.max())].contiguous()
 
 
 def decide(

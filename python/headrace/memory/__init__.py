@@ -2,13 +2,15 @@
 """Where streams keep their keys and values: the page pool, page tables, views, and regions."""
 
 from .archive import Archive, ArchiveStore, InMemory, OnDisk, Shelf, Spill
+from .choice import Held, Keep, Rest, Tagged, Then
 from .cut import cut, fresh_pages
 from .edit import Edit
 from .heads import HeadCache, budgets
+from .kept import Kept, evict, held, most_pages
 from .parking import Parked
 from .pool import PagePool
-from .recall import Asked, Recalled, by_mass, by_score
-from .regions import UNLIMITED, Plan, Region, Sink, Union, Window
+from .recall import Asked, Choose, Picked, Recalled, by_mass, by_score, stored, tokens_of, turned
+from .regions import UNLIMITED, Coming, Plan, Region, Sink, Union, Window
 from .table import Lease, Page, Table
 from .view import View
 
@@ -17,21 +19,30 @@ __all__ = [
     "Archive",
     "ArchiveStore",
     "Asked",
+    "Choose",
+    "Coming",
     "Edit",
     "HeadCache",
+    "Held",
     "InMemory",
+    "Keep",
+    "Kept",
     "Lease",
     "OnDisk",
     "Page",
     "PagePool",
     "Parked",
+    "Picked",
     "Plan",
     "Recalled",
     "Region",
+    "Rest",
     "Shelf",
     "Sink",
     "Spill",
     "Table",
+    "Tagged",
+    "Then",
     "Union",
     "View",
     "Window",
@@ -39,5 +50,11 @@ __all__ = [
     "by_mass",
     "by_score",
     "cut",
+    "evict",
     "fresh_pages",
+    "held",
+    "most_pages",
+    "stored",
+    "tokens_of",
+    "turned",
 ]

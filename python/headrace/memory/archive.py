@@ -40,15 +40,18 @@ class InMemory:
 @dataclass(frozen=True)
 class OnDisk:
     """Segment files in a folder, which outlive the process; host memory keeps copies of the newest
-    `host_blocks`. queue: pages that may wait to be written. readers: threads.
+    `host_blocks`. queue: pages that may wait to be written. readers: threads. direct: read past the
+    page cache where the file system can; False where the same pages are recalled again and again
+    and `host_blocks` is small.
     """
 
     folder: str | os.PathLike[str]
     host_blocks: int = 0
     codec: str = "same"
     queue: int = 32
-    readers: int = 2
+    readers: int = 4
     segment_bytes: int = 64 << 20
+    direct: bool = True
 
 
 @dataclass(frozen=True)
@@ -124,6 +127,7 @@ class ArchiveStore:
                 queue=tier.queue,
                 readers=tier.readers,
                 segment_bytes=tier.segment_bytes,
+                direct=tier.direct,
             )
             self.tiers = Tiers(layout, host_blocks=tier.host_blocks, disk=disk)
         self._holders: Counter[int] = Counter()
@@ -205,7 +209,7 @@ class Shelf:
 
     def __init__(self, store: ArchiveStore, key: bytes, index: Index) -> None:
         self.store, self.key, self.index = store, key, index
-        self._staged: list[tuple[Tensor, Record, Tensor, int]] = []
+        self._staged: list[tuple[Page, int, Tensor, int]] = []
 
     @property
     def named(self) -> bool:
@@ -221,27 +225,34 @@ class Shelf:
 
         OSError when the disk has no room for it.
         """
-        store, count = self.store, stop - page.start
-        (room,) = store.tiers.reserve(1)
-        block = store.tiers.layout.empty()
-        store.tiers.layout.pack(store.pool, page.id, block)
-        fields = summarised(store, block, page.start - page.origin, count)
-        record = Record(self.key, page.start, page.origin, count, 0, (), fields.numpy().tobytes())
-        self._staged.append((block, record, fields, room))
+        self.store.tiers.layout.pack(self.store.pool, page.id, self.promise(page, stop))
+
+    def promise(self, page: Page, stop: int) -> Tensor:
+        """`stage` for a page that is written later: uint8 [layers, part_bytes] to pack it into
+        before `commit`.
+        """
+        (room,) = self.store.tiers.reserve(1)
+        block = self.store.tiers.layout.empty()
+        self._staged.append((page, stop, block, room))
+        return block
 
     def commit(self) -> None:
         """What was staged is archived."""
         staged, self._staged = self._staged, []
         if not staged:
             return
-        blocks = self.store.tiers.put(
-            [block for block, *_ in staged],
-            [record for _, record, _, _ in staged],
-            [room for *_, room in staged],
-        )
-        for number, (_, r, fields, _) in zip(blocks, staged, strict=True):
+        records, made = [], []
+        for page, stop, block, _ in staged:
+            count = stop - page.start
+            fields = summarised(self.store, block, page.start - page.origin, count)
+            summary = fields.numpy().tobytes()
+            records.append(Record(self.key, page.start, page.origin, count, 0, (), summary))
+            made.append(fields)
+        blocks, room = [block for _, _, block, _ in staged], [room for *_, room in staged]
+        numbers = self.store.tiers.put(blocks, records, room)
+        for number, r, fields in zip(numbers, records, made, strict=True):
             self.index.add(number, r.start, r.origin, r.count, fields)
-        self.store.hold(blocks)
+        self.store.hold(numbers)
 
     def undo(self) -> None:
         """What was staged never was."""
@@ -269,6 +280,23 @@ class Shelf:
                     torch.from_numpy(self.index.blocks.copy()), torch.tensor(list(blocks))
                 ).numpy()
             )
+
+    def add(self, block: Tensor, start: int, origin: int, count: int, fields: Tensor) -> int:
+        """A block uint8 [layers, part_bytes] of the caller's making, at once; its number.
+
+        Its keys are turned by their positions less `origin`, whatever their order; all come after
+        `start`. fields as `Index.add` takes them. OSError when the disk has no room for it.
+        """
+        record = Record(self.key, start, origin, count, 0, (), fields.numpy().tobytes())
+        (number,) = self.store.tiers.put([block], [record])
+        self.index.add(number, start, origin, count, fields)
+        self.store.hold([number])
+        return number
+
+    def drop(self, blocks: Sequence[int]) -> None:
+        """Blocks that are not wanted any more. What was recalled of them must be forgotten."""
+        self.lose(blocks)
+        self.store.let_go(blocks)
 
     def close(self) -> None:
         """Lets go of its blocks; those of a named stream stay on the disk."""

@@ -18,6 +18,9 @@ def cut(table: Table, tokens: int) -> Table | None:
     end = table.start + tokens
     if tokens == table.tokens:
         return table
+    if table.kept is not None:  # who was alive then is not known any more
+        empty = replace(table, end=table.start, window=(), kept=None, cell=[])
+        return None if tokens else empty
     border = table.start + table.plan.pinned
     pinned = tuple(page for page in table.pinned if page.start < min(end, border))
     window = tuple(page for page in table.window if page.start < end)
@@ -31,7 +34,9 @@ def fresh_pages(pool: PagePool, table: Table, tokens: int) -> int:
     """Pages that `tokens` more tokens take from the pool, at most."""
     end = table.end + tokens
     border = min(max(table.end, table.start + table.plan.pinned), end)
-    return _fresh(pool, table.pinned, table.end, border) + _fresh(pool, table.window, border, end)
+    fresh = _fresh(pool, table.pinned, table.end, border) + _fresh(pool, table.window, border, end)
+    packing = 0 if table.kept is None else (len(table.page_ids) + 1) // 2
+    return fresh + packing
 
 
 def _fresh(pool: PagePool, run: tuple[Page, ...], lo: int, hi: int) -> int:

@@ -60,30 +60,45 @@ def masses(
     spread: Tensor,
     counts: Tensor,
     scale: float,
+    groups: Tensor | None = None,
 ) -> Masses:
     """Bounds for queries q [W, Hq, D], turned to where the blocks are to be seen, over summaries
     [Hkv, n, D] (fp32) of counts [n] keys. Rows are W * Hq.
+
+    Where not all blocks are seen from one place, q is [S, W, Hq, D] and groups int32 [S, R] names
+    the blocks that the queries of each place are for, every block once; -1 is none.
     """
-    n, group = centre.shape[1], q.shape[1] // centre.shape[0]
-    asked = q.float()[:, :, None].contiguous()
+    whole = groups is None
+    if groups is None:
+        q, groups = q[None], torch.empty(1, 0, dtype=torch.int32)
+    places, w, hq, _ = q.shape
+    n, group = centre.shape[1], hq // centre.shape[0]
+    asked = q.float().flatten(0, 1)[:, :, None].contiguous()
+    rows = groups.repeat_interleave(w, 0).contiguous()
+    named = groups >= 0
+    to = groups[named].long()
 
     def score(x: Tensor, keys: Tensor, upper: Tensor | None = None) -> Tensor:
+        """fp32 [W, Hq, n]."""
         upper = None if upper is None else upper[None]
-        s = ops.block_score(x, keys[None], upper=upper, heads="each", scale=scale)
-        return s[:, :, 0] if s.dim() == 4 else s
+        index = None if whole else rows
+        s = ops.block_score(x, keys[None], upper=upper, index=index, heads="each", scale=scale)
+        if whole:
+            return s
+        made = s.new_empty(w, hq, n)
+        made[:, :, to] = s.view(places, w, hq, -1).permute(1, 2, 0, 3)[:, :, named]
+        return made
 
-    c = score(asked, centre).double()
-    size = asked.double().norm(dim=-1) * scale  # [W, Hq, 1]
-    far, wide = (spread[:, :, i].double().repeat_interleave(group, 0)[None] for i in (0, 1))
-    above = torch.minimum(score(asked, low, high).double() - c, size * far).clamp_min(0)
-    below = (c + score(-asked, low, high).double()).clamp_min(0)
-    variance = torch.minimum((size * wide) ** 2, above * below)
-    b = above.clamp_min(1e-12)
+    c = score(asked, centre)
+    size = q[0].float().norm(dim=-1, keepdim=True) * scale  # the same wherever they are turned to
+    far, wide = (spread[:, :, i].repeat_interleave(group, 0)[None] for i in (0, 1))
+    b = torch.minimum(score(asked, low, high).sub_(c), size * far).clamp_min_(1e-12)
+    variance = score(-asked, low, high).add_(c).clamp_min_(0).mul_(b)  # |least corner - c| b
+    variance = torch.minimum((size * wide).square_(), variance)
     t = variance / (b * b + variance)  # the weight of exp(b)
-    inside = torch.log1p((torch.exp(-variance / b - b) - 1) * (1 - t)) + b
-    many = counts.double().log()
-    least, most = many + c - SLACK, many + c + inside.clamp_min(0) + SLACK
-    return Masses(least.reshape(-1, n), most.reshape(-1, n))
+    inside = torch.log(t + (1 - t) * torch.exp(-variance / b - b)).add_(b).clamp_min_(0)
+    many = counts.log()
+    return Masses((many + c - SLACK).view(-1, n), (many + c + inside + SLACK).view(-1, n))
 
 
 def dial(m: Masses, p: float, *, near: Tensor | None = None, proven: bool = True) -> Dialled:
@@ -97,8 +112,9 @@ def dial(m: Masses, p: float, *, near: Tensor | None = None, proven: bool = True
     rows, n = m.low.shape
     base = torch.full((rows,), -torch.inf, dtype=torch.float64)
     base = base if near is None else near.double().reshape(rows)
-    top = torch.maximum(m.high.amax(1) if n else base, base).nan_to_num_(neginf=0.0)[:, None]
-    low, high = torch.exp(m.low - top), torch.exp(m.high - top)
+    low, high = m.low.double(), m.high.double()
+    top = torch.maximum(high.amax(1) if n else base, base).nan_to_num_(neginf=0.0)[:, None]
+    low, high = torch.exp(low - top), torch.exp(high - top)
     seen = torch.exp(base[:, None] - top)
     left = high if proven else low
     order = torch.argsort(left, dim=1, descending=True, stable=True)

@@ -10,10 +10,8 @@ what is damaged is named in `faults` and never given out.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import threading
-import zlib
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import replace
@@ -22,10 +20,11 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import bad_value, message
-from .disk_reads import Read, Readers, copy
+from ..errors import bad_value
+from .disk_reads import Part, Readers, copy
+from .folder import locked, opened, told
 from .layout import Layout
-from .segment import Fault, Record, Segment, sync_folder
+from .segment import Fault, Record, Segment, checksum
 
 BATCH = 16
 """Blocks that one sync of the files covers, at most."""
@@ -35,8 +34,9 @@ class Disk:
     """Blocks in the segment files of one folder; slot numbers go on over all files.
 
     layout and summary_bytes must be those that the folder was made with. queue: blocks that may
-    wait for the writer, and parts that may be read ahead. readers: threads. One process at a time
-    writes (a lock says so). records: what each slot holds. faults: what was found damaged.
+    wait for the writer, and parts that may be read ahead. readers: threads. direct: read past the
+    page cache. One process at a time writes (a lock says so). records: what each slot holds.
+    faults: what was found damaged.
     """
 
     def __init__(
@@ -47,19 +47,17 @@ class Disk:
         *,
         tag: str = "",
         queue: int = 32,
-        readers: int = 2,
+        readers: int = 4,
         segment_bytes: int = 64 << 20,
+        direct: bool = True,
     ) -> None:
-        for name, value in (
-            ("queue", queue),
-            ("readers", readers),
-            ("segment_bytes", segment_bytes),
-        ):
+        least = {"queue": queue, "readers": readers, "segment_bytes": segment_bytes}
+        for name, value in least.items():
             if value < 1:
                 raise bad_value("Disk", name, "1 or more", value)
         self.folder, self.layout, self.queue = Path(folder), layout, queue
-        *_, first, nbytes = layout.pieces[-1]
-        self._used = first + nbytes  # of a part; the rest is padding
+        self._direct = direct
+        self._used = int(layout.piece_bytes.sum())  # of a part; the rest is padding
         self._meta: dict[str, Any] = {
             "layout": layout.meta(),
             "part_bytes": layout.part_bytes,
@@ -67,24 +65,24 @@ class Disk:
             "tag": tag,
             "slots": max(1, segment_bytes // layout.block_bytes),
         }
-        self.records: dict[int, Record] = {}
-        self.faults: list[Fault] = []
         self.written_bytes = 0
-        self._segments: dict[int, Segment] = {}
-        self._free: list[int] = []
         self._pending: dict[int, tuple[np.ndarray, Record]] = {}
         self._jobs: deque[tuple[str, int]] = deque()
         self._error: OSError | None = None
         self._closing = False
         self._changed = threading.Condition()
-        self._lock = _locked(self.folder)
+        self._lock = locked(self.folder)
         try:
-            self._load()
+            found = opened(self.folder, self._meta, direct)
         except BaseException:
-            self._shut()
+            os.close(self._lock)
             raise
+        self._segments, self._number = found.segments, found.next
+        self.records: dict[int, Record] = found.records
+        self.faults: list[Fault] = found.faults
+        self._free = found.free
         self._next = 1 + max((r.serial for r in self.records.values()), default=0)
-        self._readers = Readers(self._find, self._used, queue, readers)
+        self._readers = Readers(self._find, layout, queue, readers)
         self._writer = threading.Thread(target=self._write, name="headrace-write", daemon=True)
         self._writer.start()
 
@@ -117,40 +115,6 @@ class Disk:
             for file in (segment.blocks, segment.index)
         )
 
-    def _load(self) -> None:
-        for path in sorted(self.folder.glob("*.index")):
-            number = int(path.stem)
-            try:
-                segment = Segment.open(path)
-            except (ValueError, OSError) as error:
-                self.faults.append(Fault(path.name, -1, str(error)))
-                continue
-            if not self._segments:  # the first says how long they are
-                self._meta["slots"] = segment.meta["slots"]
-            self._segments[number] = segment
-            if segment.meta != self._meta:
-                wrong = [k for k, v in self._meta.items() if segment.meta.get(k) != v]
-                got = ", ".join(f"{k} {segment.meta.get(k)}" for k in wrong)
-                want = ", ".join(f"{k} {self._meta[k]}" for k in wrong)
-                raise bad_value("archive", str(self.folder), want, got, "use another folder")
-            taken = set()
-            for slot, found in segment.scan():
-                taken.add(slot)
-                if isinstance(found, Fault):
-                    self.faults.append(found)
-                else:
-                    self.records[number * self.slots + slot] = found
-            free = [number * self.slots + i for i in range(self.slots) if i not in taken]
-            self._free += free
-        named = {int(path.stem) for path in self.folder.glob("*.index")}
-        for path in self.folder.glob("*.blocks"):  # of a segment that never got its name
-            if int(path.stem) not in named:
-                path.unlink()
-        for path in self.folder.glob("*.part"):
-            path.unlink()
-        self._free.sort(reverse=True)
-        self._number = 1 + max(named, default=-1)
-
     def reserve(self, count: int) -> list[int]:
         """Slots for so many blocks, with room on the disk. OSError, one line, and none, if full."""
         self._check()
@@ -162,10 +126,10 @@ class Disk:
     def _grow(self) -> None:
         path = self.folder / f"{self._number:06d}"
         try:
-            segment = Segment.create(path, self._meta)
+            segment = Segment.create(path, self._meta, self._direct)
         except OSError as error:
             size = self.slots * self.layout.block_bytes / 2**20
-            raise _told(error, self.folder, f"room for a segment of {size:.1f} MiB") from None
+            raise told(error, self.folder, f"room for a segment of {size:.1f} MiB") from None
         number, self._number = self._number, self._number + 1
         self._segments[number] = segment
         first = number * self.slots
@@ -214,7 +178,7 @@ class Disk:
         error = self._error
         if error is not None:
             waits = f"{len(self._pending)} blocks wait in memory"
-            raise _told(error, self.folder, f"to write ({waits})", "make room, then flush()")
+            raise told(error, self.folder, f"to write ({waits})", "make room, then flush()")
 
     def _write(self) -> None:
         while True:
@@ -247,7 +211,7 @@ class Disk:
         for kind, slot in batch:
             if kind == "put":
                 block, record = self._pending[slot]
-                sums = tuple(zlib.crc32(part[: self._used]) for part in block)
+                sums = tuple(checksum(part[: self._used]) for part in block)
                 done[slot] = replace(record, sums=sums)
                 segment, at = self._place(slot)
                 segment.write(at, block)
@@ -265,24 +229,26 @@ class Disk:
     def _place(self, slot: int) -> tuple[Segment, int]:
         return self._segments[slot // self.slots], slot % self.slots
 
-    def fetch(self, reads: Sequence[Read]) -> list[Fault | None]:
-        """Reads all of these, in the order of the disk; for each what is wrong, or None.
+    def fetch(self, parts: Sequence[Part], into: np.ndarray) -> list[Fault | None]:
+        """Reads all of these (slot, layer), in the order of the disk; for each what is wrong, or
+        None.
 
-        Buffers of what is wrong hold anything.
+        into: addresses uint64 [parts, pieces] of where the pieces go. What is wrong is not copied.
         """
-        found: list[Fault | None] = [None] * len(reads)
+        found: list[Fault | None] = [None] * len(parts)
         later = []
-        for i, read in enumerate(reads):
+        for i, (slot, layer) in enumerate(parts):
             with self._changed:
-                block = self._pending.get(read.slot, (None, None))[0]
+                block = self._pending.get(slot, (None, None))[0]
             if block is None:
                 later.append(i)
             else:
-                copy(block[read.layer], read.into)
-        for i, fault in zip(later, self._readers.fetch([reads[i] for i in later]), strict=True):
+                copy(block[layer], into[i], self.layout.piece_bytes)
+        faults = self._readers.fetch([parts[i] for i in later], into[later])
+        for i, fault in zip(later, faults, strict=True):
             found[i] = fault
             if fault is not None:
-                self._spoilt(reads[i].slot, fault)
+                self._spoilt(parts[i][0], fault)
         return found
 
     def prefetch(self, parts: Sequence[tuple[int, int]]) -> int:
@@ -337,22 +303,3 @@ class Disk:
                 segment.close()
                 return segment.meta
         return None
-
-
-def _locked(folder: Path) -> int:
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        os.close(lock)
-        raise bad_value(
-            "archive", str(folder), "a folder of its own", "one that is in use"
-        ) from None
-    sync_folder(folder.parent)
-    return lock
-
-
-def _told(error: OSError, folder: Path, expected: str, hint: str = "") -> OSError:
-    text = message("archive", str(folder), expected, error.strerror or str(error), hint)
-    return OSError(error.errno, text)

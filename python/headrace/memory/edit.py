@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from typing import NamedTuple
@@ -79,9 +79,7 @@ class Edit:
     ) -> list[tuple[Table, list[Slot]]]:
         plans = [self._claim(table, n) for table, n in zip(tables, counts, strict=True)]
         size = self._pool.page_size
-        fresh = self._pool.take(sum(g.fresh(size) for growths in plans for g in growths))
-        self._taken.update(fresh)
-        pages = iter(fresh)
+        pages = iter(self.take(sum(g.fresh(size) for growths in plans for g in growths)))
         grown: list[tuple[Table, list[Slot]]] = []
         for table, n, (pinned, window) in zip(tables, counts, plans, strict=True):
             where: list[Slot] = []
@@ -149,13 +147,24 @@ class Edit:
         for page, after in pairwise(window[: dead + 1]):
             if stage is not None:
                 stage(page, after.start)
-            if page.id in self._taken:  # came and went within this edit
-                self._taken.remove(page.id)
-                self._filled.pop(page.id)
-                self._pool.drop([page.id])
-            else:
-                self._retired.append(page.id)
+            self.retire([page.id])
         return replace(table, window=window[dead:]) if dead else table
+
+    def take(self, count: int) -> list[int]:
+        """Pages for a new table. ValueError when the pool has too few; then call `undo`."""
+        fresh = self._pool.take(count)
+        self._taken.update(fresh)
+        return fresh
+
+    def retire(self, pages: Iterable[int]) -> None:
+        """Pages that a new table does not have any more."""
+        for page in pages:
+            if page in self._taken:  # came and went within this edit
+                self._taken.remove(page)
+                self._filled.pop(page, None)
+                self._pool.drop([page])
+            else:
+                self._retired.append(page)
 
     def commit(self) -> None:
         """The new tables count; cannot be undone any more."""

@@ -85,14 +85,17 @@ class HeadCache:
         layer: int,
         q: Tensor,
         *,
+        causal: bool = True,
         scale: float | None = None,
         sink_logits: Tensor | None = None,
     ) -> Tensor:
         """o [T, Hq, D] of the newest T tokens' queries, not rotated; each sees what its head has,
-        causally among the newest. Options as `ops.paged_attention` has them.
+        causally among the newest, or without `causal` all of it, whichever of the newest it still
+        has. Options as `ops.paged_attention` has them.
         """
         n, end = len(q), self.ends[layer]
-        rows, offsets = self.entries(layer, n)
+        rows, offsets = self.entries(layer, n if causal else 0)
+        last = None if causal else torch.full((n,), end, device=q.device)
         pages, scales = self.pool.layer(0)
         o: Tensor
         o, _ = ops.paged_attention(
@@ -102,6 +105,7 @@ class HeadCache:
             offsets.to(q.device),
             torch.tensor([0, n], dtype=torch.int32, device=q.device),
             torch.arange(end - n, end, device=q.device),
+            q_order=last,
             inv_freq=self.inv_freq,
             scale=scale,
             sink_logits=sink_logits,
@@ -128,6 +132,22 @@ class HeadCache:
             torch.tensor(rows, dtype=torch.int64).view(-1, 7),
             torch.tensor(offsets, dtype=torch.int32),
         )
+
+    def keys(self, layer: int) -> Tensor:
+        """fp32 [Hkv, N, D] as they lie, turned by their positions if at all; N tokens of each head,
+        or of the one with the most, and zeros behind those of the others.
+        """
+        lengths = self.lengths[layer]
+        made = self.pool.v.new_zeros(
+            self.kv_heads, max(lengths), self.pool.v.shape[-1], dtype=torch.float32
+        )
+        for row, run, n in zip(made, self._pages[layer], lengths, strict=True):
+            pages = torch.tensor(run, dtype=torch.int64)
+            k = _tokens(self.pool.k[0, pages, 0], 0)[:n].float()
+            if self.pool.k_scale is not None:
+                k *= _tokens(self.pool.k_scale[0, pages, 0], 2)[:n, None]
+            row[:n] = k
+        return made
 
     def keep(self, layer: int, index: Tensor, count: Tensor) -> int:
         """Every head keeps its own tokens, the others are evicted; returns the pages that are free

@@ -3,11 +3,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from math import prod
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -83,6 +85,11 @@ class Layout:
         *_, first, nbytes = self.pieces[-1]
         return -(-(first + nbytes) // ALIGN) * ALIGN
 
+    @cached_property
+    def piece_bytes(self) -> np.ndarray:
+        """int64 [pieces] of a part; they follow one another without a gap."""
+        return np.array([nbytes for *_, nbytes in self.pieces], np.int64)
+
     @property
     def block_bytes(self) -> int:
         return self.layers * self.part_bytes
@@ -99,24 +106,30 @@ class Layout:
         shape = (*sizes, self.layers, self.part_bytes)
         return torch.empty(shape, dtype=torch.uint8, pin_memory=pinned)
 
-    def pack(self, pool: PagePool, page: int, out: Tensor) -> None:
-        """Copies a page into uint8 [layers, part_bytes]; all layers."""
+    def pack(self, pool: PagePool, page: int, out: Tensor, layers: slice = slice(None)) -> None:
+        """Copies a page into uint8 [layers, part_bytes]; all layers, or those of a slice."""
+        out = out[layers]
         pieces = self.split(out)
         if self.codec == "int8":
             for name, source in (("k", pool.k), ("v", pool.v)):
-                codes, scale = quantise(source[:, page].flatten(2))
+                codes, scale = quantise(source[layers, page].flatten(2))
                 pieces[name].copy_(codes.view(pieces[name].shape))
                 pieces[f"{name}_scale"].copy_(scale)
         else:
             for name, piece in pieces.items():
-                piece.copy_(getattr(pool, name)[:, page])
+                piece.copy_(getattr(pool, name)[layers, page])
         *_, first, nbytes = self.pieces[-1]
         out[..., first + nbytes :] = 0
 
-    def unpack(self, pieces: dict[str, Tensor], pool: PagePool, layer: int, page: int) -> None:
-        """Copies the pieces of one layer of a block into a page of a pool."""
-        for name, piece in self.decoded(pieces).items():
-            getattr(pool, name)[layer, page].copy_(piece, non_blocking=True)
+    def unpack(self, parts: Tensor, pool: PagePool, layer: int, pages: Sequence[int]) -> None:
+        """Copies parts uint8 [n, part_bytes] of one layer into these pages of a pool."""
+        pieces = self.decoded(self.split(parts.to(pool.k.device, non_blocking=True)))
+        at = torch.tensor(pages, device=pool.k.device)
+        for name, piece in pieces.items():
+            held = getattr(pool, name)[layer]
+            kind = torch.uint8 if held.dtype == piece.dtype else held.dtype  # not all dtypes can
+            piece = piece.view(kind) if held.dtype == piece.dtype else piece.to(kind)
+            held.view(kind).index_copy_(0, at, piece)
 
     def decoded(self, pieces: dict[str, Tensor]) -> dict[str, Tensor]:
         """What the pool holds of these pieces: without scales of ours."""
@@ -126,14 +139,20 @@ class Layout:
             name: pieces[name].float() * pieces[f"{name}_scale"][..., None] for name in ("k", "v")
         }
 
-    def direct(self, pool: PagePool, layer: int, page: int) -> list[memoryview] | None:
-        """The memory of a page that a part is a copy of, in order; None when it is not."""
+    def direct(self, pool: PagePool, layers: np.ndarray, pages: np.ndarray) -> np.ndarray | None:
+        """Addresses uint64 [n, pieces] of the memory of pages that parts are copies of; None when
+        they are not.
+        """
         if self.codec != "same" or pool.k.device.type != "cpu":
             return None
-        return [
-            memoryview(getattr(pool, name)[layer, page].view(torch.uint8).view(-1).numpy())
-            for name, *_ in self.pieces
-        ]
+        at = layers * pool.pages + pages
+        starts = [getattr(pool, name).data_ptr() for name, *_ in self.pieces]
+        return (np.array(starts) + at[:, None] * self.piece_bytes).astype(np.uint64)
+
+    def within(self, parts: np.ndarray) -> np.ndarray:
+        """Addresses uint64 [n, pieces] of the pieces of parts that begin at addresses [n]."""
+        first = np.cumsum(self.piece_bytes) - self.piece_bytes
+        return (np.asarray(parts, np.int64)[:, None] + first).astype(np.uint64)
 
 
 def quantise(x: Tensor) -> tuple[Tensor, Tensor]:

@@ -93,4 +93,5 @@ def _renumbered(table: Table, moved: dict[int, int]) -> Table:
     def run(pages: tuple[Page, ...]) -> tuple[Page, ...]:
         return tuple(page._replace(id=moved.get(page.id, page.id)) for page in pages)
 
-    return replace(table, pinned=run(table.pinned), window=run(table.window))
+    kept = None if table.kept is None else table.kept.renumbered(moved)
+    return replace(table, pinned=run(table.pinned), window=run(table.window), kept=kept, cell=[])

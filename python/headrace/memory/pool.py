@@ -25,7 +25,8 @@ class PagePool:
     `append` writes; others have None. Free pages are
     handed out lowest id first, so that a run repeats itself. A page is free when nobody holds it.
     filled[page] is how many of its slots were ever written since it was taken: slots from there on
-    belong to nobody. written_bytes counts all that steps ever wrote into it.
+    belong to nobody. written_bytes counts all that steps ever wrote into it, moved the slots that
+    were ever copied to pack pages.
     """
 
     def __init__(
@@ -73,6 +74,7 @@ class PagePool:
         self.page_bytes = sum(x[:, 0].nbytes for x in tensors if x is not None)
         self.filled = [0] * pages
         self.written_bytes = 0
+        self.moved = 0
         self._holders = [0] * pages
         self._free = list(range(pages))
         audit.owns(self.k, self)

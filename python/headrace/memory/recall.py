@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,8 +16,9 @@ from .archive import Shelf
 from .dial import Masses, dial, masses
 from .regions import UNLIMITED
 from .segment import Fault
+from .summary import unrotated
 from .table import Table
-from .view import CAP, COUNT, ORDER, ORIGIN, PAGE
+from .view import CAP, COUNT, FIRST, ORDER, ORIGIN, PAGE, REACH
 
 
 @dataclass(frozen=True)
@@ -31,12 +32,26 @@ class Asked:
     at: int
 
 
+@dataclass(frozen=True)
+class Picked:
+    """What a layer sees of a shelf: rows of its index, ascending, and of their tokens those at
+    these positions (int64, ascending), or all for None.
+    """
+
+    rows: np.ndarray
+    tokens: np.ndarray | None = None
+
+
+Choose = Callable[[Shelf, int, "Asked"], "Picked | np.ndarray"]
+"""(shelf, layer, what it asks) -> what that layer sees."""
+
+
 class Recalled:
     """Blocks in near pages, and the pages of the window that no query sees any more, held until
     released.
 
-    By layer: rows, entries of a view; tokens, how many they are; blocks, which; captured and missed
-    if they were recalled by mass (see `Dialled`). faults: what was damaged and left out.
+    By layer: rows, entries of a view; tokens, how many they are; spans, which; blocks; captured and
+    missed if they were recalled by mass (see `Dialled`). faults: what was damaged and left out.
     """
 
     def __init__(
@@ -47,44 +62,74 @@ class Recalled:
         in_cache: bool,
         captured: Sequence[float] = (),
         missed: Sequence[float] = (),
+        tail: list[list[int]] | None = None,
+        before: int | None = None,
     ) -> None:
-        """chosen[layer]: rows of the shelf's index, ascending. ValueError when the near pages are
-        too few: then nothing was done.
+        """chosen[layer]: rows of the shelf's index, ascending; more layers with `take`. ValueError
+        when the near pages are too few: then nothing was done.
+
+        tail: entries seen besides, instead of what is leaving the window. before: a position right
+        before which all stand in a row, in the order of their time.
         """
-        index, tiers = shelf.index, shelf.store.near()
-        self._tiers, self._pool, self._released = tiers, shelf.store.pool, False
+        self._shelf, self._tiers, self._pool = shelf, shelf.store.near(), shelf.store.pool
+        self._released = False
+        self._reach = table.plan.reach if in_cache else None
+        self._before = before
         self.captured, self.missed = list(captured), list(missed)
         self.faults: list[Fault] = []
         self.rows: list[list[list[int]]] = []
         self.blocks: list[list[int]] = []
-        tail = _out_of_reach(table)
-        self._held = [row[PAGE] for row in tail]
+        self._chosen: set[int] = set()
+        self._tail = _out_of_reach(table) if tail is None else tail
+        self._held = [row[PAGE] for row in self._tail]
         self._pool.hold(self._held)
         try:
-            for layer, picked in enumerate(chosen):
-                blocks = index.blocks[picked].tolist()
-                pages, faults = tiers.fetch(blocks, layer)
-                facts = zip(
-                    pages,
-                    index.starts[picked],
-                    index.origins[picked],
-                    index.counts[picked],
-                    strict=True,
-                )
-                self.faults += faults
-                self.blocks.append([b for b, page in zip(blocks, pages, strict=True) if page >= 0])
-                rows = [
-                    [page, 0, int(count), int(origin), UNLIMITED, int(start), UNLIMITED]
-                    for page, start, origin, count in facts
-                    if page >= 0
-                ]
-                rows += [list(row) for row in tail]
-                self.rows.append(in_a_row(rows, table.plan.reach) if in_cache else rows)
+            wanted = {n: shelf.index.blocks[rows].tolist() for n, rows in enumerate(chosen)}
+            fetched = self._tiers.fetch_layers(wanted)
+            for layer, rows in enumerate(chosen):
+                self._see(Picked(rows), wanted[layer], *fetched[layer])
         except BaseException:
             self.release()
             raise
-        shelf.lose([b for b in index.blocks[_union(chosen)].tolist() if tiers.gone(b)])
+        self.settle()
+
+    def take(self, picked: Picked) -> list[list[int]]:
+        """What the next layer sees; its entries."""
+        blocks = self._shelf.index.blocks[picked.rows].tolist()
+        return self._see(picked, blocks, *self._tiers.fetch(blocks, len(self.rows)))
+
+    def _see(
+        self, picked: Picked, blocks: list[int], pages: list[int], faults: list[Fault]
+    ) -> list[list[int]]:
+        index, at = self._shelf.index, picked.rows
+        facts = zip(pages, index.starts[at], index.origins[at], index.counts[at], strict=True)
+        self.faults += faults
+        self._chosen.update(blocks)
+        self.blocks.append([b for b, page in zip(blocks, pages, strict=True) if page >= 0])
+        rows = [
+            [page, 0, int(count), int(origin), UNLIMITED, int(start), UNLIMITED]
+            for page, start, origin, count in facts
+            if page >= 0
+        ]
+        if picked.tokens is not None:
+            rows = [run for row in rows for run in runs(row, picked.tokens)]
+        rows += [list(row) for row in self._tail]
+        if self._before is not None:
+            rows = right_before(sorted(rows, key=lambda row: row[ORDER]), self._before)
+        elif self._reach is not None:
+            rows = in_a_row(rows, self._reach)
+        self.rows.append(rows)
+        return rows
+
+    def settle(self) -> None:
+        """All layers have what they see; what turned out damaged is not found again."""
+        self._shelf.lose([b for b in sorted(self._chosen) if self._tiers.gone(b)])
         self.tokens = [sum(row[COUNT] for row in rows) for rows in self.rows]
+
+    @property
+    def spans(self) -> list[list[tuple[int, int]]]:
+        """By layer the positions, first and after the last, of the tokens of each entry."""
+        return [[(row[ORDER], row[ORDER] + row[COUNT]) for row in rows] for rows in self.rows]
 
     def share(self) -> Recalled:
         """Another hold on the same."""
@@ -115,6 +160,24 @@ def in_a_row(rows: list[list[int]], reach: int) -> list[list[int]]:
         after += row[COUNT]
         row[CAP] = after + row[ORDER] - row[ORIGIN]  # how far its first key was turned
     return rows
+
+
+def right_before(rows: list[list[int]], at: int) -> list[list[int]]:
+    """Entries turned so that their tokens stand one after the other, the last right before `at`."""
+    for row in reversed(rows):
+        at -= row[COUNT]
+        row[ORIGIN] = at - (row[ORDER] - row[ORIGIN])  # its first key was turned by the difference
+    return rows
+
+
+def runs(row: list[int], tokens: np.ndarray) -> Iterator[list[int]]:
+    """Of an entry the parts whose tokens are at these positions, ascending."""
+    first, stop = row[ORDER], row[ORDER] + row[COUNT]
+    mine = tokens[np.searchsorted(tokens, first) : np.searchsorted(tokens, stop)]
+    for run in np.split(mine, np.flatnonzero(np.diff(mine) > 1) + 1):
+        if len(run):
+            slot = row[FIRST] + int(run[0]) - first
+            yield [row[PAGE], slot, len(run), row[ORIGIN], row[CAP], int(run[0]), row[REACH]]
 
 
 def by_score(shelf: Shelf, layer: int, asked: Asked, top: int) -> np.ndarray:
@@ -157,25 +220,32 @@ def bounds(
     index = shelf.index
     if index.kind != "bounds":
         raise bad_value("recall", "mass", 'an Archive with index "bounds"', repr(index.kind))
-    w, hq, dim = asked.q.shape
-    low = torch.empty(w * hq, len(index), dtype=torch.float64)
-    high = low.clone()
+    w, _, dim = asked.q.shape
+    centre, low, high, spread = (
+        index.rows(name, layer) for name in ("centre", "low", "high", "spread")
+    )
+    counts, scale = torch.from_numpy(index.counts), dim**-0.5
+    if inv_freq is None or not len(index):
+        return masses(asked.q, centre, low, high, spread, counts, scale)
     shift = (
         index.origins if reach is None else reach - 1 + index.counts + index.starts - index.origins
     )
-    for value in np.unique(shift):
-        rows = torch.from_numpy(np.flatnonzero(shift == value))
-        steps = torch.arange(asked.at, asked.at + w) - int(value)
-        steps = steps if reach is None else torch.full((w,), int(value))
-        centre, box, top, spread = (
-            index.rows(name, layer)[:, rows].contiguous()
-            for name in ("centre", "low", "high", "spread")
-        )
-        counts = torch.from_numpy(index.counts[rows.numpy()])
-        q = turned(asked.q.float(), steps, inv_freq)
-        m = masses(q, centre, box, top, spread, counts, dim**-0.5)
-        low[:, rows], high[:, rows] = m.low, m.high
-    return Masses(low, high)
+    values, groups = _grouped(shift)
+    steps = torch.arange(asked.at, asked.at + w) - values[:, None]
+    steps = steps if reach is None else values[:, None].expand(-1, w)
+    q = asked.q.float().expand(len(values), *asked.q.shape)
+    q = turned(q.flatten(0, 1), steps.flatten(), inv_freq).view(q.shape)
+    return masses(q, centre, low, high, spread, counts, scale, groups)
+
+
+def _grouped(keys: np.ndarray) -> tuple[Tensor, Tensor]:
+    """The values among integers [n], int64 [S], and where each is, int32 [S, most], -1 for none."""
+    values, which, many = np.unique(keys, return_inverse=True, return_counts=True)
+    order = np.argsort(which, kind="stable")
+    column = np.arange(len(keys)) - np.repeat(np.cumsum(many) - many, many)
+    groups = np.full((len(values), many.max()), -1, np.int32)
+    groups[which[order], column] = order
+    return torch.from_numpy(values), torch.from_numpy(groups)
 
 
 def turned(q: Tensor, steps: Tensor, inv_freq: Tensor | None) -> Tensor:
@@ -187,6 +257,45 @@ def turned(q: Tensor, steps: Tensor, inv_freq: Tensor | None) -> Tensor:
     cos, sin = angle.cos().to(q.dtype), angle.sin().to(q.dtype)
     a, b = q[..., :half], q[..., half : 2 * half]
     return torch.cat([a * cos - b * sin, b * cos + a * sin, q[..., 2 * half :]], -1)
+
+
+def tokens_of(shelf: Shelf, row: int, layer: int) -> tuple[Tensor, Tensor]:
+    """Keys, before their rotation, and values of an archived block: fp32 [Hkv, n, D] each.
+
+    Errors as `stored`.
+    """
+    k, v = stored(shelf, row, layer)
+    inv_freq = None if shelf.store.inv_freq is None else shelf.store.inv_freq.cpu()
+    first = int(shelf.index.starts[row] - shelf.index.origins[row])
+    return unrotated(k, first, inv_freq), v
+
+
+def stored(shelf: Shelf, row: int, layer: int) -> tuple[Tensor, Tensor]:
+    """Keys and values of an archived block as they are stored, about its origin: fp32 [Hkv, n, D].
+
+    OSError when it is damaged or gone. What only a disk has comes through the near pages.
+    """
+    store, index = shelf.store, shelf.index
+    block, count = int(index.blocks[row]), int(index.counts[row])
+    tiers = store.tiers
+    host = tiers.place(block).host
+    if host >= 0:
+        layout = tiers.layout
+        pieces = layout.decoded(layout.split(tiers.host[host][layer]))
+        found = {name: x.float() for name, x in pieces.items()}
+        scaled = layout.codec == "same"
+    else:
+        (page,), faults = store.near().fetch([block], layer)
+        if page < 0:
+            raise OSError(f"archive: {faults[0] if faults else 'a block that is gone'}")
+        pool, scaled = store.pool, True
+        names = ("k", "v", *(("k_scale", "v_scale") if pool.k_scale is not None else ()))
+        found = {name: getattr(pool, name)[layer, page].float().cpu().clone() for name in names}
+        tiers.unpin([block], layer)
+    k, v = found["k"].mT, found["v"]
+    if scaled and "k_scale" in found:  # a scale for every slot
+        k, v = k * found["k_scale"][..., None], v * found["v_scale"][..., None]
+    return k[:, :count], v[:, :count].contiguous()
 
 
 def _out_of_reach(table: Table) -> list[list[int]]:
@@ -205,7 +314,3 @@ def _out_of_reach(table: Table) -> list[list[int]]:
         for page, stop in table.window_spans()
         if page.start < alive_from
     ]
-
-
-def _union(chosen: Sequence[np.ndarray]) -> np.ndarray:
-    return np.unique(np.concatenate([*chosen, np.empty(0, np.int64)]).astype(np.int64))

@@ -7,13 +7,19 @@ another from it (a fork) is therefore to hold the same table.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .pool import PagePool
 from .regions import Plan
+
+if TYPE_CHECKING:
+    from .kept import Kept
+
+Row = Sequence[int]
+"""An entry of a view: what the columns of `headrace.memory.view` say."""
 
 
 class Page(NamedTuple):
@@ -30,7 +36,8 @@ class Table:
 
     pinned: pages of the first tokens, about the origin `start`. window: the run of pages of the
     others, each ending where the next begins, the last one at `end`. cell: where a view keeps what
-    it made of these pages; tables made of this one share it.
+    it made of these pages; tables made of this one share it. kept: the tokens alive one by one,
+    where regions choose them.
     """
 
     start: int
@@ -39,6 +46,7 @@ class Table:
     pinned: tuple[Page, ...] = ()
     window: tuple[Page, ...] = ()
     cell: list[Any] = field(default_factory=list, compare=False, repr=False)
+    kept: Kept | None = field(default=None, compare=False, repr=False)
 
     @property
     def tokens(self) -> int:
@@ -48,6 +56,8 @@ class Table:
     @property
     def alive(self) -> int:
         """Tokens that the next query sees."""
+        if self.kept is not None:
+            return len(self.kept.tokens) + self.end - self.kept.upto
         return self.plan.alive(self.tokens)
 
     @property
@@ -57,12 +67,13 @@ class Table:
 
     @property
     def page_ids(self) -> list[int]:
-        """Ids of all its pages, pinned ones first."""
-        return [page.id for page in self.pinned + self.window]
+        """Ids of all its pages, pinned ones and those of survivors first."""
+        ids = [page.id for page in self.pinned + self.window]
+        return ids if self.kept is None else list(dict.fromkeys([*self.kept.pages, *ids]))
 
     def with_end(self, end: int) -> Table:
         """The same pages, with another end."""
-        return Table(self.start, end, self.plan, self.pinned, self.window, self.cell)
+        return Table(self.start, end, self.plan, self.pinned, self.window, self.cell, self.kept)
 
     def pinned_spans(self) -> Iterator[tuple[Page, int]]:
         """Pinned pages with the position after the last token of each."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from array import array
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -19,13 +19,16 @@ import torch
 from torch import Tensor
 
 from ..errors import bad_value
-from .disk import Disk, Read
+from .disk import Disk
+from .disk_reads import copy_runs
+from .host import Host
 from .layout import Layout
+from .near import Near
 from .pool import PagePool
 from .segment import Fault, Record
 
-SLAB = 64 << 20
-"""Bytes of host memory taken at a time."""
+Move = tuple[int, int, int]
+"""A layer, a block, and the page of the pool that it goes to."""
 
 
 class Place(NamedTuple):
@@ -42,46 +45,6 @@ class Fetched(NamedTuple):
     faults: list[Fault]
 
 
-class Host:
-    """Host memory for `capacity` blocks, in slabs taken as they fill; pinned where CUDA is."""
-
-    def __init__(self, layout: Layout, capacity: int) -> None:
-        self.layout, self.capacity = layout, capacity
-        self.per_slab = max(1, min(capacity, SLAB // layout.block_bytes))
-        self._slabs: list[Tensor] = []
-        self._split: list[dict[str, Tensor]] = []  # views of each slab
-        self._free: list[int] = []
-        self.pinned = torch.cuda.is_available()
-
-    @property
-    def nbytes(self) -> int:
-        return sum(slab.nbytes for slab in self._slabs)
-
-    def take(self) -> int:
-        """A free slot; -1 when all are taken."""
-        if not self._free:
-            first = len(self._slabs) * self.per_slab
-            stop = min(first + self.per_slab, self.capacity)
-            if first >= stop:
-                return -1
-            self._slabs.append(self.layout.empty(stop - first, pinned=self.pinned))
-            self._split.append(self.layout.split(self._slabs[-1]))
-            self._free = list(range(stop - 1, first - 1, -1))
-        return self._free.pop()
-
-    def free(self, slot: int) -> None:
-        self._free.append(slot)
-
-    def pieces(self, slot: int, layer: int) -> dict[str, Tensor]:
-        """Of one layer, as `Layout.split` gives them."""
-        slab, at = divmod(slot, self.per_slab)
-        return {name: x[at, layer] for name, x in self._split[slab].items()}
-
-    def __getitem__(self, slot: int) -> Tensor:
-        """uint8 [layers, part_bytes]."""
-        return self._slabs[slot // self.per_slab][slot % self.per_slab]
-
-
 class Tiers:
     """Blocks by number, and one table of where each is.
 
@@ -94,23 +57,24 @@ class Tiers:
         if host_blocks < 1 and disk is None:
             raise bad_value("archive", "tier", "room in host memory or on a disk", "neither")
         self.layout, self.disk = layout, disk
-        self.host = Host(layout, host_blocks)
-        self.hits = self.from_host = self.from_disk = self.moved_bytes = self.forgotten = 0
+        self.host, self._near = Host(layout, host_blocks), Near(layout.layers)
+        self.from_host = self.from_disk = self.moved_bytes = self.forgotten = 0
         self._host, self._disk = array("q"), array("q")
         self._kept: deque[int] = deque()  # blocks in host memory, oldest first
-        self._pool: PagePool | None = None
-        self._pages: list[int] = []
-        self._clock = 0
 
     def __len__(self) -> int:
         return len(self._host)
+
+    @property
+    def hits(self) -> int:
+        return self._near.hits
 
     def place(self, block: int) -> Place:
         return Place(self._host[block], self._disk[block])
 
     def near(self, layer: int) -> dict[int, int]:
         """Of the blocks that a layer has in the pool, the page of each."""
-        return {b: self._pages[s] for b, s in self._slot[layer].items()} if self._pages else {}
+        return self._near.of(layer)
 
     # --- far tiers
 
@@ -173,31 +137,21 @@ class Tiers:
             self.disk.drop([self._disk[b] for b in blocks if self._disk[b] >= 0])
         for b in blocks:
             self._host[b] = self._disk[b] = -1
-        self._forget_near(blocks)
+        self._near.forget(blocks)
 
     # --- near pages
 
     def attach(self, pool: PagePool, pages: int) -> None:
         """Takes pages of the pool as the near tier. ValueError when too few are free."""
-        self._pages = pool.take(pages)
-        for page in self._pages:
-            pool.filled[page] = pool.page_size
-        self._pool = pool
-        layers = self.layout.layers
-        self._slot: list[dict[int, int]] = [{} for _ in range(layers)]
-        self._block = np.full((layers, pages), -1, np.int64)
-        self._pins = np.zeros((layers, pages), np.int32)
-        self._used = np.zeros((layers, pages), np.int64)
+        self._near.attach(pool, pages)
 
     def detach(self) -> None:
         """Gives the near pages back."""
-        if self._pool is not None:
-            self._pool.drop(self._pages)
-        self._pool, self._pages = None, []
+        self._near.detach()
 
     @property
     def near_pages(self) -> int:
-        return len(self._pages)
+        return len(self._near.pages)
 
     def fetch(self, blocks: Sequence[int], layer: int) -> Fetched:
         """Brings one layer of these blocks into near pages, in one go, and pins them there.
@@ -205,112 +159,118 @@ class Tiers:
         What is near already stays where it is; the rest takes the pages unused for longest.
         ValueError, and nothing moves, when more pages would be pinned than there are.
         """
-        pool = self._pool
-        assert pool is not None
-        slots, pins = self._slot[layer], self._pins[layer]
-        missing = [b for b in dict.fromkeys(blocks) if b not in slots]
-        held = {slots[b] for b in blocks if b in slots}
-        idle = [s for s in np.argsort(self._used[layer], kind="stable") if not pins[s]]
-        idle = [int(s) for s in idle if int(s) not in held]
-        if len(idle) < len(missing):
-            raise self._short(len(missing), len(idle))
-        self.hits += len(held)
-        taken = dict(zip(missing, idle, strict=False))
-        for s in taken.values():
-            slots.pop(int(self._block[layer, s]), None)
-            self._block[layer, s] = -1
-        faults = self._load(taken, layer, pool)
-        self._clock += 1
-        for b in blocks:
-            if b in slots:
-                self._used[layer, slots[b]] = self._clock
-                pins[slots[b]] += 1
-        return Fetched([self._pages[slots[b]] if b in slots else -1 for b in blocks], faults)
+        return self.fetch_layers({layer: blocks})[layer]
 
-    def check_room(self, blocks: Sequence[int], layer: int, released: Sequence[int] = ()) -> None:
-        """ValueError if `fetch` would lack pages, once `released` are unpinned."""
-        pins = self._pins[layer].copy()
-        for b in released:
-            pins[self._slot[layer][b]] -= 1
-        busy = {int(self._block[layer, s]) for s in np.flatnonzero(pins)}
-        want = set(blocks) - busy
-        free = len(self._pages) - len(busy)
-        if len(want) > free:
-            raise self._short(len(want), free)
+    def fetch_layers(self, wanted: Mapping[int, Sequence[int]]) -> dict[int, Fetched]:
+        """`fetch` of several layers in one go: what lies together on the disk is read together."""
+        moves = self._near.claim(wanted)
+        try:
+            failed = self._load(moves)
+        except BaseException:
+            for layer, block, _ in moves:
+                self._near.forget([block], layer)
+            raise
+        for layer, block in failed:
+            self._near.forget([block], layer)
+        self._near.pin(wanted)
+        made = {}
+        for layer, blocks in wanted.items():
+            there = self.near(layer)
+            faults = [f for (n, _), f in failed.items() if n == layer and f is not None]
+            made[layer] = Fetched([there.get(b, -1) for b in blocks], faults)
+        return made
 
-    def _short(self, need: int, free: int) -> ValueError:
-        expected, got = f"{need} pages that no stream uses", f"{free} of {len(self._pages)}"
-        hint = "recall less, or give the archive more pages"
-        return bad_value("recall", "pages", expected, got, hint)
+    def _load(self, moves: Sequence[Move]) -> dict[tuple[int, int], Fault | None]:
+        """Copies blocks to where they go; what could not be, by layer and block, and why."""
+        failed: dict[tuple[int, int], Fault | None] = {}
+        hosted: list[Move] = []
+        stored: list[Move] = []
+        for move in moves:
+            host, disk = self._host[move[1]], self._disk[move[1]]
+            if host < 0 and disk < 0:
+                failed[move[:2]] = None
+            else:
+                (hosted if host >= 0 else stored).append(move)
+        self.from_host += len(hosted)
+        self.from_disk += len(stored)
+        self.moved_bytes += self.layout.part_bytes * (len(hosted) + len(stored))
+        coming = [*hosted, *stored]
+        if not coming:
+            return failed
+        layers, _, pages = np.array(coming, np.int64).T
+        into, staged = self.layout.direct(self._near.pool, layers, pages), None
+        if into is None:
+            pinned = torch.cuda.is_available()
+            size = len(coming), self.layout.part_bytes
+            staged = torch.empty(size, dtype=torch.uint8, pin_memory=pinned)
+            into = self.layout.within(staged.data_ptr() + np.arange(len(coming)) * size[1])
+        if hosted:
+            self._from_host(hosted, into[: len(hosted)])
+        if stored:
+            failed |= self._from_disk(stored, into[len(hosted) :])
+        spoilt = {block for _, block in failed}  # of a damaged block no layer is given out
+        failed |= {(n, b): None for n, b, _ in moves if b in spoilt and (n, b) not in failed}
+        if staged is not None:
+            self._unpack(coming, staged, failed)
+        return failed
 
-    def _load(self, taken: dict[int, int], layer: int, pool: PagePool) -> list[Fault]:
-        part = self.layout.part_bytes
-        reads: list[tuple[int, Read, Tensor | None]] = []
-        done = []
-        for b, s in taken.items():
-            host, disk = self._host[b], self._disk[b]
-            if host >= 0:
-                self.layout.unpack(self.host.pieces(host, layer), pool, layer, self._pages[s])
-                self.from_host += 1
-                self.moved_bytes += part
-                done.append(b)
-            elif disk >= 0:
-                room = None
-                into = self.layout.direct(pool, layer, self._pages[s])
-                if into is None:
-                    room = torch.empty(part, dtype=torch.uint8)
-                    *_, first, nbytes = self.layout.pieces[-1]
-                    into = [room.numpy().data[: first + nbytes]]
-                reads.append((b, Read(disk, layer, into), room))
-        faults = []
-        if reads:
-            assert self.disk is not None
-            found = self.disk.fetch([read for _, read, _ in reads])
-            self.from_disk += len(reads)
-            self.moved_bytes += part * len(reads)
-            for (b, _, room), fault in zip(reads, found, strict=True):
-                if fault is not None:
-                    faults.append(fault)
-                    self._disk[b] = -1
-                    continue
-                if room is not None:
-                    self.layout.unpack(self.layout.split(room), pool, layer, self._pages[taken[b]])
-                done.append(b)
-        for b in done:
-            self._slot[layer][b] = taken[b]
-            self._block[layer, taken[b]] = b
-        return faults
+    def _from_host(self, moves: Sequence[Move], into: np.ndarray) -> None:
+        slots = [self._host[b] for _, b, _ in moves]
+        source = self.layout.within(self.host.addresses(slots, [n for n, _, _ in moves]))
+        copy_runs(into, source, self.layout.piece_bytes, torch.get_num_threads())
+
+    def _from_disk(
+        self, moves: Sequence[Move], into: np.ndarray
+    ) -> dict[tuple[int, int], Fault | None]:
+        assert self.disk is not None
+        found = self.disk.fetch([(self._disk[b], n) for n, b, _ in moves], into)
+        failed: dict[tuple[int, int], Fault | None] = {}
+        for (layer, block, _), fault in zip(moves, found, strict=True):
+            if fault is not None:
+                failed[layer, block] = fault
+                self._disk[block] = -1
+        return failed
+
+    def _unpack(
+        self, moves: Sequence[Move], staged: Tensor, failed: Mapping[tuple[int, int], object]
+    ) -> None:
+        by_layer: dict[int, list[int]] = {}
+        for i, move in enumerate(moves):
+            if move[:2] not in failed:
+                by_layer.setdefault(move[0], []).append(i)
+        for layer, rows in by_layer.items():
+            whole = rows[-1] - rows[0] + 1 == len(rows)
+            parts = staged[rows[0] : rows[-1] + 1] if whole else staged[rows]
+            self.layout.unpack(parts, self._near.pool, layer, [moves[i][2] for i in rows])
 
     def prefetch(self, blocks: Sequence[int], layer: int) -> int:
         """Begins to read what only the disk has, as much as its queue takes; returns how many."""
         if self.disk is None:
             return 0
-        near = self._slot[layer] if self._pages else {}
+        near = self.near(layer)
         far = [b for b in blocks if b not in near and self._host[b] < 0 <= self._disk[b]]
         return self.disk.prefetch([(self._disk[b], layer) for b in far])
 
+    def check_room(self, blocks: Sequence[int], layer: int, released: Sequence[int] = ()) -> None:
+        """ValueError if `fetch` would lack pages, once `released` are unpinned."""
+        self._near.check_room(blocks, layer, released)
+
     def pin(self, blocks: Sequence[int], layer: int) -> None:
         """Blocks that are near and pinned are so once more."""
-        for b in blocks:
-            self._pins[layer, self._slot[layer][b]] += 1
+        self._near.pin({layer: blocks})
+
+    def unpin(self, blocks: Sequence[int], layer: int) -> None:
+        """These may make room for others again; until then they stay."""
+        self._near.unpin(blocks, layer)
 
     def gone(self, block: int) -> bool:
         """Whether no tier but perhaps the near pages has it."""
         return self._host[block] < 0 and self._disk[block] < 0
 
-    def unpin(self, blocks: Sequence[int], layer: int) -> None:
-        """These may make room for others again; until then they stay."""
-        for b in blocks if self._pages else ():
-            if b in self._slot[layer]:
-                self._pins[layer, self._slot[layer][b]] -= 1
-
-    def _forget_near(self, blocks: Sequence[int]) -> None:
-        for layer, slots in enumerate(self._slot if self._pages else ()):
-            for b in blocks:
-                slot = slots.pop(b, None)
-                if slot is not None:
-                    self._block[layer, slot] = -1
-                    self._pins[layer, slot] = 0
+    def forget_near(self) -> None:
+        """The near pages hold nothing any more that is not pinned; what is asked for next moves."""
+        for layer in range(self.layout.layers):
+            self._near.forget(self._near.idle(layer), layer)
 
     def flush(self) -> None:
         """Returns when everything is on the disk. OSError if it cannot be."""

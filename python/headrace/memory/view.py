@@ -18,7 +18,7 @@ from torch import Tensor
 
 from .edit import Slot
 from .regions import UNLIMITED
-from .table import Page, Table
+from .table import Page, Row, Table
 
 PAGE, FIRST, COUNT, ORIGIN, CAP, ORDER, REACH = range(7)
 
@@ -36,9 +36,6 @@ __all__ = [
     "entries",
 ]
 
-Row = Sequence[int]
-"""An entry: what the columns above say."""
-
 BEFORE = -(2**61)
 """An order before that of every query, however much follows."""
 
@@ -46,11 +43,13 @@ BEFORE = -(2**61)
 def entries(table: Table, oldest: int, recalled: Sequence[Row] = ()) -> list[Row]:
     """What queries at positions `oldest` and later read of a stream: one row of seven per page.
 
-    Pinned tokens come first, with their cap; window tokens follow with their reach, cut down to
-    those that the oldest query still sees. recalled: entries between the two; where they count as
-    distance (they have a cap), they push the pinned ones back.
+    Pinned tokens come first, with their cap, then survivors; window tokens follow with their reach,
+    cut down to those that the oldest query still sees. recalled: entries between the two; where
+    they count as distance (they have a cap), they push the pinned ones back.
     """
-    window, alive_from = table.window, oldest - table.plan.reach + 1
+    kept, window, alive_from = table.kept, table.window, oldest - table.plan.reach + 1
+    if kept is not None:
+        alive_from = max(alive_from, kept.since)
     if len(window) > 2 and window[1].start >= alive_from and not recalled:
         pinned, between = _unchanged(table)  # those between are seen whole
         first = _window_row(window[0], window[1].start, alive_from, table)
@@ -66,10 +65,11 @@ def entries(table: Table, oldest: int, recalled: Sequence[Row] = ()) -> list[Row
 def _pinned_rows(table: Table, back: int = 0) -> list[Row]:
     """Rows of the pinned pages, pushed `back` by tokens between them and the window."""
     cap = table.plan.cap + back if table.plan.cap < UNLIMITED else UNLIMITED
-    return [
+    rows: list[Row] = [
         (page.id, 0, stop - page.start, page.origin, cap, page.start, UNLIMITED)
         for page, stop in table.pinned_spans()
     ]
+    return rows if table.kept is None else [*rows, *table.kept.rows]
 
 
 def _window_row(page: Page, stop: int, alive_from: int, table: Table) -> list[Row]:

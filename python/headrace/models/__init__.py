@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Small models for demos, tests and quality figures: byte-level decoders, a denoiser, and a
+"""Small models for demos, tests and figures: byte-level decoders, a denoiser, an encoder, and a
 model of video."""
 
+from .conformer import Conformer, ConformerConfig
 from .decoder import Attend, Decoder, DecoderConfig
 from .denoiser import Denoiser, DenoiserConfig
 from .files import load, names, save
@@ -13,6 +14,8 @@ from .vision_files import load_vision, save_vision
 __all__ = [
     "VISION",
     "Attend",
+    "Conformer",
+    "ConformerConfig",
     "Decoder",
     "DecoderConfig",
     "Denoiser",

@@ -69,6 +69,25 @@ def together(
     return steps
 
 
+def masked(engine: Engine, steps: Sequence[Step]) -> dict[str, Tensor]:
+    """Logits [T, V] of every lane after these steps, by one masked forward over all lanes."""
+    assert isinstance(engine.positions, PerLane)
+    none = torch.zeros(0, dtype=torch.int64)
+    fed = {lane.name: [none] for lane in engine.lanes}
+    ticks = {lane.name: [none] for lane in engine.lanes}
+    for tick, step in enumerate(steps):
+        for name, tokens in step.items():
+            fed[name].append(tokens)
+            ticks[name].append(torch.full((len(tokens),), tick))
+    said, when = ({name: torch.cat(x) for name, x in parts.items()} for parts in (fed, ticks))
+    return lanes_oracle(engine.model, said, when, engine.lanes, engine.memory, engine.positions)
+
+
+def ends(steps: Sequence[Step], name: str) -> list[int]:
+    """After each step that feeds a lane, the number of its last token."""
+    return (torch.tensor([len(s[name]) for s in steps if name in s]).cumsum(0) - 1).tolist()
+
+
 def lanes_equality(
     engine: Engine, steps: Sequence[Step], *, greedy: str | None = None
 ) -> list[Check]:

@@ -4,11 +4,14 @@ frames.
 """
 
 from .clock import Clock, Linear, Polynomial, Real, Recorded, Virtual, Work
+from .encoder import Encoder
+from .encoder_stream import EncoderStream
 from .engine import Engine, wrap
 from .events import Event
 from .gate import Every, Gate, HeadSum, Marker, OnQuery, PplRise, SceneCut, Signal, TokenProb, WaitK
 from .lane import Lane, Lanes
 from .oracle import lanes_oracle, oracle, recompute
+from .piece import Piece
 from .positions import Absolute, InCache, PerLane
 from .record import load, replay, save
 from .report import Report, Updated
@@ -24,6 +27,8 @@ __all__ = [
     "Absolute",
     "Clock",
     "Diffusion",
+    "Encoder",
+    "EncoderStream",
     "Engine",
     "Event",
     "Every",
@@ -40,6 +45,7 @@ __all__ = [
     "OnQuery",
     "Outcome",
     "PerLane",
+    "Piece",
     "Polynomial",
     "PplRise",
     "Real",

@@ -15,9 +15,18 @@ from ..errors import bad_type, bad_value
 
 
 class Sites:
-    """The linear layers of a model that a bank serves, found by running one token through it."""
+    """The linear layers of a model that a bank serves, found by running one token through it.
 
-    def __init__(self, model: Any, bank: AdapterBank) -> None:
+    probe: runs it, for a model that takes something else, with the linear function that it is
+    given.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        bank: AdapterBank,
+        probe: Callable[[Callable[..., Tensor]], object] | None = None,
+    ) -> None:
         if not isinstance(bank, AdapterBank):
             raise bad_type("wrap", "adapters", "an AdapterBank", type(bank).__name__)
         if bank.closed:
@@ -31,8 +40,11 @@ class Sites:
             return F.linear(x, weight, bias)
 
         with torch.inference_mode():
-            token = torch.zeros(1, dtype=torch.int64, device=model.inv_freq.device)
-            model(token, lambda layer, q, k, v: torch.zeros_like(q), linear=linear)
+            if probe is None:
+                token = torch.zeros(1, dtype=torch.int64, device=model.inv_freq.device)
+                model(token, lambda layer, q, k, v: torch.zeros_like(q), linear=linear)
+            else:
+                probe(linear)
         self.bank = bank
         self._weights = weights
         self.by_id: dict[int, str] = {}

@@ -8,7 +8,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from ..errors import bad_value
+from ..errors import bad_value, unsupported
 from .engine import Engine
 from .events import READING, Event, check_trace
 from .policies.policy import Policy
@@ -35,6 +35,7 @@ class Desk:
         self.ready: list[Job] = []
         self.arrivals: list[Job] = []
         self._closed: set[str] = set()
+        self._lanes: dict[str, tuple[Seat, ...]] = {}  # of each stream that has several
         self._coming: list[tuple[float, int]] = []
         self._after: dict[int, list[int]] = {}
         self._note: dict[str, Any] = {}
@@ -44,7 +45,7 @@ class Desk:
     def push(self, *events: Event) -> None:
         """More events; times count from the start of the run."""
         run = self.run
-        check_trace([*run.events, *events])
+        check_trace(events, len(run.events))
         for event in events:
             i = len(run.events)
             run.events.append(event)
@@ -62,6 +63,21 @@ class Desk:
         for seat in self.seats.values():
             seat.close()
         self.seats.clear()
+        self._lanes.clear()
+
+    def forget(self) -> None:
+        """Lets go of the records of what is over, and of the names of closed streams, so that a
+        server may go on for ever: streams and time stay, events count from 0 again.
+
+        ValueError while something waits or is to come.
+        """
+        waits = sum(len(seat.queue) for seat in self.seats.values()) + len(self._coming)
+        waits += sum(map(len, self._after.values()))
+        if waits:
+            raise bad_value("serve", "forget", "a run with nothing left to do", f"{waits} events")
+        run = self.run
+        self.run = Run([], [], [], [], [], run.settings, run.policy)
+        self._closed.clear()
 
     # What policies may start
 
@@ -108,13 +124,16 @@ class Desk:
     def _enqueue(self, event: Event, out: Outcome) -> None:
         kind, name = event.kind, event.stream
         if kind in ("open", "fork"):
-            if name in self.seats:
+            if name in self.seats or name in self._lanes:
                 raise bad_value("serve", "trace", "a name that is free", repr(name))
             if kind == "open":
-                self.seats[name] = Seat(name, self.engine.open())
+                self._open(name)
                 self._over_now(out)
                 return
             name = event.parent
+        if name in self._lanes or (name in self.seats and self.seats[name].lanes):
+            self._of_lanes(name, event, out)
+            return
         if name not in self.seats:
             if name not in self._closed:
                 raise bad_value("serve", "trace", "an open stream", repr(name))
@@ -125,20 +144,57 @@ class Desk:
         if kind == "fork":
             self.seats[event.stream] = child = Seat(event.stream, self.engine.open())
             child.born = False
-        job = Job(event, out, seat)
-        if kind in ("kill", "interrupt"):
-            if kind == "kill":
-                self._shut(seat)
-            else:
-                for other in list(seat.queue):
-                    if other.event.kind == "say":
-                        self._end(other, "shortened")
+        if kind == "kill":
+            self._shut(seat)
             self._over_now(out)
+        elif kind == "interrupt":
+            self._interrupt(seat)
+            self._over_now(out)
+        else:
+            self._queue(Job(event, out, seat))
+
+    def _open(self, name: str) -> None:
+        if not self.engine.lanes:
+            self.seats[name] = Seat(name, self.engine.open())
             return
-        seat.queue.append(job)
-        if kind in READING:
+        opened = self.engine.open_lanes()
+        seats = tuple(Seat(f"{name}/{lane}", opened[lane]) for lane in opened)
+        for seat in seats:
+            seat.lanes = seats
+            self.seats[seat.name] = seat
+        self._lanes[name] = seats
+
+    def _of_lanes(self, name: str, event: Event, out: Outcome) -> None:
+        """An event of a stream of several lanes, or of one of them."""
+        kind, whole = event.kind, name in self._lanes
+        seats = self._lanes[name] if whole else (self.seats[name],)
+        fits = ("close", "kill", "mark", "rollback", "interrupt") if whole else (
+            "feed", "say", "interrupt")  # fmt: skip
+        if kind not in fits:
+            what = "a stream of lanes" if whole else "one of its lanes"
+            got = f"{kind} of {name!r}"
+            raise unsupported("serve", "trace", f"{', '.join(fits)} of {what}", got)
+        if kind == "kill":
+            self._shut_lanes(name)
+            self._over_now(out)
+        elif kind == "interrupt":
+            for seat in seats:
+                self._interrupt(seat)
+            self._over_now(out)
+        else:
+            for seat in seats:
+                self._queue(Job(event, out, seat))
+
+    def _queue(self, job: Job) -> None:
+        job.seat.queue.append(job)
+        if job.event.kind in READING:
             self.arrivals.append(job)
             self.policy.arrived(job, self)
+
+    def _interrupt(self, seat: Seat) -> None:
+        for job in list(seat.queue):
+            if job.event.kind == "say":
+                self._end(job, "shortened")
 
     # What takes no step
 
@@ -161,6 +217,8 @@ class Desk:
             if not job.started:
                 job.start()
             return self._advance(job)
+        if seat.lanes:
+            return self._all_lanes(job)
         if kind == "fork":
             child = self.seats[job.event.stream]
             child.stream.close()
@@ -178,11 +236,37 @@ class Desk:
             self._shut(seat)
         return True
 
+    def _all_lanes(self, job: Job) -> bool:
+        """Closes, marks or rolls back a stream of lanes, once all of them have come to it."""
+        lanes, event = job.seat.lanes, job.event
+        heads = [seat.queue[0] for seat in lanes if seat.queue]
+        if len(heads) < len(lanes) or any(head.event is not event for head in heads):
+            return False
+        for head in heads:
+            if event.kind == "mark":
+                head.seat.mark()
+            elif event.kind == "rollback":
+                head.seat.rollback()
+            self._end(head, "done")
+        if event.kind == "close":
+            self._shut_lanes(event.stream)
+        return True
+
+    def _shut_lanes(self, name: str) -> None:
+        for seat in self._lanes.pop(name):
+            self._shut(seat)
+        self._closed.add(name)
+
     def _shut(self, seat: Seat) -> None:
         for job in list(seat.queue):
             self._end(job, "killed")
             if job.event.kind == "fork":
                 self._shut(self.seats[job.event.stream])
+        if not seat.born:  # nor will it be
+            jobs = [job for other in self.seats.values() for job in other.queue]
+            for job in jobs:
+                if job.event.kind == "fork" and job.event.stream == seat.name:
+                    self._end(job, "killed")
         seat.close()
         del self.seats[seat.name]
         self.policy.closed(seat.name, self)

@@ -15,17 +15,30 @@ from torch import Tensor
 from .. import interrupts, ops
 from ..adapters import Adapter, AdapterBank
 from ..errors import bad_type, bad_value, unsupported
-from ..memory import ArchiveStore, Edit, Lease, PagePool, Plan, Region, Spill, Table, view
+from ..memory import (
+    ArchiveStore,
+    Edit,
+    Lease,
+    PagePool,
+    Plan,
+    Region,
+    Spill,
+    Table,
+    most_pages,
+    view,
+)
 from ..memory.regions import UNLIMITED, compile_plan
+from . import opening
 from .adapting import Sites
 from .history import History
-from .lane import Lane, Lanes, check_lanes, connected
+from .lane import Lane, Lanes, check_lanes
+from .piece import Piece
 from .positions import InCache, PerLane, Positions
 from .reading import Reading, score
 from .recalling import open_shelf
 from .report import Report
 from .stream import Stream
-from .tokens import Tokens, ids
+from .tokens import Tokens, ids_of_each
 
 STREAMS = 16
 """Streams that a pool of the default size has room for."""
@@ -131,7 +144,7 @@ class Engine:
         self.model, self.memory, self.positions = model, memory, positions
         self.exact, self.chunk = exact, chunk
         self.lanes = check_lanes(lanes, positions)
-        self.plan: Plan = positions.place(compile_plan(memory))
+        self.plan: Plan = positions.place(compile_plan(memory, choosing=not lanes))
         if isinstance(memory, Spill) and lanes:
             raise unsupported("wrap", "memory", "regions without an Archive for lanes", memory)
         self._lane_plans = {
@@ -160,11 +173,17 @@ class Engine:
         if isinstance(memory, Spill):
             self.archive = ArchiveStore(memory.archive, self.pool, self._inv_freq)
         self._listen: Callable[[int, Tensor, Tensor], None] | None = None
+        self._seen: Callable[[int, Tensor, view.View], tuple[Tensor, Tensor]] | None = None
         self._linear: Callable[..., Tensor] = ops.linear if exact else F.linear
         self.adapters = adapters
         self._sites = None if adapters is None else Sites(model, adapters)
         self._streams: weakref.WeakSet[Stream] = weakref.WeakSet()
         self.closed = False
+
+    @property
+    def packs(self) -> bool:
+        """Whether what is evicted leaves no gap in the positions."""
+        return isinstance(self.positions, InCache)
 
     @property
     def resident_bytes(self) -> int:
@@ -178,6 +197,8 @@ class Engine:
         adapter: str | Adapter | None = None,
         history: bool = False,
         archive: str | None = None,
+        memory: Region | None = None,
+        positions: Positions | None = None,
     ) -> Stream:
         """A new stream, whose first token has the logical position `position`.
 
@@ -185,37 +206,39 @@ class Engine:
         means now, until it closes or `Stream.use` changes it. history: it remembers its tokens,
         four bytes each, which `Stream.update` needs. archive: a name under which an archive on a
         disk keeps its pages; a stream opened again by that name can recall them, and its position
-        is after them if none is given.
+        is after them if none is given. memory, positions: its own, in place of the engine's; such
+        streams share steps with all others.
         """
         self._check_place("open", 0 if position is None else position)
-        if self.lanes:
+        own = memory is not None or positions is not None
+        if self.lanes and memory is None:
             names = ", ".join(lane.name for lane in self.lanes)
             raise bad_value("open", "engine", "one without lanes", names, "call open_lanes()")
+        plan = opening.plan(self, "open", memory, positions) if own else self.plan
         chosen = self._adapter("open", adapter)
-        shelf = open_shelf(self.archive, archive, position)
+        shelf = open_shelf(None if own else self.archive, archive, position)
         if position is None:
             position = 0 if shelf is None else shelf.end
-        table = Table(position, position, self.plan)
+        table = Table(position, position, plan)
         kept = History() if history else None
         lease = Lease(self.pool, table)
         return self._adopt(Stream(self, lease, adapter=chosen, history=kept, shelf=shelf))
 
-    def open_lanes(self, *, position: int = 0, adapter: str | Adapter | None = None) -> Lanes:
+    def open_lanes(
+        self,
+        *,
+        position: int = 0,
+        adapter: str | Adapter | None = None,
+        lanes: Sequence[Lane] | None = None,
+        positions: PerLane | None = None,
+    ) -> Lanes:
         """A new stream of several lanes; each begins at its own start, counted from `position`.
 
-        adapter: of every lane; `Stream.use` gives one lane another.
+        adapter: of every lane; `Stream.use` gives one lane another. lanes, positions: its own, in
+        place of the engine's.
         """
         self._check_place("open_lanes", position)
-        if not isinstance(self.positions, PerLane) or not self.lanes:
-            raise bad_value("open_lanes", "engine", "one with lanes", "none", "call open()")
-        chosen = self._adapter("open_lanes", adapter)
-        opened: dict[str, Stream] = {}
-        for lane in self.lanes:
-            start = self.positions.starts.get(lane.name, 0)
-            at = position + (start if isinstance(start, int) else 0)
-            table = Table(at, at, self._lane_plans[lane.name])
-            opened[lane.name] = self._adopt(Stream(self, Lease(self.pool, table), adapter=chosen))
-        return Lanes(self, connected(opened, self.lanes, self.positions))
+        return opening.open_lanes(self, position, adapter, lanes, positions)
 
     def _check_place(self, op: str, position: int) -> None:
         self._check_open(op)
@@ -239,7 +262,9 @@ class Engine:
     def __exit__(self, *exc: object) -> None:
         self.close()
 
-    def step(self, batch: Mapping[Stream, Tokens], *, logits: bool = False) -> dict[Stream, Report]:
+    def step(
+        self, batch: Mapping[Stream, Tokens | Piece], *, logits: bool = False
+    ) -> dict[Stream, Report]:
         """Feeds tokens to many streams, one model call for all of them; long inputs go in chunks.
 
         All or nothing: after any error, Ctrl-C included, every stream and the pool are as they
@@ -247,27 +272,31 @@ class Engine:
         """
         self._check_open("step")
         began = time.perf_counter()
-        fed = {stream: self._tokens(stream, tokens) for stream, tokens in batch.items()}
-        runs = {s: Reading(s, x, logits) for s, x in fed.items()}
+        for stream in batch:
+            self._check_stream(stream)
+        given = [x.tokens if isinstance(x, Piece) else x for x in batch.values()]
+        fed = ids_of_each(given, self.vocab, self.device)
+        runs = [
+            Reading(stream, tokens, logits, x if isinstance(x, Piece) else None)
+            for (stream, x), tokens in zip(batch.items(), fed, strict=True)
+        ]
         edit = Edit(self.pool)
         try:
             with torch.inference_mode():
-                for at in range(0, max((r.count for r in runs.values()), default=0), self.chunk):
-                    self._calls(edit, [r for r in runs.values() if at < r.count], at)
+                for run in runs:
+                    run.settle(edit)
+                for at in range(0, max((r.count for r in runs), default=0), self.chunk):
+                    self._calls(edit, [r for r in runs if at < r.count], at)
             ms = (time.perf_counter() - began) * 1e3
-            reports = {stream: run.report(ms, self.vocab) for stream, run in runs.items()}
+            reports = {run.stream: run.report(ms, self.vocab) for run in runs}
             with interrupts.deferred():
-                for stream, run in runs.items():
-                    if run.shelf is not None:
-                        run.shelf.commit()
-                    stream._lease.table, stream._last = run.table, run.last
-                    if stream._history is not None:
-                        stream._history = stream._history.extend(run.tokens.tolist())
+                for run in runs:
+                    run.commit()
                 edit.commit()
         except BaseException:
             with interrupts.deferred():
                 edit.undo()  # nothing, once committed
-                for run in runs.values():
+                for run in runs:
                     if run.shelf is not None:
                         run.shelf.undo()
             raise
@@ -292,6 +321,8 @@ class Engine:
         tokens = torch.cat([run.chunk(at, n) for run, n in zip(runs, counts, strict=True)])
         starts = [run.table.end for run in runs]
         with interrupts.deferred():
+            for run, count in zip(runs, counts, strict=True):
+                run.make_room(edit, count)
             grown = edit.extend([run.table for run in runs], counts)
         step = view.View.of(
             [where for _, where in grown],
@@ -331,10 +362,11 @@ class Engine:
             sink_logits = self.model.sink_logits(layer)
             ops.append(k, v, *pages, step.where, inv_freq=self._inv_freq, **scales)
             self.pool.written_bytes += len(step.where) * self.pool.row_bytes
+            lists = step.lists(layer) if self._seen is None else self._seen(layer, q, step)
             o, lse = ops.paged_attention(
                 q,
                 *pages,
-                *step.lists(layer),
+                *lists,
                 step.q_indptr,
                 step.q_pos,
                 inv_freq=self._inv_freq,
@@ -347,13 +379,12 @@ class Engine:
 
         return attend
 
-    def _tokens(self, stream: object, tokens: Tokens) -> Tensor:
+    def _check_stream(self, stream: object) -> None:
         if not isinstance(stream, Stream) or stream.engine is not self:
             raise bad_value("step", "batch", "streams of this engine", repr(stream))
         stream._check_open("feed")
         for lane in stream.reads:
             lane._check_open("feed")
-        return ids(tokens, self.vocab, self.device)
 
     def _adapter(self, op: str, source: str | Adapter | None) -> Adapter | None:
         if source is None:
@@ -372,6 +403,9 @@ class Engine:
 
 
 def _default_pages(plan: Plan, page_size: int, chunk: int) -> int:
+    if plan.choice is not None and plan.choice.capacity is not None:
+        # Before and after the step, and what comes in it.
+        return STREAMS * 2 * most_pages(plan.choice.capacity + chunk, page_size)
     if plan.reach >= UNLIMITED:
         return plan.pinned_pages(page_size) + -(-DENSE_TOKENS // page_size)
     # A step of several chunks keeps what the window was until it succeeds, beside what it becomes.
@@ -390,4 +424,5 @@ def describe(engine: Engine) -> dict[str, Any]:
         "dtype": str(engine.pool.k.dtype).removeprefix("torch."),
         "exact": engine.exact,
         "chunk": engine.chunk,
+        **({"lanes": repr(engine.lanes)} if engine.lanes else {}),
     }

@@ -21,6 +21,9 @@ READING = ("feed", "say", "update")
 class Event:
     """Something that a stream is asked to do. Events of a stream are done in order.
 
+    stream: its name. Of an engine with lanes, "name/lane" feeds, says or is interrupted; "name" is
+    opened, killed or interrupted as a whole, and marked, rolled back or closed when every lane has
+    done what it was asked before.
     time: seconds after the run began, or, with `after`, seconds after that event was over.
     kind: open; fork (a new stream that goes on from `parent`); feed (reads tokens); say (reads
     tokens, then says max_new, or up to `stop`); update (its whole text is now tokens); mark, and
@@ -70,10 +73,12 @@ class Event:
         return {k: v for k, v in rows.items() if k in always or v != default[k]}
 
 
-def check_trace(events: Iterable[Event]) -> list[Event]:
-    """The events as a list. ValueError when one refers to what is not before it."""
+def check_trace(events: Iterable[Event], before: int = 0) -> list[Event]:
+    """The events as a list. ValueError when one refers to what is not before it.
+
+    before: how many have been checked that come before these."""
     made = list(events)
-    for i, event in enumerate(made):
+    for i, event in enumerate(made, before):
         if not isinstance(event, Event):
             raise bad_type("serve", "trace", "events", type(event).__name__)
         for name in ("after", "since"):

@@ -37,6 +37,7 @@ class Signal:
     perplexity: float | None = None
     dropped: float | None = None
     tail: Sequence[int] = ()
+    time: float | None = None
 
 
 class Gate:
@@ -56,24 +57,38 @@ class OnQuery(Gate):
 
 @dataclass
 class Every(Gate):
-    """At every n-th tick (StreamingVLM speaks once a second)."""
+    """At every n-th tick, or at the first of every so many `seconds` (StreamingVLM: 1).
 
-    ticks: int
+    seconds: in place of ticks; spans of time count from 0, and the one it begins in is not over.
+    """
+
+    ticks: int | None = None
+    seconds: float | None = None
     seen: int = 0
 
     def __post_init__(self) -> None:
-        _at_least("Every", "ticks", self.ticks, 1)
+        if (self.ticks is None) == (self.seconds is None):
+            raise bad_value("Every", "ticks", "ticks or seconds", "none or both")
+        if self.ticks is not None:
+            _at_least("Every", "ticks", self.ticks, 1)
+        elif self.seconds is not None and not 0 < self.seconds < math.inf:
+            raise bad_value("Every", "seconds", "more than 0", self.seconds)
 
     def __call__(self, signal: Signal) -> bool:
-        self.seen += 1
-        return self.seen % self.ticks == 0
+        if self.ticks is not None:
+            self.seen += 1
+            return self.seen % self.ticks == 0
+        assert self.seconds is not None
+        before, self.seen = self.seen, int(_shown(self, "time", signal.time) // self.seconds)
+        return self.seen > before
 
 
 @dataclass
 class WaitK(Gate):
     """After k tokens one, and then one for each that comes (Ma et al., 2019; GPE).
 
-    ended: set it when the input is over; from then on it says yes.
+    What counts as read and written, tokens or words, is the caller's. ended: set it when the input
+    is over; from then on it says yes.
     """
 
     k: int
@@ -83,7 +98,11 @@ class WaitK(Gate):
         _at_least("WaitK", "k", self.k, 1)
 
     def __call__(self, signal: Signal) -> bool:
-        return self.ended or signal.read - signal.written >= self.k
+        return self.ended or self.due(signal) > 0
+
+    def due(self, signal: Signal) -> int:
+        """How many may be written before more is read, where the input comes several at a time."""
+        return max(0, signal.read - signal.written - self.k + 1)
 
 
 @dataclass
@@ -115,19 +134,23 @@ class HeadSum(Gate):
     """When the scores of a tick, added up, say so (MMDuet's informative and relevance heads).
 
     rule "now": above `threshold`. "running": when the sum over ticks is, which begins again at 0
-    then. "z": when above mean + threshold * standard deviation of the `recent` ticks before, two of
-    them at least.
+    then. "z": when above mean + threshold * standard deviation of the `recent` ticks before, of
+    which there are `first` at least.
     """
 
     threshold: float
     rule: str = "now"
     recent: int = 16
+    first: int = 2
     sums: list[float] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         if self.rule not in ("now", "running", "z"):
             raise bad_value("HeadSum", "rule", "now, running or z", repr(self.rule))
         _at_least("HeadSum", "recent", self.recent, 2)
+        _at_least("HeadSum", "first", self.first, 1)
+        if self.first > self.recent:
+            raise bad_value("HeadSum", "first", f"at most recent, {self.recent}", self.first)
 
     def __call__(self, signal: Signal) -> bool:
         score = math.fsum(_shown(self, "scores", signal.scores))
@@ -139,7 +162,7 @@ class HeadSum(Gate):
             self.sums = [] if fires else [total]
             return fires
         before, self.sums = self.sums, [*self.sums, score][-self.recent :]
-        if len(before) < 2:
+        if len(before) < self.first:
             return False
         mean = math.fsum(before) / len(before)
         spread = math.sqrt(math.fsum((s - mean) ** 2 for s in before) / len(before))
@@ -170,7 +193,8 @@ class PplRise(Gate):
 class SceneCut(Gate):
     """One tick after a valley of the drop ratio: what changes much is dropped little.
 
-    TimeChat-Online. depth: by how much the valley lies below both of its neighbours, at least.
+    TimeChat-Online; its demo, which has the whole video, takes the tenth of the frames that have
+    the lowest ratios. depth: by how much the valley lies below both of its neighbours, at least.
     """
 
     depth: float = 0.0

@@ -51,26 +51,26 @@ class Lane:
         object.__setattr__(self, "reads", tuple(self.reads))
 
 
-def check_lanes(lanes: Sequence[Lane], positions: Positions) -> tuple[Lane, ...]:
+def check_lanes(lanes: Sequence[Lane], positions: Positions, op: str = "wrap") -> tuple[Lane, ...]:
     """The lanes, when they fit together. TypeError or ValueError naming what does not."""
     if isinstance(lanes, Lane) or not all(isinstance(lane, Lane) for lane in lanes):
-        raise bad_type("wrap", "lanes", "a sequence of Lane", repr(lanes))
+        raise bad_type(op, "lanes", "a sequence of Lane", repr(lanes))
     lanes = tuple(lanes)
     names = [lane.name for lane in lanes]
     if len(set(names)) < len(names):
-        raise bad_value("wrap", "lanes", "a name for each", ", ".join(names))
+        raise bad_value(op, "lanes", "a name for each", ", ".join(names))
     for lane in lanes:
         for other in lane.reads:
             if other not in names or other == lane.name:
                 expected = f"other lanes of {', '.join(names)}"
-                raise bad_value("wrap", "lanes", expected, f"{lane.name} reads {other}")
+                raise bad_value(op, "lanes", expected, f"{lane.name} reads {other}")
     if lanes and not isinstance(positions, PerLane):
         hint = "distances between lanes are differences of positions"
-        raise bad_value("wrap", "positions", "PerLane(...) with lanes", repr(positions), hint)
+        raise bad_value(op, "positions", "PerLane(...) with lanes", repr(positions), hint)
     for name, start in positions.starts.items() if isinstance(positions, PerLane) else ():
         if name not in names or (isinstance(start, str) and (start not in names or start == name)):
             expected = f"starts of lanes {', '.join(names) or '(none)'}"
-            raise bad_value("wrap", "positions", expected, f"{name}={start!r}")
+            raise bad_value(op, "positions", expected, f"{name}={start!r}")
     return lanes
 
 
@@ -92,9 +92,18 @@ class Lanes:
     stays. `feed` advances several in one step.
     """
 
-    def __init__(self, engine: Engine, lanes: Mapping[str, Stream]) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        streams: Mapping[str, Stream],
+        lanes: Sequence[Lane],
+        positions: PerLane,
+    ) -> None:
         self.engine = engine
-        self._lanes = dict(lanes)
+        self.lanes, self.positions = tuple(lanes), positions
+        self._lanes = dict(streams)
+        self._live = {name: lane.reads for name, lane in streams.items()}
+        self._looks: dict[str, tuple[Stream, ...]] = {}
 
     def __getitem__(self, name: str) -> Stream:
         if name not in self._lanes:
@@ -115,12 +124,33 @@ class Lanes:
         reports = self.engine.step({self[name]: x for name, x in tokens.items()}, logits=logits)
         return {name: reports[self[name]] for name in tokens}
 
+    def look(self, name: str) -> None:
+        """The lane `name` sees those that it reads as they are now, and nothing that they read
+        later, until it looks again. The pages are shared, not copied.
+        """
+        lane = self[name]
+        lane._check_open("look")
+        seen = tuple(other.fork() for other in self._live[name])
+        self._forget(name)
+        self._looks[name] = lane.reads = seen
+
+    def watch(self, name: str) -> None:
+        """The lane `name` sees those that it reads as they go on, as it did before it looked."""
+        self[name].reads = self._live[name]
+        self._forget(name)
+
+    def _forget(self, name: str) -> None:
+        for lane in self._looks.pop(name, ()):
+            lane.close()
+
     def fork(self) -> Lanes:
         """A stream that goes on from here on its own, sharing all pages so far."""
-        positions = self.engine.positions
-        assert isinstance(positions, PerLane)
         forked = {name: lane.fork() for name, lane in self._lanes.items()}
-        return Lanes(self.engine, connected(forked, self.engine.lanes, positions))
+        joined = connected(forked, self.lanes, self.positions)
+        made = Lanes(self.engine, joined, self.lanes, self.positions)
+        for name, seen in self._looks.items():
+            made._looks[name] = made[name].reads = tuple(lane.fork() for lane in seen)
+        return made
 
     def mark(self) -> dict[str, Mark]:
         """Remembers this moment of every lane, for `rollback`."""
@@ -135,6 +165,8 @@ class Lanes:
 
     def close(self) -> None:
         """Gives the pages of all lanes back. Closing twice is fine."""
+        for name in list(self._looks):
+            self._forget(name)
         for lane in self._lanes.values():
             lane.close()
 

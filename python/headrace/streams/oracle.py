@@ -17,7 +17,9 @@ import torch
 from torch import Tensor
 
 from ..memory import Region
+from .alive import seen_by
 from .lane import Lane
+from .piece import Piece
 from .positions import InCache, PerLane, Positions
 
 BLOCK = 64
@@ -27,20 +29,34 @@ BLOCK = 64
 @torch.inference_mode()
 def oracle(
     model: Any,
-    tokens: Tensor,
+    tokens: Tensor | Sequence[Piece],
     memory: Region,
     positions: Positions,
     dtype: torch.dtype = torch.float64,
+    chunk: int = 256,
 ) -> Tensor:
     """Logits [T, vocab] after each of tokens int64 [T], by the definitions of memory and positions
     alone.
 
-    Computed in `dtype` by a copy of the model; takes time and memory quadratic in T.
+    tokens: where regions choose who stays, pieces as they were fed, with their scores; `chunk` is
+    the engine's. Computed in `dtype` by a copy of the model; takes time and memory quadratic in T.
     """
+    tokens, seen = _seen(model, tokens, memory, chunk)
     number = torch.arange(len(tokens), device=tokens.device)
-    query, key = number[:, None], number[None, :]
-    seen = memory.keeps(query, key)
-    return _dense(model, tokens, seen, positions.distance(query, key, seen), dtype)
+    distance = positions.distance(number[:, None], number[None, :], seen)
+    return _dense(model, tokens, seen, distance, dtype)
+
+
+def _seen(
+    model: Any, tokens: Tensor | Sequence[Piece], memory: Region, chunk: int
+) -> tuple[Tensor, Tensor]:
+    """All tokens int64 [T], and which keys each query sees, bool [T, T]."""
+    if isinstance(tokens, Tensor):
+        number = torch.arange(len(tokens), device=tokens.device)
+        return tokens, memory.keeps(number[:, None], number[None, :])
+    device = model.inv_freq.device
+    parts = [torch.as_tensor(piece.tokens, dtype=torch.int64).to(device) for piece in tokens]
+    return torch.cat(parts), seen_by(memory, tokens, chunk).to(device)
 
 
 @torch.inference_mode()
@@ -115,26 +131,27 @@ def _dense(
 @torch.inference_mode()
 def recompute(
     model: Any,
-    tokens: Tensor,
+    tokens: Tensor | Sequence[Piece],
     memory: Region,
     positions: Positions | None = None,
     *,
     at: Sequence[int],
+    chunk: int = 256,
 ) -> Tensor:
     """Logits [len(at), vocab] after the tokens numbered `at`, from re-encoding what is alive there.
 
     At each number t the tokens that query t sees are run through the model afresh, causally, as if
     nothing else had ever been read, at the distances from t that `positions` (InCache() if None)
-    gives them.
+    gives them. tokens and chunk as `oracle` takes them.
     """
     positions = InCache() if positions is None else positions
+    tokens, seen = _seen(model, tokens, memory, chunk)
     number = torch.arange(len(tokens), device=tokens.device)
     rows = []
     for t in at:
-        query, key = number[t].view(1, 1), number[None, :]
-        seen = memory.keeps(query, key)
-        distance = positions.distance(query, key, seen)[seen]
-        rows.append(model(tokens[seen[0]], _causal(model, distance[0] - distance))[-1])
+        mine = seen[t : t + 1]
+        distance = positions.distance(number[t].view(1, 1), number[None, :], mine)[mine]
+        rows.append(model(tokens[mine[0]], _causal(model, distance[0] - distance))[-1])
     return torch.stack(rows)
 
 

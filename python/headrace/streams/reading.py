@@ -7,7 +7,8 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
-from ..memory import view
+from ..memory import Edit, view
+from .piece import Piece, Survival, check_plain
 from .report import Report
 from .stream import Stream
 
@@ -18,12 +19,20 @@ OWN_ROWS = 1 << 20
 class Reading:
     """A stream on its way through a step: what it will be if the step succeeds."""
 
-    def __init__(self, stream: Stream, tokens: Tensor, keep: bool) -> None:
-        self.table, self.last, self.tokens = stream.table, stream._last, tokens
+    def __init__(
+        self, stream: Stream, tokens: Tensor, keep: bool, piece: Piece | None = None
+    ) -> None:
+        self.stream, self.tokens = stream, tokens
+        self.table, self.last = stream.table, stream._last
         self.count = tokens.shape[0]
         self.adapter = stream._adapter
         self.shelf, self.recalled = stream._shelf, stream._recalled
         self.read = view.across(lane.table for lane in stream.reads) if stream.reads else []
+        self._survival: Survival | None = None
+        if self.table.plan.choice is not None:
+            self._survival = Survival(stream, piece or Piece(), self.count)
+        elif piece is not None:
+            check_plain(stream, piece)
         self._keep = keep
         self._nll: list[Tensor] = []
         self._logits: list[Tensor] = []
@@ -32,12 +41,33 @@ class Reading:
         """Its tokens from `at` on."""
         return self.tokens if count == self.count else self.tokens[at : at + count]
 
+    def settle(self, edit: Edit) -> None:
+        """Lets go of what its piece says not to keep."""
+        if self._survival is not None:
+            self.table = self._survival.settle(edit, self.table)
+
+    def make_room(self, edit: Edit, count: int) -> None:
+        """Before so many tokens are read."""
+        if self._survival is not None:
+            self.table = self._survival.make_room(edit, self.table, count)
+
     def take(self, nll: Tensor, logits: Tensor, last: Tensor) -> None:
         """What a model call says of it: nll [n], logits [n, V] after each token, the last one."""
         self._nll.append(nll)
         self.last = last
+        if self._survival is not None:
+            self.table = self._survival.note(self.table, nll)
         if self._keep:
             self._logits.append(logits)
+
+    def commit(self) -> None:
+        """The stream is that now."""
+        stream = self.stream
+        if self.shelf is not None:
+            self.shelf.commit()
+        stream._lease.table, stream._last = self.table, self.last
+        if stream._history is not None:
+            stream._history = stream._history.extend(self.tokens.tolist())
 
     def report(self, ms: float, vocab: int) -> Report:
         alive, device = self.table.alive, self.tokens.device
@@ -71,8 +101,8 @@ def score(runs: Sequence[Reading], counts: Sequence[int], tokens: Tensor, logits
         before = torch.cat([logits[:1], logits[:-1]])
         before[[end - n for end, n in zip(ends, counts, strict=True)]] = first
         lasts = logits[[end - 1 for end in ends]]
-    said = before.gather(1, tokens[:, None])[:, 0]
-    nll = _log_sums(before) - said
+    # Every row on its own, so that its bits are the same beside any others.
+    nll = before.log_softmax(-1).gather(1, tokens[:, None]).neg_()[:, 0]
     rows: Sequence[Tensor] = lasts.unbind(0)
     if len(runs) > 1 and lasts.nbytes > OWN_ROWS:
         rows = [row.clone() for row in rows]
@@ -85,11 +115,3 @@ def score(runs: Sequence[Reading], counts: Sequence[int], tokens: Tensor, logits
 def _pieces(rows: Tensor, counts: Sequence[int]) -> Sequence[Tensor]:
     one_each = len(counts) == rows.shape[0]
     return rows[:, None].unbind(0) if one_each else rows.split(list(counts))
-
-
-def _log_sums(rows: Tensor) -> Tensor:
-    """logsumexp of each row. torch splits the sum of a single row, but never one of several rows,
-    so that a row beside another has the same bits beside any."""
-    if rows.shape[0] == 1:
-        return torch.logsumexp(torch.cat([rows, rows]), -1)[:1]
-    return torch.logsumexp(rows, -1)

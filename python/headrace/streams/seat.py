@@ -104,6 +104,7 @@ class Seat:
         self.born = True
         self.used = 0.0  # when a step last read of it
         self.fresh = math.nan  # when the newest input that it has read whole arrived
+        self.lanes: tuple[Seat, ...] = ()  # of the stream that it is a lane of, itself among them
         self._mark: tuple[Mark, History] | None = None
         self._last: torch.Tensor | None = None
 
@@ -125,20 +126,29 @@ class Seat:
 
     @property
     def own_pages(self) -> int:
-        """Pages that are free once it is parked."""
+        """Pages that are free once it is parked; none of a lane, for others read it meanwhile."""
+        if self.lanes:
+            return 0
         pool = self.stream.engine.pool
         return sum(pool.holders(page) == 1 for page in self.stream.pages)
 
     def park(self, swap: bool) -> int:
-        """Gives its pages up: copied out, or to be read again. Returns how many were copied."""
-        if not swap:
+        """Gives its pages up: copied out, or to be read again. Returns how many were copied.
+
+        One that is parked gives up what it still shares with others, and its copies. Where regions
+        choose who stays, reading again may choose others: they are copied out, and stay so.
+        """
+        if self.parked is not None and self.parked.table.kept is not None:
+            return 0
+        self._unpark()
+        if not swap and self.stream.table.kept is None:
             rewind(self.stream, 0)
             return 0
         stream = self.stream
         self._last, stream._last = stream._last, None
         table = stream._lease.table
         self.parked = Parked(stream.engine.pool, stream._lease)
-        empty = replace(table, end=table.start, pinned=(), window=())
+        empty = replace(table, end=table.start, pinned=(), window=(), kept=None, cell=[])
         stream._lease = Lease(stream.engine.pool, empty)
         return self.parked.pages
 
@@ -164,7 +174,11 @@ class Seat:
         return kept
 
     def fork(self, name: str) -> Seat:
-        """Another that goes on from here; it reads again what this one has parked."""
+        """Another that goes on from here; it reads again what this one has parked, unless regions
+        choose who stays: then this one takes its pages back first.
+        """
+        if self.parked is not None and self.parked.table.kept is not None:
+            self.resume()
         child = Seat(name, self.stream.fork(), self.text)
         child.fresh = self.fresh
         return child

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
 from ..errors import bad_type, bad_value
@@ -23,6 +23,7 @@ from .policies.arrival import Arrival
 from .policies.policy import Policy, Share
 from .run import Run
 from .seat import Job, Seat
+from .stream import Stream
 
 
 def serve(
@@ -115,12 +116,12 @@ class Server(Desk):
                 if victim is None:
                     full = True
                     return False
-                if victim.name not in kept and victim is not seat and victim.own_pages:
+                if victim.name not in kept and victim is not seat:
                     self._park(victim)
             return True
 
         for job, tokens in shares:
-            seat, victims = job.seat, self.policy.victims(self, job)
+            seat, victims = job.seat, self._victims(job)
             if seat.parked is not None and not room(seat.parked.pages):
                 continue
             self._resume(job)
@@ -136,12 +137,18 @@ class Server(Desk):
             raise bad_value("serve", "pool_pages", f"{need} free", got, "raise pool_pages")
         return taken
 
+    def _victims(self, job: Job) -> Iterator[Seat]:
+        """Those of the policy that have pages of their own; then all that hold any, for those that
+        forks share are free only when the last of them lets go."""
+        yield from (seat for seat in self.policy.victims(self, job) if seat.own_pages)
+        yield from (s for s in self.policy.victims(self, job) if s.stream.pages or s.parked)
+
     def _need(self, seat: Seat, tokens: int) -> int:
         table, engine = seat.stream._lease.table, self.engine
         return fresh_pages(engine.pool, table, tokens)
 
     def _park(self, seat: Seat) -> None:
-        swap = self.policy.swaps(seat, self)
+        swap = seat.own_pages > 0 and self.policy.swaps(seat, self)
         copied = seat.park(swap)
         self._note["copied"] = self._note.get("copied", 0) + copied
         self._note.setdefault("parked", []).append([seat.name, "swap" if swap else "recompute"])
@@ -163,7 +170,7 @@ class Server(Desk):
         work = Work(
             sum(map(len, batch.values())),
             len(batch),
-            sum((s.alive + len(t)) * len(t) for s, t in batch.items()),
+            sum((_seen(s) + len(t)) * len(t) for s, t in batch.items()),
             self._note.get("copied", 0),
         )
         self.engine.step(batch)
@@ -207,3 +214,8 @@ class Server(Desk):
     def _reading(self, now: float) -> float:
         self.run.readings.append(now)
         return now
+
+
+def _seen(stream: Stream) -> int:
+    """Tokens that its next query sees, those of the lanes that it reads among them."""
+    return stream.alive + sum(lane.alive for lane in stream.reads)

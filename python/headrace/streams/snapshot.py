@@ -18,6 +18,7 @@ from dataclasses import asdict, dataclass, is_dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as from_bytes
@@ -26,7 +27,8 @@ from torch import Tensor
 
 from .. import interrupts
 from ..errors import bad_type, bad_value, unsupported
-from ..memory import Lease, Page, PagePool, Table
+from ..memory import Kept, Lease, Page, PagePool, Table
+from ..memory.choice import TOKEN
 from . import gate as gates
 from .engine import Engine
 from .gate import Gate
@@ -36,7 +38,7 @@ from .positions import PerLane
 from .record import write_whole
 from .stream import Stream
 
-FORMAT = "headrace.stream.1"
+FORMAT = "headrace.stream.2"
 BLANK = "0" * 64
 ONE = ""  # what a stream without lanes is called in a file
 
@@ -103,7 +105,7 @@ def resume(engine: Engine, path: str | os.PathLike[str]) -> Resumed:
     adapters = {name: _adapter(engine, line["adapter"]) for name, line in held.items()}
     gate = None if meta["gate"] is None else _gate(*meta["gate"])
     pool = engine.pool
-    pages = sum(len(line["pinned"]) + len(line["window"]) for line in held.values())
+    pages = sum(len(line["slots"]) for line in held.values())
     if pages > pool.free_pages:
         got = f"{pool.free_pages} of {pool.pages}"
         raise bad_value("resume", "pool_pages", f"{pages} free pages", got)
@@ -117,7 +119,8 @@ def resume(engine: Engine, path: str | os.PathLike[str]) -> Resumed:
         return Resumed(made[ONE], gate, meta["now"])
     positions = engine.positions
     assert isinstance(positions, PerLane)
-    return Resumed(Lanes(engine, connected(made, engine.lanes, positions)), gate, meta["now"])
+    joined = connected(made, engine.lanes, positions)
+    return Resumed(Lanes(engine, joined, engine.lanes, positions), gate, meta["now"])
 
 
 def digest(model: Any) -> str:
@@ -135,14 +138,25 @@ def _parts(stream: Any) -> dict[str, Stream]:
     if isinstance(stream, Lanes):
         parts = {name: stream[name] for name in stream}
     elif isinstance(stream, Stream):
-        if stream.engine.lanes:
+        if stream.engine.lanes or stream.reads:
             expected, hint = "all lanes of a stream", "pass what open_lanes() gave"
             raise bad_value("snapshot", "stream", expected, "one of them", hint)
         parts = {ONE: stream}
     else:
         raise bad_type("snapshot", "stream", "a stream", type(stream).__name__)
-    for part in parts.values():
+    for name, part in parts.items():
         part._check_open("snapshot")
+        engine = stream.engine
+        same = not isinstance(stream, Lanes) or (
+            stream.lanes == engine.lanes and stream.positions == engine.positions
+        )
+        if not same or part._lease.table.plan != _plan(engine, name):
+            supported = "the memory, positions and lanes of its engine"
+            raise unsupported("snapshot", "stream", supported, "others of its own")
+        if isinstance(stream, Lanes) and part.reads is not stream._live[name]:
+            hint = "call watch() first"
+            raise unsupported("snapshot", "stream", "lanes that see others as they go on",
+                              f"{name}, which looks at a moment", hint)  # fmt: skip
     if stream.engine.archive is not None:
         memory = stream.engine.memory
         raise unsupported("snapshot", "stream", "memory without an Archive", repr(memory))
@@ -169,8 +183,8 @@ def _plan(engine: Engine, name: str) -> Any:
 def _put(tensors: dict[str, Tensor], name: str, stream: Stream) -> dict[str, Any]:
     """Adds what a stream holds to the tensors; says what it means."""
     table, pool = stream._lease.table, stream.engine.pool
-    counts = [after - page.start for page, after in (*table.pinned_spans(), *table.window_spans())]
-    ids = table.page_ids
+    used = _used(table)
+    ids, counts = list(used), list(used.values())
     k, v, *scales = _tensors(pool)
     for kind, pages in (("k", k), ("v", v), *zip(("k_scale", "v_scale"), scales, strict=False)):
         copy = pages[:, ids].cpu()
@@ -185,23 +199,70 @@ def _put(tensors: dict[str, Tensor], name: str, stream: Stream) -> dict[str, Any
     return {
         "start": table.start,
         "end": table.end,
-        "pinned": [page[1:] for page in table.pinned],
-        "window": [page[1:] for page in table.window],
+        "slots": counts,
+        "pinned": [(ids.index(page.id), *page[1:]) for page in table.pinned],
+        "window": [(ids.index(page.id), *page[1:]) for page in table.window],
         "adapter": stream.adapter,
+        "kept": _put_kept(tensors, name, table, ids),
     }
+
+
+def _used(table: Table) -> dict[int, int]:
+    """Slots of each page up to the last that counts, in the order of `page_ids`."""
+    used = {page.id: after - page.start for page, after in table.pinned_spans()}
+    if table.kept is not None:
+        for page, first, count, *_ in table.kept.rows:
+            used[page] = max(used.get(page, 0), first + count)
+    return used | {page.id: after - page.start for page, after in table.window_spans()}
+
+
+def _put_kept(
+    tensors: dict[str, Tensor], name: str, table: Table, ids: list[int]
+) -> dict[str, Any] | None:
+    """Survivors, one by one, their pages as places among `ids`."""
+    if table.kept is None:
+        return None
+    kept = table.kept.renumbered({page: i for i, page in enumerate(ids)})
+    tensors[f"{name}.kept"] = torch.from_numpy(kept.tokens.view(np.uint8).copy())
+    when = (kept.at.hex(), kept.frame.hex())  # nan has no place in JSON
+    return {
+        "since": kept.since,
+        "upto": kept.upto,
+        "tags": kept.tags,
+        "counts": kept.counts,
+        "rows": kept.rows,
+        "when": when,
+    }
+
+
+def _take_kept(ids: list[int], tokens: Tensor, line: Mapping[str, Any]) -> Kept:
+    at, frame = map(float.fromhex, line["when"])
+    kept = Kept(
+        tokens.numpy().view(TOKEN),
+        line["since"],
+        line["upto"],
+        tuple(line["tags"]),
+        tuple(line["counts"]),
+        tuple(map(tuple, line["rows"])),
+        at,
+        frame,
+    )
+    return kept.renumbered(dict(enumerate(ids)))
 
 
 def _take(
     pool: PagePool, tensors: Mapping[str, Tensor], name: str, line: Mapping[str, Any], plan: Any
 ) -> tuple[Lease, Tensor | None, History | None]:
-    count = len(line["pinned"])
-    ids = pool.take(count + len(line["window"]))
-    places = [Page(i, *at) for i, at in zip(ids, [*line["pinned"], *line["window"]], strict=True)]
-    table = Table(line["start"], line["end"], plan, tuple(places[:count]), tuple(places[count:]))
+    ids = pool.take(len(line["slots"]))
+    pinned, window = (tuple(Page(ids[i], *at) for i, *at in line[x]) for x in ("pinned", "window"))
+    kept = None
+    if line["kept"] is not None:
+        kept = _take_kept(ids, tensors[f"{name}.kept"], line["kept"])
+    table = Table(line["start"], line["end"], plan, pinned, window, kept=kept)
     for kind, pages in zip(("k", "v", "k_scale", "v_scale"), _tensors(pool), strict=False):
         pages[:, ids] = tensors[f"{name}.{kind}"].to(pages.device)
-    for page, after in (*table.pinned_spans(), *table.window_spans()):
-        pool.filled[page.id] = after - page.start
+    for page, slots in zip(ids, line["slots"], strict=True):
+        pool.filled[page] = slots
     lease = Lease(pool, table)
     pool.drop(ids)
     last, history = tensors.get(f"{name}.last"), tensors.get(f"{name}.history")

@@ -4,17 +4,18 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from ..errors import bad_type, bad_value
-from ..memory import Lease, Recalled, Shelf, Table
-from . import recalling, update
+from ..memory import Held, Lease, Recalled, Shelf, Table, held
+from . import piece, recalling, update
 from .history import History
+from .piece import Piece
 from .report import Report, Updated
 from .tokens import BYTES, Tokens, ids
 
@@ -108,12 +109,40 @@ class Stream:
         self._check_open("use")
         self._adapter = self.engine._adapter("use", adapter)
 
-    def feed(self, tokens: Tokens, *, logits: bool = False) -> Report:
+    def feed(self, tokens: Tokens, *, logits: bool = False, **known: Any) -> Report:
         """Reads tokens: int64 [T], a list, an array, or bytes for a byte model.
 
-        All or nothing, as `Engine.step`, which does it. Raises TypeError or ValueError, one line.
+        known: scores, at, frame, tag, room or keep, as `Piece` says, where regions of the memory
+        choose who stays. All or nothing, as `Engine.step`, which does it. Raises TypeError or
+        ValueError, one line.
         """
-        return self.engine.step({self: tokens}, logits=logits)[self]
+        fed = Piece(tokens, **known) if known else tokens
+        return self.engine.step({self: fed}, logits=logits)[self]
+
+    def keep(self, numbers: Sequence[int]) -> int:
+        """Of the tokens alive only these survive; returns how many are evicted.
+
+        numbers: of tokens, the stream's first is 0; `held` says which are alive. For memories with
+        regions that choose. All or nothing.
+        """
+        before = self.alive
+        return before - self.feed((), keep=numbers).alive
+
+    @property
+    def held(self) -> Held:
+        """The tokens alive and what is known of them, for memories with regions that choose."""
+        self._check_open("held")
+        piece.check_choice("held", self)
+        return held(self._lease.table, self.engine.pool, self.engine._inv_freq)
+
+    def rescore(self, scores: Any) -> None:
+        """New scores for the tokens alive, a number for each in the order of `held`.
+
+        They stand for what was fed, and for the surprisal, until the stream changes them again.
+        """
+        self._check_open("rescore")
+        piece.check_choice("rescore", self)
+        self._lease.table = piece.rescored(self._lease.table, scores)
 
     def recall(
         self,

@@ -24,6 +24,29 @@ def ids(tokens: Any, vocab: int, device: torch.device, op: str = "feed") -> Tens
     Bytes and text are for models of 256 tokens. TypeError or ValueError, one line, when these are
     not tokens of the model.
     """
+    return ids_of_each([tokens], vocab, device, op)[0]
+
+
+def ids_of_each(
+    given: Sequence[Any], vocab: int, device: torch.device, op: str = "feed"
+) -> list[Tensor]:
+    """`ids` of each, with one look at the values of all."""
+    made = [
+        x
+        if type(x) is Tensor and x.dtype is torch.int64 and x.dim() == 1 and x.device == device
+        else _whole_numbers(x, vocab, device, op)
+        for x in given
+    ]
+    joined = made[0] if len(made) == 1 else torch.cat(made) if made else torch.zeros(0)
+    if count := joined.numel():
+        low, high = (int(joined),) * 2 if count == 1 else map(int, torch.aminmax(joined))
+        if low < 0 or high >= vocab:
+            raise bad_value(op, "tokens", f"ids in [0, {vocab})", low if low < 0 else high)
+    return made
+
+
+def _whole_numbers(tokens: Any, vocab: int, device: torch.device, op: str) -> Tensor:
+    """int64 [T], of whatever values."""
     if isinstance(tokens, str):
         tokens = tokens.encode()
     if isinstance(tokens, (bytes, bytearray, memoryview)):
@@ -43,12 +66,7 @@ def ids(tokens: Any, vocab: int, device: torch.device, op: str = "feed") -> Tens
         raise bad_type(op, "tokens", "whole numbers, int64", str(made.dtype).removeprefix("torch."))
     if made.dim() != 1:
         raise bad_value(op, "tokens", "one axis, [T]", list(made.shape))
-    made = made.long()
-    if made.numel():
-        low, high = (int(made),) * 2 if made.numel() == 1 else map(int, torch.aminmax(made))
-        if low < 0 or high >= vocab:
-            raise bad_value(op, "tokens", f"ids in [0, {vocab})", low if low < 0 else high)
-    return made
+    return made.long()
 
 
 def _from_host(tokens: Any, op: str) -> Tensor:

@@ -8,38 +8,11 @@ arrives, how much, and how long it may take. All times are seconds.
 from __future__ import annotations
 
 from collections.abc import Callable
-from random import Random
 
 from .events import Event
-
-FRAME = 10
-"""Tokens of a frame, as in VideoLLM-online."""
-
-
-class _Trace(list[Event]):
-    """Events as they are made up; `add` returns the number of the new one."""
-
-    def __init__(self, seed: int, vocab: int) -> None:
-        self.random = Random(seed)
-        self._vocab = vocab
-
-    def tokens(self, count: int) -> tuple[int, ...]:
-        return tuple(self.random.randrange(self._vocab) for _ in range(count))
-
-    def add(self, time: float, stream: str, kind: str, **of) -> int:
-        self.append(Event(time, stream, kind, **of))
-        return len(self) - 1
-
-    def sorted(self) -> list[Event]:
-        """By time; only for traces in which no event refers to another."""
-        return sorted(self, key=lambda event: event.time)
-
-    def camera(self, stream: str, start: float, seconds: float, fps: float, due: float) -> None:
-        """A stream of frames, each to be read within `due`."""
-        self.add(start, stream, "open")
-        for i in range(int(seconds * fps)):
-            at = start + (i + 1) / fps
-            self.add(at, stream, "feed", tokens=self.tokens(FRAME), deadline=due, group="frame")
+from .lane import Lane
+from .serving_traces import agents, prefix_heavy, retrieval, services
+from .trace_maker import FRAME, Trace
 
 
 def multi_question(
@@ -47,7 +20,7 @@ def multi_question(
     questions: int = 4, max_new: int = 8, vocab: int = 256,
 ) -> list[Event]:  # fmt: skip
     """Several questions along one video (StreamingBench, SVBench), some that follow up at once."""
-    made = _Trace(seed, vocab)
+    made = Trace(seed, vocab)
     for video in range(videos):
         name, start = f"video {video}", made.random.random()
         made.camera(name, start, seconds, fps, 1 / fps)
@@ -63,13 +36,14 @@ def multi_question(
 
 def proactive(
     seed: int = 0, *, videos: int = 2, seconds: float = 20.0, fps: float = 2.0,
-    every: float = 5.0, max_new: int = 8, vocab: int = 256,
+    every: float = 5.0, probe: float | None = None, max_new: int = 8, vocab: int = 256,
 ) -> list[Event]:  # fmt: skip
     """Answers that nobody asked for, due soon after what they are about (OmniPro, online protocol).
 
-    Moments come as a Poisson process; at each the stream speaks without a prompt.
+    Moments come as a Poisson process; at each the stream speaks without a prompt. probe: seconds
+    after which it is asked each time whether it would speak now, in one token (probe protocol).
     """
-    made = _Trace(seed, vocab)
+    made = Trace(seed, vocab)
     for video in range(videos):
         name, start = f"video {video}", made.random.random()
         made.camera(name, start, seconds, fps, 1 / fps)
@@ -77,6 +51,10 @@ def proactive(
         while (at := at + made.random.expovariate(1 / every)) < start + seconds:
             said = made.random.randint(2, max_new)
             made.add(at, name, "say", max_new=said, deadline=0.5, pace=0.25, group="alert")
+        asked = made.tokens(4) if probe else ()
+        for i in range(1, int(seconds / probe) + 1 if probe else 0):
+            at = start + i * (probe or 0.0)
+            made.add(at, name, "say", tokens=asked, max_new=1, deadline=0.5, group="probe")
         made.add(start + 2 * seconds, name, "close")
     return made.sorted()
 
@@ -86,7 +64,7 @@ def lanes(
     questions: int = 3, max_new: int = 6, vocab: int = 256,
 ) -> list[Event]:  # fmt: skip
     """k live streams and one question across them (X-Stream), asked of each at the same moment."""
-    made = _Trace(seed, vocab)
+    made = Trace(seed, vocab)
     for lane in range(lanes):
         made.camera(f"lane {lane}", 0.01 * lane, seconds, fps, 1 / fps)
     for question in range(questions):
@@ -104,7 +82,7 @@ def hours(
     questions: int = 6, max_new: int = 8, vocab: int = 256,
 ) -> list[Event]:  # fmt: skip
     """Hours per person (TeleEgo): a sparse stream in bouts of activity, and rare questions."""
-    made = _Trace(seed, vocab)
+    made = Trace(seed, vocab)
     end = hours * 3600
     for person in range(people):
         name, at = f"person {person}", 0.0
@@ -120,132 +98,120 @@ def hours(
     return made.sorted()
 
 
-def agents(
-    seed: int = 0, *, programs: int = 6, turns: int = 4, spread: float = 2.0,
-    prompt: int = 40, result: int = 12, max_new: int = 8, deadline: float | None = None,
+def probes(
+    seed: int = 0, *, videos: int = 2, seconds: float = 20.0, fps: float = 2.0, every: float = 2.5,
     vocab: int = 256,
 ) -> list[Event]:  # fmt: skip
-    """Agent programs: turns with the gaps between them in which a tool runs.
-
-    The group of a turn is the tool that its answer calls, each with a gap of its own: "search"
-    about 0.5 s, "run" about 2 s, "ask" about 8 s; "end" calls none. A turn comes its gap after the
-    one before was done. deadline: of the whole program, from its first turn.
+    """One question put again and again along a video, of how often something was seen so far
+    (VCBench): each answer is a number, due at once, and shows what eviction has cost.
     """
-    made = _Trace(seed, vocab)
-    gaps = {"search": 0.5, "run": 2.0, "ask": 8.0}
-    for program in range(programs):
-        name, start = f"program {program}", made.random.uniform(0, spread)
+    made = Trace(seed, vocab)
+    for video in range(videos):
+        name, start = f"video {video}", made.random.random()
+        made.camera(name, start, seconds, fps, 1 / fps)
+        asked = made.tokens(8)
+        for probe in range(1, int(seconds / every) + 1):
+            at = start + probe * every
+            made.add(at, name, "say", tokens=asked, max_new=2, deadline=0.5, group="probe")
+        made.add(start + 2 * seconds, name, "close")
+    return made.sorted()
+
+
+def embodied(
+    seed: int = 0, *, agents: int = 2, seconds: float = 20.0, fps: float = 2.0,
+    questions: int = 6, max_new: int = 8, vocab: int = 256,
+) -> list[Event]:  # fmt: skip
+    """Questions of somebody who acts, about the past, the moment and what is to come (StreamEQA).
+
+    "past" may take long and be long, "now" is short and due before the next frames, "next" is due
+    before the moment it is about, one to three seconds later.
+    """
+    made = Trace(seed, vocab)
+    for agent in range(agents):
+        name, start = f"agent {agent}", made.random.random()
+        made.camera(name, start, seconds, fps, 1 / fps)
+        for _ in range(questions):
+            at = start + made.random.uniform(0.1, 1.0) * seconds
+            scope = made.random.choice(("past", "now", "next"))
+            due = {"past": 3.0, "now": 0.4, "next": made.random.uniform(1.0, 3.0)}[scope]
+            most = {"past": max_new, "now": 2, "next": max(2, max_new // 2)}[scope]
+            said, asked = made.random.randint(min(2, most), most), made.tokens(8)
+            made.add(at, name, "say", tokens=asked, max_new=said, deadline=due, group=scope)
+        made.add(start + 2 * seconds, name, "close")
+    return made.sorted()
+
+
+def x_stream(
+    seed: int = 0, *, shows: int = 2, cameras: int = 4, seconds: float = 10.0, fps: float = 2.0,
+    questions: int = 3, max_new: int = 6, vocab: int = 256,
+) -> list[Event]:  # fmt: skip
+    """k live lanes and one question across them (X-Stream), for an engine with `x_stream_lanes`.
+
+    Frames of all cameras come about together; an answer may take until two frames later.
+    """
+    made = Trace(seed, vocab)
+    for show in range(shows):
+        name, start = f"show {show}", made.random.random()
         made.add(start, name, "open")
-        first, last, gap = None, None, 0.0
-        count = made.random.randint(max(1, turns - 1), turns + 1)
-        for turn in range(count):
-            tool = "end" if turn == count - 1 else made.random.choice(sorted(gaps))
-            read = made.random.randint(prompt // 2, prompt) if turn == 0 else result
-            last = made.add(
-                start if last is None else gap,
-                name,
-                "say",
-                tokens=made.tokens(read),
-                max_new=made.random.randint(2, max_new),
-                deadline=deadline,
-                since=first,
-                after=last,
-                group=tool,
-            )
-            first = last if first is None else first
-            gap = gaps.get(tool, 0.0) * made.random.uniform(0.8, 1.25)
-        made.add(0.0, name, "close", after=last)
-    return list(made)
+        for camera in range(cameras):
+            lane, late = f"{name}/camera {camera}", 0.02 * camera
+            for i in range(int(seconds * fps)):
+                at = start + late + (i + 1) / fps
+                fed = made.tokens(FRAME)
+                made.add(at, lane, "feed", tokens=fed, deadline=1 / fps, group="frame")
+        for _ in range(questions):
+            at, asked = start + made.random.uniform(0.1, 1.0) * seconds, made.tokens(8)
+            said = made.random.randint(2, max_new)
+            made.add(
+                at, f"{name}/answer", "say", tokens=asked, max_new=said, deadline=2 / fps,
+                group="question",
+            )  # fmt: skip
+        made.add(start + 2 * seconds, name, "close")
+    return made.sorted()
 
 
-def prefix_heavy(
-    seed: int = 0, *, requests: int = 12, system: int = 48, shots: int = 3, shot: int = 16,
-    tail: int = 10, max_new: int = 6, vocab: int = 256,
+def x_stream_lanes(cameras: int = 4) -> tuple[Lane, ...]:
+    """A lane for every camera, and the answer, which reads them all."""
+    names = [f"camera {i}" for i in range(cameras)]
+    return (*(Lane(name) for name in names), Lane("answer", reads=names, kind="out"))
+
+
+def gaze(
+    seed: int = 0, *, people: int = 2, seconds: float = 10.0, fps: float = 2.0, rate: float = 4.0,
+    questions: int = 4, max_new: int = 6, vocab: int = 256,
 ) -> list[Event]:  # fmt: skip
-    """Requests over one system prompt, some of several sets of examples, and their own tail.
+    """A video with an extra lane of events, where its wearer looks (StreamGaze); `GAZE_LANES`.
 
-    All are there at the start, as in offline batches; one in six repeats another word for word.
+    A gaze is two tokens, `rate` of them a second in bursts, due at once; questions are about what
+    was looked at, and half of them come right after a gaze.
     """
-    made = _Trace(seed, vocab)
-    head, sets = made.tokens(system), [made.tokens(shot) for _ in range(shots)]
-    prompts: list[tuple[int, ...]] = []
-    for request in range(requests):
-        prompt = head + made.random.choice(sets) + made.tokens(made.random.randint(1, tail))
-        if request % 6 == 5:
-            prompt = made.random.choice(prompts)
-        prompts.append(prompt)
-        name = f"request {request}"
-        made.add(0.0, name, "open")
-        last = made.add(
-            0.0, name, "say", tokens=prompt, max_new=made.random.randint(2, max_new), group="batch"
-        )
-        made.add(0.0, name, "close", after=last)
-    return list(made)
+    made = Trace(seed, vocab)
+    for person in range(people):
+        name, start = f"person {person}", made.random.random()
+        made.add(start, name, "open")
+        for i in range(int(seconds * fps)):
+            at, fed = start + (i + 1) / fps, made.tokens(FRAME)
+            made.add(at, f"{name}/video", "feed", tokens=fed, deadline=1 / fps, group="frame")
+        looks, at = [], start
+        while (at := at + made.random.expovariate(rate / 2)) < start + seconds:
+            for i in range(made.random.randint(1, 3)):
+                looks.append(at + 0.05 * i)
+                fed = made.tokens(2)
+                made.add(looks[-1], f"{name}/gaze", "feed", tokens=fed, deadline=0.1, group="gaze")
+        for question in range(questions):
+            at = start + made.random.uniform(0.1, 1.0) * seconds
+            if question % 2 and looks:
+                at = made.random.choice(looks) + 0.05
+            said, asked = made.random.randint(2, max_new), made.tokens(8)
+            made.add(
+                at, f"{name}/answer", "say", tokens=asked, max_new=said, deadline=1.0,
+                group="question",
+            )  # fmt: skip
+        made.add(start + 2 * seconds, name, "close")
+    return made.sorted()
 
 
-def retrieval(
-    seed: int = 0, *, requests: int = 6, pieces: int = 4, piece: int = 24, delay: float = 0.05,
-    spread: float = 0.2, updates: float = 0.5, max_new: int = 6, vocab: int = 256,
-) -> list[Event]:  # fmt: skip
-    """Prompts that retrieval delivers in pieces, `delay` apart; then the answer (Stream2LLM).
-
-    A request appends piece by piece, or, with probability `updates`, each new ranking replaces the
-    text from some point on.
-    """
-    made = _Trace(seed, vocab)
-    for request in range(requests):
-        name, at = f"request {request}", made.random.uniform(0, spread)
-        replaces = made.random.random() < updates
-        made.add(at, name, "open")
-        text: tuple[int, ...] = ()
-        for _ in range(pieces):
-            more = made.tokens(piece)
-            if replaces:
-                text = text[: made.random.randint(len(text) // 2, len(text))] + more
-                made.add(at, name, "update", tokens=text)
-            else:
-                made.add(at, name, "feed", tokens=more)
-            at += made.random.uniform(0.5, 1.5) * delay
-        said, asked = made.random.randint(2, max_new), made.tokens(4)
-        last = made.add(at, name, "say", tokens=asked, max_new=said, deadline=1.0)
-        made.add(0.0, name, "close", after=last)
-    return list(made)
-
-
-def services(
-    seed: int = 0, *, requests: int = 30, rate: float = 20.0, tight: float = 1.0, vocab: int = 256
-) -> list[Event]:
-    """Requests of three classes with deadlines of their kind (JITServe), a Poisson process.
-
-    "chat" has a deadline for its first token and a pace; "batch" one for the whole; "compound" is a
-    chain of three requests under one deadline. Lengths are geometric, by class. tight: scales all
-    deadlines.
-    """
-    made = _Trace(seed, vocab)
-    at = 0.0
-    for request in range(requests):
-        at += made.random.expovariate(rate)
-        name, group = f"request {request}", made.random.choice(("chat", "batch", "compound"))
-        mean = {"chat": 12, "batch": 24, "compound": 6}[group]
-        made.add(at, name, "open")
-        first = last = None
-        for step in range(3 if group == "compound" else 1):
-            length = 1 + min(4 * mean, int(made.random.expovariate(1 / mean)))
-            last = made.add(
-                0.01 if step else at,
-                name,
-                "say",
-                tokens=made.tokens(made.random.randint(8, 48) if not step else 6),
-                max_new=length,
-                deadline=tight * {"chat": 0.3, "batch": 0.9, "compound": 1.2}[group],
-                pace=0.03 * tight if group == "chat" else None,
-                since=first,
-                after=last,
-                group=group,
-            )
-            first = last if first is None else first
-        made.add(0.0, name, "close", after=last)
-    return list(made)
+GAZE_LANES = (Lane("video"), Lane("gaze"), Lane("answer", reads=("video", "gaze"), kind="out"))
 
 
 SHAPES: dict[str, Callable[..., list[Event]]] = {
@@ -253,8 +219,17 @@ SHAPES: dict[str, Callable[..., list[Event]]] = {
     "proactive": proactive,
     "lanes": lanes,
     "hours": hours,
+    "probes": probes,
+    "embodied": embodied,
     "agents": agents,
     "prefix_heavy": prefix_heavy,
     "retrieval": retrieval,
     "services": services,
 }
+"""For engines whose streams have one lane."""
+
+OF_LANES: dict[str, tuple[Callable[..., list[Event]], tuple[Lane, ...]]] = {
+    "x_stream": (x_stream, x_stream_lanes()),
+    "gaze": (gaze, GAZE_LANES),
+}
+"""For engines with these lanes."""

@@ -34,6 +34,8 @@ def rewind(stream: Stream, tokens: int) -> int:
     """
     if tokens == stream.tokens:
         return tokens
+    if tokens:
+        _check_age(stream)
     table = _earlier(stream._lease.table, tokens)
     with interrupts.deferred():
         to = Lease(stream.engine.pool, table)
@@ -56,6 +58,7 @@ def update(stream: Stream, tokens: Tokens, *, logits: bool, recompute: bool) -> 
     if stream._shelf is not None:
         hint = "open a stream for the new text"
         raise unsupported("update", "memory", "those without an Archive", engine.memory, hint)
+    _check_age(stream)
     new = ids(tokens, engine.vocab, engine.device, "update")
     text = new.tolist()
     kept = stream._history.common(text)
@@ -86,6 +89,14 @@ def update(stream: Stream, tokens: Tokens, *, logits: bool, recompute: bool) -> 
         raise
     before[0].release()
     return Updated.of(report, kept, again)
+
+
+def _check_age(stream: Stream) -> None:
+    """That who was alive at an earlier moment follows from how many tokens came since."""
+    if stream._lease.table.plan.choice is not None:
+        hint = "go back to a mark, or open a stream for the new text"
+        supported = "those of Sink and Window in tokens"
+        raise unsupported("update", "memory", supported, stream.engine.memory, hint)
 
 
 def _earlier(table: Table, tokens: int) -> Table:

@@ -5,6 +5,12 @@
     cache = StreamingCache(model.config, memory=Sink(4) + Window(2044))
     model.generate(**inputs, past_key_values=cache, max_new_tokens=100_000)
 
+What leaves the window can be kept and brought back for a question (ReKV):
+
+    cache = StreamingCache(model.config, memory=Sink(4) + Window(2044) >> Archive("mean"))
+    model(**video, past_key_values=cache)
+    cache.recall(model, question_ids, top=64)
+
 Importing this registers the attention implementation "headrace" and its mask with the interfaces
 that transformers has for them; nothing of transformers or of a model is replaced. `attached(model)`
 selects it for a block and puts the former one back. Tested with transformers 5.23.

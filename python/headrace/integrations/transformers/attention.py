@@ -14,7 +14,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from ...errors import bad_type, unsupported
-from .cache import Offset, StreamingLayer
+from .layer import Offset, StreamingLayer
 
 NAME = "headrace"
 """Of the attention implementation, in both registries."""

@@ -3,23 +3,25 @@
 
 from __future__ import annotations
 
-import weakref
 from collections import deque
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import Cache, CacheLayerMixin
+from transformers import PreTrainedModel
+from transformers.cache_utils import Cache
 
 from ... import interrupts
 from ...errors import bad_type, bad_value, unsupported
-from ...memory import Region, Spill
+from ...memory import Recalled, Region, Spill
 from ...memory.pool import DTYPES
 from ...memory.regions import compile_plan
 from ...streams import Absolute, InCache
 from ...streams.positions import Positions
 from .families import Attention, attention_of
+from .far import Far, Heard, recall
+from .layer import StreamingLayer
 from .rows import GrowingPool, Rows
 from .step import Step
 
@@ -70,14 +72,18 @@ class StreamingCache(Cache):
             raise bad_type("StreamingCache", "dtype", names, dtype)
         if isinstance(chunk, bool) or not isinstance(chunk, int) or chunk < 1:
             raise bad_value("StreamingCache", "chunk", "a whole number, 1 or more", chunk)
-        if any(isinstance(region, Spill) for region in getattr(memory, "regions", (memory,))):
-            expected = "sums of Sink and Window, which no Archive follows"
-            raise unsupported("StreamingCache", "memory", expected, repr(memory))
         self.attention: Attention = attention_of(config)
         self.memory, self.positions = memory, positions
+        self.archive = memory.archive if isinstance(memory, Spill) else None
+        if any(isinstance(region, Spill) for region in getattr(memory, "regions", ())):
+            raise unsupported("StreamingCache", "memory", "an Archive last of all", repr(memory))
+        if self.archive is not None and self.attention.freq_axis is not None:
+            expected = "sums of Sink and Window for models with M-RoPE"
+            raise unsupported("StreamingCache", "memory", expected, repr(memory))
         self.plan = positions.place(compile_plan(memory))
         self.dtype, self.page_size, self.chunk = dtype, page_size, chunk
         self.rows: Rows | None = None
+        self.heard: Heard | None = None
         self._start()
         super().__init__(
             layers=[StreamingLayer(self, i) for i in range(len(self.attention.sliding))]
@@ -164,7 +170,9 @@ class StreamingCache(Cache):
                     k.dtype if self.dtype is None else self.dtype,
                     k.device,
                 )
-            self.rows = Rows(pool, self.plan, rows, self.chunk)
+                inv_freq = self.attention.inv_freq
+                far = Far(self.archive, pool, inv_freq) if self.archive is not None else None
+                self.rows = Rows(pool, self.plan, rows, self.chunk, far)
         return self.rows
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
@@ -179,7 +187,7 @@ class StreamingCache(Cache):
         return -1 if self.rows is None else len(self.rows)
 
     def reset(self) -> None:
-        """Forgets everything."""
+        """Forgets everything, what is in an archive included."""
         if self.rows is not None:
             self.rows.undo()
             self.rows.release()
@@ -246,69 +254,55 @@ class StreamingCache(Cache):
             self.rows.undo()
         self.step = self.pending = None
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> StreamingCache:
+    def recall(
+        self,
+        model: PreTrainedModel,
+        input_ids: Tensor,
+        *,
+        top: int | None = None,
+        mass: float | None = None,
+        proven: bool = True,
+        **inputs: Any,
+    ) -> list[Recalled]:
+        """Brings back of the archive what a question needs, and what no query sees any more but is
+        still held; forwards to come see it, before the window, until `forget`.
+
+        The model reads input_ids int64 [B, L] on the side (they do not count as read; `inputs` go
+        to it too), and each layer of each row finds its own pages: the `top` that its mean query
+        likes best (ReKV; Di et al., 2025), or as many as it takes for every query and head to see
+        the share `mass` of its softmax (by bounds, or, if not `proven`, by an estimate); all
+        without either. Layers with a sliding window of their own recall nothing. Gives for every
+        row what it recalled (see `headrace.memory.Recalled`); after an error what was recalled
+        before still is.
+
+        ValueError, TypeError or NotImplementedError naming the argument.
+        """
+        return recall(self, model, input_ids, top, mass, proven, inputs)
+
+    def forget(self) -> None:
+        """Forwards to come see nothing of the archive."""
+        self._abandon()
+        if self.rows is not None:
+            self.rows.forget()
+
+    def fork(self, archive: bool = True) -> StreamingCache:
+        """Another cache that goes on by itself; without `archive` it keeps what it has recalled
+        out of sight, and lets go of what leaves its window.
+        """
         other = object.__new__(StreamingCache)
-        memo[id(self)] = other
         other.__dict__.update(self.__dict__)
         other.layers = [StreamingLayer(other, i) for i in range(len(self.layers))]
         other._padding, other.shift = self._padding.copy(), list(self.shift)
-        other.step = other.pending = other.rows = None
+        other.step = other.pending = other.rows = other.heard = None
         if self.rows is not None:
             self._abandon()
-            other.rows = Rows(self.rows.pool, self.plan, len(self.rows), self.chunk)
+            far = self.rows.far if archive else None
+            other.rows = Rows(self.rows.pool, self.plan, len(self.rows), self.chunk, far)
             other.rows.pick(range(len(self.rows)), self.rows)
+            if not archive:
+                other.rows.forget()
         return other
 
-
-class StreamingLayer(CacheLayerMixin):
-    """What transformers asks of a layer of a cache; the cache itself knows the answers."""
-
-    is_croppable = True
-    supports_early_init = False
-    is_initialized = True
-
-    def __init__(self, cache: StreamingCache, index: int) -> None:
-        super().__init__()
-        self._cache = weakref.ref(cache)
-        self.index = index
-        self.is_sliding = cache.attention.sliding[index] is not None
-
-    @property
-    def cache(self) -> StreamingCache:
-        cache = self._cache()
-        assert cache is not None
-        return cache
-
-    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None: ...
-
-    def update(
-        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
-    ) -> tuple[Tensor, Tensor]:
-        """The keys and values as they are, marked for the attention function."""
-        self.cache.arrive(self.index)
-        key_states = key_states.view_as(key_states)
-        key_states.headrace = self  # type: ignore[attr-defined]
-        return key_states, value_states
-
-    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        return query_length, Offset(self.cache)
-
-    def get_seq_length(self) -> int:
-        return self.cache.seen
-
-    def get_max_length(self) -> int:
-        return -1
-
-    def reset(self) -> None:
-        self.cache.reset()
-
-
-class Offset(int):
-    """How many tokens came before, and the cache that they went to: so the mask function knows."""
-
-    cache: StreamingCache
-
-    def __new__(cls, cache: StreamingCache) -> Offset:
-        self = super().__new__(cls, cache.seen)
-        self.cache = cache
-        return self
+    def __deepcopy__(self, memo: dict[int, Any]) -> StreamingCache:
+        memo[id(self)] = other = self.fork()
+        return other

@@ -6,17 +6,30 @@ from __future__ import annotations
 import weakref
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ... import audit
 from ...errors import bad_value
-from ...memory import UNLIMITED, Edit, Lease, PagePool, Plan, Table, cut, view
+from ...memory import UNLIMITED, Edit, Lease, Page, PagePool, Plan, Recalled, Table, cut, view
 from ...memory.edit import Slot
+from .far import Far
 
-Part = tuple[int, list[Slot], Sequence[view.Row], int]
+
+class Part(NamedTuple):
+    """What a row does in a piece of a forward: `at` of its tokens came before in this forward,
+    where its own go, the entries that they read (far: for each layer, if those differ), and the
+    position of the first.
+    """
+
+    at: int
+    where: list[Slot]
+    entries: list[view.Row]
+    start: int
+    far: list[list[view.Row]]
+
 
 SLACK = 64
 """Tokens by which any row may go back at any time: so much more than its window it holds."""
@@ -53,10 +66,18 @@ class GrowingPool(PagePool):
 
 
 class Rows:
-    """Page tables of every row of a batch, changed together or not at all."""
+    """Page tables of every row of a batch, changed together or not at all.
 
-    def __init__(self, pool: GrowingPool, plan: Plan, count: int, chunk: int) -> None:
-        self.pool, self.plan, self.chunk = pool, plan, chunk
+    far: the archive that their pages go to, or None. recalled: what each row sees of it.
+    """
+
+    def __init__(
+        self, pool: GrowingPool, plan: Plan, count: int, chunk: int, far: Far | None = None
+    ) -> None:
+        self.pool, self.plan, self.chunk, self.far = pool, plan, chunk, far
+        self.shelves = [far.store.shelf() for _ in range(count)] if far else []
+        self.recalled: list[Recalled | None] = [None] * count
+        self._leaving: list[list[tuple[int, Tensor]]] = []
         self._loose = replace(plan, reach=min(plan.reach + SLACK, UNLIMITED))
         self.leases = [Lease(pool, Table(0, 0, plan)) for _ in range(count)]
         self._edit = Edit(pool)
@@ -76,11 +97,9 @@ class Rows:
         each = self.plan.pinned_pages(size) + 2 * self._loose.window_pages(size)
         return len(self) * (each + -(-self.chunk // size) + 1)
 
-    def read(self, counts: Sequence[int]) -> list[list[tuple[int, list, list[view.Row], int]]]:
-        """Room for `counts` tokens, one count per row, in pieces of up to `chunk` tokens a row.
-
-        For each piece and row: the tokens that came before in this call, where its own go, the
-        entries that they read, and the position of the first. Then `commit` or `undo`.
+    def read(self, counts: Sequence[int]) -> list[list[Part]]:
+        """Room for `counts` tokens, one count per row, in pieces of up to `chunk` tokens a row:
+        what each row does in each. Then `commit` or `undo`.
         """
         self.undo()
         tables = [lease.table for lease in self.leases]
@@ -95,32 +114,60 @@ class Rows:
                 self._held += named
             pieces.append(
                 [
-                    (min(at, n), where, view.entries(table, start) if where else [], start)
-                    for n, (table, where), start in zip(counts, grown, starts, strict=True)
+                    Part(min(at, n), where, *self._entries(b, table, start, bool(where)))
+                    for b, (n, (table, where), start) in enumerate(
+                        zip(counts, grown, starts, strict=True)
+                    )
                 ]
             )
-            tables = [self._trim(table) for table, _ in grown]
+            self._leaving.append([])
+            tables = [self._trim(b, table) for b, (table, _) in enumerate(grown)]
         self._next = tables
         return pieces
 
-    def _trim(self, table: Table) -> Table:
-        return replace(self._edit.trim(replace(table, plan=self._loose)), plan=self.plan)
+    def _entries(
+        self, row: int, table: Table, start: int, reads: bool
+    ) -> tuple[list[view.Row], int, list[list[view.Row]]]:
+        if not reads:
+            return [], start, []
+        recalled = self.recalled[row]
+        far = [view.entries(table, start, rows) for rows in recalled.rows] if recalled else []
+        return view.entries(table, start), start, far
+
+    def _trim(self, row: int, table: Table) -> Table:
+        def stage(page: Page, stop: int) -> None:  # copied later, layer by layer: not written yet
+            self._leaving[-1].append((page.id, self.shelves[row].promise(page, stop)))
+
+        trimmed = self._edit.trim(replace(table, plan=self._loose), stage if self.far else None)
+        return replace(trimmed, plan=self.plan)
+
+    def leave(self, piece: int, layer: int) -> None:
+        """A layer has read a piece: keeps what the next may write over."""
+        for page, block in self._leaving[piece]:
+            assert self.far is not None
+            layout = self.far.store.tiers.layout
+            layout.pack(self.pool, page, block, slice(layer, layer + 1))
 
     def commit(self) -> None:
         """What was read counts."""
         for lease, table in zip(self.leases, self._next, strict=True):
             lease.table = table
         self._edit.commit()
+        with torch.inference_mode(False):
+            for shelf in self.shelves:
+                shelf.commit()
         self._forget()
 
     def undo(self) -> None:
         """The rows are what they were before `read`."""
         self._edit.undo()
+        for shelf in self.shelves:
+            shelf.undo()
         self._forget()
 
     def _forget(self) -> None:
         self.pool.drop(self._held)
-        self._next, self._held = [], []
+        self._next, self._held, self._leaving = [], [], []
 
     def cut(self, counts: Sequence[int]) -> None:
         """Forgets the last `counts` tokens of the rows. ValueError, and nothing, when too many."""
@@ -135,15 +182,28 @@ class Rows:
             to = Lease(self.pool, table)
             lease.rewind(to)
             to.release()
+        self.forget()
+
+    def forget(self) -> None:
+        """No row sees anything of its archive."""
+        for recalled in self.recalled:
+            if recalled is not None:
+                recalled.release()
+        self.recalled = [None] * len(self)
 
     def pick(self, rows: Sequence[int], pool_rows: Rows | None = None) -> None:
         """Row i goes on as row rows[i] was; full pages are shared, the last one is copied."""
         source = self if pool_rows is None else pool_rows
         picked = [source.leases[i].share() for i in rows]
-        before, self.leases = self.leases, picked
-        for lease in before:
+        shelves = [source.shelves[i].fork() for i in rows] if self.far else []
+        shared = [r if r is None else r.share() for r in (source.recalled[i] for i in rows)]
+        self.forget()
+        for lease in self.leases:
             lease.release()
-        seen: set[int] = set() if pool_rows is None else {t for t in map(_tail, source.leases)}
+        for shelf in self.shelves:
+            shelf.close()
+        self.leases, self.shelves, self.recalled = picked, shelves, shared
+        seen = set() if pool_rows is None else {_tail(lease) for lease in source.leases}
         for lease in self.leases:
             if _tail(lease) in seen:
                 self._own_tail(lease)
@@ -168,8 +228,11 @@ class Rows:
         lease.table = table
 
     def release(self) -> None:
+        self.forget()
         for lease in self.leases:
             lease.release()
+        for shelf in self.shelves:
+            shelf.close()
 
 
 def _tail(lease: Lease) -> int:

@@ -126,16 +126,37 @@ class Step:
                         real[b][at : at + len(where)]
                         if real is not None
                         else torch.arange(at, at + len(where)) + b * self.columns
-                        for b, (at, where, _, _) in enumerate(parts)
+                        for b, (at, where, *_) in enumerate(parts)
                     ]
                 ).to(device)
-            wheres, starts = [p[1] for p in parts], [p[3] for p in parts]
-            views = {
-                sliding: View.of(
-                    wheres, [narrowed(p[2], p[3], sliding) for p in parts], starts, device
+            wheres, starts = [p.where for p in parts], [p.start for p in parts]
+            if any(p.far for p in parts):  # layers that recalled, each its own
+                view = View.of(
+                    wheres,
+                    [p.entries for p in parts],
+                    starts,
+                    device,
+                    [
+                        [
+                            p.far[n]
+                            if p.far and sliding is None
+                            else narrowed(p.entries, p.start, sliding)
+                            for p in parts
+                        ]
+                        for n, sliding in enumerate(cache.attention.sliding)
+                    ],
                 )
-                for sliding in dict.fromkeys(cache.attention.sliding)
-            }
+                views = dict.fromkeys(cache.attention.sliding, view)
+            else:
+                views = {
+                    sliding: View.of(
+                        wheres,
+                        [narrowed(p.entries, p.start, sliding) for p in parts],
+                        starts,
+                        device,
+                    )
+                    for sliding in dict.fromkeys(cache.attention.sliding)
+                }
             order = None
             if self._axis is not None:
                 place = ids.expand(3, self.count, self.columns).reshape(3, -1).T.contiguous()
@@ -166,17 +187,16 @@ class Step:
         v = gather(v, None).float()
         out = None
         inv_freq, axis = self._inv_freq, self._axis
-        for rows, views, order in self.pieces:
+        for number, (rows, views, order) in enumerate(self.pieces):
             step = views[spec.sliding[layer]]
             x, w = (both, v) if rows is None else (both[rows], v[rows])
             ops.append(
                 x[:, heads:], w, *pages, step.where, inv_freq=inv_freq, freq_axis=axis, **scales
             )
-            o, _ = ops.paged_attention(
+            o, lse = ops.paged_attention(
                 x[:, :heads],
                 *pages,
-                step.entries,
-                step.entry_indptr,
+                *step.lists(layer),
                 step.q_indptr,
                 step.q_pos,
                 q_order=order,
@@ -189,6 +209,13 @@ class Step:
                 **scales,
             )
             pool.written_bytes += len(step.where) * pool.row_bytes
+            cache.rows.leave(number, layer)
+            if cache.heard is not None:
+                of = torch.arange(len(both), device=x.device) if rows is None else rows
+                cache.heard.capped |= softcap > 0
+                asked = x[:, :heads].clone()
+                asked[..., : 2 * len(inv_freq)] *= spec.gain
+                cache.heard.add(layer, of // self.columns, asked, lse, scale or dim**-0.5)
             if rows is None:
                 out = o
             else:

@@ -1,18 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What bench/gpu.py times of the ops that keep a state: inputs, peers, floors and checks."""
+"""The ops that keep a state, on a GPU: inputs, peers, floors and checks."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from gpu_cases import DIM, KV_HEADS, PAGE, near
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from gpu import Bench
+from . import peers as others
+from .measure import DIM, KV_HEADS, PAGE, Bench, near
 
 
 def ends(bench: Bench, streams: int, tokens: int) -> dict[str, Tensor]:
@@ -89,7 +87,8 @@ def gated_delta(bench: Bench, streams: int, tokens: int) -> None:
     moved = 4 * total * heads * DIM * (4 if bench.dry else 2) + 8 * streams * heads * DIM * DIM
     floor = floor_of(bench, moved, 6 * total * heads * DIM * DIM)
     label = f"{streams} streams, {tokens} tokens"
-    bench.add("gated_delta_rule", label, make, {"torch chunks": peer}, floor, moved, check)
+    peers = {"torch chunks": peer} | others.gated_delta(streams)
+    bench.add("gated_delta_rule", label, make, peers, floor, moved, check)
 
 
 def linear_attention(bench: Bench, streams: int, tokens: int) -> None:
@@ -123,7 +122,8 @@ def linear_attention(bench: Bench, streams: int, tokens: int) -> None:
     moved = 4 * total * heads * DIM * (4 if bench.dry else 2) + 8 * streams * heads * DIM * DIM
     floor = floor_of(bench, moved, 4 * total * heads * DIM * DIM)
     label = f"{streams} streams, {tokens} tokens"
-    bench.add("linear_attention", label, make, {"torch chunks": peer}, floor, moved, check)
+    peers = {"torch chunks": peer} | others.linear_attention(streams)
+    bench.add("linear_attention", label, make, peers, floor, moved, check)
 
 
 def causal_conv(bench: Bench, tokens: int, channels: int) -> None:
@@ -207,10 +207,46 @@ def append_absorb(bench: Bench, streams: int, tokens: int) -> None:
     bench.add("append_absorb", label, make, {"torch": peer}, floor, moved, check)
 
 
-JOBS: dict[str, tuple[Callable[..., None], list[tuple], tuple]] = {
-    # op: case, sizes, those of a dry run
-    "gated_delta_rule": (gated_delta, [(64, 1), (1, 4096), (16, 4096)], (2, 70)),
-    "linear_attention": (linear_attention, [(64, 1), (1, 4096), (16, 4096)], (2, 70)),
-    "causal_conv": (causal_conv, [(1, 4096), (4096, 4096), (65536, 4096)], (9, 48)),
-    "append_absorb": (append_absorb, [(64, 1), (8, 64), (256, 1)], (2, 5)),
-}
+def frame_delta(bench: Bench, streams: int, frames: int, size: int) -> None:
+    """Frames of `size` tokens of each stream, 20 heads of 112; the peer does a frame at a time."""
+    heads, dim, tokens = 20, 112, streams * frames * size
+
+    def make() -> dict[str, Any]:
+        q, k, v, q_hat, k_hat = (bench.randn(tokens, heads, dim) for _ in range(5))
+        short = (dim * size) ** -0.5
+        more: dict[str, Any] = dict(device=bench.device, dtype=torch.int32)
+        return dict(
+            q=q.relu(), k=k.relu() * short, v=v, q_hat=q_hat, k_hat=k_hat * short,
+            beta=torch.rand(tokens, heads, device=bench.device),
+            state=torch.zeros(streams, heads, dim, dim, device=bench.device),
+            norm=torch.ones(streams, heads, dim, device=bench.device),
+            frames=torch.arange(0, tokens + 1, size, **more),
+            indptr=torch.arange(0, streams * frames + 1, frames, **more),
+            rows=torch.arange(streams, **more), update=False,
+        )  # fmt: skip
+
+    def dense(s: dict) -> torch.Tensor:
+        names = ("q", "k", "v", "q_hat", "k_hat")
+        rows = [s[x].reshape(streams, frames, size, heads, dim).transpose(2, 3) for x in names]
+        beta = s["beta"].reshape(streams, frames, size, heads, 1).transpose(2, 3)
+        state, norm, outs = s["state"], s["norm"][..., None], []
+        wide = torch.promote_types(rows[0].dtype, torch.float32)
+        for f in range(frames):
+            q, k, v, q_hat, k_hat = (x[:, f].to(wide) for x in rows)
+            state = state + k_hat.mT @ (beta[:, f] * (v - k_hat @ state.to(wide)))
+            norm = norm + k.mT @ (beta[:, f] * (1 - k @ norm.to(wide)))
+            outs.append((q_hat @ state / (q @ norm + 1e-6)).transpose(1, 2))
+        return torch.stack(outs, 1).reshape(tokens, heads, dim)
+
+    def check(s: dict, out: torch.Tensor) -> bool:
+        wide = {n: x.double() if isinstance(x, torch.Tensor) and x.is_floating_point() else x
+                for n, x in s.items()}  # fmt: skip
+        return near(out, dense(wide))
+
+    moved = 6 * tokens * heads * dim * (4 if bench.dry else 2) + 4 * streams * heads * dim * dim
+    floor = max(
+        moved / bench.floors["copy_bytes_per_s"],
+        6 * tokens * heads * dim * dim / bench.floors["matrix_flops_per_s"],
+    )
+    label = f"{streams} streams, {frames} frames of {size}"
+    bench.add("frame_delta_rule", label, make, {"torch fp32": dense}, floor, moved, check)
