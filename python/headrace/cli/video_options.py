@@ -30,7 +30,7 @@ def add(parser: argparse.ArgumentParser, positive: Any, above: Any) -> None:
     )  # fmt: skip
     group.add_argument(
         "--dropper", type=above, metavar="COS",
-        help="also drop tokens whose cosine to what was last kept is above this",
+        help="drop tokens whose cosine to those last kept is above this (default: 0.98)",
     )  # fmt: skip
     group.add_argument(
         "--no-prune", action="store_true", default=None, help="compute every patch of every frame"

@@ -257,6 +257,6 @@ def pixel_gate(model: Vision, threshold: float | None = None) -> LastKept:
     return LastKept(chosen, "l1", patch=model.config.thumb)
 
 
-def token_dropper(threshold: float = 0.99) -> LastKept:
+def token_dropper(threshold: float = 0.98) -> LastKept:
     """A dropper by the cosine of a tower's tokens to those last kept."""
     return LastKept(threshold, "cos")
