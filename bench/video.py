@@ -11,7 +11,8 @@ which the model was not trained on, and on all of it; and F1 of scene cuts, on h
 spliced together. `stays` foretells that nothing changes.
 
 With --hours, a clip over and over with fresh noise, one step per frame at so many frames per second
-of video: quantiles of the time of a step in every hour, of wall clock and of the thread's own time.
+of video: quantiles of the time of a step, of wall clock and of the thread's own time. The last hour
+of a stream is timed in turns with the first of another.
 """
 
 from __future__ import annotations
@@ -159,47 +160,63 @@ def throughput(model: Vision, at: Path, repeats: int, splices: int) -> dict[str,
     return {"threshold": threshold, "rows": rows, "scene_cuts": cuts}
 
 
+class Endless:
+    """A clip over and over, with noise that is never the same, through a watcher of its own."""
+
+    def __init__(self, model: Vision, clip: Tensor, seed: int) -> None:
+        self.clip, self.noise = clip, torch.Generator().manual_seed(seed)
+        self.eyes = watcher(model, clip.shape[1], clip.shape[2], model.config.threshold)
+        self.kept = 0.0
+
+    def step(self) -> dict[str, float]:
+        """Milliseconds of one step, of wall clock and of the thread's own time."""
+        frame = self.clip[self.eyes.frames % len(self.clip)]
+        grain = torch.empty(frame.shape).normal_(0, NOISE, generator=self.noise)
+        frame = (frame + grain.round().short()).clamp(0, 255).byte()
+        begun, busy = time.perf_counter(), time.thread_time()
+        self.kept += 1 - self.eyes.feed(frame).dropped
+        mine, wall = time.thread_time() - busy, time.perf_counter() - begun
+        return {"wall": 1e3 * wall, "thread": 1e3 * mine}
+
+    def row(self, hour: int, steps: list[dict[str, float]]) -> dict[str, Any]:
+        """What an hour of it came to."""
+        row: dict[str, Any] = {
+            "hour": hour, "frames": len(steps), "kept": self.kept / self.eyes.frames,
+            "kv_bytes": self.eyes.resident_bytes, "resident_set_bytes": report.resident_set(),
+        }  # fmt: skip
+        for clock in ("wall", "thread"):
+            times = torch.tensor([step[clock] for step in steps], dtype=torch.float64)
+            for q in (0.5, 0.9, 0.99):
+                row[f"{clock}_ms_p{q * 100:g}"] = float(times.quantile(q))
+        print({k: round(v, 3) if isinstance(v, float) else v for k, v in row.items()}, flush=True)
+        return row
+
+
 @torch.no_grad()
 def hours(
-    model: Vision, at: Path, name: str, count: float, rate: float, longest: int
+    model: Vision, at: Path, name: str, count: int, rate: float, longest: int
 ) -> dict[str, Any]:
-    """A clip over and over, with noise that is never the same."""
+    """A stream up to its last hour, and that hour in turns with the first one of another, so that
+    whatever else the machine does slows both."""
     with Video(at / f"{name}.mp4", longest=longest) as video:
         clip = torch.stack([frame for _, frame in video]).short()
-    noise = torch.Generator().manual_seed(0)
-    each, rows = int(3600 * rate), []
-    with watcher(model, clip.shape[1], clip.shape[2], model.config.threshold) as eyes:
-        total, kept = 0, 0.0
-        for hour in range(round(count)):
-            wall, mine = [], []
-            for _ in range(each):
-                frame = clip[total % len(clip)]
-                grain = torch.empty(frame.shape).normal_(0, NOISE, generator=noise)
-                frame = (frame + grain.round().short()).clamp(0, 255).byte()
-                begun, busy = time.perf_counter(), time.thread_time()
-                glance = eyes.feed(frame)
-                mine.append(time.thread_time() - busy)
-                wall.append(time.perf_counter() - begun)
-                total, kept = total + 1, kept + 1 - glance.dropped
-            row: dict[str, Any] = {
-                "hour": hour + 1, "frames": each, "kv_bytes": eyes.resident_bytes,
-                "resident_set_bytes": report.resident_set(),
-            }  # fmt: skip
-            for clock, times in (("wall", wall), ("thread", mine)):
-                for q in (0.5, 0.9, 0.99):
-                    at_q = torch.tensor(times, dtype=torch.float64).quantile(q)
-                    row[f"{clock}_ms_p{q * 100:g}"] = 1e3 * float(at_q)
-            rows.append(row)
-            print({k: round(v, 3) if isinstance(v, float) else v for k, v in row.items()})
-    last, first = rows[-1], rows[0]
+    each = int(3600 * rate)
+    old, young = (Endless(model, clip, seed) for seed in (0, 1))
+    before = [old.row(h + 1, [old.step() for _ in range(each)]) for h in range(count - 1)]
+    steps: dict[Endless, list[dict[str, float]]] = {old: [], young: []}
+    for i in range(each):
+        for one in (old, young) if i % 2 else (young, old):
+            steps[one].append(one.step())
+    first, last = young.row(1, steps[young]), old.row(count, steps[old])
     return {
         "clip": name, "frames_per_second_of_video": rate, "size": list(clip.shape[1:3]),
-        "noise": NOISE, "threshold": model.config.threshold, "kept": kept / total, "hours": rows,
-        "p99_last_over_first": {
-            clock: last[f"{clock}_ms_p99"] / first[f"{clock}_ms_p99"]
-            for clock in ("wall", "thread")
+        "noise": NOISE, "threshold": model.config.threshold, "alone": before,
+        "in_turns": {"first": first, "last": last},
+        "last_over_first": {
+            f"{clock}_{q}": last[f"{clock}_ms_{q}"] / first[f"{clock}_ms_{q}"]
+            for clock in ("wall", "thread") for q in ("p50", "p90", "p99")
         },
-        "resident_set_growth_bytes": last["resident_set_bytes"] - first["resident_set_bytes"],
+        "kv_bytes_growth": last["kv_bytes"] - before[0]["kv_bytes"],
     }  # fmt: skip
 
 
@@ -210,7 +227,7 @@ def main() -> None:
     p.add_argument("--model", default=VISION)
     p.add_argument("--repeats", type=int, default=3)
     p.add_argument("--splices", type=int, default=80, help="clips with scene cuts to score")
-    p.add_argument("--hours", type=float, help="of video, instead of all that")
+    p.add_argument("--hours", type=int, help="of video, 2 or more, instead of all that")
     p.add_argument("--fps", type=float, default=1.0, help="frames per second of video")
     p.add_argument("--clip", default="carphone_pristine", choices=list(CLIPS))
     p.add_argument("--longest", type=int, default=LONGEST)
@@ -219,6 +236,8 @@ def main() -> None:
     model, at = load_vision(args.model), args.folder or folder()
     taken = report.taken()
     taken["versions"] |= {"av": report.metadata.version("av")}
+    if args.hours is not None and args.hours < 2:
+        p.error(f"--hours: expected 2 or more, got {args.hours}")
     if args.hours:
         got = hours(model, at, args.clip, args.hours, args.fps, args.longest)
     else:

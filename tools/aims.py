@@ -253,8 +253,9 @@ def _video() -> Iterator[Aim]:
         most=1, unit="", why="that clip at 640 pixels, where a patch shows more texture",
     )  # fmt: skip
     yield Aim(
-        "video", "two hours of video, a frame a second: p99 of a step in the second over the first",
-        "video-hours.json", lambda record: record["p99_last_over_first"]["thread"], most=1.05,
+        "video", "two hours of video, a frame a second: p99 of a step in the second over the first, "
+        "of the thread's time, in turns", "video-hours.json",
+        lambda record: record["last_over_first"]["thread_p99"], most=1.05,
     )  # fmt: skip
 
 
