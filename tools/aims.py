@@ -253,8 +253,8 @@ def _video() -> Iterator[Aim]:
         most=1, unit="", why="that clip at 640 pixels, where a patch shows more texture",
     )  # fmt: skip
     yield Aim(
-        "video", "two hours of video, a frame a second: p99 of a step in the second over the first, "
-        "of the thread's time, in turns", "video-hours.json",
+        "video", "two hours of video, a frame a second: p99 of a step in the second over the "
+        "first, of the thread's time, in turns", "video-hours.json",
         lambda record: record["last_over_first"]["thread_p99"], most=1.05,
     )  # fmt: skip
 

@@ -47,8 +47,8 @@ def retention_mask(
     score = evs.score(video_embeds.view(frames, places, -1)).flatten()
     if wanted is not None:
         if wanted.dtype != torch.bool or tuple(wanted.shape) != (frames, places):
-            got = f"{wanted.dtype} {list(wanted.shape)}"
-            raise bad_value("retention_mask", "wanted", f"bool [{frames}, {places}]", got)
+            told = f"{wanted.dtype} {list(wanted.shape)}"
+            raise bad_value("retention_mask", "wanted", f"bool [{frames}, {places}]", told)
         score = score.clamp(max=255) + 512 * wanted.flatten()
     index, _ = ops.select(score, k=count, first=min(places, count))
     mask = torch.zeros(len(score), dtype=torch.bool, device=score.device)
