@@ -12,6 +12,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tools"))
 
 import aims  # noqa: E402
+import gpu  # noqa: E402
 import results  # noqa: E402
 
 
@@ -80,3 +81,22 @@ def test_a_record_is_one_that_the_bench_writes(found):
 def _line(text, what):
     (line,) = [line for line in text.splitlines() if what in line]
     return line
+
+
+def test_the_page_of_gpus_says_what_has_been_seen(tmp_path):
+    kernel = {"kernel": "a_kernel", "registers": 9, "shared": 2048, "spills": 0, "arch": "80"}
+    forms = [kernel | {"case": "x float32", "spills": 7}, kernel | {"case": "x bfloat16"}]
+    forms += [form | {"arch": "90a", "registers": 11} for form in forms]
+    report = {"device": "none", "date": "2026-01-02T03:04", "commit": "abcdefghij"}
+    report["units"] = {"resources triton": {"state": "ok", "kernels": forms}}
+    (tmp_path / "compilers").mkdir()
+    (tmp_path / "compilers/report.json").write_text(json.dumps(report))
+    text = gpu.gpu_page(tmp_path)
+    assert "seen running on a GPU yet" in text
+    assert "| `a_kernel`, Triton | 2 | 9, 11 | 2, 2 | 0, 0 | 7, 7 |" in text
+    (tmp_path / "card").mkdir()
+    seen = {**report, "device": "A Card", "units": {"tests x": {"state": "ok"}}}
+    (tmp_path / "card/report.json").write_text(json.dumps(seen))
+    text = gpu.gpu_page(tmp_path)
+    assert "seen running on a GPU yet" not in text
+    assert "A Card, 2026-01-02, commit abcdefg: 1 ok" in text

@@ -5,6 +5,7 @@
 
 bench/results/<machine>/README.md   every shape, with commit, time and command; prose from notes.md
 docs/aims.md                        what the engine aims for, what was measured, met or short
+docs/gpu.md                         what was seen on a GPU, and what every kernel takes of one
 README.md, docs/pruning.md          the block between its two marks
 
 `--check` writes nothing and fails when a file differs. No figure is typed in by hand.
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from aims import AIMS, Aim, geometric, rows
+from gpu import gpu_page
 
 from headrace.bench import Row, table
 
@@ -172,6 +174,7 @@ def written() -> dict[Path, str]:
             texts[folder / "README.md"] = page(folder, load(folder))
     found = load(ROOT / "bench/results" / MACHINE)
     texts[ROOT / "docs/aims.md"] = aims(found)
+    texts[ROOT / "docs/gpu.md"] = gpu_page(ROOT / "bench/results")
     texts[ROOT / "README.md"] = _between(ROOT / "README.md", front(found))
     texts[ROOT / "docs/pruning.md"] = _between(ROOT / "docs/pruning.md", clips(found))
     return texts

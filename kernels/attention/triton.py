@@ -34,7 +34,9 @@ def blocks_of(kernel: str, x: Tensor, dim: int, low: bool) -> tuple[int, int, in
     """(rows, keys, padded head dimension, warps, stages) of a block."""
     padded = power_of_two(dim)
     warps = 4 if padded <= 64 else 8
-    if low:
+    if low and kernel == "paged_attention":  # which turns a query beside the one that it has
+        default = dict(rows=16, keys=64 if padded <= 128 else 32, warps=warps, stages=2)
+    elif low:
         default = dict(rows=64 if padded <= 128 else 32, keys=64, warps=warps, stages=2)
     else:
         default = dict(rows=32 if padded <= 128 else 16, keys=32, warps=warps, stages=1)

@@ -174,7 +174,7 @@ def hstu_attention(bound, axes, outs):
     low = low_precision(q)
     dims = power_of_two(axes["D"]), power_of_two(axes["Dv"])
     wide = max(dims) > 128
-    block_m, block_n = (64, 32 if wide else 64) if low else (32, 32)
+    block_m, block_n = (64 if low and not wide else 32), 32
     # No sequence leaves more than one block that is not full.
     blocks = triton.cdiv(axes["Lq"], block_m) + axes["B"]
     with on_device("hstu_attention", q):
@@ -188,5 +188,5 @@ def hstu_attention(bound, axes, outs):
             1.0 / bound["max_seq_len"],
             D=axes["D"], DV=axes["Dv"], BD=dims[0], BV=dims[1], BM=block_m, BN=block_n,
             CAUSAL=bound["causal"], SINKS=bound["sinks"] > 0, LOW=low,
-            num_warps=4, num_stages=2, **FUSION,
+            num_warps=8, num_stages=1, **FUSION,
         )  # fmt: skip

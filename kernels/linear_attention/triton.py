@@ -127,11 +127,9 @@ def linear_attention(bound, axes, outs):
     more = {"num_warps": 4, "num_stages": 1, **FUSION}
     with on_device("linear_attention", q):
         if many:
-            tiles = (
-                {"BS": SEGMENT, "BT": 64, "BV": 64}
-                if wide <= 128
-                else {"BS": SEGMENT, "BT": 32, "BV": 32}
-            )
+            # A turned row of 128 holds its other half besides.
+            strip = 64 if wide <= (128 if angle is None else 64) else 32
+            tiles = {"BS": SEGMENT, "BT": 32, "BV": strip}
             segments = pieces(axes["T"], axes["B"], SEGMENT)
             grid = (segments, axes["Hkv"], triton.cdiv(axes["Dv"], tiles["BV"]))
             sums = None

@@ -168,7 +168,7 @@ def pooled_block_mask(bound, axes, outs):
     centre = k.new_empty((batch * kv_heads, dim), **made)
     scores = q.new_empty(mask.shape, **made)
     rows = plan_rows(axes, {**bound, "block_size": size}, q.device)
-    options = dict(num_warps=4, **FUSION)
+    options = dict(num_warps=8, **FUSION)
     shape = dict(D=dim, BD=padded, BN=TILE)
     with on_device("pooled_block_mask", q):
         for x, means, heads, blocks in (

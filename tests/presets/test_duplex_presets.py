@@ -112,6 +112,22 @@ def test_an_answerer_that_is_never_let_in_answers_after_the_last_frame(monkeypat
         assert all(one.done > 19 * 0.1 for one in late.answers)
 
 
+def test_a_small_model_watches_and_a_large_one_answers():
+    made, small, large = module("dispider"), TinyDecoder(layers=1), TinyDecoder(layers=4, seed=1)
+    frames = list(torch.arange(120).split(6))
+    options = {"every": 0.2, "later": 1, "now": 2, "longest": 4, "clip": 2}
+    with presets.dispider(small, answerer=large, pool_pages=64) as pair:
+        one = made.attend(pair, frames, [7], **options)
+        with pair.answerer.open() as alone:
+            want = [list(alone.generate(x.prompt, max_new=4)) for x in one.answers[:1]]
+    with presets.dispider(small, pool_pages=64) as pair:
+        other = made.attend(pair, frames, [7], **options)
+    assert one.fired == other.fired
+    assert (one.work, one.seconds) == (other.work, other.seconds)
+    assert [x.said for x in one.answers] != [x.said for x in other.answers]
+    assert [x.said for x in one.answers[:1]] == want
+
+
 def test_deciding_twice_is_counted(monkeypatch):
     feed = Stream.feed
 

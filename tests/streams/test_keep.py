@@ -86,6 +86,31 @@ def test_streams_equal_the_oracle(memory, positions):
     assert against_oracle(memory, positions) < BOUND
 
 
+def grown(rng, depth):
+    """A memory of any regions."""
+    kind = rng.integers(4) if depth else 0
+    if kind == 1:
+        return grown(rng, depth - 1) + grown(rng, depth - 1)
+    if kind == 2:
+        return Tagged(("see", None)[rng.integers(2)], grown(rng, depth - 1))
+    n = int(rng.integers(1, 20))
+    far = (Window(n), Window(frames=n % 5 + 1), Keep("given", n, room=bool(n % 2)), Rest(2 * n))
+    if kind == 3:
+        return grown(rng, depth - 1) >> far[rng.integers(4)]
+    return (*far, Sink(n), Keep(), Window(seconds=n))[rng.integers(7)]
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_any_regions_together_equal_the_oracle(seed):
+    rng = np.random.default_rng(seed)
+    memory = grown(rng, 3)
+    while not memory.chooses:
+        memory = grown(rng, 3)
+    positions, chunk = (InCache(), Absolute())[seed % 2], (5, 13, 64)[seed % 3]
+    how = {"model": TinyDecoder(layers=1), "count": 14, "seed": seed}
+    assert against_oracle(memory, positions, chunk, **how) < BOUND, memory
+
+
 def test_token_by_token_is_a_window_of_tokens():
     memory, fed = Sink(4) + Keep("given", 0) + Window(24), tokens(120)
     with wrap(TinyDecoder(), memory=memory, page_size=PAGE) as engine:

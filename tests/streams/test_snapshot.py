@@ -157,14 +157,14 @@ def test_every_truncation_and_corruption_is_refused(tmp_path):
     cuts = [0, 1, 7, 8, 9, header, header + 8, len(whole) - 1]
     for size in cuts:
         (tmp_path / "t").write_bytes(whole[:size])
-        refused(tmp_path / "t", "expected a whole stream (headrace.stream.2), got")
+        refused(tmp_path / "t", "expected a whole stream (headrace.stream.3), got")
     made = torch.Generator().manual_seed(0)
     places = [*range(16), *torch.randint(len(whole), (60,), generator=made).tolist()]
     for at in [*places, whole.index(b"sha256") + 12, len(whole) - 1]:
         harmed = bytearray(whole)
         harmed[at] ^= 0x10
         (tmp_path / "t").write_bytes(harmed)
-        refused(tmp_path / "t", "expected a whole stream (headrace.stream.2), got")
+        refused(tmp_path / "t", "expected a whole stream (headrace.stream.3), got")
     (tmp_path / "t").write_bytes(whole + b"\0")
     refused(tmp_path / "t", "expected a whole stream")
     refused(tmp_path / "none", "No such file")

@@ -97,7 +97,9 @@ class Keep(Choosing):
 
     score: "given" by the caller with every feed; "surprisal", -log p of the token given those
     before it, which the engine knows (SirLLM's token entropy); or a function of the `Held` that
-    gives a number for each. room: the tokens to come take of the budget.
+    gives a number for each. What a stream says of itself is fed without a score or a tag: where
+    they are given, `Tagged` says what they are given for. room: the tokens to come take of the
+    budget.
     """
 
     score: Score = "given"

@@ -95,7 +95,13 @@ class Kept:
 def held(table: Table, pool: PagePool, inv_freq: Tensor) -> Held:
     """The tokens alive of a table, for regions to choose from."""
     kept = Kept.of(table)
-    return Held(_placed(table), kept.tags, lambda tokens: _keys(tokens, pool, inv_freq))
+
+    def keys(tokens: np.ndarray) -> Tensor:
+        placed = _placed(table)
+        mine = np.searchsorted(placed["number"], tokens["number"])
+        return _keys(placed[mine], pool, inv_freq)
+
+    return Held(kept.tokens, kept.tags, keys)
 
 
 def evict(edit: Edit, pool: PagePool, table: Table, stay: np.ndarray, pack: bool) -> Table:

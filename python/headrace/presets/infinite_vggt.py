@@ -188,5 +188,10 @@ def check(net: FrameNet, *, frames: int = 12) -> list[Check]:
 
 
 PRESET = Preset(
-    "infinite_vggt", "Yuan et al., arXiv 2601.02281", infinite_vggt, check, sample=FrameNet
+    "infinite_vggt",
+    "Yuan et al., arXiv 2601.02281",
+    infinite_vggt,
+    check,
+    sample=FrameNet,
+    oracle=oracle,
 )

@@ -67,12 +67,17 @@ KINDS = (
 )
 
 
-def engine(model: Model, *, pages: int = 640, **options: Any) -> Engine:
-    """An engine for them: its own streams archive what their window evicts, and recall it."""
+def engine(
+    model: Model, *, pages: int = 640, memory: Region | None = None, **options: Any
+) -> Engine:
+    """An engine for them; without a memory, its own streams archive what their window evicts, and
+    recall it.
+    """
     bank = AdapterBank.of(model, "base", slots=ADAPTERS + 2)
     for seed in range(ADAPTERS):
         bank.load_tensors(*random_adapter(bank, seed), name=f"adapter {seed}")
-    memory = Sink(4) + Window(40) >> Archive("bounds", pages=24)
+    if memory is None:
+        memory = Sink(4) + Window(40) >> Archive("bounds", pages=24)
     return wrap(
         model, memory=memory, positions=InCache(), adapters=bank, page_size=16, pool_pages=pages,
         **options,

@@ -7,6 +7,7 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
+from .. import interrupts
 from ..memory import Edit, view
 from .piece import Piece, Survival, check_plain
 from .report import Report
@@ -44,7 +45,8 @@ class Reading:
     def settle(self, edit: Edit) -> None:
         """Lets go of what its piece says not to keep."""
         if self._survival is not None:
-            self.table = self._survival.settle(edit, self.table)
+            with interrupts.deferred():
+                self.table = self._survival.settle(edit, self.table)
 
     def make_room(self, edit: Edit, count: int) -> None:
         """Before so many tokens are read."""

@@ -13,7 +13,7 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -27,20 +27,21 @@ from torch import Tensor
 
 from .. import interrupts
 from ..errors import bad_type, bad_value, unsupported
-from ..memory import Kept, Lease, Page, PagePool, Table
+from ..memory import Kept, Lease, Page, PagePool, Region, Table
 from ..memory.choice import TOKEN
 from . import gate as gates
+from . import own
 from .engine import Engine
 from .gate import Gate
 from .history import History
-from .lane import Lanes, connected
-from .positions import PerLane
+from .lane import Lane, Lanes
+from .own import ONE
+from .positions import Positions
 from .record import write_whole
 from .stream import Stream
 
-FORMAT = "headrace.stream.2"
+FORMAT = "headrace.stream.3"
 BLANK = "0" * 64
-ONE = ""  # what a stream without lanes is called in a file
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,7 @@ def snapshot(
         "engine": _meaning(engine),
         "model": digest(engine.model),
         "streams": held,
+        "opened": own.said(stream),
         "gate": None if gate is None else _gate_line(gate),
         "now": float(now),
     }
@@ -85,12 +87,20 @@ def snapshot(
     return len(data)
 
 
-def resume(engine: Engine, path: str | os.PathLike[str]) -> Resumed:
+def resume(
+    engine: Engine,
+    path: str | os.PathLike[str],
+    *,
+    memory: Region | None = None,
+    positions: Positions | None = None,
+    lanes: Sequence[Lane] | None = None,
+) -> Resumed:
     """A stream from a file by `snapshot`, in pages of this engine.
 
     The engine must hold the same weights, and have the same memory, positions, lanes, pages and
-    exactness; a stream with an adapter needs a bank that knows that very revision. ValueError, one
-    line, and nothing taken, when something does not fit or the file is not whole.
+    exactness; a stream with an adapter needs a bank that knows that very revision. memory,
+    positions, lanes: its own, if it was opened with any. ValueError, one line, and nothing taken,
+    when something does not fit or the file is not whole.
     """
     meta, tensors = _read(path)
     for what, want in meta["engine"].items():
@@ -102,6 +112,8 @@ def resume(engine: Engine, path: str | os.PathLike[str]) -> Resumed:
         raise bad_value("resume", "engine", f"the weights {meta['model'][:12]}", got)
     engine._check_open("resume")
     held: dict[str, dict[str, Any]] = meta["streams"]
+    opened = own.Opened.of(engine, ONE in held, memory, positions, lanes)
+    opened.check(meta["opened"])
     adapters = {name: _adapter(engine, line["adapter"]) for name, line in held.items()}
     gate = None if meta["gate"] is None else _gate(*meta["gate"])
     pool = engine.pool
@@ -112,15 +124,12 @@ def resume(engine: Engine, path: str | os.PathLike[str]) -> Resumed:
     made: dict[str, Stream] = {}
     with interrupts.deferred():
         for name, line in held.items():
-            lease, last, history = _take(pool, tensors, name, line, _plan(engine, name))
+            lease, last, history = _take(pool, tensors, name, line, opened.plans[name])
             made[name] = Stream(engine, lease, last, adapter=adapters[name], history=history)
             engine._adopt(made[name])
     if ONE in made:
         return Resumed(made[ONE], gate, meta["now"])
-    positions = engine.positions
-    assert isinstance(positions, PerLane)
-    joined = connected(made, engine.lanes, positions)
-    return Resumed(Lanes(engine, joined, engine.lanes, positions), gate, meta["now"])
+    return Resumed(opened.joined(engine, made), gate, meta["now"])
 
 
 def digest(model: Any) -> str:
@@ -146,13 +155,6 @@ def _parts(stream: Any) -> dict[str, Stream]:
         raise bad_type("snapshot", "stream", "a stream", type(stream).__name__)
     for name, part in parts.items():
         part._check_open("snapshot")
-        engine = stream.engine
-        same = not isinstance(stream, Lanes) or (
-            stream.lanes == engine.lanes and stream.positions == engine.positions
-        )
-        if not same or part._lease.table.plan != _plan(engine, name):
-            supported = "the memory, positions and lanes of its engine"
-            raise unsupported("snapshot", "stream", supported, "others of its own")
         if isinstance(stream, Lanes) and part.reads is not stream._live[name]:
             hint = "call watch() first"
             raise unsupported("snapshot", "stream", "lanes that see others as they go on",
@@ -174,10 +176,6 @@ def _meaning(engine: Engine) -> dict[str, Any]:
         "dtype": str(engine.pool.k.dtype).removeprefix("torch."),
         "exact": engine.exact,
     }
-
-
-def _plan(engine: Engine, name: str) -> Any:
-    return engine.plan if name == ONE else engine._lane_plans[name]
 
 
 def _put(tensors: dict[str, Tensor], name: str, stream: Stream) -> dict[str, Any]:

@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: Apache-2.0
+"""docs/gpu.md: what has been seen on a GPU, and what every kernel takes of one, from the reports
+that scripts/gpu_check.py wrote."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+INTRO = """# GPUs
+
+`python scripts/gpu_check.py OUT --budget 9m` builds the CUDA library, runs the tests of the GPU
+backends, times every op beside its peers and floors, runs compute-sanitizer over the CUDA kernels
+and tunes the Triton ones; it stops inside the budget, and `--resume OUT` goes on where it stopped.
+Written by `python tools/results.py` from what it recorded in `bench/results`.
+"""
+NOWHERE = """
+**Nothing here has been seen running on a GPU yet.** What is known without one: every kernel
+compiles for sm_80 and sm_90 (the table), the Triton kernels equal the references in Triton's
+interpreter on small shapes, the CUDA kernels do in an emulation of their threads, and the script
+runs through with `--dry-run`. Unproved are the speeds, CUDA graphs, and every result on the device.
+"""
+TABLE = """
+## What the kernels take
+
+The most that any form of a kernel takes, as the compilers report it; a form is a launch at one
+dtype and shape. A block may take 163 KiB of shared memory on sm_80 and 227 KiB on sm_90. Spilled
+bytes are stores and loads of one thread; codes count as 16 bits. Products of fp32 operands run
+without tensor cores and spill where those of 16 bits do not.
+
+| kernel | forms | registers, sm_80 and sm_90 | shared KiB | spilled, 16 bits | spilled, fp32 |
+| --- | ---: | ---: | ---: | ---: | ---: |
+"""
+
+
+def gpu_page(results: Path) -> str:
+    """The page, from bench/results."""
+    reports = {p.parent.name: json.loads(p.read_text("utf-8"))
+               for p in sorted(results.glob("*/report.json"))}  # fmt: skip
+    seen = {name: r for name, r in reports.items() if r["device"] != "none"}
+    text = INTRO + (_seen(seen) if seen else NOWHERE)
+    for name, report in reports.items():
+        kernels = [k for unit in report["units"].values() for k in unit.get("kernels", ())]
+        if kernels:
+            text += TABLE + "".join(map(_line, _by_kernel(kernels).items()))
+            text += f"\nRecorded at commit {report['commit'][:7]}, `{name}/report.json`.\n"
+    return text
+
+
+def _seen(reports: dict[str, Any]) -> str:
+    lines = ["", "## Seen on", ""]
+    for name, report in reports.items():
+        states = [unit["state"] for unit in report["units"].values()]
+        told = ", ".join(f"{states.count(s)} {s}" for s in sorted(set(states)))
+        lines.append(
+            f"- {report['device']}, {report['date'][:10]}, commit {report['commit'][:7]}: {told} "
+            f"([table](../bench/results/{name}/report.md))"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def _by_kernel(kernels: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    found: dict[str, list[dict[str, Any]]] = {}
+    for kernel in sorted(kernels, key=lambda k: k["kernel"]):
+        found.setdefault(kernel["kernel"].split("<")[0] + " " * ("case" not in kernel), []).append(
+            kernel
+        )
+    return found
+
+
+def _line(item: tuple[str, list[dict[str, Any]]]) -> str:
+    name, forms = item
+    backend = "Triton" if "case" in forms[0] else "CUDA C++"
+
+    def most(field: str, arch: str, wide: bool | None = None) -> str:
+        values = [
+            k[field] for k in forms
+            if k["arch"].startswith(arch) and (wide is None or _wide(k) == wide)
+        ]  # fmt: skip
+        return str(-(-max(values) // (1024 if field == "shared" else 1))) if values else "-"
+
+    def both(field: str, wide: bool | None = None) -> str:
+        return f"{most(field, '80', wide)}, {most(field, '90', wide)}"
+
+    count = sum(k["arch"] == "80" for k in forms)
+    cells = (both("registers"), both("shared"), both("spills", False), both("spills", True))
+    return f"| `{name.strip()}`, {backend} | {count} | {' | '.join(cells)} |\n"
+
+
+def _wide(kernel: dict[str, Any]) -> bool:
+    """Whether it is a form of fp32 operands."""
+    if "case" in kernel:
+        return kernel["case"].endswith("float32")
+    return "<float" in kernel["kernel"]
