@@ -21,7 +21,8 @@ const PruneKernels& kernels() {
 
 constexpr std::int64_t kElements = 1 << 16;  // that a work item is worth
 
-// Patches of more than one row: a chunk of image rows to an item, added up in their order.
+// Patches of more than one row: a chunk of image rows to an item, added up in their order; by the
+// item itself where a band of patches is one chunk, for small patches are many to finish.
 void patches(const SimilarityArgs& a, int threads, double work) {
   const PruneKernels& k = kernels();
   const std::int64_t row = std::max<std::int64_t>(a.width * a.depth, 1);
@@ -29,27 +30,39 @@ void patches(const SimilarityArgs& a, int threads, double work) {
   const std::int64_t step = std::clamp<std::int64_t>(item / row, 1, a.patch_height);
   const std::int64_t chunks = (a.patch_height + step - 1) / step;
   const std::int64_t bands = a.frames * a.out_height, line = a.out_width * kSums;
-  std::vector<double> sums(static_cast<std::size_t>(bands * chunks * line));
-  parallel(bands * chunks, useful_threads(threads, work), [&](std::int64_t i, int) {
-    const std::int64_t band = i / chunks, top = band % a.out_height * a.patch_height;
+  const auto add = [&](std::int64_t band, std::int64_t chunk, double* sums) {
+    const std::int64_t top = band % a.out_height * a.patch_height;
     const std::int64_t end = std::min(top + a.patch_height, a.height);
-    const std::int64_t y = std::min(top + i % chunks * step, end);
-    k.patches(a, band / a.out_height, y, std::min(y + step, end), sums.data() + i * line);
-  });
-  for (std::int64_t band = 0; band < bands; ++band) {
+    const std::int64_t y = std::min(top + chunk * step, end);
+    k.patches(a, band / a.out_height, y, std::min(y + step, end), sums);
+  };
+  const auto finish = [&](std::int64_t band, const double* parts) {
     const std::int64_t top = band % a.out_height * a.patch_height;
     const std::int64_t high = std::min(a.patch_height, a.height - top);
     for (std::int64_t p = 0; p < a.out_width; ++p) {
       double total[kSums] = {};
       for (std::int64_t c = 0; c < chunks; ++c) {
-        const double* part = sums.data() + (band * chunks + c) * line + p * kSums;
-        for (int j = 0; j < kSums; ++j) total[j] += part[j];
+        for (int j = 0; j < kSums; ++j) total[j] += parts[c * line + p * kSums + j];
       }
       const std::int64_t wide = std::min(a.patch_width, a.width - p * a.patch_width);
       a.out[band * a.out_width + p] =
           similarity_of(a, total, static_cast<double>(high) * wide * a.depth);
     }
+  };
+  const int used = useful_threads(threads, work);
+  if (chunks == 1) {
+    parallel(bands, used, [&](std::int64_t band, int) {
+      std::vector<double> sums(static_cast<std::size_t>(line));
+      add(band, 0, sums.data());
+      finish(band, sums.data());
+    });
+    return;
   }
+  std::vector<double> sums(static_cast<std::size_t>(bands * chunks * line));
+  parallel(bands * chunks, used,
+           [&](std::int64_t i, int) { add(i / chunks, i % chunks, sums.data() + i * line); });
+  parallel(bands, used,
+           [&](std::int64_t band, int) { finish(band, sums.data() + band * chunks * line); });
 }
 
 }  // namespace

@@ -233,6 +233,16 @@ def _pruning() -> Iterator[Aim]:
     )  # fmt: skip
     yield Aim("pruning", "the three: the time of torch over it", file, worst(chain), 3.0)
 
+    def furthest(record: Record) -> float:
+        mine = [r for r in record["rows"]
+                if (r["form"], r["reference"]) == ("pixels", "last kept")]  # fmt: skip
+        return max(float(r["worst"] / r["threshold"]) for r in mine)
+
+    yield Aim(
+        "pruning", "three real clips: furthest from what was last kept, over the threshold",
+        "clips.json", furthest, most=1.0, unit="x",
+    )  # fmt: skip
+
 
 def _video() -> Iterator[Aim]:
     def best(record: Record) -> float:

@@ -6,7 +6,7 @@
 bench/results/<machine>/README.md   every shape, with commit, time and command; prose from notes.md
 docs/aims.md                        what the engine aims for, what was measured, met or short
 docs/gpu.md                         what was seen on a GPU, and what every kernel takes of one
-README.md, docs/pruning.md          the block between its two marks
+README.md, docs/pruning.md          the blocks between their marks
 
 `--check` writes nothing and fails when a file differs. No figure is typed in by hand.
 """
@@ -160,10 +160,26 @@ def clips(found: dict[str, dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def _between(page: Path, text: str) -> str:
-    """A page with another block between its marks."""
-    before, rest = page.read_text("utf-8").split(BEGIN, 1)
-    return f"{before}{BEGIN}\n{text}\n{END}{rest.split(END, 1)[1]}"
+def gated(found: dict[str, dict[str, Any]]) -> str:
+    """Of real clips: how many more frames an encoder takes when a pixel gate decides."""
+    lines = [
+        "| clip | threshold | patches computed | tokens kept | frames a second over all of them |"
+        " the published form |",
+        "|---|---|---|---|---|---|",
+    ]
+    for r in found["gated-video.json"]["rows"]:
+        lines.append(
+            f"| {r['clip']} | {r['threshold']:g} | {r['kept_patches']:.0%} |"
+            f" {r['kept_tokens']:.0%} | {r['times']:.2g}x | {r['dropped_times']:.2g}x |"
+        )
+    return "\n".join(lines)
+
+
+def _between(text: str, block: str, nth: int = 0) -> str:
+    """A page with another block between its nth marks."""
+    parts = text.split(BEGIN)
+    parts[nth + 1] = f"\n{block}\n{END}{parts[nth + 1].split(END, 1)[1]}"
+    return BEGIN.join(parts)
 
 
 def written() -> dict[Path, str]:
@@ -175,8 +191,10 @@ def written() -> dict[Path, str]:
     found = load(ROOT / "bench/results" / MACHINE)
     texts[ROOT / "docs/aims.md"] = aims(found)
     texts[ROOT / "docs/gpu.md"] = gpu_page(ROOT / "bench/results")
-    texts[ROOT / "README.md"] = _between(ROOT / "README.md", front(found))
-    texts[ROOT / "docs/pruning.md"] = _between(ROOT / "docs/pruning.md", clips(found))
+    page_of = {name: (ROOT / name).read_text("utf-8") for name in ("README.md", "docs/pruning.md")}
+    texts[ROOT / "README.md"] = _between(page_of["README.md"], front(found))
+    pruning = _between(page_of["docs/pruning.md"], clips(found))
+    texts[ROOT / "docs/pruning.md"] = _between(pruning, gated(found), 1)
     return texts
 
 

@@ -87,9 +87,11 @@ def test_features_of_a_clip_are_dropped_by_the_papers_rule(clips):
     assert 0 < sum(made["dropped"]) < 7
 
 
-def test_rows_and_a_plot(clips, tmp_path):
+def test_rows_and_a_plot(clips, tmp_path, monkeypatch):
+    few = {"pixels": (1, 5, 12), "features": (0.5, 0.9, 0.99)}
+    monkeypatch.setattr(clips, "THRESHOLDS", few)
     rows = clips.measure("carphone_pristine", 11)
-    assert len(rows) == 2 * 2 * 2 * 9
+    assert len(rows) == 2 * 2 * 2 * 3
     for row in rows:
         if row["reference"] == "last kept":
             bound = row["threshold"] if row["form"] == "pixels" else 1 - row["threshold"]
@@ -100,3 +102,15 @@ def test_rows_and_a_plot(clips, tmp_path):
     pytest.importorskip("matplotlib", reason="plots need matplotlib")
     clips.plot(rows, tmp_path / "clips.png")
     assert (tmp_path / "clips.png").stat().st_size > 10_000
+
+
+def test_gated_frames_are_measured_beside_all_of_them(clips):
+    import gated_video
+
+    with torch.no_grad():
+        rows = gated_video.measure("carphone_pristine", [4.0, 20.0], 4)
+    few, many = rows
+    assert (few["frames"], few["patches"]) == (4, 120)
+    assert 0 < many["kept_patches"] < few["kept_patches"] < few["kept_tokens"] < 1
+    assert few["worst"] < 4 <= many["worst"] < 20
+    assert min(few["times"], few["dropped_times"], many["gated_per_second"]) > 0

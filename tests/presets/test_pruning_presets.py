@@ -12,7 +12,8 @@ import torch
 from headrace import presets, recipes
 from headrace.filters import BlockSummaries, PreviousFrame, TokenCacher, encode
 from headrace.presets import small_reader
-from headrace.presets.small_vision import film
+from headrace.presets.small_reader import SmallModel, SmallReader
+from headrace.presets.small_vision import SmallVision, film
 from headrace.streams import SceneCut
 
 from ..streams.conftest import one_thread  # noqa: F401
@@ -23,15 +24,20 @@ cacher = importlib.import_module("headrace.presets.stc")
 NAMES = ["timechat_online", "stc", "video_llm_mod", "show_ui"]
 
 
-def failing(name):
+def failing(name, model=None, **options):
     preset = presets.get(name)
-    return [check.name for check in preset.check(preset.sample()) if not check.passed]
+    checks = preset.check(model or preset.sample(), **options)
+    return [check.name for check in checks if not check.passed]
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_it_is_proved(name):
     assert presets.get(name).kind == "pruning"
     assert failing(name) == []
+
+
+def twice(threshold, metric="cos", patch=None):
+    return PreviousFrame(threshold * (1 if patch is None else 2), metric, patch)
 
 
 def wrong_places(tokens, frame):
@@ -80,6 +86,7 @@ def thirds(label, *, skip=0.5, plain=recipes.showui.keep):
 
 MUTANTS = [
     ("timechat_online", PreviousFrame, "_refresh", lambda self, x, decision: None),
+    ("timechat_online", dtd, "PreviousFrame", twice),
     ("timechat_online", dtd, "places", wrong_places),
     ("timechat_online", SceneCut, "__call__", lambda self, signal: False),
     ("timechat_online", small_reader.Reading, "_view", unlimited),
@@ -100,8 +107,11 @@ MUTANTS = [
 
 @pytest.mark.parametrize(("name", "where", "what", "wrong"), MUTANTS)
 def test_the_proof_fails_of_a_wrong_one(monkeypatch, name, where, what, wrong):
+    small = SmallModel(SmallVision((12, 14)), SmallReader())
+    how = {"model": small, "tokens": 12} if name == "stc" else {}
+    assert failing(name, **how) == []
     monkeypatch.setattr(where, what, wrong)
-    assert failing(name)
+    assert failing(name, **how)
 
 
 def test_what_was_last_kept_notices_a_slow_change():
@@ -130,6 +140,8 @@ def test_defaults_are_those_of_the_papers():
     assert presets.video_llm_mod(presets.get("video_llm_mod").sample()).ratio == 0.2
     with pytest.raises(ValueError, match=re.escape("timechat_online(reference): expected")):
         presets.timechat_online(sample, reference="last")
+    with pytest.raises(ValueError, match=re.escape("timechat_online(method): expected feature")):
+        presets.timechat_online(sample, method="sound")
 
 
 def test_chunks_of_several_frames():

@@ -9,7 +9,8 @@ changes, is the cue to answer. Defaults are the threshold of its examples, featu
 
 Chosen here: a valley is a frame of which less is dropped than of both its neighbours, so that the
 cue comes one frame late, where the demo looks for the lowest tenth of a whole video; one frame is a
-token's time, where Qwen2.5-VL takes two. `reference="kept"` compares with what was last kept
+token's time, where Qwen2.5-VL takes two. `method="pixel"` compares the pixels of a token, from 0 to
+1, by their mean difference. `reference="kept"` compares with what was last kept
 instead, so that a slow change surfaces, which no published form does.
 
 Oracle: all tokens of all frames in one masked forward in fp64, at their positions, in which those
@@ -63,7 +64,7 @@ class TimeChatOnline:
         features = encode(vision.layers, vision.embed(patches, at)[None])[0]
         cells = features.view(grid[0] // MERGE[0], MERGE[0], grid[1] // MERGE[1], MERGE[1], -1)
         tokens = vision.project(cells.transpose(1, 2).flatten(0, 1).flatten(1))
-        kept = self.drop(tokens).fitted()
+        kept = self.drop(tokens if self.drop.patch is None else frame).fitted()
         kept = replace(kept, grid=(cells.shape[0], cells.shape[2]))
         positions = places(kept, self.frames)
         read = self.reading.feed(kept.rows(tokens), positions)
@@ -76,19 +77,25 @@ def timechat_online(
     model: Any,
     *,
     threshold: float = THRESHOLD,
+    method: str = "feature",
     reference: str = "previous",
     kept: int = KEPT,
     gate: Gate | None = None,
 ) -> TimeChatOnline:
     """A stream over a model with `vision` and `reader`, as `small_reader.SmallModel` has them.
 
-    reference: "previous" or "kept". kept: of how many tokens the reader's memory is. gate: of the
-    share dropped; `SceneCut()` without it.
+    method: "feature" or "pixel". reference: "previous" or "kept". kept: of how many tokens the
+    reader's memory is. gate: of the share dropped; `SceneCut()` without it.
     """
     kinds = {"previous": PreviousFrame, "kept": LastKept}
     if reference not in kinds:
         raise bad_value("timechat_online", "reference", "previous or kept", repr(reference))
-    return TimeChatOnline(model, kinds[reference](threshold), gate or SceneCut(), kept)
+    if method not in ("feature", "pixel"):
+        raise bad_value("timechat_online", "method", "feature or pixel", repr(method))
+    drop = kinds[reference](threshold)
+    if method == "pixel":
+        drop = kinds[reference](255 * threshold, "l1", MERGE[0] * PATCH)
+    return TimeChatOnline(model, drop, gate or SceneCut(), kept)
 
 
 def dropped_by_rule(tokens: Tensor, threshold: float) -> Tensor:
@@ -100,6 +107,16 @@ def dropped_by_rule(tokens: Tensor, threshold: float) -> Tensor:
             scale = a.norm() * b.norm()
             mask[t, p] = scale > 0 and float((a @ b / scale).float()) > threshold
     return mask
+
+
+def same_pixels(clip: Tensor, grid: tuple[int, int], threshold: float) -> Tensor:
+    """bool [T, P] of frames uint8 [T, H, W, C]: which tokens' pixels differ by less."""
+    side, mask = MERGE[0] * PATCH, torch.zeros(len(clip), grid[0], grid[1], dtype=torch.bool)
+    for t, y, x in torch.cartesian_prod(*map(torch.arange, mask.shape)).tolist():
+        a, b = (clip[i, y * side : y * side + side, x * side : x * side + side].double() / 255
+                for i in (t, t - 1))  # fmt: skip
+        mask[t, y, x] = t > 0 and float((a - b).abs().mean()) < threshold
+    return mask.flatten(1)
 
 
 def check(model: Any, *, frames: int = 18, threshold: float = 0.9, kept: int = 100) -> list[Check]:
@@ -123,6 +140,9 @@ def check(model: Any, *, frames: int = 18, threshold: float = 0.9, kept: int = 1
     on = stay.expand(len(model.reader.layers), -1)
     want = plain.read(model.reader, tokens.flatten(0, 1), at, on, reach=kept)[stay]
     read = torch.cat([s.read for s in seen])
+    pixels, same_at = timechat_online(model, threshold=0.04, method="pixel"), 0
+    for frame, gone in zip(clip, same_pixels(clip, grid, 0.04), strict=True):
+        same_at += int((pixels.feed(frame).kept.mask == gone).sum())
     share = away.double().mean(1).tolist()
     valleys = [t > 1 and share[t - 2] > share[t - 1] < share[t] for t in range(frames)]
     fired = sum(s.fires != v for s, v in zip(seen, valleys, strict=True))
@@ -130,6 +150,7 @@ def check(model: Any, *, frames: int = 18, threshold: float = 0.9, kept: int = 1
     left = int(stay.sum()) - kept
     return [
         Check("tokens kept or dropped against the rule", wrong, 0),
+        Check("the same by pixels", same_at, 0),
         Check("survivors that are not at their original position", moved, 0),
         Check("max |read - masked forward over all|", _gap(read, want), BOUND),
         Check("frames at which the gate and the valleys differ", fired, 0),
