@@ -71,17 +71,18 @@ def timed(path: Path, model: Vision, threshold: float | None, longest: int) -> d
 
 
 def foretold(
-    model: Vision, clip: Clip, threshold: float | None, since: int, longest: int = LONGEST
-) -> dict[str, float]:
-    """Per cent of the places of the next frame, in the same scene, from frame `since` on."""
+    model: Vision, clip: Clip, threshold: float | None, longest: int
+) -> tuple[Tensor, Tensor]:
+    """Per cent of the places of the next frame that were foretold, and that stay, [F - 1] each; NaN
+    where a scene begins."""
     frames = fitted(clip.frames, PATCH, longest)
     codes = model.coded(model.thumbs(model.patches(frames)))
-    counts = [t for t in range(since, len(frames) - 1) if t + 1 not in clip.cuts]
     with watcher(model, frames.shape[1], frames.shape[2], threshold) as eyes:
         said = torch.stack([eyes.feed(frame).next_codes for frame in frames])
-    right = (said[:-1] == codes[1:])[counts].float().mean()
-    stays = (codes[:-1] == codes[1:])[counts].float().mean()
-    return {"next": 100 * float(right), "stays": 100 * float(stays)}
+    right, stays = (100 * (x[:-1] == codes[1:]).float().mean(1) for x in (said, codes))
+    for cut in clip.cuts:
+        right[cut - 1] = stays[cut - 1] = torch.nan
+    return right, stays
 
 
 def spliced(shots: list[Clip], count: int) -> list[tuple[Tensor, Tensor]]:
@@ -145,14 +146,12 @@ def throughput(model: Vision, at: Path, repeats: int, splices: int) -> dict[str,
             pair for pair in zip(trained, held, strict=True) if pair[0].name == row["clip"]
         )
         joined = Clip(before.name, torch.cat([before.frames, after.frames]), CLIPS[before.name][3])
+        whole, stays = foretold(model, joined, None, row["longest"])
+        pruned, _ = foretold(model, joined, threshold, row["longest"])
         for part, since in (("held_out", len(before.frames)), ("all", 0)):
-            whole, pruned = (
-                foretold(model, joined, t, since, row["longest"]) for t in (None, threshold)
-            )
-            row[part] = {
-                "whole": whole["next"], "pruned": pruned["next"], "stays": whole["stays"],
-                "points_lost": whole["next"] - pruned["next"],
-            }  # fmt: skip
+            means = (float(x[since:].nanmean()) for x in (whole, pruned, stays))
+            row[part] = dict(zip(("whole", "pruned", "stays"), means, strict=True))
+            row[part]["points_lost"] = row[part]["whole"] - row[part]["pruned"]
         print(row["clip"], row["longest"], row["held_out"], flush=True)
     made = spliced([shot for clip in held for shot in clip.shots()], splices)
     cuts = {name: scenes(model, made, t) for name, t in (("whole", None), ("pruned", threshold))}
