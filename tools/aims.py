@@ -254,8 +254,9 @@ def _video() -> Iterator[Aim]:
         return max((float(row["speedup_process_s"]) for row in lossless), default=0.0)
 
     yield Aim(
-        "video", "frames per second of processor time from a file to the report, pruned over whole, "
-        "the best clip that loses less than a point of next patches and of scene cuts", "video.json", best, 2,
+        "video", "frames per second of processor time from a file to the report, pruned over whole,"
+        " the best clip that loses less than a point of next patches and of scene cuts",
+        "video.json", best, 2,
     )  # fmt: skip
     yield Aim(
         "video", "points of next patches that pruning costs on held-out frames, the worst clip",
