@@ -181,6 +181,54 @@ def _scores() -> Iterator[Aim]:
         )  # fmt: skip
 
 
+def _archive() -> Iterator[Aim]:
+    file, family = "archive.json", "archive"
+    for kind, rate in (("disk", "the sequential read of its files"), ("host", "one copy")):
+        yield Aim(
+            family, f"64 random pages of 1 MiB from {kind}: share of the rate of {rate}", file,
+            inside("rates", kind, "of_floor"), 0.8, unit="%",
+        )  # fmt: skip
+    facts = "facts in 10^6 tokens"
+    yield Aim(
+        family, f"{facts}: bytes that ReKV (64 frames of 196) moves over ours for as many answers",
+        file, inside("stream", "rekv", "bytes_over_ours"), 4.0,
+    )  # fmt: skip
+    yield Aim(
+        family, f"{facts}: answered with 16 pages over a window of equal memory, index included",
+        file, _over_window("16"), 1.0,
+    )  # fmt: skip
+    yield Aim(
+        family, f"{facts}: most pages of 64 held while reading, 4 sinks and a window of 512", file,
+        inside("stream", "most_pages_while_reading"), most=11.0, unit="pages",
+    )  # fmt: skip
+    yield Aim(
+        family, f"{facts}: a question scored against every page", file,
+        inside("stream", "score_ms"), most=70.0, unit="ms",
+    )  # fmt: skip
+    for p in ("0.5", "0.9"):
+        yield Aim(
+            family, f"the dial at p = {p}: reached, of the questions for which 192 pages can do it",
+            file, _dial(p), 0.8, unit="%",
+        )  # fmt: skip
+
+
+def _over_window(budget: str) -> Callable[[Record], float]:
+    def measure(record: Record) -> float:
+        curves = record["stream"]["curves"]
+        ours, window = (curves[k][budget]["answered"] for k in ("largest logit", "window only"))
+        return float(ours / max(window, 1 / record["stream"]["facts"]))
+
+    return measure
+
+
+def _dial(p: str) -> Callable[[Record], float]:
+    def measure(record: Record) -> float:
+        told = record["stream"]["dial"][p]
+        return float(told["reached"] / told["could_be_reached"])
+
+    return measure
+
+
 def _runtime() -> Iterator[Aim]:
     def share(record: Record) -> float:
         (row,) = [row for row in record["rows"] if row["streams"] == 32]
@@ -271,6 +319,7 @@ def _video() -> Iterator[Aim]:
 
 
 AIMS = [
-    *_attention(), *_states(), *_adapters(), *_scores(), *_pruning(), *_video(), *_runtime(),
+    *_attention(), *_states(), *_adapters(), *_scores(), *_archive(), *_pruning(), *_video(),
+    *_runtime(),
     *_lanes(),
 ]  # fmt: skip

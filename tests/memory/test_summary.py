@@ -88,6 +88,9 @@ def test_the_true_mass_lies_within_its_bounds(seed, p, d, gain, near):
     room = 2e-6 * true.abs().clamp_min(1)  # of scores in fp32
     assert (m.low <= true + room).all()
     assert (true <= m.high + room).all()
+    group = k.double().repeat_interleave(2, 0)
+    most = (torch.einsum("whd,hnpd->whnp", q.double(), group) * d**-0.5).amax(-1).flatten(0, 1)
+    assert (most <= m.peak + 2e-6 * most.abs().clamp_min(1)).all()
     if p == 1:  # one key is its own mean
         assert (m.high - m.low).max() < 1e-3 * max(1.0, gain**2)
 

@@ -111,7 +111,7 @@ def test_v_rex_fails_when_it_takes_everything(monkeypatch):
     monkeypatch.setattr(
         v_rex, "dial", lambda m, share, proven: v_rex.Dialled(torch.arange(m.low.shape[1]), 1, 0)
     )
-    assert "tokens recalled, over all there were: proven" in failed("v_rex")
+    assert failed("v_rex") == ["tokens recalled, over all there were: estimated"]
 
 
 def test_tokens_of_a_block_are_the_same_from_every_tier(tmp_path):
@@ -196,3 +196,30 @@ def test_a_clip_that_does_not_fit_is_refused():
         pytest.raises(NotImplementedError, match=r"^flex_mem\(dtype\): expected one of pages of"),
     ):
         flex_mem.Video(engine.open())
+
+
+@pytest.mark.parametrize("name", ["flex_mem", "live_vlm"])
+def test_a_clip_that_fails_was_never_read(monkeypatch, name):
+    module = {"flex_mem": flex_mem, "live_vlm": live_vlm}[name]
+    sizes = {"clip": 48} if name == "flex_mem" else {"recent": 32, "budget": 64}
+    said = []
+    for fails in (False, True):
+        with getattr(presets, name)(TinyDecoder(), **sizes) as engine:
+            video = module.Video(engine.open(), **({} if name == "flex_mem" else {"budget": 64}))
+            for i in range(3):
+                video.watch(tokens(40, i))
+            if fails:
+                at = {"flex_mem": (module.rule, "received"), "live_vlm": (engine, "model")}
+                with monkeypatch.context() as m:
+                    m.setattr(*at[name], _interrupt)
+                    with pytest.raises(KeyboardInterrupt):
+                        video.watch(tokens(40, 9))
+            video.watch(tokens(40, 5))
+            side, logits = video.ask(tokens(5, 6))
+            side.close()
+            said.append(logits)
+    assert torch.equal(*said)
+
+
+def _interrupt(*args, **kwargs):
+    raise KeyboardInterrupt

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import importlib
+import time
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from headrace.streams import Every, HeadSum
 
 from ..streams.conftest import one_thread  # noqa: F401
 from ..streams.tiny import TinyDecoder, tokens
+from . import parties
 from .test_archive_presets import failed
 
 NAMES = ["save_mem", "flash_vstream", "avila", "vst", "ixc25_omnilive"]
@@ -163,7 +165,7 @@ def test_vst_fails(monkeypatch, part):
         return real(name, reads, kind, memory=memory)
 
     monkeypatch.setattr(vst, "Lane", other)
-    assert "tokens more that it sees after twice the video" in failed("vst")
+    assert "tokens more that it sees after twice the video" in failed("vst", clips=8)
 
 
 def test_an_answer_sees_clip_and_thoughts():
@@ -235,7 +237,9 @@ def test_parties_that_start_again_go_on_where_the_folder_ends(tmp_path):
         frames = list(tokens(90).split(9))
         assert [perceiver.watch(f) for f in frames[:6]] == [True] * 5 + [False]
         assert perceiver.frames == 5
+        (tmp_path / "clip-00000003.safetensorsxyz.part").touch()  # of one that was killed
         again = omnilive.Perceiver(engine, folder, frames=2, backlog=2)
+        assert not list(tmp_path.glob("*.part"))
         assert again.frames == 4  # the fifth was in no clip yet
         compressor = omnilive.Compressor(engine, folder, summary=3)
         assert [compressor.step() for _ in range(3)] == [True, True, False]
@@ -245,3 +249,39 @@ def test_parties_that_start_again_go_on_where_the_folder_ends(tmp_path):
         _, logits, known, best = reasoner.ask(tokens(4, 2))
         assert logits.shape == (4, 256)
         assert (known, best in (1, 2)) == (2, True)
+
+
+def test_three_processes_of_which_two_are_killed(tmp_path):
+    path, folder = str(tmp_path), omnilive.Folder(tmp_path)
+    children = {what: parties.started(what, path) for what in (parties.perceive, parties.compress)}
+    question, known = tokens(4, 2), 0
+    with parties.engine() as engine:
+        reasoner = omnilive.Reasoner(engine, folder)
+        for at, what in ((3, parties.perceive), (6, parties.compress), (11, parties.perceive)):
+            _until(lambda at=at: folder.compressed >= at)
+            children[what].kill()
+            children[what].join()
+            stream, logits, now, _ = reasoner.ask(question)  # while the other works
+            stream.close()
+            assert torch.isfinite(logits).all()
+            assert now >= max(known, at)
+            known, children[what] = now, parties.started(what, path)
+        for child in children.values():
+            child.join(120)
+            assert child.exitcode == 0
+        assert not list(tmp_path.glob("*.part"))
+        clips = [torch.cat(parties.video()[i : i + 2]) for i in range(0, parties.FRAMES, 2)]
+        said = omnilive.oracle(engine.model, clips, summary=parties.SUMMARY, window=80)
+        there = folder.numbers("clip")
+        _, logits, now, best = reasoner.ask(question)
+        want, likeliest = omnilive._answer(engine.model, clips, said, there, question, 80)
+        assert (now, best) == (len(clips), likeliest)
+        assert float((logits - want).abs().max()) < 1e-4
+        assert there == list(range(len(clips) - 3, len(clips) + 1))
+
+
+def _until(done, seconds=120.0):
+    end = time.monotonic() + seconds
+    while not done():
+        assert time.monotonic() < end
+        time.sleep(0.002)

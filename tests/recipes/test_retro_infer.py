@@ -24,7 +24,7 @@ def k_means(k, size, rounds):
 
 
 @pytest.mark.parametrize("n", [1, 31, 67, 130])
-@pytest.mark.parametrize("size", [16, 5])
+@pytest.mark.parametrize("size", [16, 5, 2])
 def test_clusters(n, size):
     _, k, v = plain.tensors(n, n, dim=16)
     k, v = k[0, 0], v[0, 0]
@@ -41,6 +41,14 @@ def test_clusters(n, size):
         if mine.any():
             plain.near(c.centre[j], k[mine].double().mean(0))
             plain.near(c.value[j], v[mine].double().mean(0))
+
+
+def test_clusters_of_few_keys_that_change_hands():
+    made = torch.Generator().manual_seed(0)
+    for _ in range(150):
+        k = torch.nn.functional.pad(torch.randn(11, 2, generator=made), (0, 14))
+        c = retro_infer.clusters(k, k, size=3, rounds=6)
+        assert c.ids.tolist() == k_means(k, 3, 6).tolist()
 
 
 def test_nothing_and_keys_that_are_all_alike():

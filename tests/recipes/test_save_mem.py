@@ -40,6 +40,15 @@ def test_the_gate():
     assert [always(short) for short in asked[:4]] == [True] * 4
 
 
+def test_the_gate_follows_what_it_sees():
+    scores = torch.rand(200, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    opens, mean = save_mem.Opens(), float(scores[0])
+    for s in scores.tolist():
+        mean = 0.2 * s + 0.8 * mean
+        assert opens([s]) == (s < 0.9 * mean)
+        assert opens.mean == pytest.approx(mean)
+
+
 def test_how_many():
     rng = torch.Generator().manual_seed(0)
     for n in (1, 2, 7, 31, 100):

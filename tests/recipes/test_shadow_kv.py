@@ -58,3 +58,10 @@ def test_what_stays(n, budget):
             near = set(range(max(0, n - 4), n)) | set(safe)
             rest = sorted(set(range(n)) - near, key=lambda j: (-float(s[b, h, j]), j))
             assert got[b][h] == sorted(near | set(rest[: budget // 8]))
+
+
+def test_nothing():
+    none = torch.zeros(2, 2, 0, 32)
+    assert plain.listed(shadow_kv.outliers(none)) == [[[], []]] * 2
+    s = shadow_kv.score(torch.zeros(2, 4, 1, 32), shadow_kv.landmarks(none))
+    assert plain.listed(shadow_kv.keep(s)) == [[[], []]] * 2

@@ -5,13 +5,15 @@ import copy
 import importlib
 from dataclasses import dataclass
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from headrace import Absolute, Archive, InCache, InMemory, OnDisk, Sink, Window, oracle, wrap
-from headrace.memory.recall import turned
+from headrace.memory.recall import bounds, turned
 from headrace.memory.regions import Region
+from headrace.memory.sampled import block_masses, by_sample, sampled
 from headrace.memory.segment import Segment
 from headrace.memory.table import Table
 from headrace.streams.recalling import ask
@@ -378,3 +380,59 @@ def test_segments_are_closed_with_the_engine(tmp_path, monkeypatch):
     e.close()
     e.close()
     assert closed == [1]
+
+
+@pytest.mark.parametrize("positions", [Absolute(), InCache()], ids=repr)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.int8], ids=str)
+def test_a_sample_tells_what_is_missed(positions, dtype):
+    with engine(Archive("bounds", pages=64), positions, dtype=dtype) as e:
+        stream = e.open()
+        stream.feed(tokens(900))
+        question = tokens(3, 3)
+        asked, shelf = ask(stream, question), stream._shelf
+        reach = e.plan.reach if isinstance(positions, InCache) else None
+        all_rows = np.arange(len(shelf.index))
+        for layer in range(2):
+            args = shelf, layer, asked[layer]
+            m = bounds(*args, reach, e._inv_freq)
+            pages, _ = e.archive.near().fetch(shelf.index.blocks.tolist(), layer)
+            true = block_masses(*args, all_rows, pages, reach, e._inv_freq)
+            assert (m.low <= true + 1e-3).all()
+            assert (true <= m.high + 1e-3).all()
+            for n, p in enumerate(pages[:3]):  # by its definition, key after key
+                k = e.pool.k[layer, p].float().mT
+                k = k if e.pool.k_scale is None else k * e.pool.k_scale[layer, p][..., None]
+                shift = int(shelf.index.origins[n])
+                if reach is not None:
+                    shift = reach - 1 + int(shelf.index.starts[n] + shelf.index.counts[n]) - shift
+                steps = asked[layer].at + torch.arange(3) - shift
+                steps = steps if reach is None else torch.full((3,), shift)
+                q = turned(asked[layer].q.double(), steps, e._inv_freq)
+                k = k[:, : int(shelf.index.counts[n])].double()
+                k = k.repeat_interleave(q.shape[1] // k.shape[0], 0)
+                want = (torch.einsum("whd,hpd->whp", q, k) / 4).logsumexp(-1).flatten()
+                torch.testing.assert_close(true[:, n], want, rtol=1e-4, atol=1e-4)
+            e.archive.near().unpin(shelf.index.blocks.tolist(), layer)
+            chosen = all_rows[::3]
+            rest = np.setdiff1d(all_rows, chosen)
+            near = asked[layer].lse.reshape(-1, 1).double()
+            seen = torch.cat([near, true[:, chosen]], 1).logsumexp(1)
+            lost = float(torch.sigmoid(true[:, rest].logsumexp(1) - seen).max())
+            rough = sampled(*args, m, chosen, reach, e._inv_freq, draws=200)
+            assert lost <= rough.at_most
+            fine = sampled(*args, m, chosen, reach, e._inv_freq, draws=4000)
+            assert abs(fine.missed - lost) < 0.02
+            assert fine.at_most - fine.missed < rough.at_most - rough.missed
+            assert sampled(*args, m, all_rows, reach, e._inv_freq).at_most == 0
+            for p in (0.3, 0.8):
+                rows, told = by_sample(*args, p, 999, reach, e._inv_freq, draws=400)
+                left = torch.from_numpy(np.setdiff1d(all_rows, rows))
+                mass = torch.logaddexp(torch.tensor(-torch.inf), true[:, left].logsumexp(1))
+                seen = torch.cat([near, true[:, rows]], 1).logsumexp(1)
+                lost = float(torch.sigmoid(mass - seen).max())
+                assert lost <= told.at_most + 1e-9 <= 1 - p + 1e-9
+                few, told = by_sample(*args, p, 5, reach, e._inv_freq, draws=400)
+                assert len(few) == 5
+                assert told.at_most > 1 - p
+                top = m.peak - torch.logaddexp(near[:, 0], m.low.double().logsumexp(1))[:, None]
+                assert set(few) == set(top.amax(0).topk(5).indices.tolist())

@@ -11,6 +11,7 @@ from .parking import Parked
 from .pool import PagePool
 from .recall import Asked, Choose, Picked, Recalled, by_mass, by_score, stored, tokens_of, turned
 from .regions import UNLIMITED, Coming, Plan, Region, Sink, Union, Window
+from .sampled import Sampled, by_sample, sampled
 from .table import Lease, Page, Table
 from .view import View
 
@@ -37,6 +38,7 @@ __all__ = [
     "Recalled",
     "Region",
     "Rest",
+    "Sampled",
     "Shelf",
     "Sink",
     "Spill",
@@ -48,12 +50,14 @@ __all__ = [
     "Window",
     "budgets",
     "by_mass",
+    "by_sample",
     "by_score",
     "cut",
     "evict",
     "fresh_pages",
     "held",
     "most_pages",
+    "sampled",
     "stored",
     "tokens_of",
     "turned",

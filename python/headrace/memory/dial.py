@@ -33,11 +33,13 @@ SLACK = 1e-4
 class Masses:
     """Log bounds of the mass of every block for every row (a query of a head): fp32 [rows, n].
 
-    low <= log mass <= high; `low` is also the centroid's estimate.
+    low <= log mass <= high; `low` is also the centroid's estimate. peak: no logit is
+    above it, by the box alone: it ranks blocks with a few keys for the query better than `high`.
     """
 
     low: Tensor
     high: Tensor
+    peak: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -92,13 +94,15 @@ def masses(
     c = score(asked, centre)
     size = q[0].float().norm(dim=-1, keepdim=True) * scale  # the same wherever they are turned to
     far, wide = (spread[:, :, i].repeat_interleave(group, 0)[None] for i in (0, 1))
-    b = torch.minimum(score(asked, low, high).sub_(c), size * far).clamp_min_(1e-12)
+    box = score(asked, low, high)
+    b = torch.minimum(box - c, size * far).clamp_min_(1e-12)
     variance = score(-asked, low, high).add_(c).clamp_min_(0).mul_(b)  # |least corner - c| b
     variance = torch.minimum((size * wide).square_(), variance)
     t = variance / (b * b + variance)  # the weight of exp(b)
     inside = torch.log(t + (1 - t) * torch.exp(-variance / b - b)).add_(b).clamp_min_(0)
     many = counts.log()
-    return Masses((many + c - SLACK).view(-1, n), (many + c + inside + SLACK).view(-1, n))
+    made = many + c - SLACK, many + c + inside + SLACK, box + SLACK
+    return Masses(*(x.view(-1, n) for x in made))
 
 
 def dial(m: Masses, p: float, *, near: Tensor | None = None, proven: bool = True) -> Dialled:

@@ -26,7 +26,7 @@ from .folder import locked, opened, told
 from .layout import Layout
 from .segment import Fault, Record, Segment, checksum
 
-BATCH = 16
+BATCH = 64
 """Blocks that one sync of the files covers, at most."""
 
 

@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 import torch
 from torch import Tensor
@@ -43,14 +41,12 @@ class Host:
     def free(self, slot: int) -> None:
         self._free.append(slot)
 
-    def addresses(self, slots: Sequence[int], layers: Sequence[int]) -> np.ndarray:
+    def addresses(self, slots: np.ndarray, layers: np.ndarray) -> np.ndarray:
         """int64 [n]: where these layers of blocks begin."""
-        slab, at = np.divmod(np.array(slots, np.int64), self.per_slab)
+        slab, at = np.divmod(slots, self.per_slab)
         starts = np.array([slab.data_ptr() for slab in self._slabs], np.int64)
         layout = self.layout
-        return (
-            starts[slab] + at * layout.block_bytes + np.array(layers, np.int64) * layout.part_bytes
-        )
+        return starts[slab] + at * layout.block_bytes + layers * layout.part_bytes
 
     def __getitem__(self, slot: int) -> Tensor:
         """uint8 [layers, part_bytes]."""

@@ -30,7 +30,7 @@ class Near:
             pool.filled[page] = pool.page_size
         self._pool = pool
         self._slot: list[dict[int, int]] = [{} for _ in range(self._layers)]
-        self._block = np.full((self._layers, count), -1, np.int64)
+        self._block = [[-1] * count for _ in range(self._layers)]
         self._pins = np.zeros((self._layers, count), np.int32)
         self._used = np.zeros((self._layers, count), np.int64)
 
@@ -75,9 +75,10 @@ class Near:
         made = []
         for layer, held_count, taken in plans:
             self.hits += held_count
+            slots, block = self._slot[layer], self._block[layer]
             for b, s in taken:
-                self._slot[layer].pop(int(self._block[layer, s]), None)
-                self._slot[layer][b], self._block[layer, s] = s, b
+                slots.pop(block[s], None)
+                slots[b], block[s] = s, b
                 made.append((layer, b, self.pages[s]))
         return made
 
@@ -85,7 +86,8 @@ class Near:
         """Each block that is here is used now, and stays until it was unpinned as often."""
         self._clock += 1
         for layer, blocks in wanted.items():
-            at = [self._slot[layer][b] for b in blocks if b in self._slot[layer]]
+            slots = self._slot[layer]
+            at = [slots[b] for b in blocks if b in slots]
             self._used[layer, at] = self._clock
             self._pins[layer] += np.bincount(at, minlength=len(self.pages)).astype(np.int32)
 
@@ -104,7 +106,7 @@ class Near:
             for b in gone:
                 slot = self._slot[n].pop(b, None)
                 if slot is not None:
-                    self._block[n, slot] = -1
+                    self._block[n][slot] = -1
                     self._pins[n, slot] = 0
 
     def check_room(self, blocks: Sequence[int], layer: int, released: Sequence[int] = ()) -> None:
@@ -112,7 +114,7 @@ class Near:
         pins = self._pins[layer].copy()
         for b in released:
             pins[self._slot[layer][b]] -= 1
-        busy = {int(self._block[layer, s]) for s in np.flatnonzero(pins)}
+        busy = {self._block[layer][s] for s in np.flatnonzero(pins)}
         want = set(blocks) - busy
         free = len(self.pages) - len(busy)
         if len(want) > free:

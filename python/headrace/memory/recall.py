@@ -12,11 +12,11 @@ from torch import Tensor
 
 from .. import ops
 from ..errors import bad_value
-from .archive import Shelf
 from .dial import Masses, dial, masses
 from .regions import UNLIMITED
 from .segment import Fault
-from .summary import unrotated
+from .shelf import Shelf
+from .summary import Index, unrotated
 from .table import Table
 from .view import CAP, COUNT, FIRST, ORDER, ORIGIN, PAGE, REACH
 
@@ -220,22 +220,24 @@ def bounds(
     index = shelf.index
     if index.kind != "bounds":
         raise bad_value("recall", "mass", 'an Archive with index "bounds"', repr(index.kind))
-    w, _, dim = asked.q.shape
+    dim = asked.q.shape[-1]
     centre, low, high, spread = (
         index.rows(name, layer) for name in ("centre", "low", "high", "spread")
     )
     counts, scale = torch.from_numpy(index.counts), dim**-0.5
     if inv_freq is None or not len(index):
         return masses(asked.q, centre, low, high, spread, counts, scale)
-    shift = (
-        index.origins if reach is None else reach - 1 + index.counts + index.starts - index.origins
-    )
-    values, groups = _grouped(shift)
-    steps = torch.arange(asked.at, asked.at + w) - values[:, None]
-    steps = steps if reach is None else values[:, None].expand(-1, w)
-    q = asked.q.float().expand(len(values), *asked.q.shape)
-    q = turned(q.flatten(0, 1), steps.flatten(), inv_freq).view(q.shape)
+    values, groups = _grouped(_shift(index, reach))
+    q = _seen_from(asked, values, reach, inv_freq)
     return masses(q, centre, low, high, spread, counts, scale, groups)
+
+
+def _shift(index: Index, reach: int | None) -> np.ndarray:
+    """What a query's distance to the origin of each block is counted from: its own position less
+    this, or this itself where a block stands right before a window."""
+    if reach is None:
+        return index.origins
+    return reach - 1 + index.counts + index.starts - index.origins
 
 
 def _grouped(keys: np.ndarray) -> tuple[Tensor, Tensor]:
@@ -246,6 +248,15 @@ def _grouped(keys: np.ndarray) -> tuple[Tensor, Tensor]:
     groups = np.full((len(values), many.max()), -1, np.int32)
     groups[which[order], column] = order
     return torch.from_numpy(values), torch.from_numpy(groups)
+
+
+def _seen_from(asked: Asked, places: Tensor, reach: int | None, inv_freq: Tensor | None) -> Tensor:
+    """Queries [S, W, Hq, D], turned to places int64 [S] (see `_shift`)."""
+    w = len(asked.q)
+    steps = torch.arange(asked.at, asked.at + w) - places[:, None]
+    steps = steps if reach is None else places[:, None].expand(-1, w)
+    q = asked.q.float().expand(len(places), *asked.q.shape)
+    return turned(q.flatten(0, 1), steps.flatten(), inv_freq).view(q.shape)
 
 
 def turned(q: Tensor, steps: Tensor, inv_freq: Tensor | None) -> Tensor:

@@ -182,53 +182,38 @@ class Tiers:
 
     def _load(self, moves: Sequence[Move]) -> dict[tuple[int, int], Fault | None]:
         """Copies blocks to where they go; what could not be, by layer and block, and why."""
-        failed: dict[tuple[int, int], Fault | None] = {}
-        hosted: list[Move] = []
-        stored: list[Move] = []
-        for move in moves:
-            host, disk = self._host[move[1]], self._disk[move[1]]
-            if host < 0 and disk < 0:
-                failed[move[:2]] = None
-            else:
-                (hosted if host >= 0 else stored).append(move)
+        if not moves:
+            return {}
+        layers, blocks, pages = np.array(moves, np.int64).T
+        host, disk = (np.frombuffer(x, np.int64)[blocks] for x in (self._host, self._disk))
+        hosted, stored = np.flatnonzero(host >= 0), np.flatnonzero((host < 0) & (disk >= 0))
         self.from_host += len(hosted)
         self.from_disk += len(stored)
         self.moved_bytes += self.layout.part_bytes * (len(hosted) + len(stored))
-        coming = [*hosted, *stored]
-        if not coming:
-            return failed
-        layers, _, pages = np.array(coming, np.int64).T
         into, staged = self.layout.direct(self._near.pool, layers, pages), None
         if into is None:
             pinned = torch.cuda.is_available()
-            size = len(coming), self.layout.part_bytes
+            size = len(moves), self.layout.part_bytes
             staged = torch.empty(size, dtype=torch.uint8, pin_memory=pinned)
-            into = self.layout.within(staged.data_ptr() + np.arange(len(coming)) * size[1])
-        if hosted:
-            self._from_host(hosted, into[: len(hosted)])
-        if stored:
-            failed |= self._from_disk(stored, into[len(hosted) :])
-        spoilt = {block for _, block in failed}  # of a damaged block no layer is given out
-        failed |= {(n, b): None for n, b, _ in moves if b in spoilt and (n, b) not in failed}
-        if staged is not None:
-            self._unpack(coming, staged, failed)
-        return failed
-
-    def _from_host(self, moves: Sequence[Move], into: np.ndarray) -> None:
-        slots = [self._host[b] for _, b, _ in moves]
-        source = self.layout.within(self.host.addresses(slots, [n for n, _, _ in moves]))
-        copy_runs(into, source, self.layout.piece_bytes, torch.get_num_threads())
-
-    def _from_disk(
-        self, moves: Sequence[Move], into: np.ndarray
-    ) -> dict[tuple[int, int], Fault | None]:
-        assert self.disk is not None
-        found = self.disk.fetch([(self._disk[b], n) for n, b, _ in moves], into)
+            into = self.layout.within(staged.data_ptr() + np.arange(len(moves)) * size[1])
+        if len(hosted):
+            source = self.layout.within(self.host.addresses(host[hosted], layers[hosted]))
+            copy_runs(into[hosted], source, self.layout.piece_bytes, torch.get_num_threads())
         failed: dict[tuple[int, int], Fault | None] = {}
-        for (layer, block, _), fault in zip(moves, found, strict=True):
-            if fault is not None:
-                failed[layer, block] = fault
-                self._disk[block] = -1
+        if len(stored):
+            assert self.disk is not None
+            parts = list(zip(disk[stored].tolist(), layers[stored].tolist(), strict=True))
+            for i, fault in zip(stored.tolist(), self.disk.fetch(parts, into[stored]), strict=True):
+                if fault is not None:
+                    failed[moves[i][:2]] = fault
+                    self._disk[moves[i][1]] = -1
+        nowhere = np.flatnonzero((host < 0) & (disk < 0)).tolist()
+        failed |= {moves[i][:2]: None for i in nowhere}
+        spoilt = {block for _, block in failed}  # of a damaged block no layer is given out
+        if spoilt:
+            failed |= {(n, b): None for n, b, _ in moves if b in spoilt and (n, b) not in failed}
+        if staged is not None:
+            self._unpack(moves, staged, failed)
         return failed
 
     def _unpack(

@@ -85,11 +85,18 @@ class Video:
             heard[layer] = asked
             return self._rows(self.context)
 
-        first = self.stream.position
-        logits = reported(read(self.stream, clip, context, logits=True))
-        self.stream.forget()
-        paths = self._compressed(heard, first, len(clip))
-        let_go(self.stream)
+        stream, first = self.stream, self.stream.position
+        mark = stream.mark()
+        try:
+            logits = reported(read(stream, clip, context, logits=True))
+            stream.forget()
+            paths = self._compressed(heard, first, len(clip))
+        except BaseException:
+            stream.rollback(mark)
+            raise
+        finally:
+            mark.release()
+        let_go(stream)
         for kept, block in zip((self.context, self.bank), paths, strict=True):
             if len(kept) == kept.maxlen:
                 self.shelf.drop([kept[0]])

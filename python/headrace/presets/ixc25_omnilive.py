@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """IXC2.5-OmniLive: one party perceives, one compresses, one reasons, and files lie between them.
 
-Zhang et al., InternLM-XComposer2.5-OmniLive, arXiv 2412.09596; a note on it and the layout of its
-repository were read. Perception encodes clips as they come; a memory compresses each clip and joins
-it to what it has of the video; reasoning retrieves clips for a question and answers. They run at
-speeds of their own, so that perceiving never waits for an answer.
+Zhang et al., InternLM-XComposer2.5-OmniLive, arXiv 2412.09596; a note on it and its example of an
+answer with a memory were read. Perception encodes clips as they come; a memory compresses each clip
+and joins it to what it has of the video; reasoning reads the memory of the whole video, then that
+of the clip that the question is about, then the question. They run at speeds of their own, so that
+perceiving never waits for an answer.
 
 Chosen here: the parties share nothing but a folder of snapshots, numbered by clip, so each may be a
 process, be killed and begin again. A clip is a stream of its own. Its compressed form is what the
@@ -54,6 +55,11 @@ class Folder:
             int(f.stem.rpartition("-")[2]) for f in self.path.glob(f"{kind}-*.safetensors")
         )
 
+    def tidy(self, kind: str) -> None:
+        """Removes what a writer of this kind, killed, left half written."""
+        for file in self.path.glob(f"{kind}-*.part"):
+            file.unlink(missing_ok=True)
+
     @property
     def compressed(self) -> int:
         """Clips that the memory has."""
@@ -66,14 +72,15 @@ class Folder:
 
 
 class Perceiver:
-    """Frames to clips. `frames`: how many lie in whole clips, so which one is to come after a
-    restart, and after that how many it took.
+    """Frames to clips; one for a folder. `frames`: after a start, how many lie in whole clips, so
+    which one is to come; then how many it took.
     """
 
     def __init__(
         self, engine: Engine, folder: Folder, *, frames: int = FRAMES, backlog: int = BACKLOG
     ) -> None:
         self.engine, self.folder, self.each, self.backlog = engine, folder, frames, backlog
+        folder.tidy("clip")
         self.frames = folder.perceived * frames
         self._held: list[Tensor] = []
 
@@ -94,12 +101,13 @@ class Perceiver:
 
 
 class Compressor:
-    """Clips to a memory, one after the other."""
+    """Clips to a memory, one after the other; one for a folder."""
 
     def __init__(
         self, engine: Engine, folder: Folder, *, summary: int = SUMMARY, stay: int = STAY
     ) -> None:
         self.engine, self.folder, self.summary, self.stay = engine, folder, summary, stay
+        folder.tidy("memory")
         self.done = folder.compressed
         self._memory = _memory(engine, folder, self.done)
 
@@ -159,7 +167,12 @@ class Reasoner:
 
 
 def _opened(engine: Engine, file: Path) -> Stream:
-    stream = resume(engine, file).stream
+    try:
+        stream = resume(engine, file).stream
+    except ValueError:
+        if file.exists():
+            raise
+        raise FileNotFoundError(f"ixc25_omnilive: {file.name} is gone") from None
     assert isinstance(stream, Stream)
     return stream
 

@@ -77,8 +77,9 @@ class Video:
             self._asked[layer] = asked
             return self._rows(layer)
 
-        self._note(clip)
+        span = self._span(clip)
         logits = reported(read(self.stream, clip, everything, logits=True))
+        self.log.append(span)
         self.stream.forget()
         self._compress()
         return logits
@@ -95,17 +96,18 @@ class Video:
             found, count = rule.recall(q, mean[None].contiguous(), share=share)
             return rows[found[0, 0, : int(count)].numpy()]
 
-        self._note(question)
         side = self.stream.fork()
         try:
-            return side, reported(read(side, question, some, logits=True))
+            logits = reported(read(side, question, some, logits=True))
         except BaseException:
             side.close()
             raise
+        self.log.append(self._span(question))
+        return side, logits
 
-    def _note(self, tokens: Tensor) -> None:
+    def _span(self, tokens: Tensor) -> tuple[int, int, int]:
         at, window = self.stream.position, self.stream.table.window
-        self.log.append((at, at + len(tokens), window[0].start if window else at))
+        return at, at + len(tokens), window[0].start if window else at
 
     def _rows(self, layer: int) -> np.ndarray:
         """Of the index, what a layer keeps."""

@@ -33,7 +33,7 @@ def chances(
     p = perplexity.double()
     _, own = segment.unique(return_inverse=True)
     many = int(own.max()) + 1 if len(own) else 0
-    total = torch.zeros(many, dtype=torch.float64).index_add(0, own, p)
+    total = p.new_zeros(many).index_add(0, own, p)
     mean = total / torch.bincount(own, minlength=many)
     age = now - number
     relative = torch.where(mean[own] > 0, p / mean[own], 1.0)

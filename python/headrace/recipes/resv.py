@@ -31,7 +31,7 @@ def planes(dim: int, *, bits: int = BITS, seed: int = 0) -> Tensor:
 
 def signs(k: Tensor, planes: Tensor) -> Tensor:
     """int32 [..., bits / 32] of keys [..., D]: a bit is 1 where the product is above 0."""
-    above = (k.float() @ planes > 0).unflatten(-1, (-1, 32)).long()
+    above = (k.float() @ planes.to(k.device) > 0).unflatten(-1, (-1, 32)).long()
     words = (above << torch.arange(32, device=k.device)).sum(-1)
     return torch.where(words >= 1 << 31, words - (1 << 32), words).int()
 
@@ -59,13 +59,12 @@ class Clusters:
         return self.total / self.count[:, None]
 
     @staticmethod
-    def none(words: int, dim: int) -> Clusters:
+    def none(words: int, dim: int, device: torch.device | str = "cpu") -> Clusters:
         """No tokens yet."""
-        nothing = torch.zeros(0, dim)
-        empty = torch.zeros(0, dtype=torch.float64)
-        ids = torch.zeros(0, dtype=torch.int64)
-        bits, count = torch.zeros(0, words, dtype=torch.int32), torch.zeros(0, dtype=torch.int32)
-        return Clusters(bits, nothing, nothing, nothing, nothing, count, empty, empty, ids)
+        rows = torch.zeros(0, dim, device=device)
+        empty = rows[:, 0].double()
+        bits = torch.zeros(0, words, dtype=torch.int32, device=device)
+        return Clusters(bits, rows, rows, rows, rows, empty.int(), empty, empty, empty.long())
 
 
 def join(c: Clusters, k: Tensor, bits: Tensor, *, near: int = NEAR) -> Clusters:
@@ -74,29 +73,30 @@ def join(c: Clusters, k: Tensor, bits: Tensor, *, near: int = NEAR) -> Clusters:
     n, many = len(k), len(c.bits)
     if not n:
         return c
-    ids, differ = torch.full((n,), -1), torch.full((n,), near)
+    at = torch.arange(n, device=k.device)
+    ids, differ = torch.full_like(at, -1), torch.full_like(at, near)
     if many:
         found, agree = ops.assign(bits, c.bits, metric="hamming")
         ids = torch.where(-agree < near, found, -1).long()
         differ = torch.where(-agree < near, -agree, near).long()
     leaders: list[int] = []
     while (alone := (ids < 0).nonzero()).numel():  # its earliest token leads; others may follow
-        at = int(alone[0])
-        _, agree = ops.assign(bits, bits[at : at + 1], metric="hamming")
-        closer = (-agree.long() < differ) & (torch.arange(n) > at)
-        closer[at] = True
+        first = int(alone[0])
+        _, agree = ops.assign(bits, bits[first : first + 1], metric="hamming")
+        closer = (-agree.long() < differ) & (at > first)
+        closer[first] = True
         ids[closer] = many + len(leaders)
         differ[closer] = -agree.long()[closer]
-        leaders.append(at)
+        leaders.append(first)
     leader = torch.cat([c.leader, k[leaders].float()])
-    grown = torch.zeros(len(leaders), k.shape[1])
+    grown = torch.zeros(len(leaders), k.shape[1], device=k.device)
     total = torch.cat([c.total, grown])[:, None]
     low = torch.cat([c.low, grown + torch.inf])[:, None]
     high = torch.cat([c.high, grown - torch.inf])[:, None]
-    count = torch.cat([c.count, torch.zeros(len(leaders), dtype=torch.int32)])
+    count = torch.cat([c.count, c.count.new_zeros(len(leaders))])
     rows = k.float()[:, None].contiguous()
     ops.segment_reduce(rows, ids.int(), total=total, low=low, high=high, count=count)
-    zeros = torch.zeros(len(leaders), dtype=torch.float64)
+    zeros = c.far.new_zeros(len(leaders))
     x = k.double()
     squares = torch.cat([c.squares, zeros]).index_add(0, ids, x.square().sum(-1))
     apart = (x - leader[ids].double()).norm(dim=-1)

@@ -41,14 +41,14 @@ def clusters(
     ids, first = [], 0
     for part in k.float().split(segment) if len(k) else ():
         many = max(1, len(part) // size)
-        c = part[torch.arange(many) * len(part) // many]
+        c = part[torch.arange(many, device=k.device) * len(part) // many]
         for _ in range(rounds):
             own = ops.assign(part, c)[0]
             total, count = _sums(part, own, many)
             c = torch.where(count[:, None] > 0, total / count.clamp(min=1)[:, None], c)
         ids.append(ops.assign(part, c)[0].long() + first)
         first += many
-    joined = torch.cat([torch.zeros(0, dtype=torch.int64), *ids])
+    joined = torch.cat([torch.zeros(0, dtype=torch.int64, device=k.device), *ids])
     total, count = _sums(k.float(), joined, first)
     value, _ = _sums(v.float(), joined, first)
     some = count.clamp(min=1)[:, None]
@@ -56,8 +56,8 @@ def clusters(
 
 
 def _sums(x: Tensor, ids: Tensor, many: int) -> tuple[Tensor, Tensor]:
-    total = torch.zeros(many, 1, x.shape[1])
-    count = torch.zeros(many, dtype=torch.int32)
+    total = torch.zeros(many, 1, x.shape[1], device=x.device)
+    count = torch.zeros(many, dtype=torch.int32, device=x.device)
     ops.segment_reduce(x[:, None].contiguous(), ids.int(), total=total, count=count)
     return total[:, 0], count
 
@@ -79,7 +79,7 @@ def zones(
 
 
 def _mask(kept: Kept, n: int) -> Tensor:
-    made = torch.zeros(n, dtype=torch.bool)
+    made = torch.zeros(n, dtype=torch.bool, device=kept[0].device)
     made[kept[0][: int(kept[1])].long()] = True
     return made
 

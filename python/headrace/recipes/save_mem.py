@@ -83,14 +83,14 @@ def settle(worths: Tensor, row: Tensor, column: Tensor) -> Tensor:
     share = 0.15 + 0.25 * min(1.0, max(0.0, float(worths.mean()))) if n else 1.0
     total = max(4, int(n * share))
     if n <= 4 or total >= n:
-        return torch.ones(n, dtype=torch.bool)
+        return torch.ones_like(worths, dtype=torch.bool)
     halves = ((x > (x.min() + x.max()) / 2).long() for x in (row.float(), column.float()))
     quadrant = 2 * next(halves) + next(halves)
     each = max(1, total // 4)
     first, count = ops.select(
         worths, "quota", buckets=quadrant.int(), quota=each, capacity=4 * each
     )
-    kept = torch.zeros(n, dtype=torch.bool)
+    kept = torch.zeros_like(worths, dtype=torch.bool)
     kept[first[: int(count)].long()] = True
     rest, count = ops.select(worths.masked_fill(kept, -torch.inf), k=max(0, total - int(count)))
     kept[rest[: int(count)].long()] = True

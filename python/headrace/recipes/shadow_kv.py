@@ -28,6 +28,8 @@ def outliers(k: Tensor, *, chunk: int = 8, count: int = 48) -> Kept:
     batch, heads, n, dim = k.shape
     mean = landmarks(k, chunk=chunk)
     many = mean.shape[2]
+    if not n:
+        return best("shadow_kv", mean[..., 0], count)
     at = torch.arange(n, device=k.device) // chunk
     row = torch.arange(batch * heads, device=k.device)[:, None] * many + at
     like = ops.similarity(k.reshape(-1, n, dim), mean.reshape(-1, dim), "cos", index=row.int())

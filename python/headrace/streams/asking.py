@@ -76,10 +76,11 @@ def read(
 ) -> Report:
     """Feeds tokens, in one model call, for which each layer chooses what of the archive it sees.
 
-    choose(shelf, layer, asked): rows of the shelf's index; asked.q [T, Hq, D] are not rotated. What
-    was chosen stays in sight until the next choice or `forget`. in_a_row: it stands right before
-    the first of the tokens, in the order of its time (ReKV); otherwise each at its own position.
-    tail: entries seen besides. All or nothing, as `Stream.feed`.
+    choose(shelf, layer, asked): rows of the shelf's index; asked.q [T, Hq, D] are not rotated, and
+    asked.lse counts nothing as seen, for the layer has not attended yet. What was chosen stays in
+    sight until the next choice or `forget`. in_a_row: it stands right before the first of the
+    tokens, in the order of its time (ReKV); otherwise each at its own position. tail: entries seen
+    besides. All or nothing, as `Stream.feed`.
     """
     shelf, engine = _shelf(stream, "read"), stream.engine
     if isinstance(engine.positions, InCache) and stream.table.plan.pinned:
@@ -87,10 +88,10 @@ def read(
     read = ids(tokens, engine.vocab, engine.device)
     at, before = stream.position, stream._recalled
     recalled = Recalled(shelf, stream.table, (), False, tail=tail, before=at if in_a_row else None)
-    lse = torch.full((len(read), 0), -torch.inf)
 
     def seen(layer: int, q: Tensor, step: View) -> tuple[Tensor, Tensor]:
-        picked = choose(shelf, layer, Asked(q.float().cpu(), lse, at))
+        nothing = torch.full(q.shape[:2], -torch.inf)
+        picked = choose(shelf, layer, Asked(q.float().cpu(), nothing, at))
         rows = recalled.take(picked if isinstance(picked, Picked) else Picked(np.asarray(picked)))
         own, indptr = step.lists(layer)
         more = torch.tensor(rows, dtype=torch.int64, device=own.device).view(-1, own.shape[1])
@@ -111,21 +112,6 @@ def read(
         before.release()
     stream._recalled = recalled
     return report
-
-
-def heard(stream: Stream, tokens: Tokens) -> tuple[Report, dict[int, Tensor]]:
-    """Feeds tokens; what came of it, and the queries [T, Hq, D] of every layer, not rotated."""
-    engine, queries = stream.engine, {}  # type: ignore[var-annotated]
-
-    def listen(layer: int, q: Tensor, lse: Tensor) -> None:
-        queries.setdefault(layer, []).append(q.float().cpu())
-
-    engine._listen = listen
-    try:
-        report = stream.feed(tokens)
-    finally:
-        engine._listen = None
-    return report, {layer: torch.cat(parts) for layer, parts in queries.items()}
 
 
 def _shelf(stream: Stream, op: str) -> Shelf:
