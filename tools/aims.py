@@ -305,7 +305,34 @@ def _pruning() -> Iterator[Aim]:
     )  # fmt: skip
 
 
+def _video() -> Iterator[Aim]:
+    def best(record: Record) -> float:
+        """Of the clips whose scores lose less than a point, held out."""
+        cuts = record["scene_cuts"]
+        assert cuts["whole"]["f1"] - cuts["pruned"]["f1"] < 1
+        parts = ("held_out", "all")
+        lossless = (r for r in record["rows"] if max(r[p]["points_lost"] for p in parts) < 1)
+        return max((float(row["speedup_process_s"]) for row in lossless), default=0.0)
+
+    yield Aim(
+        "video", "frames per second of processor time from a file to the report, pruned over whole,"
+        " the best clip that loses less than a point of next patches and of scene cuts",
+        "video.json", best, 2,
+    )  # fmt: skip
+    yield Aim(
+        "video", "points of next patches that pruning costs on held-out frames, the worst clip",
+        "video.json", lambda record: max(row["held_out"]["points_lost"] for row in record["rows"]),
+        most=1, unit="", why="that clip at 640 pixels, where a patch shows more texture",
+    )  # fmt: skip
+    yield Aim(
+        "video", "two hours of video, a frame a second: p99 of a step in the second over the "
+        "first, of the thread's time, in turns", "video-hours.json",
+        lambda record: record["last_over_first"]["thread_p99"], most=1.05,
+    )  # fmt: skip
+
+
 AIMS = [
-    *_attention(), *_states(), *_adapters(), *_scores(), *_archive(), *_pruning(), *_runtime(),
+    *_attention(), *_states(), *_adapters(), *_scores(), *_archive(), *_pruning(), *_video(),
+    *_runtime(),
     *_lanes(),
 ]  # fmt: skip

@@ -15,7 +15,7 @@ from headrace.integrations.pyav import Video
 from headrace.memory import Sink, Window
 from headrace.models import save_vision
 from headrace.models.training.video import gated
-from headrace.streams.watch import Glance, Watcher, pixel_gate
+from headrace.streams.watch import Glance, Watcher, pixel_gate, token_dropper
 from tests.videos import made, model
 
 
@@ -48,13 +48,16 @@ def test_the_report_is_what_a_watcher_measures(clip, folder, capsys):
     small.load_state_dict({k: v.bfloat16().float() for k, v in small.state_dict().items()})
     with Video(clip) as video:
         frames = torch.stack([frame for _, frame in video])
-    kept = gated(frames, 6.0, 16)
-    with Watcher(small, 48, 64, gate=pixel_gate(small), memory=Sink(8) + Window(64)) as watcher:
+    kept = gated(small, frames, 6.0)
+    filters = {"gate": pixel_gate(small), "dropper": token_dropper(0.98)}
+    with Watcher(small, 48, 64, memory=Sink(8) + Window(64), **filters) as watcher:
         glances = [watcher.feed(frame) for frame in frames]
         assert report["kv_bytes"] == watcher.resident_bytes
     assert report["frames"] == report["video"]["frames_decoded"] == 40
-    assert report["kept"] == pytest.approx(float(kept.float().mean()), abs=1e-5)
-    assert 0 < report["kept"] < 0.6
+    assert report["computed"] == pytest.approx(float(kept.float().mean()), abs=1e-5)
+    left = sum(float(g.kept.sum()) for g in glances) / kept.numel()
+    assert report["kept"] == pytest.approx(left, abs=1e-5)
+    assert 0 < report["kept"] <= report["computed"] < 0.6
     assert report["drop_ratio"] == pytest.approx(1 - report["kept"], abs=2e-5)
     at = [g.number for g in glances if g.number and g.cut > 0.5]
     assert [event["frame"] for event in report["reports"]["events"]] == at
@@ -83,6 +86,8 @@ def test_options_reach_the_stream(clip, folder):
     assert stream(*common, "--frames", 7, "--longest", 32, "--gate", "valley") == 0
     report = found()
     assert (report["frames"], report["video"]["width"]) == (7, 32)
+    assert stream(*common, "--dropper", 0.1) == 0
+    assert found()["kept"] < found()["computed"]
     assert stream(*common, "--threshold", 300, "--dropper", 0.5) == 0
     assert found()["computed"] == pytest.approx(1 / 40)
 

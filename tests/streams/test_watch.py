@@ -136,7 +136,7 @@ def test_equals_a_dense_forward(model, frames, pruned, dropper):
     gate = pixel_gate(model) if pruned else None
     seen, kept, cuts, codes = streamed(model, frames, gate=gate, dropper=drop, memory=MEMORY, cap=4)
     changed = torch.stack([g.changed for g in seen])
-    assert torch.equal(changed, gated(frames, 20.0 if pruned else 0.0, PATCH))
+    assert torch.equal(changed, gated(model, frames, 20.0 if pruned else 0.0))
     assert pruned == (float(changed[1:].float().mean()) < 0.8)
     assert (dropper is None) == torch.equal(kept, changed)
     assert int(kept.sum()) + len(frames) > 2 * 45, "the window must have passed over the stream"
@@ -157,7 +157,7 @@ def test_the_dense_forward_tells_what_is_wrong(model, frames, wrong):
 
 @torch.no_grad()
 def test_equals_the_forward_that_it_was_trained_with(model, frames):
-    kept = gated(frames, 20.0, PATCH)
+    kept = gated(model, frames, 20.0)
     whole = watch(model, frames, kept, torch.arange(len(frames)))
     _, _, cuts, codes = streamed(
         model, frames, gate=pixel_gate(model), memory=Sink(0) + Window(1000)
@@ -226,7 +226,10 @@ def test_a_gate_with_little_room_still_begins_whole(model, frames):
 def test_mistakes_are_named(model, frames):
     for options, told in (
         ({"height": 13}, "Watcher(height): expected a multiple of the patch, 4, got 13"),
-        ({"gate": LastKept(1.0, "l1", patch=8)}, "Watcher(gate): expected a filter with patch=4"),
+        (
+            {"gate": LastKept(1.0, "l1", patch=8)},
+            "Watcher(gate): expected a filter whose patch divi",
+        ),
         ({"dropper": LastKept(1.0, patch=4)}, "Watcher(dropper): expected a filter without patch"),
         ({"memory": Window(None)}, "Watcher(memory): expected a bounded window"),
         ({"cap": 0}, "Watcher(cap): expected 1 or more"),

@@ -28,7 +28,7 @@ EXCLUDED = (
     "adapters", "files", "policy", "compare", "demo", "tokens", "held_out", "binary", "dense_limit",
     "samples", "pool_pages",
 )  # fmt: skip
-SINKS, WINDOW = 64, 1024
+SINKS, WINDOW, SIMILAR = 64, 1024, 0.98
 
 
 def gate(text: str) -> Gate:
@@ -133,7 +133,7 @@ class Videos:
             self.video.height,
             self.video.width,
             gate=None if args.no_prune else pixel_gate(self.model, args.threshold),
-            dropper=None if args.dropper is None else token_dropper(args.dropper),
+            dropper=None if args.no_prune else token_dropper(args.dropper or SIMILAR),
             memory=self.memory,
         )
 
@@ -242,7 +242,7 @@ class Videos:
                 "fps": self.args.fps,
                 "memory": repr(self.memory),
                 "threshold": getattr(w and w.gate, "threshold", None),
-                "dropper": self.args.dropper,
+                "dropper": getattr(w and w.dropper, "threshold", None),
                 "gate": repr(type(self.gate).__name__),
             },
             "frames": t.total.frames,

@@ -25,12 +25,12 @@ def add(parser: argparse.ArgumentParser, positive: Any, above: Any) -> None:
     group.add_argument("--frames", type=positive, metavar="N", help="stop after so many")
     group.add_argument(
         "--threshold", type=above, metavar="D",
-        help="mean difference of a patch's bytes, 0 to 255, from which it is computed anew"
+        help="mean difference of a patch's thumb, 0 to 255, from which it is computed anew"
         " (default: the model's)",
     )  # fmt: skip
     group.add_argument(
         "--dropper", type=above, metavar="COS",
-        help="also drop tokens whose cosine to what was last kept is above this",
+        help="drop tokens whose cosine to those last kept is above this (default: 0.98)",
     )  # fmt: skip
     group.add_argument(
         "--no-prune", action="store_true", default=None, help="compute every patch of every frame"

@@ -4,9 +4,9 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from .. import ops
 from ..errors import bad_value
 from .vision import Vision
 
@@ -51,7 +51,7 @@ class TowerCache:
             else:
                 keys.index_copy_(1, index, k.transpose(0, 1))
                 values.index_copy_(1, index, v.transpose(0, 1))
-            seen = F.scaled_dot_product_attention(q.transpose(0, 1)[None], keys[None], values[None])
+            seen = ops.attention(q.transpose(0, 1)[None], keys[None], values[None], causal=False)
             return seen[0].transpose(0, 1)
 
         cos, sin = self._turns

@@ -36,8 +36,8 @@ class VisionConfig:
 
     patch: pixels along a side; thumb: of those, numbers along a side of what a code stands for.
     codes: in the book. rope_theta: of time; tower_theta: of rows and columns in the tower.
-    threshold: mean absolute difference per byte below which a patch counted as unchanged when the
-    model was measured. ValueError or TypeError when a field is out of range or of a wrong type.
+    threshold: mean absolute difference of a patch's thumb, per byte, below which it counts as
+    unchanged. ValueError or TypeError when a field is out of range or of a wrong type.
     """
 
     patch: int = 16
@@ -53,7 +53,7 @@ class VisionConfig:
     codes: int = 64
     rope_theta: float = 10000.0
     tower_theta: float = 100.0
-    threshold: float = 2.0
+    threshold: float = 1.5
 
     def __post_init__(self) -> None:
         for name, least in _LEAST.items():
@@ -232,6 +232,14 @@ class Vision(nn.Module):
         near = 0.01
         signs = torch.cat([((stir + near) / (usual + near)).log(), stir], -1)
         return F.linear(said, self.cut)[:, 0] + signs @ self.signs + self.bias[2]
+
+
+def reduced(frames: Tensor, by: int) -> Tensor:
+    """Frames uint8 [..., H, W, 3] as means of `by` x `by` pixels, uint8 [..., H/by, W/by, 3]."""
+    if by == 1:
+        return frames
+    x = frames.unflatten(-2, (-1, by)).unflatten(-4, (-1, by))
+    return x.float().mean((-4, -2)).round_().byte()
 
 
 def usual(before: Tensor | None, stir: Tensor) -> Tensor:

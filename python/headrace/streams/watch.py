@@ -22,7 +22,7 @@ from ..filters import Filter, LastKept
 from ..memory import UNLIMITED, Edit, Lease, PagePool, Region, Sink, Table, Window, view
 from ..memory.regions import compile_plan
 from ..models.tower_cache import TowerCache
-from ..models.vision import Vision, usual
+from ..models.vision import Vision, reduced, usual
 
 EPOCH = 64
 """Pages that begin within so many frames share an origin in time."""
@@ -53,7 +53,8 @@ class Glance:
 class Watcher:
     """Frames uint8 [H, W, 3] of one size through one vision model.
 
-    gate: a filter of pixels with the model's patch, before the tower; dropper: a filter of tokens
+    gate: a filter of pixels before the tower; where its patch is smaller than the model's, it sees
+    frames reduced by as much, so that noise and texture do not count. dropper: a filter of tokens
     [N, width] behind it; None for neither. A place that either takes away is foretold to stay as it
     was when last computed. memory: which of the decoder's tokens are kept, one for every survivor
     and one for the frame; cap: how many frames back pinned ones seem at most. Raises TypeError or
@@ -77,8 +78,9 @@ class Watcher:
         for name, side in (("height", height), ("width", width)):
             if side < c.patch or side % c.patch:
                 raise bad_value("Watcher", name, f"a multiple of the patch, {c.patch}", side)
-        if gate is not None and gate.patch != c.patch:
-            raise bad_value("Watcher", "gate", f"a filter with patch={c.patch}", gate.patch)
+        if gate is not None and (gate.patch is None or c.patch % gate.patch):
+            wanted = f"a filter whose patch divides the model's, {c.patch}"
+            raise bad_value("Watcher", "gate", wanted, gate.patch)
         if dropper is not None and dropper.patch is not None:
             raise bad_value("Watcher", "dropper", "a filter without patch", dropper.patch)
         if cap < 1:
@@ -87,6 +89,7 @@ class Watcher:
         self.grid = height // c.patch, width // c.patch
         self.places = self.grid[0] * self.grid[1]
         self.gate, self.dropper = gate, dropper
+        self._by = 1 if gate is None or gate.patch is None else c.patch // gate.patch
         self.memory = memory if memory is not None else Sink(64) + Window(1024)
         plan = compile_plan(self.memory)
         if plan.reach >= UNLIMITED:
@@ -155,7 +158,7 @@ class Watcher:
 
     def _step(self, frame: Tensor, edit: Edit) -> Glance:
         model = self.model
-        changed = self._all if self.gate is None else self.gate(frame).mask
+        changed = self._all if self.gate is None else self.gate(reduced(frame, self._by)).mask
         if not self.tower.ready:
             changed = self._all  # also where the gate has room for fewer
         at = changed.nonzero()[:, 0]
@@ -248,12 +251,12 @@ class Watcher:
 
 
 def pixel_gate(model: Vision, threshold: float | None = None) -> LastKept:
-    """The gate that the model was measured with: mean absolute difference per byte of a patch from
-    what was last kept there."""
+    """The gate that the model was measured with: of the thumb of a patch, the mean absolute
+    difference per byte from that last kept."""
     chosen = model.config.threshold if threshold is None else threshold
-    return LastKept(chosen, "l1", patch=model.config.patch)
+    return LastKept(chosen, "l1", patch=model.config.thumb)
 
 
-def token_dropper(threshold: float = 0.99) -> LastKept:
+def token_dropper(threshold: float = 0.98) -> LastKept:
     """A dropper by the cosine of a tower's tokens to those last kept."""
     return LastKept(threshold, "cos")

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ...filters import LastKept
-from ..vision import Vision, usual
+from ..vision import Vision, reduced, usual
 
 
 @dataclass(frozen=True)
@@ -58,13 +58,14 @@ class Seen:
         return model.new_scene(self.ends, self.stirs, self.usual)
 
 
-def gated(frames: Tensor, threshold: float, patch: int) -> Tensor:
+def gated(model: Vision, frames: Tensor, threshold: float) -> Tensor:
     """What the pixel gate keeps, bool [F, N]; all of it where the threshold is 0."""
-    _, high, wide, _ = frames.shape
+    c = model.config
     if threshold <= 0:
-        return torch.ones(len(frames), high * wide // patch**2, dtype=torch.bool)
-    gate = LastKept(threshold, "l1", patch=patch)
-    return torch.stack([gate(frame).mask for frame in frames])
+        places = frames.shape[1] * frames.shape[2] // c.patch**2
+        return torch.ones(len(frames), places, dtype=torch.bool)
+    gate = LastKept(threshold, "l1", patch=c.thumb)
+    return torch.stack([gate(frame).mask for frame in reduced(frames, c.patch // c.thumb)])
 
 
 def watch(model: Vision, frames: Tensor, kept: Tensor, times: Tensor) -> Seen:

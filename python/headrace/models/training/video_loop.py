@@ -107,7 +107,7 @@ def train(
     print(f"{sum(p.numel() for p in model.parameters())} parameters", flush=True)
     while (factor := run.rate(step, seconds := time.monotonic() - begun)) > 0:
         for _ in range(run.clips):
-            loss = loss_of(model, *_batch(run, shots, often)) / run.clips
+            loss = loss_of(model, *_batch(model, run, shots, often)) / run.clips
             loss.backward()
             losses.append(loss.item() * run.clips)
         torch.nn.utils.clip_grad_norm_(rest, 1.0)
@@ -135,15 +135,15 @@ def train(
 
 
 def _batch(
-    run: Run, clips: Sequence[Clip], weights: Sequence[float]
+    model: Vision, run: Run, clips: Sequence[Clip], weights: Sequence[float]
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Frames, scenes, what is kept and times, `tokens` kept patches long or a little more."""
     sizes = torch.tensor([often for _, often in GRIDS])
     grid = GRIDS[int(torch.multinomial(sizes, 1))][0]
-    threshold = 0.0 if torch.rand(()) > run.pruned else float(1 + 5 * torch.rand(()))
+    threshold = 0.0 if torch.rand(()) > run.pruned else float(0.5 + 4 * torch.rand(()))
     length = run.longest if threshold else max(2, run.tokens // (grid[0] * grid[1]))
     frames, begins, times = sample(clips, weights, grid, 16, length)
-    kept = gated(frames, threshold, 16)
+    kept = gated(model, frames, threshold)
     stop = max(2, int((kept.sum(1).cumsum(0) <= run.tokens).sum()))
     return frames[:stop], begins[:stop], kept[:stop], times[:stop]
 
@@ -158,7 +158,7 @@ def score(model: Vision, clip: Clip, threshold: float, length: int = 12) -> dict
         part = frames[first : first + length]
         if len(part) < 2:
             break
-        kept = gated(part, threshold, model.config.patch)
+        kept = gated(model, part, threshold)
         seen = watch(model, part, kept, torch.arange(len(part)))
         codes = model.coded(model.thumbs(model.patches(part)))
         said = model.next_code(seen.said, seen.thumbs).argmax(-1)[seen.at]
