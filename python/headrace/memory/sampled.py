@@ -78,9 +78,10 @@ def by_sample(
     """Blocks with which every query and head captures the share p of its softmax, as far as a
     sample can tell, and what it told: `most` of them at most, and those if that is not enough.
 
-    Blocks are taken in the order of the largest logit that they may hold, for the row for which
-    that is most; twice as many each time until the limit `at_most` is within 1 - p. Exact are the
-    masses of what was taken. Needs an Archive with index "bounds".
+    Blocks are taken in the order of the largest logit that they may hold and in that of n
+    exp(q.mean), in turn: one finds few keys among others, the other many alike. Of the rows that
+    counts for which it is most. Twice as many are taken each time until the limit `at_most` is
+    within 1 - p. Exact are the masses of what was taken. Needs an Archive with index "bounds".
     """
     if not 0 <= p <= 1:
         raise bad_value("by_sample", "p", "a share from 0 to 1", p)
@@ -92,8 +93,7 @@ def by_sample(
     sample = _Sample(shelf, layer, asked, m, np.arange(n), reach, inv_freq, draws)
     assert m.peak is not None
     whole = torch.logaddexp(asked.lse.double().reshape(-1), m.low.double().logsumexp(1))
-    rank = (m.peak - whole[:, None]).amax(0)
-    order = torch.argsort(rank, descending=True, stable=True)[: max(most, 0)].numpy()
+    order = _in_turn(*((x - whole[:, None]).amax(0) for x in (m.peak, m.low)))[: max(most, 0)]
     taken, found = 0, [torch.empty(len(m.low), 0, dtype=torch.float64)]
     while True:
         told = sample.beside(order[:taken], _seen(asked, torch.cat(found, 1)))
@@ -102,6 +102,13 @@ def by_sample(
         more = order[taken : max(2 * taken, FIRST)]
         found.append(_fetched(shelf, layer, asked, more, reach, inv_freq))
         taken += len(more)
+
+
+def _in_turn(*ranks: Tensor) -> np.ndarray:
+    """Indices by each rank [n], highest first, one of each after the other, none twice."""
+    orders = [torch.argsort(rank, descending=True, stable=True) for rank in ranks]
+    every = torch.stack(orders, 1).flatten().numpy()
+    return every[np.sort(np.unique(every, return_index=True)[1])]
 
 
 def _seen(asked: Asked, held: Tensor) -> Tensor:
