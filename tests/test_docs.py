@@ -51,3 +51,9 @@ def test_a_recipe_tells_what_it_does_and_where_it_is_from(name):
 def test_every_recipe_is_listed():
     files = {f.stem for f in (ROOT / "python/headrace/recipes").glob("*.py")}
     assert set(recipes.__all__) == files - {"__init__", "common"}
+
+
+def test_the_front_page_counts_presets_and_recipes():
+    text = (ROOT / "README.md").read_text("utf-8")
+    assert f"| presets | {len(presets.names())}, in" in text
+    assert f"; {len(recipes.__all__)} published rules of" in text
