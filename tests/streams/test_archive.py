@@ -431,6 +431,9 @@ def test_a_sample_tells_what_is_missed(positions, dtype):
                 seen = torch.cat([near, true[:, rows]], 1).logsumexp(1)
                 lost = float(torch.sigmoid(mass - seen).max())
                 assert lost <= told.at_most + 1e-9 <= 1 - p + 1e-9
+                n = len(all_rows)  # a few draws, of blocks that are taken at last
+                _, told = by_sample(*args, 1 - 1e-9, n - 2, reach, e._inv_freq, draws=4)
+                assert told.at_most > 0
                 few, told = by_sample(*args, p, 5, reach, e._inv_freq, draws=400)
                 assert len(few) == 5
                 assert told.at_most > 1 - p

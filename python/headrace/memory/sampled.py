@@ -96,6 +96,11 @@ def by_sample(
     order = _in_turn(*((x - whole[:, None]).amax(0) for x in (m.peak, m.low)))[: max(most, 0)]
     taken, found = 0, [torch.empty(len(m.low), 0, dtype=torch.float64)]
     while True:
+        left = np.setdiff1d(np.arange(n), order[:taken])
+        if not len(left):
+            return np.sort(order[:taken]), Sampled(0.0, 0.0)
+        if sample.outside(order[:taken]) < draws / 2:  # what was drawn is mostly taken by now
+            sample = _Sample(shelf, layer, asked, m, left, reach, inv_freq, draws)
         told = sample.beside(order[:taken], _seen(asked, torch.cat(found, 1)))
         if told.at_most <= 1 - p or taken == len(order):
             return np.sort(order[:taken]), told
@@ -141,6 +146,10 @@ class _Sample:
         kinds, which = np.unique(self._rows, return_inverse=True)
         found = _fetched(shelf, layer, asked, kinds, reach, inv_freq)
         self._stands = found[:, torch.from_numpy(which)] - weight[drawn].log()  # log, of a draw
+
+    def outside(self, chosen: np.ndarray) -> int:
+        """How many draws are of other blocks."""
+        return int((~np.isin(self._rows, chosen)).sum())
 
     def beside(self, chosen: np.ndarray, seen: Tensor) -> Sampled:
         """What is missed of those drawn from, beside `chosen`; seen [rows], the log mass of all
