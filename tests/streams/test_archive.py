@@ -16,6 +16,7 @@ from headrace.memory.regions import Region
 from headrace.memory.sampled import block_masses, by_sample, sampled
 from headrace.memory.segment import Segment
 from headrace.memory.table import Table
+from headrace.streams import call
 from headrace.streams.recalling import ask
 
 from .tiny import TinyDecoder
@@ -73,7 +74,7 @@ def test_recall_of_everything_is_full_attention(tmp_path, positions, tier, sink_
     compare(logits, want, 211)
 
 
-def test_without_a_recall_nothing_differs_and_nothing_moves(tmp_path):
+def test_without_a_recall_nothing_differs_and_nothing_moves(tmp_path, monkeypatch):
     read = tokens(300)
     with engine() as plain, engine(Archive("mean", OnDisk(tmp_path))) as e:
         want = plain.open().feed(read, logits=True).logits
@@ -84,7 +85,8 @@ def test_without_a_recall_nothing_differs_and_nothing_moves(tmp_path):
         assert (tiers.moved_bytes, tiers.disk.reads, tiers.near_pages) == (0, 0, 0)
         assert e.pool.live_pages == len(stream.pages)
         first, calls = stream.fork(), []
-        e._by_layer, real = lambda *a: calls.append(real(*a)) or calls[-1], e._by_layer
+        real = call.by_layer
+        monkeypatch.setattr(call, "by_layer", lambda *a: calls.append(real(*a)) or calls[-1])
         first.feed([1])
         assert calls == [[]]
 

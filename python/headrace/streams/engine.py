@@ -30,11 +30,12 @@ from ..memory import (
 from ..memory.regions import UNLIMITED, compile_plan
 from . import opening
 from .adapting import Sites
+from .call import advance
 from .history import History
 from .lane import Lane, Lanes, check_lanes
 from .piece import Piece
 from .positions import InCache, PerLane, Positions
-from .reading import Reading, score
+from .reading import Reading
 from .recalling import open_shelf
 from .report import Report
 from .stream import Stream
@@ -311,84 +312,13 @@ class Engine:
         whole: all that they read, in a row, where nothing of it is left for other calls.
         """
         if self._sites is None or not any(run.adapter for run in runs):
-            return self._advance(edit, runs, at, self._linear, whole)
+            return advance(self, edit, runs, at, self._linear, whole)
         counts = [min(self.chunk, run.count - at) for run in runs]
 
         def call(chosen: list[int], linear: Callable[..., Tensor]) -> None:
-            self._advance(edit, [runs[i] for i in chosen], at, linear)
+            advance(self, edit, [runs[i] for i in chosen], at, linear)
 
         self._sites.call([run.adapter for run in runs], counts, self._linear, call)
-
-    def _advance(
-        self,
-        edit: Edit,
-        runs: list[Reading],
-        at: int,
-        linear: Callable[..., Tensor],
-        tokens: Tensor | None = None,
-    ) -> None:
-        """One model call: the tokens at..at+chunk of each run, or `tokens`, which are the same."""
-        counts = [min(self.chunk, run.count - at) for run in runs]
-        if tokens is None:
-            tokens = torch.cat([run.chunk(at, n) for run, n in zip(runs, counts, strict=True)])
-        if any(run.chooses for run in runs):
-            with interrupts.deferred():
-                for run, count in zip(runs, counts, strict=True):
-                    run.make_room(edit, count)
-        tables, where = edit.advance([run.table for run in runs], counts)
-        step = view.View.after(
-            tables,
-            counts,
-            where,
-            self.device,
-            [run.read for run in runs],
-            self._by_layer(runs, tables, counts),
-        )
-        out = self.model(tokens, self._attend(step), linear=linear)
-        stages = [None if run.shelf is None else run.shelf.stage for run in runs]
-        for run, table in zip(runs, edit.let_go(tables, stages), strict=True):
-            run.table = table
-        score(runs, counts, tokens, out.float())
-
-    def _by_layer(
-        self, runs: list[Reading], tables: list[Table], counts: list[int]
-    ) -> list[list[list[view.Row]]]:
-        """Entries of every run for every layer; none while nothing is recalled."""
-        if all(run.recalled is None for run in runs):
-            return []
-        return [
-            [
-                run.read
-                + view.entries(
-                    table, table.end - n, run.recalled.rows[layer] if run.recalled else ()
-                )
-                for run, table, n in zip(runs, tables, counts, strict=True)
-            ]
-            for layer in range(self.pool.k.shape[0])
-        ]
-
-    def _attend(self, step: view.View) -> Callable[[int, Tensor, Tensor, Tensor], Tensor]:
-        def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            pages, scales = self.pool.layer(layer)
-            sink_logits = self.model.sink_logits(layer)
-            ops.append(k, v, *pages, step.where, inv_freq=self._inv_freq, **scales)
-            self.pool.written_bytes += len(step.where) * self.pool.row_bytes
-            lists = step.lists(layer) if self._seen is None else self._seen(layer, q, step)
-            o, lse = ops.paged_attention(
-                q,
-                *pages,
-                *lists,
-                step.q_indptr,
-                step.q_pos,
-                inv_freq=self._inv_freq,
-                sink_logits=None if sink_logits is None else sink_logits.float().contiguous(),
-                **scales,
-            )
-            if self._listen is not None:
-                self._listen(layer, q, lse)
-            return o
-
-        return attend
 
     def _check_stream(self, stream: object) -> None:
         if not isinstance(stream, Stream) or stream.engine is not self:

@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One call of the model for many streams: their tables grow, it reads, and they let go."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from .. import interrupts, ops
+from ..memory import Edit, Table, view
+from .reading import Reading, score
+
+if TYPE_CHECKING:
+    from .engine import Engine
+
+
+def advance(
+    engine: Engine,
+    edit: Edit,
+    runs: list[Reading],
+    at: int,
+    linear: Callable[..., Tensor],
+    tokens: Tensor | None = None,
+) -> None:
+    """Reads the tokens at..at+chunk of each run, or `tokens`, which are the same."""
+    counts = [min(engine.chunk, run.count - at) for run in runs]
+    if tokens is None:
+        tokens = torch.cat([run.chunk(at, n) for run, n in zip(runs, counts, strict=True)])
+    if any(run.chooses for run in runs):
+        with interrupts.deferred():
+            for run, count in zip(runs, counts, strict=True):
+                run.make_room(edit, count)
+    tables, where = edit.advance([run.table for run in runs], counts)
+    reads, recalled = [run.read for run in runs], by_layer(engine, runs, tables, counts)
+    step = view.View.after(tables, counts, where, engine.device, reads, recalled)
+    out = engine.model(tokens, _attend(engine, step), linear=linear)
+    stages = [None if run.shelf is None else run.shelf.stage for run in runs]
+    for run, table in zip(runs, edit.let_go(tables, stages), strict=True):
+        run.table = table
+    score(runs, counts, tokens, out.float())
+
+
+def by_layer(
+    engine: Engine, runs: list[Reading], tables: list[Table], counts: list[int]
+) -> list[list[list[view.Row]]]:
+    """Entries of every run for every layer; none while nothing is recalled."""
+    if all(run.recalled is None for run in runs):
+        return []
+    return [
+        [
+            run.read
+            + view.entries(table, table.end - n, run.recalled.rows[layer] if run.recalled else ())
+            for run, table, n in zip(runs, tables, counts, strict=True)
+        ]
+        for layer in range(engine.pool.k.shape[0])
+    ]
+
+
+def _attend(engine: Engine, step: view.View) -> Callable[[int, Tensor, Tensor, Tensor], Tensor]:
+    pool, inv_freq = engine.pool, engine._inv_freq
+
+    def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        pages, scales = pool.layer(layer)
+        sink_logits = engine.model.sink_logits(layer)
+        ops.append(k, v, *pages, step.where, inv_freq=inv_freq, **scales)
+        pool.written_bytes += len(step.where) * pool.row_bytes
+        lists = step.lists(layer) if engine._seen is None else engine._seen(layer, q, step)
+        o, lse = ops.paged_attention(
+            q,
+            *pages,
+            *lists,
+            step.q_indptr,
+            step.q_pos,
+            inv_freq=inv_freq,
+            sink_logits=None if sink_logits is None else sink_logits.float().contiguous(),
+            **scales,
+        )
+        if engine._listen is not None:
+            engine._listen(layer, q, lse)
+        return o
+
+    return attend
