@@ -26,8 +26,8 @@ TABLE = """
 
 The most that any form of a kernel takes, as the compilers report it; a form is a launch at one
 dtype and shape. A block may take 163 KiB of shared memory on sm_80 and 227 KiB on sm_90. Spilled
-bytes are stores and loads of one thread; codes count as 16 bits. Products of fp32 operands run
-without tensor cores and spill where those of 16 bits do not.
+bytes are stores and loads of one thread; codes count as 16 bits. Products of fp32 operands, and of
+mixed dtypes, run without tensor cores.
 
 | kernel | forms | registers, sm_80 and sm_90 | shared KiB | spilled, 16 bits | spilled, fp32 |
 | --- | ---: | ---: | ---: | ---: | ---: |

@@ -76,7 +76,7 @@ def edits(root: Path, name: str) -> dict[Path, str]:
     change("tests/test_registry.py", r"^LENGTHS = \{\n", part("length"))
     change("python/headrace/bench/shapes.py", r"^def cases\(", part("case"), before=True)
     change("python/headrace/bench/shapes.py", r"^    makers: dict.*\{\n", part("cases"))
-    compiled = "tests/gpu_compile/test_triton_aot.py"
+    compiled = "tests/gpu_compile/launches.py"
     if (root / compiled).exists():
         change(compiled, r"^CASES = \{\n", part("compiled"))
     return changed

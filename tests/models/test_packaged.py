@@ -56,8 +56,14 @@ def as_text(content: bytes, length: int = 768) -> torch.Tensor:
 def test_names_are_the_packaged_files():
     assert names() == list(MEMORIES)
     folder = Path(headrace.models.__file__).parent
-    assert {path.stem for path in folder.glob("*.safetensors")} == set(names())
-    assert {path.stem for path in (folder / "cards").glob("*.md")} == set(names())
+    assert {path.stem for path in folder.glob("*.safetensors")} == {
+        *names(),
+        headrace.models.VISION,
+    }
+    assert {path.stem for path in (folder / "cards").glob("*.md")} == {
+        *names(),
+        headrace.models.VISION,
+    }
     for name in names():
         assert (folder / f"{name}.safetensors").stat().st_size < 10e6
 
