@@ -15,6 +15,7 @@ and the rule over its logits.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -167,8 +168,8 @@ def _barge_in(
     engine: Engine, blocks: Sequence[Tensor], tokens: dict[str, int], plain: Talk
 ) -> tuple[int, Talk] | None:
     """A block that makes it stop where it would have gone on, found by trying."""
-    at = _told(plain)
-    for seed in range(1, 33):
+    ticks = [t for t, on in enumerate(plain.spoke) if on and not plain.shifted[t]]
+    for at, seed in itertools.product(ticks, range(1, 9)):
         other = [*blocks[:at], random_tokens(engine.model, len(blocks[at]), seed)]
         run = _run(engine, [*other, *blocks[at + 1 : at + 3]], tokens)
         if run.shifted[at]:
