@@ -150,8 +150,7 @@ def _adapters() -> Iterator[Aim]:
     )  # fmt: skip
     yield Aim(
         "adapter store", "registrations", file, inside("registration", "registrations_per_s"),
-        10_000, unit="/s", why="the host stood still for 22 s of the 114 s of this run; since then "
-        "packing takes a third of the time, see `adapter-store-200k.json`",
+        10_000, unit="/s",
     )  # fmt: skip
     file = "adapter-bank.json"
     for part, model in (("twice_the_slots", "2.8M"), ("twice_the_slots_wide", "100M")):
@@ -237,7 +236,7 @@ def _runtime() -> Iterator[Aim]:
     yield Aim(
         "runtime", "engine's share of a step, 32 streams of one token", "engine-overhead.json",
         share, most=0.1, unit="%",
-        why="some 11 us of Python a stream: tokens, scores and reports; tables and views are compiled",
+        why="some 11 us of Python a stream: tokens, scores, reports; tables and views are compiled",
     )  # fmt: skip
     file = "soak.json"
     yield Aim(
