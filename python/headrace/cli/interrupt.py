@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
-from .fail import INTERRUPTED, TERMINATED
+from .fail import INTERRUPTED, PIPE, TERMINATED, Fail, reason
 
 
 class Interrupted(Exception):  # noqa: N818
@@ -65,3 +65,21 @@ class Guard:
             yield
         finally:
             self._waiting = False
+
+
+STOPS = (
+    Interrupted, Fail, BrokenPipeError, ValueError, NotImplementedError, MemoryError, OSError,
+    RuntimeError, ImportError,
+)  # fmt: skip
+"""What ends a run with one line and a report of what was done so far."""
+
+
+def ending(error: BaseException) -> tuple[int, str, str]:
+    """Of one of STOPS: (exit status, what the report says, the line for standard error)."""
+    if isinstance(error, Interrupted):
+        return error.status, str(error), f"headrace stream: {error}"
+    if isinstance(error, BrokenPipeError):
+        return PIPE, "broken pipe", "headrace stream: nobody reads the output"
+    if isinstance(error, Fail):
+        return error.status, str(error), f"headrace {error}"
+    return 1, reason(error), f"headrace stream: {reason(error)}"

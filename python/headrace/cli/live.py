@@ -182,3 +182,32 @@ class Table:
 
     def close(self) -> None:
         self.live.stop()
+
+
+class Drawn:
+    """What a run shows of itself, drawn again a few times a second, from the caller's thread."""
+
+    EVERY = 0.25
+
+    def __init__(self) -> None:
+        from rich.live import Live
+
+        self.started, self.due = time.monotonic(), 0.0
+        self.live = Live(auto_refresh=False)
+        self.live.start()
+
+    def draw(self) -> Any:
+        """What stands there now, for rich."""
+        raise NotImplementedError
+
+    def update(self, force: bool = False) -> None:
+        now = time.monotonic()
+        if now >= self.due or force:
+            self.due = now + self.EVERY
+            self.live.update(self.draw(), refresh=True)
+
+    def say(self, line: str) -> None:
+        self.live.console.print(line, markup=False, highlight=False)
+
+    def close(self) -> None:
+        self.live.stop()

@@ -16,7 +16,7 @@ import torch
 from .. import models
 from . import document, live, policies, report, text
 from .fail import PIPE, Fail, reason
-from .interrupt import Guard, Interrupted
+from .interrupt import STOPS, Guard, ending
 from .policies import Bytes, Runner, Samples, Settings, Streamed
 from .track import HUNDRED_K
 
@@ -102,14 +102,8 @@ class Session:
                 view.say(note)
             self._read(view)
             self._single_steps()
-        except Interrupted as stop:
-            status, stopped, why = stop.status, str(stop), f"headrace stream: {stop}"
-        except BrokenPipeError:
-            status, stopped, why = PIPE, "broken pipe", "headrace stream: nobody reads the output"
-        except Fail as fail:
-            status, stopped, why = fail.status, str(fail), f"headrace {fail}"
-        except (ValueError, NotImplementedError, MemoryError, OSError, RuntimeError) as error:
-            status, stopped, why = 1, reason(error), f"headrace stream: {reason(error)}"
+        except STOPS as error:
+            status, stopped, why = ending(error)
         self.guard.finish()
         status = self._show(view, status)
         try:

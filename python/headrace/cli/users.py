@@ -21,8 +21,8 @@ from ..adapters import AdapterBank, AdapterStore
 from ..memory import Sink, Window
 from ..streams import Stream, wrap
 from . import report, users_text, users_view
-from .fail import PIPE, Fail, reason
-from .interrupt import Guard, Interrupted
+from .fail import Fail
+from .interrupt import STOPS, Guard, ending
 from .track import Histogram, Span
 
 FORMAT = "headrace.adapters-report.1"
@@ -94,14 +94,8 @@ class Users:
                 self._open()
                 view = users_view.view(self)
                 self._steps(view)
-            except Interrupted as stop:
-                status, stopped, why = stop.status, str(stop), f"headrace stream: {stop}"
-            except BrokenPipeError:
-                status, stopped, why = PIPE, "broken pipe", "headrace stream: nobody reads"
-            except Fail as fail:
-                status, stopped, why = fail.status, str(fail), f"headrace {fail}"
-            except (ValueError, NotImplementedError, MemoryError, OSError, RuntimeError) as error:
-                status, stopped, why = 1, reason(error), f"headrace stream: {reason(error)}"
+            except STOPS as error:
+                status, stopped, why = ending(error)
             self.guard.finish()
             if view is not None:
                 with contextlib.suppress(BrokenPipeError):

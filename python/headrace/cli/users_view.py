@@ -7,7 +7,7 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any, Protocol
 
-from .live import milli, number, progress, size
+from .live import Drawn, milli, number, progress, size
 from .track import Histogram
 
 if TYPE_CHECKING:
@@ -119,25 +119,14 @@ class Lines:
         pass
 
 
-class Table:
-    """A table that is drawn again a few times a second."""
-
-    EVERY = 0.25
+class Table(Drawn):
+    """A table that stays in place."""
 
     def __init__(self, run: Users) -> None:
-        from rich.live import Live
+        super().__init__()
+        self.run = run
 
-        self.run, self.started, self.due = run, time.monotonic(), 0.0
-        self.live = Live(auto_refresh=False)
-        self.live.start()
-
-    def update(self, force: bool = False) -> None:
-        now = time.monotonic()
-        if now >= self.due or force:
-            self.due = now + self.EVERY
-            self.live.update(self._draw(), refresh=True)
-
-    def _draw(self) -> Any:
+    def draw(self) -> Any:
         from rich import box
         from rich.console import Group
         from rich.progress_bar import ProgressBar
@@ -157,6 +146,3 @@ class Table:
             Text(progress(done, total, self.started), style="dim"),
             ProgressBar(total=total, completed=done, width=78),
         )
-
-    def close(self) -> None:
-        self.live.stop()

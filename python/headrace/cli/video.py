@@ -19,7 +19,7 @@ from ..streams import Every, Gate, HeadSum, SceneCut, Signal
 from ..streams.watch import Watcher, pixel_gate, token_dropper
 from . import report, video_view
 from .fail import PIPE, Fail, reason
-from .interrupt import Guard, Interrupted
+from .interrupt import STOPS, Guard, ending
 from .users_view import quantiles
 from .video_track import VideoTrack
 
@@ -90,16 +90,8 @@ class Videos:
             self._open()
             view = video_view.view(self)
             self._watch(view)
-        except Interrupted as stop:
-            status, stopped, why = stop.status, str(stop), f"headrace stream: {stop}"
-        except BrokenPipeError:
-            status, stopped, why = PIPE, "broken pipe", "headrace stream: nobody reads the output"
-        except Fail as fail:
-            status, stopped, why = fail.status, str(fail), f"headrace {fail}"
-        except (
-            ValueError, NotImplementedError, MemoryError, OSError, RuntimeError, ImportError,
-        ) as error:  # fmt: skip
-            status, stopped, why = 1, reason(error), f"headrace stream: {reason(error)}"
+        except STOPS as error:
+            status, stopped, why = ending(error)
         self.guard.finish()
         if view is not None:
             with contextlib.suppress(BrokenPipeError):

@@ -7,7 +7,7 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any, Protocol
 
-from .live import clock, milli, number, size
+from .live import Drawn, clock, milli, number, size
 
 if TYPE_CHECKING:
     from .video import Videos
@@ -91,25 +91,14 @@ class Lines:
         pass
 
 
-class Table:
-    """A table that is drawn again a few times a second."""
-
-    EVERY = 0.25
+class Table(Drawn):
+    """A table that stays in place."""
 
     def __init__(self, run: Videos) -> None:
-        from rich.live import Live
+        super().__init__()
+        self.run = run
 
-        self.run, self.started, self.due = run, time.monotonic(), 0.0
-        self.live = Live(auto_refresh=False)
-        self.live.start()
-
-    def update(self, force: bool = False) -> None:
-        now = time.monotonic()
-        if now >= self.due or force:
-            self.due = now + self.EVERY
-            self.live.update(self._draw(), refresh=True)
-
-    def _draw(self) -> Any:
+    def draw(self) -> Any:
         from rich import box
         from rich.console import Group
         from rich.progress_bar import ProgressBar
@@ -126,9 +115,3 @@ class Table:
         if total := self.run.expected():
             parts.append(ProgressBar(total=total, completed=self.run.frames_read(), width=78))
         return Group(*parts)
-
-    def say(self, line: str) -> None:
-        self.live.console.print(line, markup=False, highlight=False)
-
-    def close(self) -> None:
-        self.live.stop()
