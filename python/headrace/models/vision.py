@@ -160,7 +160,7 @@ class Vision(nn.Module):
             self.trust = nn.Parameter(torch.zeros(2, c.width))
             self.prior = nn.Parameter(torch.zeros(shifts + 2))
             with torch.no_grad():
-                self.prior[shifts // 2], self.prior[shifts:] = 3.0, 1.0
+                self.prior[shifts // 2], self.prior[shifts:] = 0.5, 2.5
         self._angles()
 
     def _angles(self) -> None:

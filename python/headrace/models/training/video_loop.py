@@ -24,6 +24,8 @@ LONGEST = 320
 """Pixels of the long side of frames that scores are about."""
 DROPPER = 0.98
 """Of the dropper that is trained and scored with, as a cosine."""
+STILL = 1.0
+"""Levels of 255 off at which a patch is foretold well enough for training."""
 CHANGE = 2.0
 """Levels of 255, as a mean over a thumb: what differs by more from frame to frame changes."""
 
@@ -67,8 +69,8 @@ def loss_of(
     times: Tensor,
     dropper: Filter | None = None,
 ) -> Tensor:
-    """Of kept patches whose next is in the same scene the variance left of how far it moves, and
-    nats for its code; nats per frame for scenes."""
+    """Of kept patches whose next is in the same scene the share that is left of the squares of how
+    far it goes, in nats, and nats for its code; nats per frame for scenes."""
     seen = watch(model, frames, kept, times, dropper)
     with torch.no_grad():
         thumbs = model.thumbs(model.patches(frames))
@@ -78,15 +80,15 @@ def loss_of(
     moving = None if seen.moving is None else seen.moving.rows(counts)
     said, now = seen.said[counts], seen.thumbs[counts]
     at, next_ = model.next_thumb(said, now, moving), (f[counts] + 1, p[counts])
-    patches = F.cross_entropy(model.next_code(said, now, at), codes[next_])
-    # A share, so that wild clips do not drown calm ones; of still ones rounding is what is left.
-    left = (at - thumbs[next_]).square().sum() / (
-        (now - thumbs[next_]).square().sum() + at.numel() / 255**2
-    )
+    after = thumbs[next_]
+    # Sums over a clip, in logarithms: wild clips do not drown calm ones, nor still ones the rest.
+    floor = at.numel() * (2 * STILL / 255) ** 2
+    left, whole = ((x - after).square().sum() + floor for x in (at, now))
+    patches = F.cross_entropy(model.next_code(said, now, at.detach()), codes[next_])
     scenes = F.binary_cross_entropy_with_logits(
         seen.scenes(model)[1:], begins[1:].float(), pos_weight=torch.tensor(3.0)
     )
-    return left + 0.5 * patches + 0.5 * scenes
+    return (left / whole).log() + 0.1 * patches + 0.5 * scenes
 
 
 def train(
