@@ -20,10 +20,9 @@ FINE = 2
 
 
 class Motion(NamedTuple):
-    """Of n patches. costs fp32 [n, 2 K]: of the K shifts, row by row, the logarithm of the mean
-    absolute difference in levels of 255, plus 1, less its mean over shifts: of the patch, then of
-    it and its 8 neighbours. windows fp32 [n, 3, S, S]: the patch and what is
-    around it, up to the farthest shift, as means of a cell about every step."""
+    """Of n patches. costs fp32 [n, 4 K]: of the K shifts, as `costs` makes them: of this frame,
+    then of the one before it, for what moves goes on. windows fp32 [n, 3, S, S]: the patch and what
+    is around it, up to the farthest shift, as means of a cell about every step."""
 
     costs: Tensor
     windows: Tensor
@@ -51,7 +50,9 @@ def thumbs(now: Tensor, side: int, thumb: int) -> Tensor:
 
 
 def costs(before: Tensor, now: Tensor, side: int, reach: int) -> Tensor:
-    """[N, 2 K] of all N patches of `side` steps, of reduced frames [3, h, w]."""
+    """[N, 2 K] of all N patches of `side` steps, of reduced frames [3, h, w]: of every shift, row
+    by row, the logarithm of the mean absolute difference in levels of 255, plus 1, less its mean
+    over shifts; of the patch, then of it and its 8 neighbours."""
     x, y = (frame.mean(0) for frame in (before, now))
     x = F.pad(x[None, None], (reach,) * 4, mode="replicate")[0, 0]
     (high, wide), span = y.shape, 2 * reach + 1
