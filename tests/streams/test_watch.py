@@ -111,7 +111,11 @@ def expected(model, frames, changed, kept, memory, cap, wrong=None):
         tower.append(whole)
     none = torch.zeros(places, 2 * (2 * c.reach + 1) ** 2)
     costs = [none] + [matched(*two) for two in pairwise(frames)]
-    costs = [torch.cat(two, 1) for two in zip(costs, [none, *costs], strict=False)]
+    fixed = torch.full_like(none, 5.0).unflatten(1, (2, -1))
+    fixed[..., fixed.shape[-1] // 2] = 0
+    pasts = [none, none, *costs[1:]]
+    costs[0] = fixed.flatten(1)
+    costs = [torch.cat(two, 1) for two in zip(costs, pasts, strict=False)]
     if wrong == "no motion":
         costs = [torch.cat([none, none], 1)] * len(frames)
     x, where, ends, rows = [], [], [], []

@@ -18,6 +18,9 @@ from torch import Tensor
 FINE = 2
 """Steps of a shift in a cell of a thumb, along a side."""
 
+STEEP = 5.0
+"""Cost of a shift that is ruled out: as many e-folds as levels of 255 have."""
+
 
 class Motion(NamedTuple):
     """Of n patches. costs fp32 [n, 4 K]: of the K shifts, as `costs` makes them: of this frame,
@@ -67,6 +70,14 @@ def costs(before: Tensor, now: Tensor, side: int, reach: int) -> Tensor:
     around = (around[:, :, :-2] + around[:, :, 1:-1] + around[:, :, 2:]) / 9
     found = torch.stack([own, around]).flatten(2).log1p_()
     return (found - found.mean(1, keepdim=True)).flatten(0, 1).T
+
+
+def still(count: int, reach: int, like: Tensor) -> Tensor:
+    """Costs [count, 2 K] of patches that cannot have moved."""
+    shifts = (2 * reach + 1) ** 2
+    found = like.new_full((count, 2, shifts), STEEP)
+    found[..., shifts // 2] = 0
+    return found.flatten(1)
 
 
 def windows(now: Tensor, side: int, reach: int, index: Tensor) -> Tensor:

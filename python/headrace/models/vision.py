@@ -234,25 +234,25 @@ class Vision(nn.Module):
 
     def costs(self, before: Tensor | None, now: Tensor) -> Tensor | None:
         """Of all places of a frame [3, h, w], with that before it, both from `motion.reduce`, as
-        `motion.costs`; 0 at the first frame. None without a reach."""
-        c, side = self.config, self.config.patch // self.step
-        if not c.reach:
+        `motion.costs`. None without a reach, or at the first frame."""
+        c = self.config
+        if before is None or not c.reach:
             return None
-        if before is None:
-            places = now.shape[1] * now.shape[2] // side**2
-            return now.new_zeros(places, 2 * len(self.shift))
-        return motion.costs(before, now, side, c.reach)
+        return motion.costs(before, now, c.patch // self.step, c.reach)
 
     def moving(
         self, costs: Tensor | None, earlier: Tensor | None, now: Tensor, index: Tensor
     ) -> motion.Motion | None:
         """What moves in the patches index int64 [n] of a frame [3, h, w], of its costs and those of
-        the frame before, None for the first."""
-        if costs is None:
+        the frame before. Nothing moves at the first frame, and any shift may have been before it.
+        None without a reach."""
+        c = self.config
+        if not c.reach:
             return None
-        both = costs[index], torch.zeros_like(costs[index]) if earlier is None else earlier[index]
-        windows = motion.windows(now, self.config.patch // self.step, self.config.reach, index)
-        return motion.Motion(torch.cat(both, -1), windows)
+        here = motion.still(len(index), c.reach, now) if costs is None else costs[index]
+        past = torch.zeros_like(here) if earlier is None else earlier[index]
+        windows = motion.windows(now, c.patch // self.step, c.reach, index)
+        return motion.Motion(torch.cat([here, past], -1), windows)
 
     def next_thumb(
         self, said: Tensor, thumbs: Tensor, moving: motion.Motion | None = None
