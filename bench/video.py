@@ -32,7 +32,7 @@ from torch import Tensor
 from headrace.cli import report
 from headrace.integrations.pyav import Video
 from headrace.models import VISION, Vision, load_vision
-from headrace.models.training.video import Clip, fitted, sample
+from headrace.models.training.video import Clip, fitted, gated, sample
 from headrace.models.training.video_data import CLIPS, clips, folder
 from headrace.models.training.video_loop import changes, unexplained
 from headrace.streams.watch import Watcher, pixel_gate, token_dropper
@@ -40,6 +40,8 @@ from headrace.streams.watch import Watcher, pixel_gate, token_dropper
 LONGEST, PATCH = 320, 16
 SIZES = (("bigbuckbunny", 320), ("bigbuckbunny", 640), ("carphone_pristine", 320), ("bikes", 320))
 """Clips, and the long side that they are watched at; none is enlarged."""
+THRESHOLDS = (0.75, 1.0, 1.25, 1.5, 2.0)
+"""Of the pixel gate, of which its own work is told."""
 NOISE = 1.0  # standard deviation, of 255
 
 
@@ -76,8 +78,7 @@ def timed(path: Path, model: Vision, threshold: float | None, longest: int) -> d
 def foretold(model: Vision, clip: Clip, threshold: float | None, longest: int) -> dict[str, Tensor]:
     """Of every frame but the first, [F - 1]: per cent of places whose code was foretold, and that
     stay; sums of squares that are left of the places that change, and that `it stays` leaves; the
-    per cent of those places; and of those where the tower, which computed them earlier, has another
-    code than the frame. NaN where a scene begins."""
+    per cent of those places. NaN where a scene begins."""
     frames = fitted(clip.frames, PATCH, longest)
     thumbs = torch.stack([model.thumbs(model.patches(frame)) for frame in frames])
     codes = model.coded(thumbs)
@@ -91,11 +92,6 @@ def foretold(model: Vision, clip: Clip, threshold: float | None, longest: int) -
     sums = [unexplained(s.next_thumbs, now, after) for s, now, after in pairs]
     found["left"], found["whole"] = torch.tensor(sums).T
     found["changed"] = 100 * changes(thumbs[:-1], thumbs[1:]).float().mean(1)
-    held, stale = codes[0], []
-    for now, glance in zip(codes, seen, strict=True):
-        held = torch.where(glance.changed, now, held)
-        stale.append(100 * (held != now).float().mean())
-    found["stale"] = torch.stack(stale[1:])
     for cut in clip.cuts:
         for x in found.values():
             x[cut - 1] = torch.nan
@@ -105,6 +101,23 @@ def foretold(model: Vision, clip: Clip, threshold: float | None, longest: int) -
 def explained(found: dict[str, Tensor], since: int) -> float:
     """Per cent of the variance of places that change, of the frames from `since` on."""
     return 100 * float(1 - found["left"][since:].nansum() / found["whole"][since:].nansum())
+
+
+def gating(model: Vision, clip: Clip, longest: int, since: int) -> list[dict[str, float]]:
+    """What the pixel gate does at every threshold, in per cent of places: computed, of all frames;
+    stale, of those from `since` on: that have another code than when they were computed."""
+    frames = fitted(clip.frames, PATCH, longest)
+    codes = torch.stack([model.coded(model.thumbs(model.patches(frame))) for frame in frames])
+    rows = []
+    for threshold in THRESHOLDS:
+        kept = gated(model, frames, threshold)
+        seen = torch.where(kept, torch.arange(len(kept))[:, None], 0).cummax(0).values
+        stale = (codes.gather(0, seen) != codes)[since:]
+        rows.append({
+            "threshold": threshold, "computed": 100 * float(kept.float().mean()),
+            "stale": 100 * float(stale.float().mean()),
+        })  # fmt: skip
+    return rows
 
 
 def spliced(shots: list[Clip], count: int) -> list[tuple[Tensor, Tensor]]:
@@ -178,10 +191,10 @@ def throughput(model: Vision, at: Path, repeats: int, splices: int) -> dict[str,
             of = dict(zip(("whole", "pruned", "stays", "changed"), means, strict=True))
             of["explained_whole"] = explained(whole, since)
             of["explained_pruned"] = explained(pruned, since)
-            of["stale"] = float(pruned["stale"][since:].nanmean())
             of["points_lost"] = of["whole"] - of["pruned"]
             of["explained_lost"] = of["explained_whole"] - of["explained_pruned"]
             row[part] = of
+        row["gate"] = gating(model, joined, row["longest"], len(before.frames))
         told = {name: round(x, 2) for name, x in row["held_out"].items()}
         print(row["clip"], row["longest"], told, flush=True)
     made = spliced([shot for clip in held for shot in clip.shots()], splices)
