@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """What fell out of the window is brought back for a question, on a stock model of transformers.
 
-    python examples/recall.py [MODEL] [--text FILE] [--window N] [--top N] [--folder DIR]
+    python examples/recall.py [MODEL] [--text FILE] [--window N] [--top N] [--mass P] [--folder DIR]
 
 MODEL is a directory with a model and its tokenizer; without one a small Llama reads bytes, with
 random weights but for its queries, which are made as its keys are: it looks for what it reads. A
 note is followed by so much text that no query sees it any more; its pages are in the archive (on
-disk with --folder), and the question finds them there. What the model says of it is up to MODEL.
+disk with --folder), and the question finds them there: the best few of every layer, or with --mass
+as many as let every query see the share P of its softmax, as far as a sample can tell. What the
+model says of it is up to MODEL.
 """
 
 import argparse
@@ -51,6 +53,7 @@ def main():
     parser.add_argument("--text", default=Path(sysconfig.get_paths()["stdlib"], "argparse.py"))
     parser.add_argument("--window", type=int, default=252)
     parser.add_argument("--top", type=int, default=2)
+    parser.add_argument("--mass", type=float)
     parser.add_argument("--folder")
     args = parser.parse_args()
     model, tokenizer = load(args.model)
@@ -59,19 +62,28 @@ def main():
     ids = tokenizer(text[:3000] + NOTE + text[3000:], return_tensors="pt")["input_ids"]
     question = tokenizer(ASKED, return_tensors="pt")["input_ids"]
 
-    archive = Archive("mean", OnDisk(args.folder) if args.folder else InMemory())
+    index, how = "mean", {"top": args.top}
+    if args.mass is not None:
+        index, how = "bounds", {"mass": args.mass, "bound": "sampled"}
+    archive = Archive(index, OnDisk(args.folder) if args.folder else InMemory(), pages=256)
     cache = StreamingCache(model.config, memory=Sink(4) + Window(args.window) >> archive)
     with attached(model), torch.no_grad():
         model(ids, past_key_values=cache)
         print(f"{ids.shape[1]} tokens read, {cache.alive[0]} alive; asked: {ASKED.strip()}")
-        (recalled,) = cache.recall(model, question, top=args.top)
+        (recalled,) = cache.recall(model, question, **how)
+        for layer, told in enumerate(recalled.told):
+            sure = "proven"
+            if told.sure < 1:
+                sure = f"{told.sure:.0%} sure, but for {told.unlike:.1%} of the others"
+            print(f"layer {layer}: {len(recalled.blocks[layer])} pages are back, "
+                  f"no query misses over {told.missed:.1%} of its softmax ({sure})")  # fmt: skip
         for layer, spans in enumerate(recalled.spans):
             for first, stop in spans[: args.top]:
                 found = tokenizer.decode(ids[0, first:stop])
                 print(f"layer {layer}: tokens {first} to {stop - 1} are back: {found!r}")
         seen = torch.ones(1, ids.shape[1] + question.shape[1])
-        how = {"max_new_tokens": 16, "do_sample": False, "attention_mask": seen}
-        said = model.generate(question, past_key_values=cache, **how)
+        options = {"max_new_tokens": 16, "do_sample": False, "attention_mask": seen}
+        said = model.generate(question, past_key_values=cache, **options)
         print(f"it goes on: {tokenizer.decode(said[0, question.shape[1] :])!a}")
 
 
