@@ -17,7 +17,7 @@ SHOWN = {
     "denoise_clip": ([], r"noisy +9\.\d dB, denoised 1[5-9]\.\d dB"),
     "live_knob": ([], r"condition: turned before tick 10, to show at 13, first differs at 13"),
     "recall": ([], r"layer 0: tokens 3012 to 3075 are back: .4817>2290>6635"),
-    "recall --mass": (["--mass", "0.3"], r"layer 1: \d+ pages are back, no query misses over \d+"),
+    "recall --mass": (["--mass", "0.3"], r"layer 1: of its softmax no query misses over \d+\.\d%"),
     "many_users": (["--users", "6"], r"of 6 users in \d+ ms, one model call"),
 }
 
