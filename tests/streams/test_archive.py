@@ -374,7 +374,8 @@ def test_a_sample_needs_near_pages_to_look(monkeypatch):
 
 def test_what_cannot_be_asked_gets_one_line(tmp_path):
     with pytest.raises(
-        TypeError, match=r"^wrap\(memory\): expected an Archive, Keep, Rest or Window behind >>"
+        TypeError,
+        match=r"^wrap\(memory\): expected an Archive, Fold, Keep, Rest or Window behind >>",
     ):
         NEAR >> Sink(3)
     with pytest.raises(ValueError, match=r"^wrap\(memory\): expected regions >> Archive"):

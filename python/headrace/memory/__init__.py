@@ -6,6 +6,7 @@ from .by_mass import by_mass, check_bound
 from .choice import Held, Keep, Rest, Tagged, Then
 from .cut import cut, fresh_pages
 from .edit import Edit
+from .fold import Fold, Folded, Folding
 from .heads import HeadCache, budgets
 from .kept import Kept, evict, held, most_pages
 from .parking import Parked
@@ -24,6 +25,9 @@ __all__ = [
     "Choose",
     "Coming",
     "Edit",
+    "Fold",
+    "Folded",
+    "Folding",
     "HeadCache",
     "Held",
     "InMemory",
