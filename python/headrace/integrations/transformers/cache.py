@@ -44,6 +44,10 @@ class StreamingCache(Cache):
     that position_ids may grow without end. In layers with a sliding window of their own a token
     sees what is in that window and in the memory.
 
+    The RoPE types dynamic and longrope have frequencies that depend on the length. A stream has
+    those of rope_length tokens from its first to its last, so that no key has to be turned anew;
+    None takes the most that a query sees, where InCache() and the memory set a bound to it.
+
     Rows may be padded on any side, as attention_mask says. Beams, sampling, prefill_chunk_size and
     assisted decoding are supported; the last `SLACK` tokens, at least, can be taken back by `crop`.
     `copy.deepcopy` makes a cache that goes on by itself and shares all full pages.
@@ -61,6 +65,7 @@ class StreamingCache(Cache):
         dtype: torch.dtype | None = None,
         page_size: int = 64,
         chunk: int = 512,
+        rope_length: int | None = None,
     ) -> None:
         positions = InCache() if positions is None else positions
         if type(positions) not in (InCache, Absolute):
@@ -72,7 +77,7 @@ class StreamingCache(Cache):
             raise bad_type("StreamingCache", "dtype", names, dtype)
         if isinstance(chunk, bool) or not isinstance(chunk, int) or chunk < 1:
             raise bad_value("StreamingCache", "chunk", "a whole number, 1 or more", chunk)
-        self.attention: Attention = attention_of(config)
+        self.attention: Attention = attention_of(config, memory, positions, rope_length)
         self.memory, self.positions = memory, positions
         self.archive = memory.archive if isinstance(memory, Spill) else None
         if any(isinstance(region, Spill) for region in getattr(memory, "regions", ())):
@@ -135,14 +140,24 @@ class StreamingCache(Cache):
         self.pending = layer
 
     def attend(
-        self, layer: int, q: Tensor, k: Tensor, v: Tensor, ids: Tensor | None, **options: Any
+        self,
+        layer: int,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        ids: Tensor | None,
+        turned: tuple[Tensor, Tensor] | None = None,
+        **options: Any,
     ) -> Tensor:
-        """Output [B, L, Hq, D] of a layer for q [B, Hq, L, D] and k, v [B, Hkv, L, D]."""
+        """Output [B, L, Hq, D] of a layer for q [B, Hq, L, D] and k, v [B, Hkv, L, D].
+
+        turned: the cosines and sines that the model took, where they are known.
+        """
         step, self.pending = self.step, None
         assert step is not None
         try:
             if step.pieces is None:
-                step.begin(self, q, k, ids)
+                step.begin(self, q, k, ids, turned)
             out = step.attend(self, layer, q, k, v, **options)
         except BaseException:
             self._abandon()
