@@ -84,13 +84,14 @@ def wrap(
     memory: what a stream keeps, e.g. `Sink(4) + Window(252)`. positions: InCache() (the default),
     Absolute(), Relative(clamp), Keep3D() for models with M-RoPE, or PerLane(), the default where
     there are lanes. pool_pages: pages of `page_size` tokens for all streams together; None makes
-    room for 16 streams, or for 65,536 tokens when the window is unlimited. dtype: of keys and values in the pool (float32, bfloat16, float16, or int8
-    and float8_e4m3fn with a scale for every row, with about 4 and 15 times the error of bfloat16).
-    exact: every matrix product through `ops.linear`, so that a stream has the same bits whatever
-    else is in the step; False leaves them to torch. chunk: longest run of tokens of a stream in one
-    model call. lanes: the sequences of a stream of several; `open_lanes` then opens one.
-    adapters: a bank for the model; each stream may have its own of them, in one step with all
-    others. Raises TypeError, ValueError or NotImplementedError naming the argument.
+    room for 16 streams, or for 65,536 tokens when the window is unlimited. dtype: of keys and
+    values in the pool (float32, bfloat16, float16, or int8 and float8_e4m3fn with a scale for every
+    row, with about 4 and 15 times the error of bfloat16). exact: every matrix product through
+    `ops.linear`, so that a stream has the same bits whatever else is in the step; False leaves them
+    to torch. chunk: longest run of tokens of a stream in one model call. lanes: the sequences of a
+    stream of several; `open_lanes` then opens one. adapters: a bank for the model; each stream may
+    have its own of them, in one step with all others. Raises TypeError, ValueError or
+    NotImplementedError naming the argument.
     """
     return Engine(
         model,
