@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Tokens that keep their time, row and column, whoever else stays."""
 
+import random
 from dataclasses import replace
 
 import pytest
@@ -136,6 +137,31 @@ def test_late_times_are_as_exact_as_early_ones():
     late[0] = Piece(late[0].tokens, places=torch.arange(5)[:, None].repeat(1, 3) + moved)
     with wrap(model, memory=NEAR, positions=Keep3D(20), page_size=16) as e:
         assert gap(streamed(e, near), streamed(e, late)) < BOUND
+
+
+def test_any_tree_of_branches_equals_the_oracle():
+    model, pick = Spatial(layers=1), random.Random(0)
+    with wrap(model, memory=NEAR, positions=Keep3D(7), page_size=16, pool_pages=200) as e:
+        branches, marks = [(e.open(), [])], []
+        for step in range(60):
+            stream, history = pick.choice(branches)
+            move = pick.random()
+            mine = [m for m in marks if m[0].stream is stream]
+            if move < 0.15 and len(branches) < 4:
+                branches.append((stream.fork(), list(history)))
+            elif move < 0.3:
+                marks.append((stream.mark(), list(history)))
+            elif move < 0.45 and mine:
+                mark, history[:] = pick.choice(mine)
+                stream.rollback(mark)
+            else:
+                n = pick.randint(1, 25)
+                time = stream.table.placed.top if stream.table.placed else 0
+                where = torch.randint(9, (n, 3), generator=torch.Generator().manual_seed(step))
+                where[:, 0] += time
+                history.append(Piece(tokens(n, step), places=where if move < 0.8 else None))
+                got = e.step({stream: history[-1]}, logits=True)[stream].logits
+                assert gap(got, oracle(model, history, NEAR, Keep3D(7))[-n:]) < BOUND, step
 
 
 @CAPS
