@@ -35,8 +35,6 @@ class Fold(Region):
     added. In rings of `FoldedSparse`, which fold frames, "add" with raw is what there is (Hybrid
     Forcing).
 
-    The sums are fp32, those of like numbers off by some 5e-5 after 10^7 tokens; nothing decays.
-
     Sources: Katharopoulos et al. (2020); LoLCATs (Zhang et al., 2024) for one softmax over a window
     and a state; leeruibin/hybrid-forcing.
     """
@@ -99,8 +97,8 @@ class Folding(Region):
 class Folded:
     """What a table has folded: the sums of all tokens that its last query saw so; never changes.
 
-    state fp32 [L, Hkv, D, D] and norm fp32 [L, Hkv, D]; k and v fp32 [L, Hkv, D]: the token that
-    the next query folds first, its key not rotated.
+    state fp64 [L, Hkv, D, D] and norm fp64 [L, Hkv, D], for they live as long as their stream; k
+    and v fp32 [L, Hkv, D]: the token that the next query folds first, its key not rotated.
     """
 
     state: Tensor
