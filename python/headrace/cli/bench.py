@@ -21,6 +21,10 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--shapes", metavar="MODEL", help="the shapes of a model, such as llama-3-8b"
     )
+    parser.add_argument(
+        "--peers", action="store_true",
+        help="beside every peer that is there, with warm and with cold caches",
+    )  # fmt: skip
     parser.add_argument("--json", type=Path, metavar="PATH", help="write the figures there too")
     parser.add_argument("--plot", type=Path, metavar="PATH", help="draw the rooflines there")
     parser.add_argument(
@@ -31,7 +35,7 @@ def add(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Prints the table; 1 when a result does not match its reference, 2 for an unknown op."""
     from .. import bench, ops
-    from ..bench import compare, roofline
+    from ..bench import beside, compare, peers, roofline
     from . import report
 
     try:
@@ -42,10 +46,11 @@ def run(args: argparse.Namespace) -> int:
                 report.check_target(f"bench(--{option})", getattr(args, option))
         then = _recorded(args.compare) if args.compare else []
         told = _progress if sys.stderr.isatty() else None
-        rows = bench.run(args.op, args.quick, told, args.shapes)
+        rows = bench.run(args.op, args.quick, told, args.shapes, args.peers)
         if isinstance(sys.stdout, io.TextIOWrapper):
             sys.stdout.reconfigure(errors="replace")  # a check mark must not end it all
-        print(bench.table(rows), flush=True)
+        shown = beside.table(rows, peers.missing()) if args.peers else bench.table(rows)
+        print(shown, flush=True)
         if args.json:
             report.write(report.taken() | bench.to_json(rows), args.json)
         if args.compare:

@@ -279,7 +279,7 @@ class StreamingCache(Cache):
         *,
         top: int | None = None,
         mass: float | None = None,
-        proven: bool = True,
+        bound: str = "proven",
         **inputs: Any,
     ) -> list[Recalled]:
         """Brings back of the archive what a question needs, and what no query sees any more but is
@@ -288,14 +288,14 @@ class StreamingCache(Cache):
         The model reads input_ids int64 [B, L] on the side (they do not count as read; `inputs` go
         to it too), and each layer of each row finds its own pages: the `top` that its mean query
         likes best (ReKV; Di et al., 2025), or as many as it takes for every query and head to see
-        the share `mass` of its softmax (by bounds, or, if not `proven`, by an estimate); all
-        without either. Layers with a sliding window of their own recall nothing. Gives for every
-        row what it recalled (see `headrace.memory.Recalled`); after an error what was recalled
-        before still is.
+        the share `mass` of its softmax; all without either. bound: what vouches for the share,
+        "proven", "sampled" or "estimate", as for `headrace.Stream.recall`. Layers with a sliding
+        window of their own recall nothing. Gives for every row what it recalled (see
+        `headrace.memory.Recalled`); after an error what was recalled before still is.
 
         ValueError, TypeError or NotImplementedError naming the argument.
         """
-        return recall(self, model, input_ids, top, mass, proven, inputs)
+        return recall(self, model, input_ids, top, mass, bound, inputs)
 
     def forget(self) -> None:
         """Forwards to come see nothing of the archive."""
