@@ -15,7 +15,7 @@ from .. import ops
 from ..errors import bad_value
 from . import beside
 from .beside import Beside, time_of
-from .case import MODELS, Case
+from .case import MODELS, Case, finite
 from .shapes import cases, of_model
 from .timing import interleaved, matmul_rate, multiply_add_rate, quartiles, reader, samples
 
@@ -161,7 +161,9 @@ def to_json(rows: Iterable[Row]) -> dict[str, Any]:
         ratios = [r.speedup for r in rows if r.op == op and r.speedup is not None]
         if ratios:
             means[op] = math.exp(sum(map(math.log, ratios)) / len(ratios))
-    return {
+    found = {
         "rows": [asdict(r) | {"speedup": r.speedup, "of_floor": r.of_floor} for r in rows],
         "geometric_mean_speedup": means,
     }
+    made: dict[str, Any] = finite(found)
+    return made
