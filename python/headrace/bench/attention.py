@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .. import ops
+from ..memory import PagePool
 from .case import LLAMA_8B, PAGE, Case, Dims, bound_call, dtype_name, frequencies, rms_error, short
 from .flex import compiled_flex
 from .peers import Run, compiles
@@ -35,8 +36,8 @@ def decode(
     k = torch.randn(batch, kv_heads, cached, dim).to(dtype)
     v = torch.randn(batch, kv_heads, cached, dim).to(dtype)
     q = torch.randn(batch, heads, dim).to(dtype)
-    k_pages = torch.zeros(batch * pages, kv_heads, dim, PAGE, dtype=dtype)
-    v_pages = torch.zeros(batch * pages, kv_heads, PAGE, dim, dtype=dtype)
+    pool = PagePool(1, batch * pages, kv_heads, dim, PAGE, dtype)
+    k_pages, v_pages = pool.k[0], pool.v[0]
     order = torch.randperm(batch * pages)
     inv_freq, rows = frequencies(dim), torch.arange(cached)
     entries = []

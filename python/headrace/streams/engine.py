@@ -31,6 +31,7 @@ from ..memory.regions import UNLIMITED, compile_plan
 from . import opening
 from .adapting import Sites
 from .call import advance
+from .folding import check_model
 from .history import History
 from .lane import Lane, Lanes, check_lanes
 from .piece import Piece
@@ -145,13 +146,14 @@ class Engine:
         self.model, self.memory, self.positions = model, memory, positions
         self.exact, self.chunk = exact, chunk
         self.lanes = check_lanes(lanes, positions)
-        self.plan: Plan = positions.place(compile_plan(memory, choosing=not lanes))
+        self.plan: Plan = positions.place(compile_plan(memory, not lanes, folding=not lanes))
         if isinstance(memory, Spill) and lanes:
             raise unsupported("wrap", "memory", "regions without an Archive for lanes", memory)
         self._lane_plans = {
             lane.name: positions.place(compile_plan(lane.memory)) if lane.memory else self.plan
             for lane in self.lanes
         }
+        check_model(model, self.plan.fold)
         c = model.config
         self.vocab: int = c.vocab
         self.device = model.inv_freq.device

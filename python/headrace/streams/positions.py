@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
+import torch
 from torch import Tensor
 
 from ..errors import bad_type, bad_value
@@ -26,6 +27,10 @@ class Positions:
         Says nothing of pairs that are not seen.
         """
         raise NotImplementedError
+
+    def behind(self, query: Tensor, key: Tensor, reach: int) -> Tensor:
+        """Distance at which a query sees what its memory has folded: int64 [Tq, Tk]."""
+        return query - key
 
     def place(self, plan: Plan) -> Plan:
         """The plan with its cap."""
@@ -53,6 +58,9 @@ class InCache(Positions):
     def distance(self, query: Tensor, key: Tensor, seen: Tensor) -> Tensor:
         rank = seen.cumsum(-1)
         return rank[..., -1:] - rank
+
+    def behind(self, query: Tensor, key: Tensor, reach: int) -> Tensor:
+        return torch.full_like(query - key, reach)
 
     def place(self, plan: Plan) -> Plan:
         bounded = plan.reach < UNLIMITED

@@ -12,7 +12,17 @@ from transformers import PreTrainedModel
 
 from ... import interrupts
 from ...errors import bad_type, bad_value, unsupported
-from ...memory import Archive, ArchiveStore, Asked, PagePool, Recalled, by_mass, by_score
+from ...memory import (
+    Archive,
+    ArchiveStore,
+    Asked,
+    PagePool,
+    Recalled,
+    Told,
+    by_mass,
+    by_score,
+    check_bound,
+)
 from ...streams import InCache
 
 if TYPE_CHECKING:
@@ -61,11 +71,12 @@ def recall(
     question: Tensor,
     top: int | None,
     mass: float | None,
-    proven: bool,
+    bound: str,
     inputs: dict[str, Any],
 ) -> list[Recalled]:
     """What `StreamingCache.recall` does."""
     _check(cache, model, question, top, mass)
+    check_bound(bound, mass)
     rows = cache.rows
     assert rows is not None
     assert rows.far is not None
@@ -75,9 +86,9 @@ def recall(
     layers, store = range(len(cache.layers)), rows.far.store
     reach = cache.plan.reach if isinstance(cache.positions, InCache) else None
     chosen: list[list[np.ndarray]] = []
-    figures: list[list[tuple[float, float]]] = []
+    told: list[list[Told]] = []
     for row, (shelf, lease) in enumerate(zip(rows.shelves, rows.leases, strict=True)):
-        picked, said = [np.empty(0, np.int64)] * len(layers), [(1.0, 0.0)] * len(layers)
+        picked, said = [np.empty(0, np.int64)] * len(layers), [Told()] * len(layers)
         for n in layers:
             if cache.attention.sliding[n] is not None:
                 continue
@@ -92,10 +103,10 @@ def recall(
                 picked[n] = by_score(shelf, n, asked, top)
             else:
                 inv_freq = cache.attention.inv_freq
-                got = by_mass(shelf, n, asked, mass, proven, reach, inv_freq)
-                picked[n], said[n] = got[0], got[1:]
+                held = [b for r in rows.recalled if r is not None for b in r.blocks[n]]
+                picked[n], said[n] = by_mass(shelf, n, asked, mass, bound, reach, inv_freq, held)
         chosen.append(picked)
-        figures.append(said if mass is not None else [])
+        told.append(said if mass is not None else [])
     near = store.near()
     for n in layers:
         wanted = [
@@ -106,16 +117,9 @@ def recall(
     with interrupts.deferred(), torch.inference_mode(False):
         rows.forget()
         rows.recalled = [
-            Recalled(
-                shelf,
-                lease.table,
-                picked,
-                reach is not None,
-                captured=[captured for captured, _ in said],
-                missed=[missed for _, missed in said],
-            )
+            Recalled(shelf, lease.table, picked, reach is not None, said)
             for shelf, lease, picked, said in zip(
-                rows.shelves, rows.leases, chosen, figures, strict=True
+                rows.shelves, rows.leases, chosen, told, strict=True
             )
         ]
     return [r for r in rows.recalled if r is not None]

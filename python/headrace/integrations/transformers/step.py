@@ -41,7 +41,14 @@ class Step:
         self.shift: list[int] = []
         self.layer = 0  # that comes next
 
-    def begin(self, cache: StreamingCache, q: Tensor, k: Tensor, ids: Tensor | None) -> None:
+    def begin(
+        self,
+        cache: StreamingCache,
+        q: Tensor,
+        k: Tensor,
+        ids: Tensor | None,
+        turned: tuple[Tensor, Tensor] | None,
+    ) -> None:
         """Makes room and views; nothing counts before the cache commits it."""
         if k.dtype not in DTYPES:
             names = ", ".join(str(x).removeprefix("torch.") for x in DTYPES)
@@ -63,7 +70,7 @@ class Step:
         else:
             self._axis = self._axis.to(q.device)
         # Of these a token's angles come: the model's own, so turning back by them is exact.
-        cos, sin = cache.attention.rotary.to(q.device)(q, ids)
+        cos, sin = cache.attention.rotary.to(q.device)(q, ids) if turned is None else turned
         half = len(cache.attention.inv_freq)
         cos, sin = (x[..., :half].float().reshape(-1, self.columns, half) for x in (cos, sin))
         square = cos * cos + sin * sin
