@@ -45,6 +45,9 @@ def loops(found: Sequence[dict[str, Any]], path: Path, source: str = "") -> None
                 bounds = ([s[end] for s in each] for end in ("least", "most"))
                 gain.fill_between(x, *bounds, color=COLOURS[k], alpha=0.2, lw=0)
         gain.axhline(1, color=FAINT, lw=0.8)
+        if loop.get("published"):
+            times, whose = loop["published"]
+            gain.axhline(times, color=FAINT, lw=1, ls="--", label=f"{whose} {times:g}")
         _dress(rate, f"{loop['name']}: {loop['unit']}", loop["axis"], amounts)
         _dress(gain, "ours over it, times", loop["axis"], amounts)
         _dress(lag, "lag, ms; dotted p99", loop["axis"], amounts)
