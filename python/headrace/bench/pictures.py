@@ -131,6 +131,8 @@ def _dress(
 
 
 def _count(at: int) -> str:
+    if at < 10**4:
+        return f"{at:,}"
     for unit, name in ((10**6, "M"), (10**3, "k")):
         if at >= unit:
             return f"{at / unit:.3g}{name}"
