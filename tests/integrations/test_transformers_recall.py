@@ -225,7 +225,3 @@ def test_what_cannot_be_asked_gets_one_line(tokens):
     with pytest.raises(ValueError, match=r"^recall\(pages\): expected \d+ pages .* 2 of 2"):
         cache.recall(stock, x)
     assert cache.rows.recalled == [got]
-    rope = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [16, 24, 24]}
-    config = transformers.Qwen2VLTextConfig(rope_parameters=rope)
-    with pytest.raises(NotImplementedError, match=r"for models with M-RoPE"):
-        StreamingCache(config, memory=NEAR >> Archive())

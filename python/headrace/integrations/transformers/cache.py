@@ -82,9 +82,6 @@ class StreamingCache(Cache):
         self.archive = memory.archive if isinstance(memory, Spill) else None
         if any(isinstance(region, Spill) for region in getattr(memory, "regions", ())):
             raise unsupported("StreamingCache", "memory", "an Archive last of all", repr(memory))
-        if self.archive is not None and self.attention.freq_axis is not None:
-            expected = "sums of Sink and Window for models with M-RoPE"
-            raise unsupported("StreamingCache", "memory", expected, repr(memory))
         self.plan = positions.place(compile_plan(memory))
         self.dtype, self.page_size, self.chunk = dtype, page_size, chunk
         self.rows: Rows | None = None
@@ -100,6 +97,11 @@ class StreamingCache(Cache):
         self.step: Step | None = None
         self.pending: int | None = None
         self._padding: deque[Tensor | int] = deque(maxlen=LOOKBACK)
+
+    @property
+    def axis(self) -> Tensor | None:
+        """`Attention.freq_axis`, or None where positions have one axis: with InCache() always."""
+        return None if isinstance(self.positions, InCache) else self.attention.freq_axis
 
     @property
     def resident_bytes(self) -> int:
@@ -185,8 +187,9 @@ class StreamingCache(Cache):
                     k.dtype if self.dtype is None else self.dtype,
                     k.device,
                 )
-                inv_freq = self.attention.inv_freq
-                far = Far(self.archive, pool, inv_freq) if self.archive is not None else None
+                far = None
+                if self.archive is not None:
+                    far = Far(self.archive, pool, self.attention.inv_freq, self.axis)
                 self.rows = Rows(pool, self.plan, rows, self.chunk, far)
         return self.rows
 
