@@ -4,6 +4,7 @@
 import io
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +12,8 @@ import pytest
 import torch
 
 from headrace import bench
-from headrace.bench import loops, pictures, scaling
-from headrace.bench.loops import adapters, recall, rings, streaming, streams, video
+from headrace.bench import compare, loops, pictures, scaling, timing
+from headrace.bench.loops import adapters, lanes, recall, rings, streaming, streams, video
 from headrace.bench.loops.turns import Loop, Round, Side, Size, measure
 from headrace.cli import main
 
@@ -55,6 +56,22 @@ def break_streams(monkeypatch):
         return list(self.engine.step(given, **options).values())
 
     monkeypatch.setattr(streams.Fleet, "together", mixed_up)
+
+
+def break_lanes(monkeypatch):
+    """The target sees no source."""
+    apart = (lanes.LANES[0], replace(lanes.LANES[1], reads=()))
+    whole = lanes.Pairs.__init__
+
+    def init(self, *args):
+        with monkeypatch.context() as patched:
+            if len(made) % 2 == 0:  # ours of each size
+                patched.setattr(lanes, "LANES", apart)
+            made.append(self)
+            whole(self, *args)
+
+    made = []
+    monkeypatch.setattr(lanes.Pairs, "__init__", init)
 
 
 def break_adapters(monkeypatch):
@@ -251,6 +268,26 @@ def test_threads_are_as_they_were():
     points.close()
     assert torch.get_num_threads() == before
     assert threads.counts()[0] == 1
+
+
+def test_what_varies_by_chance_is_seldom_called_a_change():
+    """Runs of 100 calls whose times, and those of the floor, are spread by a tenth."""
+    chance = np.random.default_rng(0)
+
+    def row(scale):
+        ours, floor = (np.exp(0.1 * chance.standard_normal(100)) for _ in range(2))
+        ours *= 1e-3 * scale
+        half = timing.quartiles(ours.tolist())
+        return {"op": "linear", "shape": "a", "ok": True, "ours_s": float(np.median(ours)),
+                "floor_s": 5e-4 * float(np.median(floor)), "half": half}  # fmt: skip
+
+    def verdicts(scale):
+        found = [compare.changes([row(scale)], [row(1.0)])[0].verdict for _ in range(300)]
+        return {name: found.count(name) / 300 for name in ("slower", "faster", "noise")}
+
+    assert verdicts(1.0)["noise"] > 0.99
+    assert verdicts(1.4)["slower"] > 0.95
+    assert verdicts(0.7)["faster"] > 0.95
 
 
 def test_a_wide_spread_is_noise(monkeypatch, capsys):

@@ -6,13 +6,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from . import adapters, recall, rings, streaming, streams, video
+from . import adapters, lanes, recall, rings, streaming, streams, video
 from .turns import Loop, Told, measure
 
 LOOPS: dict[str, Loop] = {
     loop.name: loop
     for loop in (
-        streaming.LOOP, streams.LOOP, adapters.LOOP, recall.LOOP, rings.LOOP, video.LOOP
+        streaming.LOOP, streams.LOOP, lanes.LOOP, adapters.LOOP, recall.LOOP, rings.LOOP,
+        video.LOOP,
     )
 }  # fmt: skip
 
