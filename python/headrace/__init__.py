@@ -11,6 +11,7 @@ __all__ = [
     "AdapterStore",
     "Archive",
     "Engine",
+    "Fold",
     "InCache",
     "InMemory",
     "Keep",
@@ -19,6 +20,7 @@ __all__ = [
     "PagePool",
     "PerLane",
     "Piece",
+    "Relative",
     "Report",
     "Rest",
     "Ring",
@@ -50,7 +52,7 @@ try:
     from .adapters import AdapterBank, AdapterStore
     from .audit import debug
     from .backends import use_backend, use_isa
-    from .memory import Archive, InMemory, Keep, OnDisk, PagePool, Rest, Sink, Tagged, Window
+    from .memory import Archive, Fold, InMemory, Keep, OnDisk, PagePool, Rest, Sink, Tagged, Window
     from .streams import (
         Absolute,
         Engine,
@@ -58,6 +60,7 @@ try:
         Lane,
         PerLane,
         Piece,
+        Relative,
         Report,
         Ring,
         Stream,

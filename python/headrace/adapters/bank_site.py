@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from .. import audit
+from ..buffers import huge
 from ..errors import bad_value, unsupported
 from .bank_rows import Extent
 from .bank_tables import Tables
@@ -68,7 +69,7 @@ class Site:
             )
 
         def room(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
-            return torch.empty(*shape, dtype=dtype, device=device)
+            return huge(torch.empty(*shape, dtype=dtype, device=device))
 
         self.a = room(rows, slices, k // per_byte, dtype=dtype)
         self.b = room(rows, n // per_byte, dtype=dtype)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .segment import Record
-from .summary import Index, Summary, unrotated
+from .summary import Index, Summary, unrotated, unturned
 from .table import Page, Table
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ class Shelf:
 
     def __init__(self, store: ArchiveStore, key: bytes, index: Index) -> None:
         self.store, self.key, self.index = store, key, index
-        self._staged: list[tuple[Page, int, Tensor, int]] = []
+        self._staged: list[tuple[Page, int, Tensor, Tensor | None, int]] = []
 
     @property
     def named(self) -> bool:
@@ -43,13 +43,14 @@ class Shelf:
         """
         self.store.tiers.layout.pack(self.store.pool, page.id, self.promise(page, stop))
 
-    def promise(self, page: Page, stop: int) -> Tensor:
+    def promise(self, page: Page, stop: int, turned: Tensor | None = None) -> Tensor:
         """`stage` for a page that is written later: uint8 [layers, part_bytes] to pack it into
-        before `commit`.
+        before `commit`. turned: angles fp64 [stop - page.start, R] that its keys were turned by,
+        where it is not their distance to the origin that turned them.
         """
         (room,) = self.store.tiers.reserve(1)
         block = self.store.tiers.layout.empty()
-        self._staged.append((page, stop, block, room))
+        self._staged.append((page, stop, block, turned, room))
         return block
 
     def commit(self) -> None:
@@ -58,13 +59,13 @@ class Shelf:
         if not staged:
             return
         records, made = [], []
-        for page, stop, block, _ in staged:
+        for page, stop, block, turned, _ in staged:
             count = stop - page.start
-            fields = summarised(self.store, block, page.start - page.origin, count)
+            fields = summarised(self.store, block, page.start - page.origin, count, turned)
             summary = fields.numpy().tobytes()
             records.append(Record(self.key, page.start, page.origin, count, 0, (), summary))
             made.append(fields)
-        blocks, room = [block for _, _, block, _ in staged], [room for *_, room in staged]
+        blocks, room = [block for _, _, block, *_ in staged], [room for *_, room in staged]
         numbers = self.store.tiers.put(blocks, records, room)
         for number, r, fields in zip(numbers, records, made, strict=True):
             self.index.add(number, r.start, r.origin, r.count, fields)
@@ -134,8 +135,11 @@ class Shelf:
         return Record(self.key, start, origin, count, 0, (), summary)
 
 
-def summarised(store: ArchiveStore, block: Tensor, first: int, count: int) -> Tensor:
-    """Fields fp32 [F, L, Hkv, D] of a block as it will come back; slot 0 was turned by `first`."""
+def summarised(
+    store: ArchiveStore, block: Tensor, first: int, count: int, turned: Tensor | None = None
+) -> Tensor:
+    """Fields fp32 [F, L, Hkv, D] of a block as it will come back; slot 0 was turned by `first`, or
+    each by its angles in `turned`."""
     layout = store.tiers.layout
     pieces = layout.split(block)
     decoded = layout.decoded(pieces)
@@ -145,4 +149,5 @@ def summarised(store: ArchiveStore, block: Tensor, first: int, count: int) -> Te
         v = v * pieces["v_scale"][..., None]
     k, v = k.mT[..., :count, :], v[..., :count, :]
     inv_freq = None if store.inv_freq is None else store.inv_freq.cpu()
-    return Summary.of(k, v, unrotated(k, first, inv_freq)).fields(store.spec.index, k)
+    plain = unrotated(k, first, inv_freq) if turned is None else unturned(k, turned)
+    return Summary.of(k, v, plain).fields(store.spec.index, k)

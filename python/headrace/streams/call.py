@@ -11,6 +11,7 @@ from torch import Tensor
 
 from .. import interrupts, ops
 from ..memory import Edit, Table, view
+from .folding import Folds
 from .reading import Reading, score
 
 if TYPE_CHECKING:
@@ -36,7 +37,11 @@ def advance(
     tables, where = edit.advance([run.table for run in runs], counts)
     reads, recalled = [run.read for run in runs], by_layer(engine, runs, tables, counts)
     step = view.View.after(tables, counts, where, engine.device, reads, recalled)
-    out = engine.model(tokens, _attend(engine, step), linear=linear)
+    folds = None
+    if any(table.plan.fold is not None for table in tables):
+        folds = Folds(engine, tables, counts)
+    out = engine.model(tokens, _attend(engine, step, folds), linear=linear)
+    tables = tables if folds is None else folds.kept(tables)
     stages = [None if run.shelf is None else run.shelf.stage for run in runs]
     for run, table in zip(runs, edit.let_go(tables, stages), strict=True):
         run.table = table
@@ -59,7 +64,9 @@ def by_layer(
     ]
 
 
-def _attend(engine: Engine, step: view.View) -> Callable[[int, Tensor, Tensor, Tensor], Tensor]:
+def _attend(
+    engine: Engine, step: view.View, folds: Folds | None = None
+) -> Callable[[int, Tensor, Tensor, Tensor], Tensor]:
     pool, inv_freq = engine.pool, engine._inv_freq
 
     def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -78,6 +85,8 @@ def _attend(engine: Engine, step: view.View) -> Callable[[int, Tensor, Tensor, T
             sink_logits=None if sink_logits is None else sink_logits.float().contiguous(),
             **scales,
         )
+        if folds is not None:
+            folds.attend(layer, q, o, lse)
         if engine._listen is not None:
             engine._listen(layer, q, lse)
         return o

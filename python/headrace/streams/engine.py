@@ -31,10 +31,11 @@ from ..memory.regions import UNLIMITED, compile_plan
 from . import opening
 from .adapting import Sites
 from .call import advance
+from .folding import check_model
 from .history import History
 from .lane import Lane, Lanes, check_lanes
 from .piece import Piece
-from .positions import InCache, PerLane, Positions
+from .positions import KNOWN, InCache, PerLane, Positions
 from .reading import Reading
 from .recalling import open_shelf
 from .report import Report
@@ -131,9 +132,7 @@ class Engine:
                     f"it has no {name}",
                 )
         if not isinstance(positions, Positions):
-            raise bad_type(
-                "wrap", "positions", "InCache(), Absolute() or PerLane()", repr(positions)
-            )
+            raise bad_type("wrap", "positions", KNOWN, repr(positions))
         sizes = {"chunk": chunk, "page_size": page_size, "pool_pages": pool_pages}
         for name, value in sizes.items():
             if value is None and name == "pool_pages":
@@ -145,13 +144,15 @@ class Engine:
         self.model, self.memory, self.positions = model, memory, positions
         self.exact, self.chunk = exact, chunk
         self.lanes = check_lanes(lanes, positions)
-        self.plan: Plan = positions.place(compile_plan(memory, choosing=not lanes))
-        if isinstance(memory, Spill) and lanes:
-            raise unsupported("wrap", "memory", "regions without an Archive for lanes", memory)
+        self.plan: Plan = positions.place(compile_plan(memory, not lanes, folding=not lanes))
+        if isinstance(memory, Spill) and (lanes or self.plan.block):
+            what = "lanes" if lanes else repr(positions)
+            raise unsupported("wrap", "memory", f"regions without an Archive for {what}", memory)
         self._lane_plans = {
             lane.name: positions.place(compile_plan(lane.memory)) if lane.memory else self.plan
             for lane in self.lanes
         }
+        check_model(model, self.plan.fold)
         c = model.config
         self.vocab: int = c.vocab
         self.device = model.inv_freq.device

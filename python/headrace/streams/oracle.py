@@ -11,12 +11,12 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from ..memory import Region
+from ..memory import Fold, Region
 from .alive import seen_by
 from .lane import Lane
 from .piece import Piece
@@ -40,11 +40,16 @@ def oracle(
 
     tokens: where regions choose who stays, pieces as they were fed, with their scores; `chunk` is
     the engine's. Computed in `dtype` by a copy of the model; takes time and memory quadratic in T.
+    What a memory folds joins as the definition of `Fold` has it, summed over all that left.
     """
     tokens, seen = _seen(model, tokens, memory, chunk)
     number = torch.arange(len(tokens), device=tokens.device)
-    distance = positions.distance(number[:, None], number[None, :], seen)
-    return _dense(model, tokens, seen, distance, dtype)
+    query, key = number[:, None], number[None, :]
+    distance, folded = positions.distance(query, key, seen), None
+    if memory.fold is not None:
+        back = positions.behind(query, key, memory.plan().reach)
+        folded = Beside(memory.fold, (key <= query) & ~seen, back)
+    return _dense(model, tokens, seen, distance, dtype, folded)
 
 
 def _seen(
@@ -108,9 +113,16 @@ def _stands(name: str, tick: int, ticks: Mapping[str, Tensor], positions: PerLan
 
 
 def _dense(
-    model: Any, tokens: Tensor, seen: Tensor, distance: Tensor, dtype: torch.dtype
+    model: Any,
+    tokens: Tensor,
+    seen: Tensor,
+    distance: Tensor,
+    dtype: torch.dtype,
+    folded: Beside | None = None,
 ) -> Tensor:
-    """Logits of a forward in which query t sees the keys seen[t], at distance[t]."""
+    """Logits of a forward in which query t sees the keys seen[t], at distance[t]; beside what is
+    folded, if anything.
+    """
     number = torch.arange(len(tokens), device=tokens.device)
     inv_freq = model.inv_freq.double()
 
@@ -122,7 +134,11 @@ def _dense(
             scores = torch.einsum(
                 "hti,hji,tji->htj", _pairs(q[:, rows]), _pairs(k).conj(), turn
             ).real
-            outs.append(_softmax(scores, seen[rows], model.sink_logits(layer)) @ v)
+            sinks = model.sink_logits(layer)
+            outs.append(_softmax(scores, seen[rows], sinks) @ v)
+            if folded is not None:
+                whole = _mass(scores, seen[rows], sinks)
+                outs[-1] = folded.joined(model, layer, rows, q, k, v, outs[-1], whole)
         return torch.cat(outs, 1).transpose(0, 1)
 
     return copy.deepcopy(model).to(dtype)(tokens, attend)
@@ -166,6 +182,45 @@ def _causal(model: Any, where: Tensor) -> Callable[..., Tensor]:
         return (_softmax(q @ k.mT, seen, model.sink_logits(layer)) @ v).transpose(0, 1)
 
     return attend
+
+
+class Beside(NamedTuple):
+    """What a fold has of each query: gone bool [T, T], which keys, and int64 [T, T], how far."""
+
+    fold: Fold
+    gone: Tensor
+    back: Tensor
+
+    def joined(
+        self,
+        model: Any,
+        layer: int,
+        rows: Tensor,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        o: Tensor,
+        whole: Tensor,
+    ) -> Tensor:
+        """o [H, rows, D] of what is seen, whose sum of exp(logit) is `whole` [H, rows], with it."""
+        fold, gone = self.fold, self.gone[rows].to(q.dtype)
+        q = q[:, rows] * q.shape[-1] ** 0.5  # as it was before it was scaled
+        phi_q, phi_k = fold.phi(q), fold.phi(k)
+        hat_q, hat_k = (q, k) if fold.raw else (phi_q, phi_k)
+        turn = _turn(self.back[rows], model.inv_freq.double(), q.dtype)
+        top = torch.einsum("hti,hji,tji->htj", _pairs(hat_q), _pairs(hat_k).conj(), turn).real
+        mass = (phi_q @ phi_k.mT * gone).sum(-1, keepdim=True)
+        read = (top * gone) @ v / (mass + fold.eps * gone.sum(-1)[:, None]).clamp_min(1e-300)
+        if fold.merge == "add":
+            return o + read @ model.fold(layer).to(o.dtype).T
+        mass = fold.scale * mass
+        return (o * whole[..., None] + read * mass) / (whole[..., None] + mass)
+
+
+def _mass(scores: Tensor, seen: Tensor, sink_logits: Tensor | None) -> Tensor:
+    """Sum [H, Tq] of exp(score) of what is seen, and of a learned sink."""
+    made = scores.masked_fill(~seen, -torch.inf).exp().sum(-1)
+    return made if sink_logits is None else made + sink_logits.to(made.dtype).exp()[:, None]
 
 
 def _heads(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
