@@ -109,7 +109,8 @@ class Watcher:
         self._thumbs = model.book.new_zeros(self.places, model.book.shape[1])
         self._next = torch.zeros(self.places, dtype=torch.int64, device=model.embed.device)
         self._said = model.embed.new_zeros(self.places, c.width)
-        self._before: Tensor | None = None
+        self._before: Tensor | None = None  # the last frame, reduced, and what moved there
+        self._costs: Tensor | None = None
         self._usual: Tensor | None = None
         self._all = torch.ones(self.places, dtype=torch.bool, device=model.embed.device)
         self.frames = self.tokens = 0
@@ -176,7 +177,8 @@ class Watcher:
         now = motion.reduce(frame[None], model.step)[0]
         shown = motion.thumbs(now[None], model.config.patch // model.step, model.config.thumb)[0]
         thumbs = shown[at]
-        moving = model.matches(self._before, now, at) if len(at) else None
+        costs = model.costs(self._before, now)
+        moving = model.moving(costs, self._costs, now, at) if len(at) else None
         change = torch.zeros_like(self._thumbs)
         if self.frames:
             change[at] = thumbs - self._thumbs[at]
@@ -189,7 +191,8 @@ class Watcher:
         x = torch.cat([model.tokens(tokens[places], change[places], read), model.frame[None]])
         said = self._decode(x, places, edit)
         # Nothing below can fail half way: plain writes of what has been computed.
-        self._thumbs[at], self._said[places], self._before = thumbs, said[:-1], now
+        self._thumbs[at], self._said[places] = thumbs, said[:-1]
+        self._before, self._costs = now, costs
         if len(at):
             held = self._said[at]
             shown[at] = model.next_thumb(held, thumbs, moving)
