@@ -31,13 +31,14 @@ SHARED = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 PIP = $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format bench wheel asan clean install
+.PHONY: help demo test lint format bench wheel dist asan clean install
 
 help:
 	@echo "make demo    stream real text through the shipped model (DEMO_ARGS='$(DEMO_ARGS)')"
 	@echo "make test    lint, then every test, against the installed package (PYTEST_ARGS=)"
 	@echo "make lint    ruff, clang-format, mypy         make format   rewrite the sources in style"
 	@echo "make bench   headrace bench $(BENCH_ARGS)           make wheel    build into dist/"
+	@echo "make dist    sdist and wheel, checked, the wheel in an empty environment"
 	@echo "make asan    the op tests under AddressSanitizer and UBSan"
 	@echo "make clean   remove $(VENV), build/ and dist/"
 
@@ -102,6 +103,23 @@ format: $(DEV)
 
 wheel: $(RUN)
 	$(PIP) wheel --no-deps -w dist .
+
+# The wheel is built from the archive, not from the tree; what holds for it holds for the archive.
+# It is tagged for this machine and has the CPU kernels unless make dist HEADRACE_CUDA=ON asks for
+# more; wheels for others come from cibuildwheel.
+DIST := $(abspath $(VENV))/dist
+dist: HEADRACE_CUDA := OFF
+dist: | $(VENV)/bin/python
+	rm -rf dist $(DIST)
+	$(VENV)/bin/python -m venv $(DIST)/tools
+	$(DIST)/tools/bin/python -m pip install --quiet --upgrade "pip>=25.1"
+	$(DIST)/tools/bin/python -m pip install --quiet --group dist
+	HEADRACE_CUDA=$(HEADRACE_CUDA) $(DIST)/tools/bin/python -m build --outdir dist .
+	$(DIST)/tools/bin/twine check --strict dist/*
+	$(DIST)/tools/bin/auditwheel show dist/*.whl
+	$(VENV)/bin/python -m venv $(DIST)/empty
+	$(DIST)/empty/bin/python -m pip install --quiet -c constraints-dev.txt dist/*.whl
+	cd $(DIST) && empty/bin/headrace doctor && empty/bin/headrace check positions
 
 clean:
 	rm -rf $(VENV) build dist

@@ -2,6 +2,10 @@
 """The archive: fetching beside the rates of disk and memory, and a stream of 10^6 tokens.
 
     python bench/archive.py OUT.json [--plot OUT.png] [--tokens N] [--questions N] [--folder DIR]
+        [--times OLD.json]
+
+--times takes what depends on how busy the machine is (rates, and the times of the stream) from a
+record, which it names; what is found, moved and missed is taken anew.
 
 Rates: pages of 4 layers of 8 heads of 128 in bfloat16 (1 MiB), 64 of 160 at random, against the
 sequential read of the same files (none of it cached; through the page cache and past it, the
@@ -15,6 +19,7 @@ archive_dial.py for that of a real model's keys.
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import shutil
 import tempfile
@@ -37,6 +42,7 @@ from headrace.memory.disk_reads import aligned
 
 LAYERS, STORED, WANTED = 4, 160, 64
 AT_ONCE = 4 << 20
+TIMES = ("us_a_token", "reopened_s", "score_ms")
 
 
 def rates(folder: Path, rounds: int) -> dict[str, Any]:
@@ -151,13 +157,18 @@ def main() -> None:
     parser.add_argument("--questions", type=int, default=50)
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--folder", type=Path)
+    parser.add_argument("--times", type=Path)
     args = parser.parse_args()
     torch.set_num_threads(1)  # a thread each for the copies, the writer and the readers
     made: dict[str, Any] = report.taken()
     with tempfile.TemporaryDirectory(dir=args.folder) as name:
-        made["rates"] = rates(Path(name), args.rounds)
+        old = json.loads(args.times.read_text("utf-8")) if args.times else None
+        made["rates"] = old["rates"] if old else rates(Path(name), args.rounds)
         print("rates", made["rates"]["disk"], made["rates"]["host"], flush=True)
         made["stream"] = planted(Path(name), args.tokens, args.questions)
+        if old:
+            made["stream"] |= {k: old["stream"][k] for k in TIMES}
+            made["times_from"] = {k: old[k] for k in ("command", "taken", "commit")}
         print("stream", {k: v for k, v in made["stream"].items() if k != "curves"}, flush=True)
     made["dial"] = structured()
     report.write(made, args.out)

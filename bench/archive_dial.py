@@ -57,7 +57,7 @@ def structured(shares: tuple[float, ...] = (0.5, 0.9)) -> list[dict[str, Any]]:
                     whole = torch.cat([near[:, None], true], 1).logsumexp(1)
                     made[-1][f"{name}_missed"] = float((1 - torch.exp(seen - whole)).max())
                     assert len(left) + len(chosen) == len(rows)
-                made[-1]["sampled_at_most"] = told.at_most
+                made[-1]["sampled_at_most"], made[-1]["sampled_unlike"] = told.at_most, told.unlike
                 made[-1]["proven_missed_at_most"] = rough.missed
             made[-1]["looseness_nats"] = float((m.high - true).mean())
     return made

@@ -29,13 +29,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from headrace.bench.loops.video import watcher
 from headrace.cli import report
 from headrace.integrations.pyav import Video
 from headrace.models import VISION, Vision, load_vision
 from headrace.models.training.video import Clip, fitted, gated, sample
 from headrace.models.training.video_data import CLIPS, clips, folder
 from headrace.models.training.video_loop import changes, unexplained
-from headrace.streams.watch import Watcher, pixel_gate, token_dropper
 
 LONGEST, PATCH = 320, 16
 SIZES = (("bigbuckbunny", 320), ("bigbuckbunny", 640), ("carphone_pristine", 320), ("bikes", 320))
@@ -43,14 +43,6 @@ SIZES = (("bigbuckbunny", 320), ("bigbuckbunny", 640), ("carphone_pristine", 320
 THRESHOLDS = (0.75, 1.0, 1.25, 1.5, 2.0)
 """Of the pixel gate, of which its own work is told."""
 NOISE = 1.0  # standard deviation, of 255
-
-
-def watcher(model: Vision, height: int, width: int, threshold: float | None) -> Watcher:
-    """With a gate and a dropper; without a threshold everything is computed and kept."""
-    if threshold is None:
-        return Watcher(model, height, width)
-    gate = pixel_gate(model, threshold)
-    return Watcher(model, height, width, gate=gate, dropper=token_dropper())
 
 
 def timed(path: Path, model: Vision, threshold: float | None, longest: int) -> dict[str, Any]:

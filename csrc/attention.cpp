@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <numeric>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -114,12 +115,22 @@ std::int64_t visible_tokens(const PagedArgs& args, std::int64_t first, std::int6
 }  // namespace
 
 // kv heads that one item takes together. Neighbouring heads of a page lie side by side, so many at
-// a time read memory in long runs; but the states of their rows must stay in cache, and every
-// thread wants items. A row's bits are the same whatever the number.
-int heads_per_item(int kv_heads, int rows, std::int64_t items, int threads) {
+// a time read memory in long runs; but the states of their rows must stay in cache, and threads
+// that take items in turn must end together. A row's bits are the same whatever the number.
+int heads_per_item(int kv_heads, int rows, const std::vector<double>& works, int threads) {
+  constexpr double kUneven = 1.15;  // of the last thread's work over the mean
   int heads = std::clamp(kBlockRows / rows, 1, kv_heads);
-  while (heads > 1 && items * ((kv_heads + heads - 1) / heads) < 4 * threads)
-    heads = (heads + 1) / 2;
+  const double total = std::accumulate(works.begin(), works.end(), 0.0) * kv_heads;
+  const std::size_t many = 16 * static_cast<std::size_t>(threads);  // end together in any case
+  for (; heads > 1 && works.size() * kv_heads < many * heads; heads = (heads + 1) / 2) {
+    std::vector<double> busy(threads, 0.0);
+    for (double work : works) {
+      for (int head = 0; head < kv_heads; head += heads) {
+        *std::min_element(busy.begin(), busy.end()) += work * std::min(heads, kv_heads - head);
+      }
+    }
+    if (*std::max_element(busy.begin(), busy.end()) * threads <= kUneven * total) break;
+  }
   return heads;
 }
 
@@ -133,7 +144,7 @@ void paged_attention(const PagedArgs& args, const PagedBatch& batch, int threads
   const int group = args.q_heads / args.kv_heads, block = block_positions(group);
   std::vector<PagedBlock> blocks;
   const std::int64_t lists = batch.streams ? batch.lists / batch.streams : 1;  // of a stream
-  std::int64_t splits = 0;
+  std::vector<double> works;                                                   // of every split
   double work = 0;
   int most = 1;
   for (std::int64_t b = 0; b < batch.streams; ++b) {
@@ -145,7 +156,9 @@ void paged_attention(const PagedArgs& args, const PagedBatch& batch, int threads
         const std::int64_t tokens = visible_tokens(args, batch.entry_indptr[list],
                                                    batch.entry_indptr[list + 1], *oldest, *newest);
         work += static_cast<double>(tokens) * n * args.q_heads / lists * args.dim * 2;
-        splits += std::max<std::int64_t>(1, (tokens + batch.split - 1) / batch.split);
+        for (std::int64_t at = 0; at < tokens; at += batch.split) {
+          works.push_back(static_cast<double>(std::min(batch.split, tokens - at)) * n);
+        }
         blocks.push_back(
             {list, row, tokens, n, static_cast<int>(list - b * lists), n == end - begin});
       }
@@ -163,7 +176,7 @@ void paged_attention(const PagedArgs& args, const PagedBatch& batch, int threads
     }
     most = std::max(most, positions);
   }
-  const int heads = lists > 1 ? 1 : heads_per_item(args.kv_heads, most * group, splits, threads);
+  const int heads = lists > 1 ? 1 : heads_per_item(args.kv_heads, most * group, works, threads);
   const std::int64_t words = args.dim + 2;
 
   // Words of partial states and of states to go on from, block by block.

@@ -4,10 +4,12 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <cstdint>
 #include <string>
 
 #include "build_info.h"
 #include "common/isa.h"
+#include "common/pages.h"
 
 namespace py = pybind11;
 
@@ -35,6 +37,12 @@ PYBIND11_MODULE(_C, m) {
 #endif
     );
   });
+  m.def(
+      "prefer_huge_pages",
+      [](std::uintptr_t data, std::int64_t bytes) {
+        headrace::prefer_huge_pages(reinterpret_cast<void*>(data), bytes);
+      },
+      py::arg("data"), py::arg("bytes"));
 #define HEADRACE_BIND(family) headrace::bind::family##_family(m);
   HEADRACE_EACH_FAMILY(HEADRACE_BIND)
 #undef HEADRACE_BIND

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """What fell out of the window is brought back for a question, on a stock model of transformers.
 
-    python examples/recall.py [MODEL] [--text FILE] [--window N] [--top N] [--folder DIR]
+    python examples/recall.py [MODEL] [--text FILE] [--window N] [--top N] [--mass P] [--folder DIR]
 
 MODEL is a directory with a model and its tokenizer; without one a small Llama reads bytes, with
-random weights but for its queries, which are made as its keys are: it looks for what it reads. A
-note is followed by so much text that no query sees it any more; its pages are in the archive (on
-disk with --folder), and the question finds them there. What the model says of it is up to MODEL.
+random weights but for queries made as keys are: it looks for what it reads. A note is followed by
+so much text that no query sees it; its pages are in the archive (on disk with --folder), and the
+question finds them: the best few, or by --mass as many as show queries that share of a softmax.
 """
 
 import argparse
@@ -24,8 +24,6 @@ ASKED = "\nVAULT>CODE>"
 
 
 class Bytes:
-    """A tokenizer of the 256 bytes."""
-
     def __call__(self, text, **options):
         return {"input_ids": torch.tensor([list(text.encode())])}
 
@@ -51,26 +49,28 @@ def main():
     parser.add_argument("--text", default=Path(sysconfig.get_paths()["stdlib"], "argparse.py"))
     parser.add_argument("--window", type=int, default=252)
     parser.add_argument("--top", type=int, default=2)
+    parser.add_argument("--mass", type=float)
     parser.add_argument("--folder")
     args = parser.parse_args()
     model, tokenizer = load(args.model)
-    model.eval()
     text = " ".join(Path(args.text).read_text("utf-8").split())[:12000]
     ids = tokenizer(text[:3000] + NOTE + text[3000:], return_tensors="pt")["input_ids"]
     question = tokenizer(ASKED, return_tensors="pt")["input_ids"]
-
-    archive = Archive("mean", OnDisk(args.folder) if args.folder else InMemory())
+    how = {"mass": args.mass, "bound": "sampled"} if args.mass else {"top": args.top}
+    archive = Archive("bounds", OnDisk(args.folder) if args.folder else InMemory(), pages=256)
     cache = StreamingCache(model.config, memory=Sink(4) + Window(args.window) >> archive)
     with attached(model), torch.no_grad():
         model(ids, past_key_values=cache)
         print(f"{ids.shape[1]} tokens read, {cache.alive[0]} alive; asked: {ASKED.strip()}")
-        (recalled,) = cache.recall(model, question, top=args.top)
+        (recalled,) = cache.recall(model, question, **how)
+        for layer, told in enumerate(recalled.told):
+            print(f"layer {layer}: of its softmax no query misses over {told.missed:.1%}: {told}")
         for layer, spans in enumerate(recalled.spans):
             for first, stop in spans[: args.top]:
-                found = tokenizer.decode(ids[0, first:stop])
-                print(f"layer {layer}: tokens {first} to {stop - 1} are back: {found!r}")
-        seen = torch.ones(1, ids.shape[1] + question.shape[1])
-        how = {"max_new_tokens": 16, "do_sample": False, "attention_mask": seen}
+                found = f"{first} to {stop - 1} are back: {tokenizer.decode(ids[0, first:stop])!r}"
+                print(f"layer {layer}: tokens {found}")
+        mask = torch.ones(1, ids.shape[1] + question.shape[1])
+        how = {"attention_mask": mask, "max_new_tokens": 16, "do_sample": False}
         said = model.generate(question, past_key_values=cache, **how)
         print(f"it goes on: {tokenizer.decode(said[0, question.shape[1] :])!a}")
 

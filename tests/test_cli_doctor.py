@@ -3,8 +3,10 @@
 
 import copy
 import json
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -74,6 +76,76 @@ def test_a_missing_package_costs_its_feature_only(report, monkeypatch):
     found = doctor.examine(ill)
     assert find(found, "plots").remedy == "pip install 'headrace[cli]'"
     assert find(found, "the live view of `headrace stream`").state == "ok"
+
+
+PYPROJECT = Path(__file__).resolve().parents[1] / "pyproject.toml"
+
+
+def test_every_extra_is_told():
+    text = PYPROJECT.read_text("utf-8")
+    extras = re.search(r"optional-dependencies\]\n(.*?)\n\n", text, re.S)[1]
+    wanted = set(re.findall(r'"([a-z]+)[>=;]', extras))
+    assert {"rich", "matplotlib", "transformers", "peft", "av", "triton"} <= wanted
+    told = {package for _, package, _ in doctor.OPTIONAL} | {"triton"}  # among the backends
+    assert wanted <= told
+    for _, package, extra in doctor.OPTIONAL:
+        if extra is None:  # then everybody has it
+            assert re.search(rf'^dependencies = .*"{package}>', text, re.M)
+        else:
+            assert re.search(rf'^{extra} = .*"{package}>', text, re.M)
+
+
+@pytest.mark.parametrize(
+    ("version", "state"),
+    [("5.22.9", "off"), ("5.23.0", "ok"), ("5.23.7.post1", "ok"), ("5.24.0", "off"), ("6", "off")],
+)
+def test_a_package_of_another_version_is_named(report, monkeypatch, version, state):
+    named = ["transformers-x>=9", "transformers<5.24,>=5.23; extra == 'transformers'"]
+    monkeypatch.setattr(doctor.metadata, "requires", lambda _: named)
+    ill = copy.deepcopy(report)
+    ill["versions"]["transformers"] = version
+    finding = find(doctor.examine(ill), "stock models: `integrations.transformers`")
+    assert finding.state == state
+    assert f"transformers {version}" in finding.why
+    assert ("<5.24,>=5.23" in finding.why) == (state == "off")
+
+
+@pytest.mark.parametrize("package", [row[1] for row in doctor.OPTIONAL])
+def test_each_package_that_is_missing_has_its_feature_and_its_way_in(report, monkeypatch, package):
+    ill = copy.deepcopy(report)
+    ill["versions"][package] = None
+    known = info.version
+    monkeypatch.setattr(info, "version", lambda p: None if p == package else known(p))
+    (off,) = [f for f in doctor.examine(ill) if f.why == f"{package} is not installed"]
+    assert off.state == "off"
+    assert off.remedy.startswith("pip install '")
+
+
+def test_triton_that_is_missing(report):
+    ill = copy.deepcopy(report)
+    ill["backends"]["triton"] = "off: triton is not installed"
+    assert find(doctor.examine(ill), "Triton kernels").remedy == "pip install 'headrace[triton]'"
+
+
+def test_gpu_and_compiler(report, monkeypatch, tmp_path):
+    with_one = {**report, "gpu": ["NVIDIA H200"]}
+    assert find(doctor.examine(with_one), "a GPU").why == "NVIDIA H200"
+    assert find(doctor.examine({**report, "gpu": []}), "a GPU").state == "off"
+    broken = {**report, "gpu": {"error": "OSError: no"}}
+    assert find(doctor.examine(broken), "a GPU").why == "OSError: no"
+
+    feature = "nvcc, for the CUDA kernels"
+    compiler = tmp_path / "bin/nvcc"
+    for name in ("PATH", "CUDA_PATH"):
+        monkeypatch.setenv(name, str(tmp_path))
+    monkeypatch.delenv("CUDACXX", raising=False)
+    assert "CUDACXX" in find(doctor.examine(report), feature).remedy
+    compiler.parent.mkdir()
+    compiler.write_text("#!/bin/sh\n")
+    compiler.chmod(0o755)
+    assert find(doctor.examine(report), feature).why == str(compiler)
+    monkeypatch.setenv("CUDACXX", str(tmp_path / "none"))  # as CMake: what is named, or nothing
+    assert find(doctor.examine(report), feature).state == "off"
 
 
 def test_it_works_where_the_extension_does_not_load(tmp_path):

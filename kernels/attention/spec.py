@@ -221,7 +221,7 @@ PAGED_ATTENTION = OpSpec(
         "(Tensor q, Tensor k_pages, Tensor v_pages, Tensor entries, Tensor entry_indptr,"
         " Tensor q_indptr, Tensor q_pos, *, Tensor? q_order=None, Tensor? inv_freq=None,"
         " float? scale=None, float softcap=0.0, Tensor? sink_logits=None, Tensor? freq_axis=None,"
-        " float rope_gain=1.0, Tensor? k_scale=None, Tensor? v_scale=None, int split=4096)"
+        " float rope_gain=1.0, Tensor? k_scale=None, Tensor? v_scale=None, int split=1024)"
         " -> (Tensor, Tensor)"
     ),
     args=(

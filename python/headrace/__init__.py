@@ -11,14 +11,17 @@ __all__ = [
     "AdapterStore",
     "Archive",
     "Engine",
+    "Fold",
     "InCache",
     "InMemory",
     "Keep",
+    "Keep3D",
     "Lane",
     "OnDisk",
     "PagePool",
     "PerLane",
     "Piece",
+    "Relative",
     "Report",
     "Rest",
     "Ring",
@@ -50,14 +53,16 @@ try:
     from .adapters import AdapterBank, AdapterStore
     from .audit import debug
     from .backends import use_backend, use_isa
-    from .memory import Archive, InMemory, Keep, OnDisk, PagePool, Rest, Sink, Tagged, Window
+    from .memory import Archive, Fold, InMemory, Keep, OnDisk, PagePool, Rest, Sink, Tagged, Window
     from .streams import (
         Absolute,
         Engine,
         InCache,
+        Keep3D,
         Lane,
         PerLane,
         Piece,
+        Relative,
         Report,
         Ring,
         Stream,

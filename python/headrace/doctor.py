@@ -9,10 +9,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
+import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 from . import info
@@ -31,13 +35,15 @@ class Finding:
     remedy: str = ""
 
 
-# Packages that only some features need.
+# Packages that only some features need: the feature, the package, the extra that brings it.
 OPTIONAL = (
-    ("the live view of `headrace stream`", "rich", "pip install 'headrace[cli]'"),
-    ("plots", "matplotlib", "pip install 'headrace[cli]'"),
-    ("video: `headrace stream --video`", "av", "pip install 'headrace[video]'"),
-    ("the adapter store", "lmdb", "pip install lmdb"),
-    ("models and adapters in files", "safetensors", "pip install safetensors"),
+    ("the live view of `headrace stream`", "rich", "cli"),
+    ("plots", "matplotlib", "cli"),
+    ("stock models: `integrations.transformers`", "transformers", "transformers"),
+    ("a PeftModel in `integrations.peft`; folders need none", "peft", "peft"),
+    ("video: `headrace stream --video`", "av", "video"),
+    ("the adapter store", "lmdb", None),
+    ("models and adapters in files", "safetensors", None),
 )
 
 
@@ -47,11 +53,7 @@ def examine(report: dict[str, Any] | None = None) -> list[Finding]:
     found = [_extension(report), _torch(report)]
     if found[0].state == OK:
         found += [_kernels(report), _threads(report), _openmp(report)]
-    for feature, package, remedy in OPTIONAL:
-        if report["versions"].get(package) or info.version(package):
-            found.append(Finding(feature, OK, f"{package} {info.version(package)}"))
-        else:
-            found.append(Finding(feature, OFF, f"{package} is not installed", remedy))
+    found += [_package(report, *row) for row in OPTIONAL]
     found += _gpu(report)
     return found
 
@@ -76,6 +78,44 @@ def _torch(report: dict[str, Any]) -> Finding:
     if "error" in report["torch"]:
         return Finding("torch", BROKEN, report["torch"]["error"], "install torch again")
     return Finding("torch", OK, f"torch {version}")
+
+
+def _package(report: dict[str, Any], feature: str, package: str, extra: str | None) -> Finding:
+    version = report["versions"].get(package) or info.version(package)
+    wanted = _wanted(package)
+    remedy = f"pip install 'headrace[{extra}]'" if extra else f"pip install '{package}{wanted}'"
+    if not version:
+        return Finding(feature, OFF, f"{package} is not installed", remedy)
+    if not _within(version, wanted):
+        return Finding(feature, OFF, f"{package} {version} is not in {wanted}", remedy)
+    return Finding(feature, OK, f"{package} {version}")
+
+
+def _wanted(package: str) -> str:
+    """The versions that headrace's own metadata ask for, such as `>=5.23,<5.24`; "" if none."""
+    try:
+        named = metadata.requires("headrace") or []
+    except metadata.PackageNotFoundError:
+        return ""
+    for line in named:
+        found = re.match(rf"{package}(?![\w-])\s*([<>=!~.,\d\s]*)", line)
+        if found:
+            return found[1].replace(" ", "")
+    return ""
+
+
+def _within(version: str, wanted: str) -> bool:
+    """Of release numbers alone; what cannot be read is let pass."""
+    mine = _release(version)
+    for sign, bound in re.findall(r"(>=|<(?!=))([\d.]+)", wanted):
+        if mine and (mine >= _release(bound)) != (sign == ">="):
+            return False
+    return True
+
+
+def _release(version: str) -> list[int]:
+    found = re.match(r"\d+(\.\d+)*", version)
+    return [int(n) for n in found[0].split(".")] if found else []
 
 
 def _kernels(report: dict[str, Any]) -> Finding:
@@ -119,6 +159,31 @@ def _gpu(report: dict[str, Any]) -> Iterator[Finding]:
         why = told.removeprefix("off: ")
         remedy = remedies.get(why, "build with HEADRACE_CUDA=ON where nvcc is installed")
         yield Finding(feature, OFF, why, remedy)
+    devices = report["gpu"]
+    if isinstance(devices, list) and devices:
+        yield Finding("a GPU", OK, ", ".join(devices))
+    else:
+        why = "no NVIDIA device" if isinstance(devices, list) else _told(devices)
+        yield Finding("a GPU", OFF, why, "nothing to do: the CPU kernels are complete")
+    nvcc = _nvcc()
+    if nvcc is None:
+        remedy = "only to build them: install the CUDA toolkit, put nvcc on PATH or set CUDACXX"
+        yield Finding("nvcc, for the CUDA kernels", OFF, "not found", remedy)
+    else:
+        yield Finding("nvcc, for the CUDA kernels", OK, nvcc)
+
+
+def _nvcc() -> str | None:
+    """Where CMake would find it."""
+    named = os.environ.get("CUDACXX")
+    if named:
+        return shutil.which(named)
+    root = os.environ.get("CUDA_PATH")
+    return shutil.which("nvcc") or (shutil.which(str(Path(root, "bin/nvcc"))) if root else None)
+
+
+def _told(part: object) -> str:
+    return str(part.get("error", part)) if isinstance(part, dict) else str(part)
 
 
 def _first(loaded: object) -> str:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Adapters for the small decoder of the stream tests, and what they make of its weights."""
+"""Adapters for the small decoder of the stream tests, what they make of its weights, and banks."""
 
 from __future__ import annotations
 
@@ -7,7 +7,10 @@ import copy
 
 import torch
 
+from headrace import AdapterBank
 from headrace.adapters import AdapterConfig, Base, Module
+from headrace.adapters.blob import Adapter
+from headrace.adapters.packing import pack
 
 from ..streams.tiny import TinyDecoder
 
@@ -70,3 +73,41 @@ def merged(model, config, tensors):
 
 def base(model=None):
     return Base("tiny", shapes(model or TinyDecoder()), ("org/tiny",))
+
+
+X = torch.randn(5, 32, generator=torch.Generator().manual_seed(9))
+
+
+def bank_of(**options):
+    options = {"slots": 4, "rank_rows": 24, "max_rank": 12, **options}
+    return AdapterBank(base(), **options)
+
+
+def state(bank):
+    """What must be the same after an error: who is where, and every number that a kernel reads."""
+    seats = bank._seats
+    tables = seats.tables
+    return (
+        [(r.revision, r.slot, r.extents, r.holds, r.pinned, r.worth) for r in bank.residents()],
+        sorted(seats.free_slots), seats.rows.runs(), dict(bank._names), vars(bank.stats).copy(),
+        tables.rows.tolist(), tables._ranks.tolist(),
+    )  # fmt: skip
+
+
+def update(bank, site, name, x, outputs):
+    """What the slot of `name` adds at a site to 0 for each row of x."""
+    y = torch.zeros(len(x), outputs)
+    with bank.route([bank.find(name)], [len(x)]) as route:
+        route.add_to(site, x, y)
+    return y
+
+
+def dense(config, tensors, module, x):
+    a, b = (tensors[f"{module}.{part}"].double() for part in "ab")
+    return config.scale(module) * (x.double() @ a.T) @ b.T
+
+
+def packed(config, tensors):
+    """An Adapter of its own, which no bank has."""
+    digest, blob = pack("test", config, tensors)
+    return Adapter("test", blob, digest.hex())

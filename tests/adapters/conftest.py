@@ -2,7 +2,7 @@
 import pytest
 import torch
 
-from headrace.adapters import AdapterConfig, AdapterStore, Module
+from headrace.adapters import AdapterConfig, AdapterStore, Module, bank_loader
 
 SHAPES = {
     f"layers.{i}.{name}": shape
@@ -54,3 +54,10 @@ def everything(store):
         [store.history(n) for n, _ in names],
         store.verify().unused,
     )
+
+
+@pytest.fixture(params=["in a thread", "where it is waited for"])
+def threaded(request, monkeypatch):
+    """Both ways in which a bank loads, whatever the size."""
+    if request.param == "in a thread":
+        monkeypatch.setattr(bank_loader, "SMALL", 0)

@@ -53,17 +53,30 @@ MODELS = {
     "gemma": ("Gemma", {"head_dim": 64, "num_key_value_heads": 1}),
     "phi": ("Phi", {"num_key_value_heads": 4, "rope_parameters": {"rope_type": "default",
             "rope_theta": 10000.0, "partial_rotary_factor": 0.5}}),
+    "phi3": ("Phi3", {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0,
+             "partial_rotary_factor": 0.75}}),
     "gpt_neox": ("GPTNeoX", {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0,
                  "partial_rotary_factor": 0.25}}),
     "gpt_oss": ("GptOss", {"head_dim": 32, "layer_types": MIXED, "sliding_window": 20,
                 "num_local_experts": 2, "num_experts_per_tok": 1, "rope_parameters": YARN}),
+}  # fmt: skip
+DYNAMIC = {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 4.0}
+LONG = {"rope_type": "longrope", "rope_theta": 10000.0, "short_factor": [1.0, 1.25, 1.5, 2.0] * 2,
+        "long_factor": [1.0, 2.0, 5.0, 9.0, 14.0, 20.0, 28.0, 40.0]}  # fmt: skip
+# RoPE that depends on the length, of 64 tokens in training.
+BY_LENGTH = {
+    "llama-dynamic": ("Llama", {"rope_parameters": DYNAMIC, "max_position_embeddings": 64}),
+    "phi3-longrope": ("Phi3", {"rope_parameters": LONG, "max_position_embeddings": 256,
+                      "original_max_position_embeddings": 64}),
+    "llama-longrope": ("Llama", {"max_position_embeddings": 256, "rope_parameters": {
+                       **LONG, "original_max_position_embeddings": 64, "factor": 3.0}}),
 }  # fmt: skip
 
 
 @functools.cache
 def model(name, **more):
     """Random weights, the same at every call; fp32."""
-    family, options = MODELS[name]
+    family, options = {**MODELS, **BY_LENGTH}[name]
     config = getattr(transformers, f"{family}Config")(**{**BASE, **options, **more})
     torch.manual_seed(0)
     made = getattr(transformers, f"{family}ForCausalLM")(config).eval()

@@ -33,9 +33,9 @@ def test_configs():
     for config in (transformers.GPT2Config(), transformers.T5Config(), transformers.MambaConfig()):
         match = rf"one of the architectures .*llama.*, got {config.model_type}"
         refused(NotImplementedError, match, config=config)
-    dynamic = {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 2.0}
-    match = "one of the RoPE types default, linear, llama3, yarn, mrope, got dynamic"
-    refused(NotImplementedError, match, config=llama(rope_parameters=dynamic))
+    other = {"rope_type": "proportional", "rope_theta": 10000.0}
+    match = "one of the RoPE types default, .*, dynamic, longrope, got proportional"
+    refused(NotImplementedError, match, config=llama(rope_parameters=other))
 
 
 def test_arguments():

@@ -69,7 +69,11 @@ def test_recall_of_everything_is_full_attention(name, positions, tokens, tmp_pat
 
 
 @POSITIONS
-@pytest.mark.parametrize("how", [{"top": 2}, {"mass": 0.6}], ids=["top", "mass"])
+@pytest.mark.parametrize(
+    "how",
+    [{"top": 2}, {"mass": 0.6}, {"mass": 0.5, "bound": "sampled"}],
+    ids=["top", "mass", "sampled"],
+)
 def test_each_layer_sees_the_pages_that_it_chose(positions, how, tokens):
     stock, x, more = model("llama"), tokens(1, 300), tokens(1, 30, 1)
     cache = cache_of(stock, Archive("bounds"), positions)
@@ -89,6 +93,9 @@ def test_each_layer_sees_the_pages_that_it_chose(positions, how, tokens):
     both = torch.cat([x, more], 1)
     want = oracle(stock, both, Seen(300, spans, -(-330 // 64)), positions)
     assert gap(logits, want[:, 300:]) < BOUND
+    if "mass" in how:
+        assert all(missed <= 1 - how["mass"] for missed in got.missed)
+        assert got.sure == [0.95 if "bound" in how and u else 1.0 for u in got.unlike]
     if spans[0] != spans[1]:
         other = oracle(stock, both, Seen(300, spans[::-1], -(-330 // 64)), positions)
         assert gap(other[:, 300:], want[:, 300:]) > 10 * BOUND
@@ -208,6 +215,8 @@ def test_what_cannot_be_asked_gets_one_line(tokens):
         (r"\(top\): expected None", ValueError, lambda: cache.recall(stock, x, top=1, mass=0.1)),
         (r"\(top\): expected 0 pages", ValueError, lambda: cache.recall(stock, x, top=-1)),
         (r"\(mass\): expected a share", ValueError, lambda: cache.recall(stock, x, mass=2)),
+        (r"\(bound\): expected proven", ValueError,
+         lambda: cache.recall(stock, x, mass=0.2, bound="?")),
         (r"\(mass\): .*index .bounds.", ValueError, lambda: cache.recall(stock, x, mass=0.2)),
     ):  # fmt: skip
         with pytest.raises(error, match=rf"^recall{match}"):
@@ -216,7 +225,3 @@ def test_what_cannot_be_asked_gets_one_line(tokens):
     with pytest.raises(ValueError, match=r"^recall\(pages\): expected \d+ pages .* 2 of 2"):
         cache.recall(stock, x)
     assert cache.rows.recalled == [got]
-    rope = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [16, 24, 24]}
-    config = transformers.Qwen2VLTextConfig(rope_parameters=rope)
-    with pytest.raises(NotImplementedError, match=r"for models with M-RoPE"):
-        StreamingCache(config, memory=NEAR >> Archive())

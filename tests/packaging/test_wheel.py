@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The source archive builds where no torch is, and the wheel holds what it must and no more."""
 
+import fnmatch
 import os
 import re
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -68,7 +70,7 @@ def names_in(folder):
     return {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()}
 
 
-def test_sdist_holds_the_sources_and_no_leftovers(sdist):
+def test_sdist_holds_the_sources(sdist):
     names = names_in(sdist)
     for wanted in (
         "pyproject.toml",
@@ -85,13 +87,62 @@ def test_sdist_holds_the_sources_and_no_leftovers(sdist):
         "kernels/linear/cpu_avx2.cpp",
         "python/headrace/py.typed",
         "python/headrace/_C.pyi",
+        "python/headrace/models/bytes-stream.safetensors",
         "tests/packaging/test_wheel.py",
         "tools/new_op.py",
         ".clang-format",
     ):
         assert wanted in names, wanted
-    leftovers = re.compile(r"(^|/)(build|dist|\.venv[^/]*|__pycache__|\.git)/|\.(whl|so|pyc|o)$")
-    assert [name for name in names if leftovers.search(name)] == []
+
+
+def tracked():
+    """What git has of the checkout; None where it is none, as in an unpacked archive."""
+    if not (ROOT / ".git").exists() or shutil.which("git") is None:
+        return None
+    done = subprocess.run(
+        ["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    return {name for name in done.stdout.split("\0") if name and (ROOT / name).exists()}
+
+
+def test_sdist_holds_what_is_tracked_and_no_more(sdist):
+    known = tracked()
+    if known is None:
+        pytest.skip("runs in a git checkout only")
+    # New files of known kinds are in it before they are tracked; nothing else is.
+    assert known - names_in(sdist) == set()
+    others = subprocess.run(
+        ["git", "ls-files", "-z", "--others", "--exclude-standard"],
+        cwd=ROOT, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert names_in(sdist) - known - set(others.stdout.split("\0")) == {"PKG-INFO"}
+
+
+STRAYS = (
+    "notes.txt", ".env", "core", "build.log", "clip.mp4", "headrace-report.json", "x/setup.py",
+    "python/headrace/_C.so", "python/headrace/core", "python/headrace/__pycache__/info.pyc",
+    "python/headrace.egg-info/PKG-INFO", "python/headrace/.mypy_cache/a.py", "csrc/module.o",
+    "tests/.hypothesis/a.py", "tests/clip.mp4", "bench/results/raw.csv", "docs/draft.odt",
+    "dist/headrace-0.tar.gz", ".venv/lib/site.py", "build/a.cpp", "tools/x.orig",
+)  # fmt: skip
+
+
+def test_nothing_that_lies_about_comes_along(sdist, tmp_path):
+    tree = tmp_path / "tree"
+    for name in ("pyproject.toml", "README.md", "LICENSE", *STRAYS):
+        path = tree / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes((ROOT / name).read_bytes() if name not in STRAYS else b"")
+    kept = ("tests/ops/test_x.py", "csrc/x.cpp", "python/headrace/x.py", ".ci/run")
+    for name in kept:
+        path = tree / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"")
+    build("import sys, scikit_build_core.build as b; b.build_sdist(sys.argv[1])", tmp_path, tree)
+    (archive,) = tmp_path.glob("*.tar.gz")
+    with tarfile.open(archive) as tar:
+        names = {name.split("/", 1)[1] for name in tar.getnames()}
+    assert names == {"pyproject.toml", "README.md", "LICENSE", "PKG-INFO", *kept}
 
 
 def test_wheel_holds_the_package(wheel):
@@ -137,3 +188,39 @@ def test_wheel_links_no_libtorch(wheel, tmp_path):
     for library in (b"libtorch", b"libc10", b"libtorch_cpu", b"libtorch_python"):
         assert library not in data
     assert b"libgomp-" not in data
+
+
+def test_wheels_are_configured_for_every_python_that_is_promised():
+    tomllib = pytest.importorskip("tomllib", reason="Python 3.10 reads no TOML")
+    whole = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
+    project, wheels = whole["project"], whole["tool"]["cibuildwheel"]
+    promised = re.findall(r"Python :: (3\.\d+)", "\n".join(project["classifiers"]))
+    assert project["requires-python"] == f">={promised[0]}"
+    built = [f"cp{version.replace('.', '')}-manylinux_x86_64" for version in promised]
+    patterns = wheels["build"].split()
+    for name in built:
+        assert any(fnmatch.fnmatch(name, pattern) for pattern in patterns), name
+    assert len(patterns) == len(built)
+    assert not any(fnmatch.fnmatch("cp314t-manylinux_x86_64", pattern) for pattern in patterns)
+    assert fnmatch.fnmatch("cp312-musllinux_x86_64", wheels["skip"])
+    assert wheels["environment"] == {"HEADRACE_CUDA": "OFF"}
+    assert "--exclude libgomp.so.1" in wheels["linux"]["repair-wheel-command"]
+
+
+def test_the_extension_takes_the_openmp_runtime_of_torch(wheel, tmp_path):
+    """By its plain soname, so that the copy that torch brings, imported first, is the one."""
+    torch = pytest.importorskip("torch", reason="torch is not installed")
+    readelf = shutil.which("readelf")
+    brought = list(Path(torch.__file__).parent.glob("lib/libgomp*"))
+    if readelf is None or not brought:
+        pytest.skip("readelf, and a torch that brings libgomp, are not both here")
+
+    def dynamic(path, what):
+        out = subprocess.run([readelf, "-d", path], capture_output=True, text=True, check=True)
+        return re.findall(rf"\({what}\).*\[(.+)\]", out.stdout)
+
+    with zipfile.ZipFile(wheel) as archive:
+        (name,) = (n for n in archive.namelist() if "/_C." in n and n.endswith(".so"))
+        extension = archive.extract(name, tmp_path)
+    needed = [n for n in dynamic(extension, "NEEDED") if "gomp" in n]
+    assert needed == dynamic(brought[0], "SONAME") == ["libgomp.so.1"]

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from headrace import Absolute, Archive, InCache, InMemory, OnDisk, Sink, Window, oracle, wrap
+from headrace.memory import Parked
 from headrace.memory.recall import bounds, turned
 from headrace.memory.regions import Region
 from headrace.memory.sampled import block_masses, by_sample, sampled
@@ -18,6 +19,7 @@ from headrace.memory.segment import Segment
 from headrace.memory.table import Table
 from headrace.streams import call
 from headrace.streams.recalling import ask
+from headrace.streams.snapshot import snapshot
 
 from .tiny import TinyDecoder
 
@@ -283,15 +285,15 @@ def test_damage_is_named_left_out_and_not_found_again(tmp_path):
 
 
 @pytest.mark.parametrize("p", [0.3, 0.9, 0.999])
-@pytest.mark.parametrize("proven", [False, True])
-def test_recall_by_mass_captures_what_it_says(p, proven):
+@pytest.mark.parametrize("bound", ["proven", "sampled", "estimate"])
+def test_recall_by_mass_captures_what_it_says(p, bound):
     """The share that every query and head really captures, from all keys of the stream."""
     with engine(Archive("bounds", InMemory(), pages=64)) as e:
         stream = e.open()
         stream.feed(tokens(600))
         question = tokens(5, 3)
         asked = ask(stream, question)
-        got = stream.recall(question, mass=p, proven=proven)
+        got = stream.recall(question, mass=p, bound=bound)
         index = stream._shelf.index
         for layer in range(2):
             total = [asked[layer].lse.double()]
@@ -310,14 +312,92 @@ def test_recall_by_mass_captures_what_it_says(p, proven):
             total = torch.stack(total).logsumexp(0)
             lost = float((torch.stack(missing).logsumexp(0) - total).exp().max()) if missing else 0
             assert lost <= got.missed[layer] + 1e-9
-            if proven:
+            if bound != "estimate":
                 assert 1 - lost >= p - 1e-9
                 assert got.missed[layer] <= 1 - p + 1e-9
 
 
+def test_what_was_sampled_is_seen_reported_shared_and_forgotten():
+    """Each layer sees what it chose, in forks and after its pages were out of the pool too."""
+    model, read, more = TinyDecoder(), tokens(900), tokens(20, 1)
+    for weight in model.q:  # less loud: no page has all the attention
+        weight.data.mul_(0.3)
+    with engine(Archive("bounds", pages=64), model=model) as e:
+        stream = e.open()
+        stream.feed(read)
+        mark = stream.mark()
+        got = stream.recall(more[:3], mass=0.3, bound="sampled")
+        assert len(got.told) == 2
+        assert got.sure == [0.95] * 2
+        assert all(t.missed <= 0.7 and 0 < t.unlike < 0.1 and t.captured > 0.3 for t in got.told)
+        assert [len(b) for b in got.blocks] == [32, 32]  # of 52
+        again = stream.recall(more[:3], mass=0.3, bound="sampled")
+        assert (again.blocks, again.told) == (got.blocks, got.told)
+        wide = stream.recall(more[:3], mass=0.3)
+        assert wide.sure == [1, 1]
+        assert min(map(len, wide.blocks)) > 32
+        stream.recall(more[:3], mass=0.3, bound="sampled")
+        twin = stream.fork()
+        assert twin._recalled.told == got.told
+        parked = Parked(e.pool, stream._lease)
+        stream._lease = parked.restore()
+        want = twin.feed(more, logits=True).logits
+        assert torch.equal(stream.feed(more, logits=True).logits, want)
+        both = torch.cat([read, more])
+        everything = oracle(model, both, Seen(900, ((4, 900 - 39),)), Absolute())[900:]
+        assert (want - everything).abs().max() > 1e-3  # something is missing
+        twin.close()
+        stream.rollback(mark)
+        assert stream._recalled is None
+        with pytest.raises(
+            NotImplementedError, match=r"^snapshot\(stream\): .* without an Archive"
+        ):
+            snapshot(stream, "nowhere")
+
+
+def test_a_sample_needs_near_pages_to_look(monkeypatch):
+    with engine(Archive("bounds", pages=16)) as e:
+        stream = e.open()
+        stream.feed(tokens(900))
+        got = stream.recall([1], top=4)
+        with pytest.raises(
+            ValueError, match=r"^recall\(pages\): expected more than 14 pages .* 16 of 16"
+        ):
+            stream.recall([1], mass=0.9, bound="sampled")
+        assert stream._recalled is got  # as it was
+        few = stream.recall([1], mass=0.02, bound="sampled")
+        assert all(len(blocks) <= 14 for blocks in few.blocks)
+        stream.recall([1], top=16)
+        with pytest.raises(ValueError, match=r"^recall\(pages\): .* that no stream"):
+            stream.recall([1], mass=0.5, bound="sampled")
+
+
+def test_the_end_of_an_archive_stays_when_its_blocks_go(tmp_path):
+    with engine(Archive("mean", OnDisk(tmp_path))) as e:
+        stream = e.open(archive="a")
+        stream.feed(tokens(300))
+        shelf, mark = stream._shelf, stream.mark()
+        end = int(shelf.index.starts[-1] + shelf.index.counts[-1])
+        assert shelf.end == end > 200
+        shelf.drop(shelf.index.blocks[-2:].tolist())
+        assert shelf.end == end  # whose tokens are gone, but were archived
+        twin = stream.fork()
+        assert twin._shelf.end == end
+        twin._shelf.drop(twin._shelf.index.blocks.tolist())
+        assert (len(twin._shelf.index), twin._shelf.end) == (0, end)
+        stream.feed(tokens(60, 1))
+        assert shelf.end > end
+        stream.rollback(mark)
+        assert shelf.end == end
+        stream.close()
+        again = e.open(archive="a")
+        assert again._shelf.end == end - 32  # what the disk has
+
+
 def test_what_cannot_be_asked_gets_one_line(tmp_path):
     with pytest.raises(
-        TypeError, match=r"^wrap\(memory\): expected an Archive, Keep, Rest or Window behind >>"
+        TypeError,
+        match=r"^wrap\(memory\): expected an Archive, Fold, Keep, Rest or Window behind >>",
     ):
         NEAR >> Sink(3)
     with pytest.raises(ValueError, match=r"^wrap\(memory\): expected regions >> Archive"):
@@ -348,6 +428,10 @@ def test_what_cannot_be_asked_gets_one_line(tmp_path):
             stream.recall([1], mass=0.5, top=2)
         with pytest.raises(ValueError, match=r"^recall\(mass\): expected a share from 0 to 1"):
             stream.recall([1], mass=1.5)
+        with pytest.raises(ValueError, match=r"^recall\(bound\): expected proven, sampled, est"):
+            stream.recall([1], mass=0.5, bound="sure")
+        with pytest.raises(ValueError, match=r"^recall\(bound\): expected a mass beside it"):
+            stream.recall([1], top=2, bound="sampled")
         with pytest.raises(ValueError, match=r"^recall\(question\): expected at least one token"):
             stream.recall([], top=1)
         with pytest.raises(NotImplementedError, match=r"^update\(memory\): .* without an Archive"):

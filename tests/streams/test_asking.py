@@ -57,7 +57,7 @@ def test_by_mass_while_it_reads():
 
         def most(shelf, layer, asked):
             assert (asked.lse == -torch.inf).all()
-            return by_mass(shelf, layer, asked, 0.9, True, None, e._inv_freq)[0]
+            return by_mass(shelf, layer, asked, 0.9, "proven", None, e._inv_freq)[0]
 
         read(stream, tokens(9, 1), most)
         assert all(stream._recalled.blocks)

@@ -4,7 +4,7 @@
 import pytest
 import torch
 
-from headrace import Ring, Sink, Window
+from headrace import Fold, Ring, Sink, Window
 from headrace.models import Denoiser, DenoiserConfig
 from headrace.presets.hybrid_forcing import small_folder
 from headrace.presets.sana_streaming import small_editor
@@ -13,11 +13,12 @@ from headrace.streams.ring_fold import FoldedSparse, turned
 
 from .rings import DENOISER, LEVELS
 
+FOLD = Fold(raw=True, merge="add")
 FOLDER, EDITOR = small_folder(), small_editor()
 
 
 def folding(**options):
-    memory = options.pop("memory", Sink(1) + Window(2))
+    memory = options.pop("memory", Sink(1) + Window(2) >> FOLD)
     told = {"depth": 1, "memory": memory, "cache": "clean", "mixer": FoldedSparse(0.4, 16)}
     return Ring(options.pop("denoiser", FOLDER), LEVELS, **{**told, **options})
 
@@ -94,6 +95,13 @@ def test_a_turn_and_back():
         (lambda: folding(mixer=FoldedSparse(0.2, 32)), ValueError, r"FoldedSparse\(block\): exp"),
         (lambda: folding(denoiser=DENOISER), ValueError, r"Ring\(mixer\): expected a denoiser"),
         (lambda: folding(memory=None), ValueError, r"Ring\(mixer\): expected a denoiser"),
+        (lambda: folding(memory=Sink(1) + Window(2)), ValueError, r"Ring\(memory\): .* >> Fold"),
+        (lambda: folding(memory=Window(2) >> Fold()), ValueError, r"Ring\(memory\): .* >> Fold"),
+        (
+            lambda: editing(memory=Window(2) >> FOLD),
+            NotImplementedError,
+            r"wrap\(memory\): .*without a Fold here",
+        ),
         (lambda: folding(depth=2), NotImplementedError, r"Ring\(mixer\): expected one of depth 1"),
         (lambda: folding(cache="step"), NotImplementedError, r"Ring\(mixer\): .* cache clean"),
         (lambda: folding(guidance="full"), NotImplementedError, r"Ring\(mixer\): .* guidance"),

@@ -2,6 +2,7 @@
 """What was saved goes on elsewhere in every bit; what does not fit is told, and takes nothing."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -150,6 +151,17 @@ def refused(path, told, **options):
         assert not e._streams
 
 
+def test_a_file_that_cannot_be_read_is_named(tmp_path):
+    with engine() as e:
+        for path, error, why in (
+            (tmp_path / "none", FileNotFoundError, "No such file or directory"),
+            (tmp_path, IsADirectoryError, "Is a directory"),
+        ):
+            said = f"resume(path): expected a file of a stream, got {path}: {why}"
+            with pytest.raises(error, match=f"^{re.escape(said)}$"):
+                resume(e, path)
+
+
 def test_every_truncation_and_corruption_is_refused(tmp_path):
     saved(tmp_path / "s", 20)
     whole = (tmp_path / "s").read_bytes()
@@ -157,17 +169,16 @@ def test_every_truncation_and_corruption_is_refused(tmp_path):
     cuts = [0, 1, 7, 8, 9, header, header + 8, len(whole) - 1]
     for size in cuts:
         (tmp_path / "t").write_bytes(whole[:size])
-        refused(tmp_path / "t", "expected a whole stream (headrace.stream.3), got")
+        refused(tmp_path / "t", "expected a whole stream (headrace.stream.4), got")
     made = torch.Generator().manual_seed(0)
     places = [*range(16), *torch.randint(len(whole), (60,), generator=made).tolist()]
     for at in [*places, whole.index(b"sha256") + 12, len(whole) - 1]:
         harmed = bytearray(whole)
         harmed[at] ^= 0x10
         (tmp_path / "t").write_bytes(harmed)
-        refused(tmp_path / "t", "expected a whole stream (headrace.stream.3), got")
+        refused(tmp_path / "t", "expected a whole stream (headrace.stream.4), got")
     (tmp_path / "t").write_bytes(whole + b"\0")
     refused(tmp_path / "t", "expected a whole stream")
-    refused(tmp_path / "none", "No such file")
 
 
 def test_another_engine_is_refused(tmp_path):

@@ -13,10 +13,13 @@ import torch
 
 from .. import ops
 from ..errors import bad_value
-from .shapes import MODELS, Case, cases, of_model
+from . import beside
+from .beside import Beside, time_of
+from .case import MODELS, Case, finite
+from .shapes import cases, of_model
 from .timing import interleaved, matmul_rate, multiply_add_rate, quartiles, reader, samples
 
-__all__ = ["MODELS", "Row", "cases", "measure", "of_model", "run", "table", "to_json"]
+__all__ = ["MODELS", "Beside", "Row", "cases", "measure", "of_model", "run", "table", "to_json"]
 
 
 @dataclass
@@ -25,6 +28,7 @@ class Row:
 
     half: between which seconds half of our times lie. bytes, flops: the least that the shape needs.
     rates: bytes/s of reading a buffer of that size, FLOP/s of multiply-adds in registers.
+    beside: ours, the floor and every peer, where those were asked for.
 
     floor_s is the larger of the bytes over the read rate of a buffer of that size and the FLOPs
     over the multiply-add rate, both measured in the same run. Without `ok` no ratio is shown.
@@ -44,6 +48,7 @@ class Row:
     flops: float = 0.0
     half: tuple[float, float] | None = None
     rates: tuple[float, float] | None = None
+    beside: list[Beside] = field(default_factory=list)
 
     @property
     def speedup(self) -> float | None:
@@ -65,8 +70,9 @@ def measure(case: Case, seconds: float, fma: float, matmul: float) -> Row:
     taken = samples(runs, seconds)
     times = {name: median(each) for name, each in taken.items()}
     # Variants take turns of their own with ours: each finds the cache as the other left it.
-    pairs = interleaved({"ours": case.ours, **case.others}, seconds / 2) if case.others else {}
-    notes = {f"time over {name}": pairs["ours"] / pairs[name] for name in case.others}
+    variants = case.others | case.rivals
+    pairs = interleaved({"ours": case.ours, **variants}, seconds / 2) if variants else {}
+    notes = {f"time over {name}": pairs["ours"] / pairs[name] for name in variants}
     if case.flops / fma > times["read"]:
         notes["share of matmul rate"] = case.flops / times["ours"] / matmul
     return Row(
@@ -92,9 +98,11 @@ def run(
     quick: bool = False,
     progress: Callable[[Row], None] | None = None,
     shapes: str | None = None,
+    peers: bool = False,
 ) -> list[Row]:
     """Benchmarks one op or all of them. quick: few shapes, under half a minute. shapes: those of a
-    model of `MODELS`, for the ops whose shapes a model has.
+    model of `MODELS`, for the ops whose shapes a model has. peers: beside every peer that is there,
+    with warm and with cold caches; those that need torch's compiler are left out of what is quick.
 
     Raises ValueError for an unknown op or model.
     """
@@ -107,7 +115,10 @@ def run(
     with torch.no_grad():
         fma, matmul = multiply_add_rate(), matmul_rate(1024 if quick else 2048)
         for case in chosen:
-            rows.append(measure(case, 0.5 if quick else 3.0, fma, matmul))
+            told = beside.compared(case, compile=not quick) if peers else None
+            rows.append(measure(case, 0.3 if quick else 3.0, fma, matmul))
+            if told:
+                rows[-1].beside.extend(beside.measure(case, told, 0.3 if quick else 1.5, fma))
             if progress is not None:
                 progress(rows[-1])
     if not rows:
@@ -133,17 +144,13 @@ def _cells(row: Row) -> tuple[str, ...]:
     return (
         row.op,
         row.shape,
-        _time(row.ours_s),
+        time_of(row.ours_s),
         mark,
         row.peer_name,
         "" if speedup is None else f"{speedup:.2f}x",
         "" if share is None else f"{share:.0%}",
         notes,
     )
-
-
-def _time(seconds: float) -> str:
-    return f"{seconds * 1e6:.0f} us" if seconds < 1e-2 else f"{seconds * 1e3:.1f} ms"
 
 
 def to_json(rows: Iterable[Row]) -> dict[str, Any]:
@@ -154,7 +161,9 @@ def to_json(rows: Iterable[Row]) -> dict[str, Any]:
         ratios = [r.speedup for r in rows if r.op == op and r.speedup is not None]
         if ratios:
             means[op] = math.exp(sum(map(math.log, ratios)) / len(ratios))
-    return {
+    found = {
         "rows": [asdict(r) | {"speedup": r.speedup, "of_floor": r.of_floor} for r in rows],
         "geometric_mean_speedup": means,
     }
+    made: dict[str, Any] = finite(found)
+    return made

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from .. import ops
 from ..adapters import LoraRoute, LoraSite, quantize_rows
-from .shapes import Case, bound_call, rms_error
+from .case import Case, bound_call, rms_error
+from .peers import Run, peft_rows
 
 
 def rows(tokens: int, adapters: int, width: int, rank: int = 16, bits: int | None = None) -> Case:
@@ -33,19 +34,30 @@ def rows(tokens: int, adapters: int, width: int, rank: int = 16, bits: int | Non
         (codes_a, a_scale), (codes_b, b_scale) = (quantize_rows(w.float(), bits) for w in (a, b))
         scales = {"a_scale": a_scale, "b_scale": b_scale}
         ours = _Site(codes_a, codes_b, scales, copies, x, y, rank)
+        # The peers' floats are what the codes stand for, so that all compute the same.
+        plain.a.copy_(restored(codes_a, a_scale, bits).repeat(peers, 1, 1))
+        plain.b.copy_(restored(codes_b, b_scale, bits).repeat(peers, 1))
     stack_a, stack_b = plain.a.view(-1, rank, width), plain.b.view(-1, rank, width)
     turn = itertools.cycle([r.slots[:, 0].long() for r in plain.routes])
 
     def gathered() -> Tensor:
         own = next(turn)
         down = torch.bmm(x[:, None], stack_a[own].mT)
-        return y + torch.bmm(down, stack_b[own])[:, 0] * plain.scale[own, None].to(dtype)
+        return y.add_(torch.bmm(down, stack_b[own])[:, 0] * plain.scale[own, None].to(dtype))
 
-    def loop() -> None:
+    def loop() -> Tensor:
         own = next(turn)
         for s in own.unique().tolist():
             mine = (own == s).nonzero()[:, 0]
             y[mine] += (x[mine] @ stack_a[s].T) @ stack_b[s] * plain.scale[s].to(dtype)
+        return y
+
+    def more(compile: bool) -> dict[str, Run]:
+        other: dict[str, Run] = (
+            {"loop over adapters": loop} if distinct else {"gather and bmm": gathered}
+        )
+        own = next(turn)
+        return other | peft_rows(stack_a, stack_b, plain.scale, own, x, y)
 
     bound, axes = bound_call("lora_rows", *ours.arguments(), **ours.weights)
     spec = ops.specs()["lora_rows"]
@@ -69,8 +81,16 @@ def rows(tokens: int, adapters: int, width: int, rank: int = 16, bits: int | Non
         "lora_rows", f"{kind} {tokens} rows, {adapters} adapters of rank {rank}, {width} wide",
         ours.step, check, spec.bytes(axes, bound), spec.flops(axes, bound),
         gathered if distinct else loop, "gather and bmm" if distinct else "loop over adapters",
-        others,
+        others, more=more, state=(y,),
     )  # fmt: skip
+
+
+def restored(codes: Tensor, scales: Tensor, bits: int) -> Tensor:
+    """What the codes of `quantize_rows` stand for, fp32."""
+    if bits == 4:
+        pairs = codes.unflatten(-1, (-1, 16))
+        codes = torch.stack([pairs & 15, pairs >> 4], -2).flatten(-3).to(torch.int8) - 8
+    return (codes.float().unflatten(-1, (scales.shape[-1], -1)) * scales[..., None]).flatten(-2)
 
 
 class _Site:
@@ -160,13 +180,21 @@ def stack(tokens: int, adapters: int, width: int, rank: int = 16) -> Case:
         spec.reference(x.double(), a.double(), b.double(), slots, scale.double(), want, None)
         return rms_error(ops.lora(x, a, b, slots, scale), want), spec.tolerance(dtype, axes, bound)
 
-    def loop() -> None:
+    def loop() -> Tensor:
         for s in range(adapters):
             mine = (slots == s).nonzero()[:, 0]
             y[mine] += (x[mine] @ a[s].T) @ b[s].T * scale[s].to(dtype)
+        return y
+
+    def gathered() -> Tensor:
+        own = slots.long()
+        down = torch.bmm(x[:, None], a[own].mT)
+        return y.add_(torch.bmm(down, b[own].mT)[:, 0] * scale[own, None].to(dtype))
 
     return Case(
         "lora", f"bf16 {tokens} rows, {adapters} adapters of rank {rank}, {width} wide",
         lambda: ops.lora(x, a, b, slots, scale, y=y), check, spec.bytes(axes, bound),
-        spec.flops(axes, bound), loop, "loop over adapters",
+        spec.flops(axes, bound), loop, "loop over adapters", state=(y,),
+        more=lambda compile: {"gather and bmm": gathered}
+        | peft_rows(a, b.mT, scale, slots.long(), x, y),
     )  # fmt: skip

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from .. import ops
-from .shapes import DIM, KV_HEADS, PAGE, Case, bound_call, dtype_name, frequencies, rms_error
+from .case import DIM, KV_HEADS, PAGE, Case, after, bound_call, dtype_name, frequencies, rms_error
 
 
 def append_absorb(streams: int, tokens: int, dtype: torch.dtype = torch.bfloat16) -> Case:
@@ -63,9 +63,17 @@ def append_absorb(streams: int, tokens: int, dtype: torch.dtype = torch.bfloat16
         error = rms_error(state[:few], wide["state"][:few])
         return error, spec.tolerance(torch.float32, axes, bound)
 
+    def held() -> Tensor:
+        slots = k_pages[page, :, :, slot].float()
+        return torch.cat([x.flatten() for x in (state, norm, slots)])
+
+    def ours() -> None:
+        ops.append_absorb(*args, inv_freq=inv_freq)
+
     return Case(
         "append_absorb", f"{dtype_name(dtype)} {streams} streams x {tokens} tokens",
-        lambda: ops.append_absorb(*args, inv_freq=inv_freq), check,
+        ours, check,
         spec.bytes(axes, bound), spec.flops(axes, bound), peer, "torch expression",
-        {"moving its bytes": move},
+        {"moving its bytes": move}, state=(k_pages, v_pages, state, norm),
+        results={"ours": after(ours, held), "torch expression": after(peer, held)},
     )  # fmt: skip

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from .. import ops
-from .shapes import DIM, HEADS, KV_HEADS, Case, bound_call, dtype_name, rms_error
+from .case import DIM, HEADS, KV_HEADS, Case, after, bound_call, dtype_name, rms_error
+from .peers import compiled
 
 SIZE = 64  # tokens of a block
 STATES = {"mean": ("total", "count"), "bounds": ("low", "high"), "directions": ("unit",)}
@@ -62,11 +63,18 @@ def segment_reduce(tokens: int, kind: str, dtype: torch.dtype = torch.bfloat16) 
         error = max(rms_error(got[name], want[name]) for name in states)
         return error, spec.tolerance(torch.float32, axes, bound)
 
+    def held() -> Tensor:
+        return torch.cat([s.flatten().double() for s in states.values()])
+
+    def ours() -> None:
+        ops.segment_reduce(x, ids, **states)
+
     return Case(
         "segment_reduce", f"{kind} {dtype_name(dtype)} {tokens} tokens",
-        lambda: ops.segment_reduce(x, ids, **states), check,
+        ours, check,
         spec.bytes(axes, bound), spec.flops(axes, bound), peer,
-        "torch, scattered", {"torch, whole blocks": blocks},
+        "torch, scattered", {"torch, whole blocks": blocks}, state=tuple(states.values()),
+        results={"ours": after(ours, held), "torch, scattered": after(peer, held)},
     )  # fmt: skip
 
 
@@ -102,6 +110,7 @@ def attention_mass(
         f"{name} {dtype_name(dtype)} {tokens} tokens" + (", sums known" if known else ""),
         lambda: ops.attention_mass(q, k, **options), check,
         spec.bytes(axes, bound), spec.flops(axes, bound), peer, "torch, each head",
+        more=lambda compile: compiled(peer) if compile else {},
     )  # fmt: skip
 
 
@@ -139,10 +148,16 @@ def assign(rows: int, candidates: int, dim: int, metric: str) -> Case:
         want = spec.reference(*wide, None, metric, None, False, c is None)[1][0]
         return rms_error(got, want), spec.tolerance(torch.float32, axes, bound)
 
+    def likeness() -> Tensor:  # as the peer puts it: a distance, or bits that differ
+        said = ops.assign(x, c, **options)[1]
+        return {"l2": (-said).clamp(min=0).sqrt(), "hamming": -said}.get(metric, said)
+
     name = f"{rows} x {dim}" + (f" to {candidates}" if c is not None else ", every second")
     return Case(
         "assign", f"{metric} {name}", lambda: ops.assign(x, c, **options), check,
         spec.bytes(axes, bound), spec.flops(axes, bound), peer, "torch, eager",
+        more=lambda compile: compiled(peer) if compile else {},
+        results={"ours": likeness},
     )  # fmt: skip
 
 

@@ -4,13 +4,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from .. import ops
-from .shapes import DIM, HEADS, KV_HEADS, Case, bound_call, dtype_name, rms_error
+from .case import DIM, HEADS, KV_HEADS, Case, bound_call, dtype_name, rms_error
+from .peers import Run, compiled
 
 SIZE, KEPT = 64, 64  # tokens of a block, blocks that are retrieved
 GROUP = HEADS // KV_HEADS
@@ -18,11 +21,12 @@ KINDS = ("mean", "bounds")
 
 
 def over(layers: list[Any], f: Callable[[Any], object]) -> Callable[[], object]:
-    """One call for every layer, which together are larger than a cache; no result is kept."""
+    """One call for every layer, together larger than a cache; gives what the last one gave."""
 
-    def run() -> None:
+    def run() -> object:
         for layer in layers:
-            f(layer)
+            last = f(layer)
+        return last
 
     return run
 
@@ -41,22 +45,33 @@ def retrieve(tokens: int, layers: int, kind: str, dtype: torch.dtype = torch.bfl
         score = ops.block_score(q, layer[0], upper=layer[1], heads=heads)
         return ops.select(score, k=KEPT)
 
-    def each_head(layer: tuple[Tensor, Tensor | None]) -> object:  # as the papers' code does it
+    def each_head(layer: tuple[Tensor, Tensor | None]) -> Tensor:  # as the papers' code does it
         if layer[1] is None:
             keys = layer[0].repeat_interleave(GROUP, 1)
-            score = (q @ keys.mT).mean(2).sum(1, True)
-        else:
-            both = torch.maximum(grouped * layer[0][:, :, None], grouped * layer[1][:, :, None])
-            score = both.sum(-1).sum(2)
-        return score.topk(KEPT).indices.sort()
+            return (q @ keys.mT).mean(2).sum(1, True)
+        both = torch.maximum(grouped * layer[0][:, :, None], grouped * layer[1][:, :, None])
+        return both.sum(-1).sum(2)
 
-    def folded(layer: tuple[Tensor, Tensor | None]) -> object:
+    def folded(layer: tuple[Tensor, Tensor | None]) -> Tensor:
         if layer[1] is None:
-            score = (grouped.sum(2) @ layer[0].mT).sum(1)
-        else:
-            low_q, high_q = grouped.clamp(max=0).sum(2), grouped.clamp(min=0).sum(2)
-            score = (high_q @ layer[1].mT + low_q @ layer[0].mT)[:, :, 0]
-        return score.topk(KEPT).indices.sort()
+            return (grouped.sum(2) @ layer[0].mT).sum(1)
+        low_q, high_q = grouped.clamp(max=0).sum(2), grouped.clamp(min=0).sum(2)
+        return (high_q @ layer[1].mT + low_q @ layer[0].mT)[:, :, 0]
+
+    def chosen(score: Callable[[Any], Tensor]) -> Callable[[Any], object]:
+        return lambda layer: score(layer).topk(KEPT).indices.sort()
+
+    def alone(layer: tuple[Tensor, Tensor | None]) -> Tensor:
+        return ops.block_score(q, layer[0], upper=layer[1], heads=heads)
+
+    def more(compile: bool) -> dict[str, Run]:
+        made = compiled(folded) if compile else {}
+        results.update({name: partial(score, stored[0]) for name, score in made.items()})
+        return {name: over(stored, chosen(score)) for name, score in made.items()}
+
+    # What a rule chooses goes with its rounding, so that what is compared is the scores.
+    scored = {"ours": alone, "torch, each head": each_head, "torch, folded": folded}
+    results = {name: partial(score, stored[0]) for name, score in scored.items()}
 
     def check() -> tuple[float, float]:
         want = spec.reference(
@@ -76,11 +91,13 @@ def retrieve(tokens: int, layers: int, kind: str, dtype: torch.dtype = torch.bfl
         check,
         layers * spec.bytes(axes, bound),
         layers * spec.flops(axes, bound),
-        over(stored, each_head),
+        over(stored, chosen(each_head)),
         "torch, each head",
-        {"torch, folded": over(stored, folded), "score alone": over(stored, lambda layer: (
-            ops.block_score(q, layer[0], upper=layer[1], heads=heads)))},
-    )  # fmt: skip
+        {"score alone": over(stored, alone)},
+        {"torch, folded": over(stored, chosen(folded))},
+        more,
+        results=results,
+    )
 
 
 def bits(tokens: int, layers: int) -> Case:
@@ -112,6 +129,9 @@ def bits(tokens: int, layers: int) -> Case:
         over(stored, lambda keys: ops.block_score(q, keys)), check,
         layers * spec.bytes(axes, bound), layers * spec.flops(axes, bound),
         over(stored, peer), "torch, eager",
+        more=lambda compile: (
+            {name: over(stored, run) for name, run in compiled(peer).items()} if compile else {}
+        ),
     )  # fmt: skip
 
 
@@ -137,8 +157,22 @@ def select(rows: int, size: int, k: int, policy: str = "top_k") -> Case:
         want = spec.reference(**arguments)
         return float((got[0] != want[0]).double().mean()), 0.0 if policy == "top_k" else 1e-2
 
+    def by_partition() -> Tensor:
+        order = np.argpartition(score.numpy(), size - k, -1)[:, size - k :]
+        return torch.from_numpy(order).sort().values
+
+    def listed() -> Tensor:
+        index, count = ops.select(score, policy, **options)
+        return torch.cat([row[: int(n)] for row, n in zip(index, count.flatten(), strict=True)])
+
+    def told() -> Tensor:
+        made: Any = peer()
+        return torch.cat([row.values.flatten() for row in ([made] if policy == "top_k" else made)])
+
     return Case(
         "select", f"{policy} {rows} x {size}" + (f", {k}" if policy == "top_k" else ""),
         lambda: ops.select(score, policy, **options), check,
         spec.bytes(axes, bound), spec.flops(axes, bound), peer, "torch, eager",
+        rivals={"numpy, argpartition": by_partition} if policy == "top_k" else {},
+        results={"ours": listed, "torch, eager": told},
     )  # fmt: skip

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .. import ops
-from .shapes import DIM, Case, bound_call, dtype_name, rms_error, short
+from .case import DIM, Case, bound_call, dtype_name, rms_error, short
 
 
 def hstu_attention(length: int, reach: int, new: int | None = None) -> Case:
@@ -42,7 +42,8 @@ def hstu_attention(length: int, reach: int, new: int | None = None) -> Case:
         f"bf16 {short(length)} reach {reach or 'all'}" + (f" new {new}" if new else ""),
         lambda: ops.hstu_attention(q, k, v, ptr, q_ptr, **rule), check,
         spec.bytes(axes, bound), spec.flops(axes, bound),
-        lambda: dense(*wide), "torch fp32, dense mask", {"bf16": lambda: dense(q, k, v, mask)},
+        lambda: dense(*wide), "torch fp32, dense mask",
+        rivals={"bf16": lambda: dense(q, k, v, mask)},
     )  # fmt: skip
 
 
@@ -69,7 +70,7 @@ def causal_conv(tokens: int, channels: int, dtype: torch.dtype = torch.bfloat16)
 
     return Case(
         "causal_conv", f"{dtype_name(dtype)} [{tokens}, {channels}]", ours, check,
-        spec.bytes(axes, bound), spec.flops(axes, bound), peer, "torch conv1d",
+        spec.bytes(axes, bound), spec.flops(axes, bound), peer, "torch conv1d", state=(state,),
     )  # fmt: skip
 
 
@@ -98,7 +99,7 @@ def frame_delta_rule(frames: int, size: int, dtype: torch.dtype = torch.bfloat16
     def ours() -> torch.Tensor:
         return ops.frame_delta_rule(*args, **kwargs)
 
-    def peer(wide: torch.dtype = torch.float32) -> list[Tensor]:
+    def peer(wide: torch.dtype = torch.float32) -> Tensor:
         out = []
         for f in range(frames):
             part = slice(f * size, (f + 1) * size)
@@ -113,7 +114,7 @@ def frame_delta_rule(frames: int, size: int, dtype: torch.dtype = torch.bfloat16
             under = a.float() @ norm[0, ..., None] + 1e-6
             top = ah @ state[0].to(wide)
             out.append((top / under).transpose(0, 1).to(dtype))
-        return out
+        return torch.cat(out)
 
     def check() -> tuple[float, float]:
         wide = {n: x.double() if isinstance(x, Tensor) and x.is_floating_point() else x
@@ -124,7 +125,7 @@ def frame_delta_rule(frames: int, size: int, dtype: torch.dtype = torch.bfloat16
     return Case(
         "frame_delta_rule", f"{dtype_name(dtype)} {frames} frames of {size}", ours, check,
         spec.bytes(axes, bound), spec.flops(axes, bound), peer, "torch expression",
-        {"bf16": lambda: peer(torch.bfloat16)},
+        rivals={"bf16": lambda: peer(torch.bfloat16)}, state=(state, norm),
     )  # fmt: skip
 
 
@@ -158,6 +159,7 @@ def linear_attention(tokens: int, dtype: torch.dtype = torch.bfloat16) -> Case:
     return Case(
         "linear_attention", f"{dtype_name(dtype)} {tokens} tokens", ours, check,
         spec.bytes(axes, bound), spec.flops(axes, bound), peer, "torch expression",
+        state=(state, norm),
     )  # fmt: skip
 
 
@@ -178,9 +180,29 @@ def gated_delta_rule(tokens: int, dtype: torch.dtype = torch.bfloat16) -> Case:
         want = spec.reference(*exact, scale, True)
         return rms_error(ops.gated_delta_rule(*few), want), spec.tolerance(dtype, axes, bound)
 
+    def by_chunks() -> Tensor:
+        """The chunked form: the updates of 64 tokens as one triangular system."""
+        made, one = [], torch.eye(64)
+        unit = [x.float() * torch.rsqrt(x.float().square().sum(-1, True) + 1e-6) for x in (q, k)]
+        for at in range(0, tokens, 64):
+            part = slice(at, min(at + 64, tokens))
+            a, b, c = (x[part].transpose(0, 1) for x in (*unit, v.float()))
+            g, step = log_decay[part].cumsum(0).T[..., None], beta[part].T[..., None]
+            n = a.shape[1]
+            since = (g - g.mT).tril().exp().tril()
+            mixed = one[:n, :n] + (step * (b @ b.mT) * since).tril(-1)
+            both = torch.cat([step * c, step * g.exp() * b], -1)
+            u, w = torch.linalg.solve_triangular(mixed, both, upper=False).split(DIM, -1)
+            fresh = u - w @ state[0]
+            o = (a * g.exp()) @ state[0] + ((a @ b.mT) * since) @ fresh
+            state[0] = state[0] * g[:, -1:].exp() + (b * (g[:, -1:] - g).exp()).mT @ fresh
+            made.append((scale * o).transpose(0, 1).to(dtype))
+        return torch.cat(made)
+
     return Case(
         "gated_delta_rule", f"{dtype_name(dtype)} {tokens} tokens, {heads} heads of {DIM} x {DIM}",
         lambda: ops.gated_delta_rule(*args, state, indptr, rows), check,
         spec.bytes(axes, bound), spec.flops(axes, bound),
         lambda: spec.reference(*args, state, indptr, rows, scale, True), "torch, token by token",
+        rivals={"torch, chunks of 64": by_chunks} if tokens > 1 else {}, state=(state,),
     )  # fmt: skip

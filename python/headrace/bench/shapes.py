@@ -3,222 +3,17 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from .. import ops
-from .flex import compiled_flex
-
-UNLIMITED = 2**62
-HEADS, KV_HEADS, DIM, PAGE = 32, 8, 128, 64
-
-
-@dataclass(frozen=True)
-class Dims:
-    """What the shapes of a decoder follow from."""
-
-    heads: int = HEADS
-    kv_heads: int = KV_HEADS
-    dim: int = DIM
-    hidden: int = 4096
-    wide: int = 14336
-
-
-LLAMA_8B = Dims()
-MODELS = {
-    "llama-3-8b": LLAMA_8B,
-    "qwen2.5-vl-7b": Dims(28, 4, 128, 3584, 18944),
-    "wan-1.3b": Dims(12, 12, 128, 1536, 8960),
-    "smollm2-135m": Dims(9, 3, 64, 576, 1536),
-}
-"""Models by whose sizes `headrace bench --shapes` measures."""
-
-
-@dataclass
-class Case:
-    """One shape of one op. `check` gives (error, tolerance); bytes and FLOPs are the least."""
-
-    op: str
-    shape: str
-    ours: Callable[[], object]
-    check: Callable[[], tuple[float, float]]
-    bytes: float
-    flops: float
-    peer: Callable[[], object] | None = None
-    peer_name: str = ""
-    others: dict[str, Callable[[], object]] = field(default_factory=dict)
-
-
-def rms_error(got: Tensor, want: Tensor) -> float:
-    """RMS of the difference over the RMS of the fp64 reference; NaN in either gives infinity."""
-    got, want = got.double(), want.double()
-    error = ((got - want).square().mean() / want.square().mean().clamp(min=1e-60)).sqrt().item()
-    return error if math.isfinite(error) else math.inf
-
-
-def bound_call(op: str, *args: object, **kwargs: object) -> tuple[dict, dict]:
-    """Arguments of a call by name, and the sizes of its axes."""
-    spec = ops.specs()[op]
-    bound = spec.bind(*args, **kwargs)
-    return bound, spec.check(bound)
-
-
-def frequencies(dim: int, theta: float = 10000.0) -> Tensor:
-    """RoPE frequencies of a head dimension, fp64 [dim / 2]."""
-    return theta ** (-torch.arange(0, dim, 2, dtype=torch.float64) / dim)
-
-
-def decode(
-    batch: int,
-    cached: int,
-    dtype: torch.dtype = torch.bfloat16,
-    codes: torch.dtype | None = None,
-    dims: Dims = LLAMA_8B,
-) -> Case:
-    """One query of each stream over `cached` tokens in shuffled pages, re-indexing on.
-
-    With `codes` over pages of that format; the peer is then ours over pages of `dtype`.
-    """
-    heads, kv_heads, dim = dims.heads, dims.kv_heads, dims.dim
-    pages = -(-cached // PAGE)
-    k = torch.randn(batch, kv_heads, cached, dim).to(dtype)
-    v = torch.randn(batch, kv_heads, cached, dim).to(dtype)
-    q = torch.randn(batch, heads, dim).to(dtype)
-    k_pages = torch.zeros(batch * pages, kv_heads, dim, PAGE, dtype=dtype)
-    v_pages = torch.zeros(batch * pages, kv_heads, PAGE, dim, dtype=dtype)
-    order = torch.randperm(batch * pages)
-    inv_freq, rows = frequencies(dim), torch.arange(cached)
-    entries = []
-    for b in range(batch):
-        mine = order[b * pages : (b + 1) * pages]
-        origin = rows // 1024 * 1024  # pages share origins, as a stream's do
-        where = torch.stack([mine[rows // PAGE], rows % PAGE, rows - origin], 1)
-        ops.append(
-            k[b].transpose(0, 1), v[b].transpose(0, 1), k_pages, v_pages, where, inv_freq=inv_freq
-        )
-        for i, page in enumerate(mine.tolist()):
-            count, first = min(PAGE, cached - i * PAGE), i * PAGE
-            entries.append([page, 0, count, first // 1024 * 1024, UNLIMITED, first, UNLIMITED])
-    args = (
-        q, k_pages, v_pages, torch.tensor(entries),
-        torch.arange(0, batch * pages + 1, pages, dtype=torch.int32),
-        torch.arange(batch + 1, dtype=torch.int32), torch.full((batch,), cached - 1),
-    )  # fmt: skip
-    bound, axes = bound_call("paged_attention", *args, inv_freq=inv_freq)
-    spec = ops.specs()["paged_attention"]
-    group = heads // kv_heads
-
-    def check() -> tuple[float, float]:
-        # The first stream and the last kv head say it for all, and fp64 stays affordable.
-        got, _ = ops.paged_attention(*args, inv_freq=inv_freq)
-        one = torch.tensor([0, 1], dtype=torch.int32)
-        want, _ = spec.reference(
-            q[:1, -group:].double(), k_pages[:, -1:], v_pages[:, -1:], args[3][:pages], one * pages,
-            one, args[6][:1], None, inv_freq, dim**-0.5, 0.0, None,
-        )  # fmt: skip
-        return rms_error(got[:1, -group:], want), spec.tolerance(dtype, axes, bound)
-
-    if codes is not None:
-        return _over_codes(args, inv_freq, codes, f"B{batch} {short(cached)} cached")
-    return Case(
-        "paged_attention",
-        f"decode {dtype_name(dtype)} B{batch} {short(cached)} cached",
-        lambda: ops.paged_attention(*args, inv_freq=inv_freq),
-        check,
-        spec.bytes(axes, bound),
-        spec.flops(axes, bound),
-        lambda: F.scaled_dot_product_attention(q[:, :, None], k, v, enable_gqa=True),
-        "torch SDPA",
-        {"re-indexing off": lambda: ops.paged_attention(*args)},
-    )
-
-
-def _over_codes(args: tuple[Tensor, ...], inv_freq: Tensor, codes: torch.dtype, shape: str) -> Case:
-    """paged_attention over the same pages as codes, beside itself over the floats."""
-    q, k_pages, v_pages, *rest = args
-    top = 127 if codes == torch.int8 else 448
-    scales: dict[str, Any] = {}
-    pages = []
-    for name, x, axis in (("k_scale", k_pages, 2), ("v_scale", v_pages, 3)):
-        scales[name] = x.abs().amax(axis).float().clamp(min=1e-6) / top
-        y = x.float().div_(scales[name].unsqueeze(axis))
-        pages.append((y.round_() if codes == torch.int8 else y).to(codes))
-    coded = (q, *pages, *rest)
-    bound, axes = bound_call("paged_attention", *coded, inv_freq=inv_freq, **scales)
-    spec, group = ops.specs()["paged_attention"], q.shape[1] // k_pages.shape[1]
-    entries, ends, q_indptr, q_pos = rest
-
-    def check() -> tuple[float, float]:
-        got, _ = ops.paged_attention(*coded, inv_freq=inv_freq, **scales)
-        want, _ = spec.reference(
-            q[:1, -group:].double(), pages[0][:, -1:], pages[1][:, -1:], entries[: int(ends[1])],
-            ends[:2], q_indptr[:2], q_pos[:1], None, inv_freq, q.shape[-1] ** -0.5, 0.0, None,
-            k_scale=scales["k_scale"][:, -1:], v_scale=scales["v_scale"][:, -1:],
-        )  # fmt: skip
-        return rms_error(got[:1, -group:], want), spec.tolerance(q.dtype, axes, bound)
-
-    return Case(
-        "paged_attention",
-        f"decode {dtype_name(codes)} {shape}",
-        lambda: ops.paged_attention(*coded, inv_freq=inv_freq, **scales),
-        check,
-        spec.bytes(axes, bound),
-        spec.flops(axes, bound),
-        lambda: ops.paged_attention(*args, inv_freq=inv_freq),
-        f"ours, {dtype_name(k_pages.dtype)} pages",
-    )
-
-
-def prefill(
-    length: int, window: int, dtype: torch.dtype, flex: bool, dims: Dims = LLAMA_8B
-) -> Case:
-    """Causal prefill under a window with 4 sinks."""
-    q = torch.randn(1, dims.heads, length, dims.dim).to(dtype)
-    k = torch.randn(1, dims.kv_heads, length, dims.dim).to(dtype)
-    v = torch.randn(1, dims.kv_heads, length, dims.dim).to(dtype)
-    bound, axes = bound_call("attention", q, k, v, window=window, sinks=4)
-    spec = ops.specs()["attention"]
-    last, group = max(0, length - 300), dims.heads // dims.kv_heads
-
-    def check() -> tuple[float, float]:
-        got = cast(Tensor, ops.attention(q, k, v, window=window, sinks=4))
-        want, _ = spec.reference(
-            q[:, :group, last:].double(), k[:, :1].double(), v[:, :1].double(), window, 4, None,
-            True, dims.dim**-0.5, 0.0,
-        )  # fmt: skip
-        return rms_error(got[:, :group, last:], want), spec.tolerance(dtype, axes, bound)
-
-    return Case(
-        "attention",
-        f"prefill {dtype_name(dtype)} {short(length)} window {window} sinks 4",
-        lambda: ops.attention(q, k, v, window=window, sinks=4),
-        check,
-        spec.bytes(axes, bound),
-        spec.flops(axes, bound),
-        _flex(q, k, v, window) if flex else _masked_sdpa(q, k, v, window),
-        "FlexAttention" if flex else "torch SDPA, mask",
-    )
-
-
-def _flex(q: Tensor, k: Tensor, v: Tensor, window: int) -> Callable[[], object]:
-    def seen(b: Tensor, h: Tensor, t: Tensor, j: Tensor) -> Tensor:
-        return (j <= t) & ((t - j < window) | (j < 4))
-
-    return compiled_flex(q, k, v, seen)
-
-
-def _masked_sdpa(q: Tensor, k: Tensor, v: Tensor, window: int) -> Callable[[], object]:
-    t = torch.arange(q.shape[2])
-    age = t[:, None] - t[None, :]
-    mask = (age >= 0) & ((age < window) | (t[None, :] < 4))
-    return lambda: F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=True)
+from .attention import decode, prefill
+from .case import LLAMA_8B, PAGE, Case, Dims, bound_call, dtype_name, frequencies, rms_error
+from .peers import Run, caches, compiled
 
 
 def linear(tokens: int, depth: int, outputs: int, dtype: torch.dtype = torch.float32) -> Case:
@@ -251,7 +46,7 @@ def append(tokens: int, dtype: torch.dtype = torch.bfloat16, dims: Dims = LLAMA_
     bound, axes = bound_call("append", *args, inv_freq=inv_freq)
     spec = ops.specs()["append"]
     k_dense, v_dense = torch.zeros_like(k), torch.zeros_like(v)
-    angle = (rows[:, None].double() * inv_freq).float()
+    angle = (where[:, 2:].double() * inv_freq).float()
     cos, sin = angle.cos()[:, None].to(dtype), angle.sin()[:, None].to(dtype)
 
     def check() -> tuple[float, float]:
@@ -262,15 +57,28 @@ def append(tokens: int, dtype: torch.dtype = torch.bfloat16, dims: Dims = LLAMA_
         error = max(rms_error(k_pages, want_k), rms_error(v_pages, want_v))
         return error, spec.tolerance(dtype, axes, bound)
 
-    def peer() -> None:
+    def rotated() -> Tensor:
         a, b = k[..., : dims.dim // 2], k[..., dims.dim // 2 :]
-        k_dense.copy_(torch.cat([a * cos - b * sin, b * cos + a * sin], -1))
+        return torch.cat([a * cos - b * sin, b * cos + a * sin], -1)
+
+    def peer() -> Tensor:
+        k_dense.copy_(rotated())
         v_dense.copy_(v)
+        return k_dense
+
+    def written() -> Tensor:
+        ops.append(*args, inv_freq=inv_freq)
+        return k_pages[where[:, 0], :, :, where[:, 1]]
+
+    def stock(compile: bool) -> dict[str, Run]:
+        heads_first = lambda: (rotated().transpose(0, 1)[None], v.transpose(0, 1)[None])  # noqa: E731
+        return caches(heads_first, 4096)
 
     return Case(
         "append", f"{dtype_name(dtype)} {tokens} tokens",
         lambda: ops.append(*args, inv_freq=inv_freq), check,
         spec.bytes(axes, bound), spec.flops(axes, bound), peer, "torch rotate + copy",
+        more=stock, results={"ours": written},
     )  # fmt: skip
 
 
@@ -290,6 +98,7 @@ def merge_states(tokens: int, dtype: torch.dtype = torch.float32, dims: Dims = L
         "merge_states", f"{dtype_name(dtype)} {tokens} tokens, {dims.heads} heads",
         lambda: ops.merge_states(*args), check, spec.bytes(axes, bound), spec.flops(axes, bound),
         lambda: spec.reference(*args), "torch, eager",
+        more=lambda compile: compiled(lambda: spec.reference(*args)) if compile else {},
     )  # fmt: skip
 
 
@@ -400,14 +209,3 @@ def of_model(dims: Dims, op: str | None, quick: bool) -> Iterator[Case]:
         if op in (None, name):
             for one in make:
                 yield one()
-
-
-def dtype_name(dtype: torch.dtype) -> str:
-    """As in the names of shapes."""
-    kind = {torch.int8: "int", torch.bfloat16: "bf"}.get(dtype, "fp")
-    return f"{kind}{8 * dtype.itemsize}"
-
-
-def short(n: int) -> str:
-    """A length, in k where it is whole."""
-    return f"{n // 1024}k" if n % 1024 == 0 else str(n)

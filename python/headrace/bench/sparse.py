@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import cast
 
 import torch
@@ -11,8 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .. import ops
+from .case import DIM, Case, bound_call, dtype_name, rms_error, short
 from .flex import compiled_flex
-from .shapes import DIM, Case, bound_call, dtype_name, rms_error, short
+from .peers import compiled
 
 HEADS, KV_HEADS, SIZE, SHARE = 8, 2, 64, 0.2
 
@@ -53,7 +55,8 @@ def sparse(length: int, causal: bool, dtype: torch.dtype, flex: bool) -> Case:
         spec.flops(axes, bound),
         peer,
         name,
-        {"dense": lambda: ops.attention(q, k, v, causal=causal), **peers},
+        {"dense": lambda: ops.attention(q, k, v, causal=causal)},
+        peers,
     )
 
 
@@ -67,11 +70,21 @@ def pooled_block_mask(length: int, dtype: torch.dtype) -> Case:
     i = torch.arange(blocks)
     count = (SHARE * (i + 1.0) + 0.5).long().clamp(min=1)[:, None]
 
-    def peer() -> Tensor:
+    def scores(q: Tensor, k: Tensor) -> Tensor:
         a = q.view(1, HEADS, blocks, SIZE, DIM).mean(3)
         b = k.view(1, KV_HEADS, blocks, SIZE, DIM).mean(3)
         b = (b - b.mean(2, True)).repeat_interleave(HEADS // KV_HEADS, 1)
-        score = (a @ b.mT).masked_fill(i > i[:, None], -torch.inf)
+        return a @ b.mT
+
+    def worth(run: Callable[[], Tensor]) -> Tensor:
+        """Exact scores of the blocks chosen, in all: which of two near ones it is goes with the
+        rounding."""
+        exact = scores(q.double(), k.double())
+        chosen = run()
+        return torch.cat([(exact * chosen).sum(-1), chosen.sum(-1).double()])
+
+    def peer() -> Tensor:
+        score = scores(q, k).masked_fill(i > i[:, None], -torch.inf)
         order = score.topk(int(count[-1]), -1).indices
         kept = (torch.arange(order.shape[-1]) < count).expand(order.shape)
         return torch.zeros(score.shape, dtype=torch.bool).scatter(-1, order, kept)
@@ -83,10 +96,21 @@ def pooled_block_mask(length: int, dtype: torch.dtype) -> Case:
         # Scores closer than fp32 can tell may swap; those are few.
         return (float((got != want).double().mean()) if same else torch.inf), 1e-3
 
+    results = {
+        "ours": partial(worth, lambda: ops.pooled_block_mask(q, k)),
+        "torch, eager": partial(worth, peer),
+    }
+
+    def more(compile: bool) -> dict[str, Callable[[], object]]:
+        made = compiled(peer) if compile else {}
+        results.update({name: partial(worth, run) for name, run in made.items()})
+        return made
+
     return Case(
         "pooled_block_mask", f"{dtype_name(dtype)} {short(length)}",
         lambda: ops.pooled_block_mask(q, k), check,
         spec.bytes(axes, bound), spec.flops(axes, bound), peer, "torch, eager",
+        more=more, results=results,
     )  # fmt: skip
 
 

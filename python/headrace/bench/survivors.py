@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from functools import cache
+from collections.abc import Callable
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -11,8 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .. import ops
+from .case import Case, after, bound_call, rms_error
+from .peers import compiled
 from .scores import over
-from .shapes import Case, bound_call, rms_error
 
 KEPT = 0.15  # of the tokens, what DTD leaves of a video
 
@@ -50,12 +52,20 @@ def pixels(height: int, width: int, patch: int, pairs: int) -> Case:
         assert isinstance(want, Tensor)
         return rms_error(got[0, :rows, :columns], want), spec.tolerance(torch.float32, axes, bound)
 
+    def whole() -> Tensor:
+        got = ops.similarity(stored[-1][0], stored[-1][1], "l1", **options)
+        return got[0, :rows, :columns] if patch else got
+
     name = f"patches of {patch}" if patch else "whole frames"
     return Case(
         "similarity", f"uint8 {width}x{height} RGB, {name}, {pairs} pairs",
         over(stored, lambda pair: ops.similarity(pair[0], pair[1], "l1", **options)), check,
         pairs * spec.bytes(axes, bound), pairs * spec.flops(axes, bound),
-        over(stored, signed), "torch, eager", {"torch, in bytes": over(stored, unsigned)},
+        over(stored, signed), "torch, eager", rivals={"torch, in bytes": over(stored, unsigned)},
+        more=lambda compile: (
+            {name: over(stored, run) for name, run in compiled(unsigned).items()} if compile else {}
+        ),
+        results={"ours": whole},
     )  # fmt: skip
 
 
@@ -82,6 +92,9 @@ def features(count: int, depth: int) -> Case:
         "similarity", f"cos bf16 {count} x {depth}", lambda: ops.similarity(x, ref), check,
         spec.bytes(axes, bound), spec.flops(axes, bound),
         lambda: F.cosine_similarity(x, ref, -1), "torch, eager",
+        more=lambda compile: (
+            compiled(lambda: F.cosine_similarity(x, ref, -1)) if compile else {}
+        ),
     )  # fmt: skip
 
 
@@ -94,15 +107,20 @@ def prune(count: int, depth: int) -> Case:
         score = ops.similarity(x, ref)
         return ops.compact(x, *ops.select(score, k=kept, lowest=True))
 
-    def peer() -> object:
+    def least() -> Tensor:
         score = F.cosine_similarity(x, ref, -1)
-        return x[score.topk(kept, largest=False).indices.sort().values]
+        return score.topk(kept, largest=False).indices.sort().values
 
-    def evs() -> object:  # as an engine ships it: a sort of all, and a mask
+    def furthest() -> Tensor:  # as an engine ships it: a sort of all, and a mask
         far = 1 - F.cosine_similarity(x, ref, -1)
         mask = torch.zeros(count, dtype=torch.bool)
         mask[far.argsort(descending=True, stable=True)[:kept]] = True
-        return x[mask]
+        return mask
+
+    def worth(chosen: Callable[[], Tensor]) -> Tensor:
+        """Exact distances of the rows chosen: which of two near ones it is goes with rounding."""
+        exact = 1 - F.cosine_similarity(x.double(), ref.double(), -1)
+        return exact[chosen()].sort().values
 
     def check() -> tuple[float, float]:
         y, _, index, number = ours()
@@ -113,10 +131,23 @@ def prune(count: int, depth: int) -> Case:
         same = int(number) == kept and torch.equal(y, x[index.long()])
         return float(chosen.max() - rest.min()) if same else torch.inf, 1e-6
 
+    results = {
+        "ours": partial(worth, lambda: ours()[2].long()),
+        "torch, eager": partial(worth, least),
+        "torch, as EVS": partial(worth, furthest),
+    }
+
+    def more(compile: bool) -> dict[str, Callable[[], object]]:
+        made = compiled(least) if compile else {}
+        results.update({name: partial(worth, chosen) for name, chosen in made.items()})
+        return {name: lambda chosen=chosen: x[chosen()] for name, chosen in made.items()}  # type: ignore[misc]
+
     moved = x.element_size() * depth * (2 * count + 2 * kept) + 12 * count
     return Case(
         "compact", f"similarity, select, compact: bf16 {count} x {depth}, {KEPT:.0%} kept", ours,
-        check, moved, 6 * count * depth, peer, "torch, eager", {"torch, as EVS": evs},
+        check, moved, 6 * count * depth, lambda: x[least()], "torch, eager",
+        rivals={"torch, as EVS": lambda: x[furthest()]},
+        more=more, results=results,
     )  # fmt: skip
 
 
@@ -167,6 +198,9 @@ def compact_inplace(count: int, depth: int) -> Case:
     bound, axes = bound_call("compact_inplace", x[None, None], index[None, None])
     spec = ops.specs()["compact_inplace"]
 
+    def ours() -> None:
+        ops.compact_inplace(x, index)
+
     def peer() -> None:
         x[: len(at)] = x[at]
 
@@ -177,8 +211,11 @@ def compact_inplace(count: int, depth: int) -> Case:
 
     return Case(
         "compact_inplace", f"bf16 {KEPT:.0%} of {count} x {depth}",
-        lambda: ops.compact_inplace(x, index), check, spec.bytes(axes, bound), 0.0, peer,
-        "torch, eager",
+        ours, check, spec.bytes(axes, bound), 0.0, peer,
+        "torch, eager", state=(x,), results={
+            name: after(run, lambda: x[: len(at)].clone())
+            for name, run in (("ours", ours), ("torch, eager", peer))
+        },
     )  # fmt: skip
 
 
@@ -190,6 +227,9 @@ def scatter_back(count: int, depth: int) -> Case:
     bound, axes = bound_call("scatter_back", y[None, None], x[None, None], index[None, None])
     spec = ops.specs()["scatter_back"]
 
+    def ours() -> None:
+        ops.scatter_back(y, x, index)
+
     def peer() -> None:
         y[at] = x
 
@@ -199,6 +239,8 @@ def scatter_back(count: int, depth: int) -> Case:
 
     return Case(
         "scatter_back", f"bf16 {KEPT:.0%} of {count} x {depth}",
-        lambda: ops.scatter_back(y, x, index), check, spec.bytes(axes, bound), 0.0, peer,
-        "torch, eager",
+        ours, check, spec.bytes(axes, bound), 0.0, peer,
+        "torch, eager", state=(y,), results={
+            name: after(run, y.clone) for name, run in (("ours", ours), ("torch, eager", peer))
+        },
     )  # fmt: skip

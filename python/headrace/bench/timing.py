@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from statistics import median
 
 import torch
@@ -13,11 +14,16 @@ from .. import _C
 
 
 def samples(
-    runs: Mapping[str, Callable[[], object]], seconds: float, least: int = 3, most: int = 200
+    runs: Mapping[str, Callable[[], object]],
+    seconds: float,
+    least: int = 3,
+    most: int = 200,
+    before: Callable[[Callable[[], object]], object] | None = None,
 ) -> dict[str, list[float]]:
     """Seconds of each call of each callable. They take turns, so that a slow spell falls on all.
 
     Stops after `seconds`, but not before `least` rounds nor after `most`. One round warms up.
+    before: called with a callable ahead of every timed call of it, untimed.
     """
     for run in runs.values():
         run()
@@ -26,6 +32,8 @@ def samples(
     rounds = 0
     while rounds < least or (rounds < most and time.perf_counter() - start < seconds):
         for name, run in runs.items():
+            if before is not None:
+                before(run)
             begin = time.perf_counter()
             run()
             times[name].append(time.perf_counter() - begin)
@@ -38,6 +46,29 @@ def interleaved(
 ) -> dict[str, float]:
     """Median seconds of each callable, taken as `samples` says."""
     return {name: median(taken) for name, taken in samples(runs, seconds, least, most).items()}
+
+
+def by_cache(
+    runs: Mapping[str, Callable[[], object]], seconds: float
+) -> dict[str, dict[str, list[float]]]:
+    """`samples` of caches that are warm (the call before was the same one) and cold (a buffer
+    twice the size of the last cache was written in between)."""
+    swept = torch.zeros(2 * last_cache() // 4)
+    return {
+        "warm": samples(runs, seconds, before=lambda run: run()),
+        "cold": samples(runs, seconds, before=lambda _: swept.add_(1)),
+    }
+
+
+def last_cache(assumed: int = 32 << 20) -> int:
+    """Bytes of the largest cache of this machine, as Linux tells it; else `assumed`."""
+    sizes = Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size")
+    units = {"K": 1 << 10, "M": 1 << 20}
+    try:
+        found = [path.read_text().strip() for path in sizes]
+        return max((int(s[:-1]) * units[s[-1]] for s in found), default=assumed)
+    except (OSError, ValueError, KeyError):
+        return assumed
 
 
 def quartiles(taken: list[float]) -> tuple[float, float]:

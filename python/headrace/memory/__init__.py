@@ -2,14 +2,17 @@
 """Where streams keep their keys and values: the page pool, page tables, views, and regions."""
 
 from .archive import Archive, ArchiveStore, InMemory, OnDisk, Shelf, Spill
+from .by_mass import by_mass, check_bound
 from .choice import Held, Keep, Rest, Tagged, Then
 from .cut import cut, fresh_pages
 from .edit import Edit
+from .fold import Fold, Folded, Folding
 from .heads import HeadCache, budgets
 from .kept import Kept, evict, held, most_pages
 from .parking import Parked
+from .placed import Placed
 from .pool import PagePool
-from .recall import Asked, Choose, Picked, Recalled, by_mass, by_score, stored, tokens_of, turned
+from .recall import Asked, Choose, Picked, Recalled, Told, by_score, stored, tokens_of, turned
 from .regions import UNLIMITED, Coming, Plan, Region, Sink, Union, Window
 from .sampled import Sampled, by_sample, sampled
 from .table import Lease, Page, Table
@@ -23,6 +26,9 @@ __all__ = [
     "Choose",
     "Coming",
     "Edit",
+    "Fold",
+    "Folded",
+    "Folding",
     "HeadCache",
     "Held",
     "InMemory",
@@ -34,6 +40,7 @@ __all__ = [
     "PagePool",
     "Parked",
     "Picked",
+    "Placed",
     "Plan",
     "Recalled",
     "Region",
@@ -45,6 +52,7 @@ __all__ = [
     "Table",
     "Tagged",
     "Then",
+    "Told",
     "Union",
     "View",
     "Window",
@@ -52,6 +60,7 @@ __all__ = [
     "by_mass",
     "by_sample",
     "by_score",
+    "check_bound",
     "cut",
     "evict",
     "fresh_pages",

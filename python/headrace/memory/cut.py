@@ -27,7 +27,16 @@ def cut(table: Table, tokens: int) -> Table | None:
     oldest = max(border, end - table.plan.reach + 1)  # what the next query sees first
     if oldest < end and not (window and window[0].start <= oldest):
         return None
-    return replace(table, end=end, pinned=pinned, window=window if end > border else ())
+    if table.folded is not None and end - table.plan.reach >= border:
+        return None  # what was folded since cannot be taken out
+    return replace(
+        table,
+        end=end,
+        pinned=pinned,
+        window=window if end > border else (),
+        folded=None,
+        placed=table.placed if tokens else None,
+    )
 
 
 def fresh_pages(pool: PagePool, table: Table, tokens: int) -> int:

@@ -55,6 +55,16 @@ class Near:
             return []
         return [b for b, s in self._slot[layer].items() if not self._pins[layer, s]]
 
+    def idle_pages(self, layer: int, released: Sequence[int] = ()) -> int:
+        """Pages that hold nothing of a layer that is pinned, once `released` are unpinned."""
+        return len(self.pages) - len(self._busy(layer, released))
+
+    def _busy(self, layer: int, released: Sequence[int]) -> set[int]:
+        pins = self._pins[layer].copy()
+        for b in released:
+            pins[self._slot[layer][b]] -= 1
+        return {self._block[layer][s] for s in np.flatnonzero(pins)}
+
     def claim(self, wanted: Mapping[int, Sequence[int]]) -> list[tuple[int, int, int]]:
         """(layer, block, page) of what has to be copied here so that all blocks wanted of each
         layer are; their pages hold nothing else any more. ValueError, and nothing changes, when
@@ -111,10 +121,7 @@ class Near:
 
     def check_room(self, blocks: Sequence[int], layer: int, released: Sequence[int] = ()) -> None:
         """ValueError if `claim` would lack pages, once `released` are unpinned."""
-        pins = self._pins[layer].copy()
-        for b in released:
-            pins[self._slot[layer][b]] -= 1
-        busy = {self._block[layer][s] for s in np.flatnonzero(pins)}
+        busy = self._busy(layer, released)
         want = set(blocks) - busy
         free = len(self.pages) - len(busy)
         if len(want) > free:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from .. import audit
+from ..buffers import huge
 from ..errors import bad_type, bad_value, unsupported
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.int8, torch.float8_e4m3fn)
@@ -54,12 +55,12 @@ class PagePool:
         self.k_scale: Tensor | None = None
         self.v_scale: Tensor | None = None
         try:
-            self.k = torch.empty(
-                layers, pages, kv_heads, head_dim, page_size, dtype=dtype, device=device
+            self.k, self.v = (
+                torch.empty(layers, pages, kv_heads, *page, dtype=dtype, device=device)
+                for page in ((head_dim, page_size), (page_size, head_dim))
             )
-            self.v = torch.empty(
-                layers, pages, kv_heads, page_size, head_dim, dtype=dtype, device=device
-            )
+            for x in (self.k, self.v):
+                huge(x, part=x[0].nbytes)
             if dtype in QUANTISED:
                 self.k_scale, self.v_scale = (
                     torch.empty(layers, pages, kv_heads, page_size, device=device) for _ in "kv"

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .. import ops
 from ..errors import bad_value
-from .dial import Masses, dial, masses
+from .dial import Masses, masses
 from .regions import UNLIMITED
 from .segment import Fault
 from .shelf import Shelf
@@ -46,12 +46,28 @@ Choose = Callable[[Shelf, int, "Asked"], "Picked | np.ndarray"]
 """(shelf, layer, what it asks) -> what that layer sees."""
 
 
+@dataclass(frozen=True)
+class Told:
+    """What a recall by mass says of a layer's softmax, of the query and head that it serves least.
+
+    captured: the share that it sees, as estimated; missed: it misses at most this share, with the
+    chance `sure`: 1 where that is proven for every key. unlike: beside this share of the pages
+    left out, which may hold more than any that was looked at (see `Sampled`); 0 where proven.
+    """
+
+    captured: float = 1.0
+    missed: float = 0.0
+    sure: float = 1.0
+    unlike: float = 0.0
+
+
 class Recalled:
     """Blocks in near pages, and the pages of the window that no query sees any more, held until
     released.
 
-    By layer: rows, entries of a view; tokens, how many they are; spans, which; blocks; captured and
-    missed if they were recalled by mass (see `Dialled`). faults: what was damaged and left out.
+    By layer: rows, entries of a view; tokens, how many they are; spans, which; blocks; and if they
+    were recalled by mass `told`, or of that captured, missed, sure and unlike alone (see `Told`).
+    faults: what was damaged and left out.
     """
 
     def __init__(
@@ -60,8 +76,7 @@ class Recalled:
         table: Table,
         chosen: Sequence[np.ndarray],
         in_cache: bool,
-        captured: Sequence[float] = (),
-        missed: Sequence[float] = (),
+        told: Sequence[Told] = (),
         tail: list[list[int]] | None = None,
         before: int | None = None,
     ) -> None:
@@ -75,7 +90,7 @@ class Recalled:
         self._released = False
         self._reach = table.plan.reach if in_cache else None
         self._before = before
-        self.captured, self.missed = list(captured), list(missed)
+        self.told = list(told)
         self.faults: list[Fault] = []
         self.rows: list[list[list[int]]] = []
         self.blocks: list[list[int]] = []
@@ -125,6 +140,22 @@ class Recalled:
         """All layers have what they see; what turned out damaged is not found again."""
         self._shelf.lose([b for b in sorted(self._chosen) if self._tiers.gone(b)])
         self.tokens = [sum(row[COUNT] for row in rows) for rows in self.rows]
+
+    @property
+    def captured(self) -> list[float]:
+        return [told.captured for told in self.told]
+
+    @property
+    def missed(self) -> list[float]:
+        return [told.missed for told in self.told]
+
+    @property
+    def sure(self) -> list[float]:
+        return [told.sure for told in self.told]
+
+    @property
+    def unlike(self) -> list[float]:
+        return [told.unlike for told in self.told]
 
     @property
     def spans(self) -> list[list[tuple[int, int]]]:
@@ -191,26 +222,6 @@ def by_score(shelf: Shelf, layer: int, asked: Asked, top: int) -> np.ndarray:
     score = ops.block_score(q, keys[None], heads="sum")
     picked, count = ops.select(score.reshape(-1), "top_k", k=min(top, keys.shape[1]))
     return picked[: int(count)].numpy().astype(np.int64)
-
-
-def by_mass(
-    shelf: Shelf,
-    layer: int,
-    asked: Asked,
-    p: float,
-    proven: bool,
-    reach: int | None,
-    inv_freq: Tensor | None,
-) -> tuple[np.ndarray, float, float]:
-    """Blocks with which every query and head captures the share p of its softmax; (index rows,
-    captured, missed) as `Dialled` has them.
-
-    reach: None where queries see blocks at their own positions, and then every figure is exact
-    there. A number places each block right before a window of that reach.
-    """
-    m = bounds(shelf, layer, asked, reach, inv_freq)
-    got = dial(m, p, near=asked.lse.reshape(-1), proven=proven)
-    return got.chosen.numpy().astype(np.int64), got.captured, got.missed
 
 
 def bounds(

@@ -20,9 +20,11 @@ from ..errors import bad_type, bad_value, unsupported
 
 if TYPE_CHECKING:
     from .choice import Held
+    from .fold import Fold
 
 UNLIMITED = 2**62
 """A reach or a cap that never binds."""
+ALONE = "Sink and Window in tokens >> Fold(...), and nothing more"
 
 
 @dataclass(frozen=True)
@@ -49,15 +51,21 @@ class Plan:
 
     pinned: how many first tokens are never evicted. reach: a token is seen while query - token <
     reach. cap: the largest distance at which a query sees the first token, and so the others pinned
-    with it. choice: the regions that choose who stays, when some do.
+    with it. block: where not 0, every run of so many tokens, counted from the first of all, has its
+    first seen at `cap` at most. choice: the regions that choose who stays, when some do. fold: what
+    becomes of a token that no query sees any more, beside being let go.
     """
 
     pinned: int = 0
     reach: int = 0
     cap: int = UNLIMITED
+    block: int = 0
     choice: Region | None = None
+    fold: Fold | None = None
 
     def __or__(self, other: Plan) -> Plan:
+        if self.fold or other.fold:
+            raise unsupported("wrap", "memory", ALONE, "other regions beside it")
         return Plan(max(self.pinned, other.pinned), max(self.reach, other.reach))
 
     def alive(self, tokens: int) -> int:
@@ -79,6 +87,8 @@ class Region:
 
     chooses = False
     """Whether it must see the tokens alive to say which stay."""
+    fold: Fold | None = None
+    """What becomes of the tokens that it does not keep, when something does."""
 
     @property
     def capacity(self) -> int | None:
@@ -118,7 +128,7 @@ class Region:
 
     def behind(self, near: Region) -> Region:
         """Of `near >> self`: takes what near evicts. TypeError for regions that cannot."""
-        expected = "an Archive, Keep, Rest or Window behind >>"
+        expected = "an Archive, Fold, Keep, Rest or Window behind >>"
         raise bad_type("wrap", "memory", expected, repr(self))
 
 
@@ -256,9 +266,9 @@ class Union(Region):
         return " + ".join(map(repr, self.regions))
 
 
-def compile_plan(memory: Region, choosing: bool = False) -> Plan:
+def compile_plan(memory: Region, choosing: bool = False, folding: bool = False) -> Plan:
     """The plan of a whole memory. Raises TypeError, ValueError or NotImplementedError when it is
-    not one; choosing: whether its regions may choose who stays.
+    not one; choosing: whether its regions may choose who stays; folding: whether it may fold.
     """
     if not isinstance(memory, Region):
         raise bad_type("wrap", "memory", "regions such as Sink(4) + Window(252)", repr(memory))
@@ -268,6 +278,9 @@ def compile_plan(memory: Region, choosing: bool = False) -> Plan:
         memory.stays(no_tokens(), Coming(0))
         return Plan(reach=UNLIMITED, choice=memory)
     plan = memory.plan()
+    if plan.fold is not None and not folding:
+        hint = "streams of one lane, and rings of FoldedSparse, fold"
+        raise unsupported("wrap", "memory", "regions without a Fold here", repr(memory), hint)
     if plan.reach < 1:
         raise bad_value(
             "wrap", "memory", "a Window among the regions", memory, "a token must see itself"

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .segment import Record
-from .summary import Index, Summary, unrotated
+from .summary import Index, Summary, unrotated, unturned
 from .table import Page, Table
 
 if TYPE_CHECKING:
@@ -23,18 +23,17 @@ class Shelf:
     decides about all of them.
     """
 
-    def __init__(self, store: ArchiveStore, key: bytes, index: Index) -> None:
+    def __init__(
+        self, store: ArchiveStore, key: bytes, index: Index, end: int | None = None
+    ) -> None:
         self.store, self.key, self.index = store, key, index
-        self._staged: list[tuple[Page, int, Tensor, int]] = []
+        self.end = int((index.starts + index.counts).max(initial=0)) if end is None else end
+        """Position after the last token that was archived, dropped since or not; 0 for none."""
+        self._staged: list[tuple[Page, int, Tensor, Tensor | None, int]] = []
 
     @property
     def named(self) -> bool:
         return self.key[0] != 0
-
-    @property
-    def end(self) -> int:
-        """Position after the last archived token; 0 for none."""
-        return int(self.index.starts[-1] + self.index.counts[-1]) if len(self.index) else 0
 
     def stage(self, page: Page, stop: int) -> None:
         """Copies a page of the pool, with the tokens page.start..stop-1, before it is let go.
@@ -43,13 +42,14 @@ class Shelf:
         """
         self.store.tiers.layout.pack(self.store.pool, page.id, self.promise(page, stop))
 
-    def promise(self, page: Page, stop: int) -> Tensor:
+    def promise(self, page: Page, stop: int, turned: Tensor | None = None) -> Tensor:
         """`stage` for a page that is written later: uint8 [layers, part_bytes] to pack it into
-        before `commit`.
+        before `commit`. turned: angles fp64 [stop - page.start, R] that its keys were turned by,
+        where it is not their distance to the origin that turned them.
         """
         (room,) = self.store.tiers.reserve(1)
         block = self.store.tiers.layout.empty()
-        self._staged.append((page, stop, block, room))
+        self._staged.append((page, stop, block, turned, room))
         return block
 
     def commit(self) -> None:
@@ -58,16 +58,16 @@ class Shelf:
         if not staged:
             return
         records, made = [], []
-        for page, stop, block, _ in staged:
+        for page, stop, block, turned, _ in staged:
             count = stop - page.start
-            fields = summarised(self.store, block, page.start - page.origin, count)
+            fields = summarised(self.store, block, page.start - page.origin, count, turned)
             summary = fields.numpy().tobytes()
             records.append(Record(self.key, page.start, page.origin, count, 0, (), summary))
             made.append(fields)
-        blocks, room = [block for _, _, block, _ in staged], [room for *_, room in staged]
+        blocks, room = [block for _, _, block, *_ in staged], [room for *_, room in staged]
         numbers = self.store.tiers.put(blocks, records, room)
         for number, r, fields in zip(numbers, records, made, strict=True):
-            self.index.add(number, r.start, r.origin, r.count, fields)
+            self._note(number, r.start, r.origin, r.count, fields)
         self.store.hold(numbers)
 
     def undo(self) -> None:
@@ -81,12 +81,13 @@ class Shelf:
         length = int((self.index.starts < first).sum())
         gone = self.index.blocks[length:].tolist()
         self.index.cut(length)
+        self.end = min(self.end, first)
         self.store.let_go(gone)
 
     def fork(self) -> Shelf:
         """Of a stream that goes on from here; it shares what there is and has no name."""
         self.store.hold(self.index.blocks.tolist())
-        return Shelf(self.store, b"\0" + secrets.token_bytes(15), self.index.copy())
+        return Shelf(self.store, b"\0" + secrets.token_bytes(15), self.index.copy(), self.end)
 
     def lose(self, blocks: Sequence[int]) -> None:
         """Blocks that turned out damaged are not found again."""
@@ -105,9 +106,13 @@ class Shelf:
         """
         record = Record(self.key, start, origin, count, 0, (), fields.numpy().tobytes())
         (number,) = self.store.tiers.put([block], [record])
-        self.index.add(number, start, origin, count, fields)
+        self._note(number, start, origin, count, fields)
         self.store.hold([number])
         return number
+
+    def _note(self, number: int, start: int, origin: int, count: int, fields: Tensor) -> None:
+        self.index.add(number, start, origin, count, fields)
+        self.end = max(self.end, start + count)
 
     def drop(self, blocks: Sequence[int]) -> None:
         """Blocks that are not wanted any more. What was recalled of them must be forgotten."""
@@ -134,8 +139,11 @@ class Shelf:
         return Record(self.key, start, origin, count, 0, (), summary)
 
 
-def summarised(store: ArchiveStore, block: Tensor, first: int, count: int) -> Tensor:
-    """Fields fp32 [F, L, Hkv, D] of a block as it will come back; slot 0 was turned by `first`."""
+def summarised(
+    store: ArchiveStore, block: Tensor, first: int, count: int, turned: Tensor | None = None
+) -> Tensor:
+    """Fields fp32 [F, L, Hkv, D] of a block as it will come back; slot 0 was turned by `first`, or
+    each by its angles in `turned`."""
     layout = store.tiers.layout
     pieces = layout.split(block)
     decoded = layout.decoded(pieces)
@@ -145,4 +153,5 @@ def summarised(store: ArchiveStore, block: Tensor, first: int, count: int) -> Te
         v = v * pieces["v_scale"][..., None]
     k, v = k.mT[..., :count, :], v[..., :count, :]
     inv_freq = None if store.inv_freq is None else store.inv_freq.cpu()
-    return Summary.of(k, v, unrotated(k, first, inv_freq)).fields(store.spec.index, k)
+    plain = unrotated(k, first, inv_freq) if turned is None else unturned(k, turned)
+    return Summary.of(k, v, plain).fields(store.spec.index, k)

@@ -92,9 +92,13 @@ def unrotated(keys: Tensor, first: int, inv_freq: Tensor | None) -> Tensor:
     keys = keys.float()
     if inv_freq is None:
         return keys
-    half = inv_freq.numel()
     steps = torch.arange(first, first + keys.shape[-2], device=keys.device)
-    angle = steps[:, None] * inv_freq.to(keys.device)
+    return unturned(keys, steps[:, None] * inv_freq.to(keys.device))
+
+
+def unturned(keys: Tensor, angle: Tensor) -> Tensor:
+    """Keys [..., n, D] that were turned by angles fp64 [n, R], before that; fp32."""
+    keys, half = keys.float(), angle.shape[-1]
     cos, sin = angle.cos().float(), angle.sin().float()
     a, b = keys[..., :half], keys[..., half : 2 * half]
     return torch.cat([a * cos + b * sin, b * cos - a * sin, keys[..., 2 * half :]], -1)

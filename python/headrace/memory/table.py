@@ -16,7 +16,9 @@ from .pool import PagePool
 from .regions import Plan
 
 if TYPE_CHECKING:
+    from .fold import Folded
     from .kept import Kept
+    from .placed import Placed
 
 Row = Sequence[int]
 """An entry of a view: what the columns of `headrace.memory.view` say."""
@@ -37,7 +39,8 @@ class Table:
     pinned: pages of the first tokens, about the origin `start`. window: the run of pages of the
     others, each ending where the next begins, the last one at `end`. cell: where a view keeps what
     it made of these pages; tables made of this one share it. kept: the tokens alive one by one,
-    where regions choose them.
+    where regions choose them. folded: what became of those that left the window, where a region
+    folds them. placed: where its tokens are, where they are so along three axes.
     """
 
     start: int
@@ -47,6 +50,8 @@ class Table:
     window: tuple[Page, ...] = ()
     cell: list[Any] = field(default_factory=list, compare=False, repr=False)
     kept: Kept | None = field(default=None, compare=False, repr=False)
+    folded: Folded | None = field(default=None, compare=False, repr=False)
+    placed: Placed | None = field(default=None, compare=False, repr=False)
 
     @property
     def tokens(self) -> int:

@@ -153,6 +153,10 @@ class Tiers:
     def near_pages(self) -> int:
         return len(self._near.pages)
 
+    def idle_pages(self, layer: int, released: Sequence[int] = ()) -> int:
+        """How many of them hold nothing of a layer that is pinned, once `released` are not."""
+        return self._near.idle_pages(layer, released)
+
     def fetch(self, blocks: Sequence[int], layer: int) -> Fetched:
         """Brings one layer of these blocks into near pages, in one go, and pins them there.
 

@@ -27,7 +27,7 @@ def paged_attention(
     sink_logits: Tensor | None = None,
     k_scale: Tensor | None = None,
     v_scale: Tensor | None = None,
-    split: int = 4096,
+    split: int = 1024,
 ) -> tuple[Tensor, Tensor]:
     """Attention of many streams, each over its own view of shared pages; gives (o, lse).
 

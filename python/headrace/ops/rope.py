@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..errors import bad_value, unsupported
 
-KINDS = ("default", "linear", "llama3", "yarn")
+KINDS = ("default", "linear", "llama3", "yarn", "dynamic", "longrope")
 
 
 def frequencies(
@@ -27,15 +27,26 @@ def frequencies(
     *,
     rotary_dim: int | None = None,
     scaling: Mapping[str, Any] | None = None,
+    length: int | None = None,
 ) -> tuple[Tensor, float]:
     """Radians per position, fp64 [R], and the gain of the turned dimensions.
 
     R is rotary_dim / 2 (head_dim / 2 if None). scaling is `rope_scaling` or `rope_parameters` of a
-    transformers config: rope_type (or type) default, linear, llama3 or yarn, and its numbers; a
-    rope_theta or partial_rotary_factor among them counts. Pass the gain as rope_gain: it is the
-    square of YaRN's attention factor, which there multiplies queries and keys, and 1 elsewhere.
+    transformers config: rope_type (or type) default, linear, llama3, yarn, dynamic or longrope, and
+    its numbers; a rope_theta or partial_rotary_factor among them counts. Pass the gain as
+    rope_gain: it is the square of the attention factor of YaRN and LongRoPE, which there multiplies
+    queries and keys, and 1 elsewhere.
+
+    dynamic and longrope give other frequencies at other lengths: `length` is the one, in tokens, of
+    all that is ever seen at once (None: none beyond that of training). Keys turned by some and
+    queries by others do not belong together. dynamic stretches the base once the length passes
+    max_position_embeddings, longrope takes long_factor in place of short_factor once it passes
+    original_max_position_embeddings; the first of these numbers is the config's own and is to be
+    put among the fields, where longrope has no factor too.
+
     Raises ValueError or NotImplementedError naming the field. Sources: Su et al. (2021), Llama 3.1
-    (2024), YaRN (Peng et al., 2023), the fields as in transformers.
+    (2024), YaRN (Peng et al., 2023), LongRoPE (Ding et al., 2024), dynamic NTK (bloc97, emozilla;
+    2023), the fields as in transformers.
     """
     fields = dict(scaling or {})
     theta = float(fields.get("rope_theta", theta))
@@ -51,9 +62,19 @@ def frequencies(
         return plain, 1.0
     if kind not in KINDS:
         raise unsupported("frequencies", "scaling", f"the types {', '.join(KINDS)}", kind)
+    if length is not None and (isinstance(length, bool) or not length >= 1):
+        raise bad_value("frequencies", "length", "1 token or more, or None", length)
+    if kind == "longrope":
+        return _longrope(fields, plain, length)
     factor = _number(fields, "factor", kind)
     if kind == "linear":
         return plain / factor, 1.0
+    if kind == "dynamic":
+        trained = _number(fields, "max_position_embeddings", kind)
+        beyond = factor * max(length or 0, trained) / trained - (factor - 1)
+        # A base of theta * beyond ** (D / (D - 2)): the slowest frequency slows down by `beyond`.
+        order = torch.arange(rotary_dim // 2, dtype=torch.float64)
+        return plain * beyond ** (-order / max(rotary_dim // 2 - 1, 1)), 1.0
     original = _number(fields, "original_max_position_embeddings", kind)
     if kind == "llama3":
         low = _number(fields, "low_freq_factor", kind)
@@ -63,6 +84,30 @@ def frequencies(
         return plain * (kept + (1 - kept) / factor), 1.0
     kept = _yarn_kept(fields, theta, rotary_dim, original)
     return plain * (kept + (1 - kept) / factor), _yarn_factor(fields, factor) ** 2
+
+
+def _longrope(fields: Mapping[str, Any], plain: Tensor, length: int | None) -> tuple[Tensor, float]:
+    """Every frequency divided by a factor of its own, one set of them for each range of lengths."""
+    trained = _number(fields, "original_max_position_embeddings", "longrope")
+    sets = {}
+    for name in ("short_factor", "long_factor"):
+        given = fields.get(name)
+        if (
+            not isinstance(given, (list, tuple))
+            or len(given) != len(plain)
+            or not all(isinstance(x, (int, float)) and x > 0 for x in given)
+        ):
+            expected = f"{name}, {len(plain)} numbers above 0"
+            raise bad_value("frequencies", "scaling", expected, given)
+        sets[name] = torch.tensor(given, dtype=torch.float64)
+    gain = fields.get("attention_factor")
+    if gain is None:
+        factor = fields.get("factor")
+        if factor is None:
+            factor = _number(fields, "max_position_embeddings", "longrope") / trained
+        gain = math.sqrt(1 + math.log(factor) / math.log(trained)) if factor > 1 else 1.0
+    chosen = sets["long_factor" if (length or 0) > trained else "short_factor"]
+    return plain / chosen, float(gain) ** 2
 
 
 def _yarn_kept(fields: Mapping[str, Any], theta: float, rotary_dim: int, original: float) -> Tensor:

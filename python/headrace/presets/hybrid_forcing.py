@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..memory import Sink, Window
+from ..memory import Fold, Sink, Window
 from ..models import Denoiser
 from ..streams import InCache, Ring
 from ..streams.ring_chained import chained
@@ -57,7 +57,7 @@ def hybrid_forcing(
         denoiser,
         levels,
         depth=1,
-        memory=Sink(sinks) + Window(window),
+        memory=Sink(sinks) + Window(window) >> Fold(raw=True, merge="add"),
         cache="clean",
         positions=InCache(),
         span=span,

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .. import interrupts
 from ..errors import bad_type, bad_value
-from ..memory import ArchiveStore, Asked, Recalled, Shelf, by_mass, by_score
+from ..memory import ArchiveStore, Asked, Recalled, Shelf, Told, by_mass, by_score, check_bound
 from .positions import InCache
 from .tokens import Tokens
 
@@ -43,7 +43,7 @@ def cut(stream: Stream) -> None:
 
 
 def recall(
-    stream: Stream, question: Tokens, top: int | None, mass: float | None, proven: bool
+    stream: Stream, question: Tokens, top: int | None, mass: float | None, bound: str
 ) -> Recalled:
     """What `Stream.recall` does."""
     stream._check_open("recall")
@@ -57,8 +57,10 @@ def recall(
         raise bad_value("recall", "top", "0 pages or more", repr(top))
     if mass is not None and not 0 <= mass <= 1:
         raise bad_value("recall", "mass", "a share from 0 to 1", mass)
+    check_bound(bound, mass)
     layers = engine.pool.k.shape[0]
-    figures: list[tuple[float, float]] = []
+    told: list[Told] = []
+    mine = [[]] * layers if stream._recalled is None else stream._recalled.blocks
     if top is None and mass is None:
         chosen = [np.arange(len(shelf.index))] * layers
     else:
@@ -69,26 +71,18 @@ def recall(
             assert mass is not None
             reach = engine.plan.reach if isinstance(engine.positions, InCache) else None
             found = [
-                by_mass(shelf, n, asked[n], mass, proven, reach, engine._inv_freq)
+                by_mass(shelf, n, asked[n], mass, bound, reach, engine._inv_freq, mine[n])
                 for n in range(layers)
             ]
-            chosen = [picked for picked, _, _ in found]
-            figures = [(captured, lost) for _, captured, lost in found]
+            chosen, told = [picked for picked, _ in found], [said for _, said in found]
     store = shelf.store.near()
     for layer, picked in enumerate(chosen):
-        mine = [] if stream._recalled is None else stream._recalled.blocks[layer]
-        store.check_room(shelf.index.blocks[picked].tolist(), layer, mine)
+        store.check_room(shelf.index.blocks[picked].tolist(), layer, mine[layer])
     with interrupts.deferred():
         table = stream._lease.table
         stream.forget()
-        stream._recalled = Recalled(
-            shelf,
-            table,
-            chosen,
-            isinstance(engine.positions, InCache),
-            [captured for captured, _ in figures],
-            [lost for _, lost in figures],
-        )
+        in_cache = isinstance(engine.positions, InCache)
+        stream._recalled = Recalled(shelf, table, chosen, in_cache, told)
     return stream._recalled
 
 

@@ -119,7 +119,8 @@ class Ring:
         self._cache = "clean" if recall is not None else None if memory is None else cache
         self._branches = ("condition", "negative")[: 1 + (guidance in ("initialize", "full"))]
         self._noise = seeded(noise, *self.shape) if isinstance(noise, int) else noise
-        plan = None if memory is None else bounded(memory)
+        folds = mixer is not None and mixer.folding
+        plan = None if memory is None else bounded(memory, folds)
         caches = len(self._branches) * (len(self.knobs["levels"]) if cache == "step" else 1)
         rows = 2 * self.depth + 1  # a tick may have all in flight finished and all written
         self._caches = Caches(

@@ -25,9 +25,9 @@ from .ring_recall import Recall, Shelf
 from .ring_tick import Tick
 
 
-def bounded(memory: Region) -> Plan:
-    """The plan of a memory that holds so many frames and no more."""
-    plan = compile_plan(memory)
+def bounded(memory: Region, folding: bool) -> Plan:
+    """The plan of a memory that holds so many frames and no more; folding: it may have a Fold."""
+    plan = compile_plan(memory, folding=folding)
     if plan.reach >= UNLIMITED:
         raise bad_value("Ring", "memory", "a Window of some frames", memory)
     return plan

@@ -4,8 +4,8 @@
 Blocks are pages. What a frame sees is cut into blocks of keys, its queries likewise; every block of
 queries reads the share of key blocks that score best, whose pages are simply listed in its view.
 The frame about to leave is folded, once, into a state of `headrace.ops.linear_attention`, whose
-read-out goes through a matrix of the layer and is added. (Hybrid Forcing, leeruibin/hybrid-forcing;
-SLA, Zhang et al., 2025.)
+read-out goes through a matrix of the layer and is added, as `headrace.Fold` of the memory has it.
+(Hybrid Forcing, leeruibin/hybrid-forcing; SLA, Zhang et al., 2025.)
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 
 
 class FoldedSparse(Mixer):
-    """share: of the blocks that are seen, rounded to the nearest, at least one. block: tokens in
-    one, a divisor of a frame's.
+    """For a memory of frames `>> Fold(merge="add")`. share: of the blocks that are seen, rounded to
+    the nearest, at least one. block: tokens in one, a divisor of a frame's.
 
     Scores are of mean queries and mean keys before rotation, these less the mean of all that are
     seen, summed over heads; equal ones go to the earlier block of the view, pinned frames first.
@@ -35,6 +35,8 @@ class FoldedSparse(Mixer):
 
     folds: frames folded so far, in one layer. read, shown: blocks read and seen so far.
     """
+
+    folding = True
 
     def __init__(self, share: float = 0.2, block: int = 64) -> None:
         if not 0 < share <= 1:
@@ -57,6 +59,10 @@ class FoldedSparse(Mixer):
         if not c.fold or plan is None:
             want = "a denoiser with fold, and a memory"
             raise bad_value("Ring", "mixer", want, "neither" if plan is None else "none")
+        if plan.fold is None or plan.fold.merge != "add":
+            want, got = 'regions of frames >> Fold(merge="add")', repr(plan.fold)
+            raise bad_value("Ring", "memory", want, got, "FoldedSparse folds what leaves them")
+        self._fold_as = plan.fold
         device = caches.inv_freq.device
         self._weights = [layer.fold for layer in denoiser.blocks]
         self._state = torch.zeros(c.layers, c.kv_heads, c.head_dim, c.head_dim, device=device)
@@ -160,7 +166,9 @@ class FoldedSparse(Mixer):
             inv_freq=caches.inv_freq,
             offset=offset,
             count=torch.tensor([tokens], device=q.device),
-            raw=True,
+            feature=self._fold_as.feature,
+            raw=self._fold_as.raw,
+            eps=self._fold_as.eps,
         )
         return read
 

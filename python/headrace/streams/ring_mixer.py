@@ -16,12 +16,13 @@ class Mixer:
     """Takes the place of attention in a ring that caches finished frames, one in flight.
 
     page_size: slots of a page, a multiple of 16; None for the usual. unpaged: layers that have no
-    pages. What it carries from call to
-    call it changes in `commit` alone, so that a call that fails leaves no trace.
+    pages. folding: it serves a memory with a Fold. What it carries from call to call it changes in
+    `commit` alone, so that a call that fails leaves no trace.
     """
 
     page_size: int | None = None
     unpaged: frozenset[int] = frozenset()
+    folding = False
 
     def open(self, caches: Caches, denoiser: Any) -> None:
         """Once, before the first call."""

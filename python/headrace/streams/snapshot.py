@@ -27,7 +27,7 @@ from torch import Tensor
 
 from .. import interrupts
 from ..errors import bad_type, bad_value, unsupported
-from ..memory import Kept, Lease, Page, PagePool, Region, Table
+from ..memory import Folded, Kept, Lease, Page, PagePool, Placed, Region, Table
 from ..memory.choice import TOKEN
 from . import gate as gates
 from . import own
@@ -40,7 +40,7 @@ from .positions import Positions
 from .record import write_whole
 from .stream import Stream
 
-FORMAT = "headrace.stream.3"
+FORMAT = "headrace.stream.4"
 BLANK = "0" * 64
 
 
@@ -100,7 +100,7 @@ def resume(
     The engine must hold the same weights, and have the same memory, positions, lanes, pages and
     exactness; a stream with an adapter needs a bank that knows that very revision. memory,
     positions, lanes: its own, if it was opened with any. ValueError, one line, and nothing taken,
-    when something does not fit or the file is not whole.
+    when something does not fit or the file is not whole; OSError when it cannot be read.
     """
     meta, tensors = _read(path)
     for what, want in meta["engine"].items():
@@ -202,6 +202,8 @@ def _put(tensors: dict[str, Tensor], name: str, stream: Stream) -> dict[str, Any
         "window": [(ids.index(page.id), *page[1:]) for page in table.window],
         "adapter": stream.adapter,
         "kept": _put_kept(tensors, name, table, ids),
+        "folded": _put_folded(tensors, name, table.folded),
+        "placed": None if table.placed is None else _placed_line(table.placed),
     }
 
 
@@ -233,6 +235,16 @@ def _put_kept(
     }
 
 
+def _put_folded(tensors: dict[str, Tensor], name: str, folded: Folded | None) -> bool:
+    for field, x in {} if folded is None else vars(folded).items():
+        tensors[f"{name}.folded.{field}"] = x.cpu().contiguous()
+    return folded is not None
+
+
+def _placed_line(placed: Placed) -> list[Any]:
+    return [list(placed.times.items()), placed.first, placed.top, placed.given]
+
+
 def _take_kept(ids: list[int], tokens: Tensor, line: Mapping[str, Any]) -> Kept:
     at, frame = map(float.fromhex, line["when"])
     kept = Kept(
@@ -256,7 +268,17 @@ def _take(
     kept = None
     if line["kept"] is not None:
         kept = _take_kept(ids, tensors[f"{name}.kept"], line["kept"])
-    table = Table(line["start"], line["end"], plan, pinned, window, kept=kept)
+    folded = None
+    if line["folded"]:
+        prefix = f"{name}.folded."
+        mine = {x: tensors[prefix + x].to(pool.k.device) for x in Folded.__dataclass_fields__}
+        folded = Folded(**mine)
+    placed = None
+    if line["placed"] is not None:
+        times, *rest = line["placed"]
+        placed = Placed(dict(times), *rest)
+    runs = pinned, window
+    table = Table(line["start"], line["end"], plan, *runs, kept=kept, folded=folded, placed=placed)
     for kind, pages in zip(("k", "v", "k_scale", "v_scale"), _tensors(pool), strict=False):
         pages[:, ids] = tensors[f"{name}.{kind}"].to(pages.device)
     for page, slots in zip(ids, line["slots"], strict=True):
@@ -294,6 +316,10 @@ def _gate(name: str, fields: Mapping[str, Any]) -> Gate:
 def _read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Tensor]]:
     try:
         data = Path(path).read_bytes()
+    except OSError as error:
+        got = f"{os.fspath(path)}: {error.strerror}"
+        raise type(error)(f"resume(path): expected a file of a stream, got {got}") from None
+    try:
         length = int.from_bytes(data[:8], "little")
         header = json.loads(data[8 : 8 + length])["__metadata__"]
         if header.get("format") != FORMAT:

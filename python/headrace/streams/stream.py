@@ -123,8 +123,8 @@ class Stream:
         """Reads tokens: int64 [T], a list, an array, or bytes for a byte model.
 
         known: scores, at, frame, tag, room or keep, as `Piece` says, where regions of the memory
-        choose who stays. All or nothing, as `Engine.step`, which does it. Raises TypeError or
-        ValueError, one line.
+        choose who stays; places, where positions are `Keep3D`. All or nothing, as `Engine.step`,
+        which does it. Raises TypeError or ValueError, one line.
         """
         fed = Piece(tokens, **known) if known else tokens
         return self.engine.step({self: fed}, logits=logits)[self]
@@ -160,18 +160,21 @@ class Stream:
         *,
         top: int | None = None,
         mass: float | None = None,
-        proven: bool = True,
+        bound: str = "proven",
     ) -> Recalled:
         """Brings archived pages that a question needs into what the tokens to come see.
 
         The question is read on the side, which changes nothing but what is recalled: each layer
         takes the `top` pages that the mean of the question's queries likes best; or as few as
-        capture the share `mass` of the softmax of every query and head, by bounds that hold for
-        every key (`proven`) or by the centroids' estimate; or without either all of them. They stay
-        until the next recall or `forget`. Pages found damaged are left out and named in the result.
-        All or nothing; ValueError when the archive has too few near pages.
+        capture the share `mass` of the softmax of every query and head; or without either all of
+        them. bound: what says that they do. "proven" holds for every key, and may take nearly all
+        pages; "sampled" looks at a few of those left out, and holds with the chance that the result
+        names; "estimate" goes by centroids alone. The result tells by layer what is missed at most,
+        and how sure that is (see `headrace.memory.Told`). They stay until the next recall or
+        `forget`. Pages found damaged are left out and named in the result. All or nothing;
+        ValueError when the archive has too few near pages.
         """
-        return recalling.recall(self, question, top, mass, proven)
+        return recalling.recall(self, question, top, mass, bound)
 
     def forget(self) -> None:
         """What was recalled is not seen any more."""

@@ -208,7 +208,8 @@ class Watcher:
     def _decode(self, x: Tensor, places: Tensor, edit: Edit) -> Tensor:
         """What the decoder says of the survivors of this frame and of its own token."""
         old, now, device = self._lease.table, self.frames, x.device
-        ((table, where),) = edit.extend([old], [len(x)])
+        (table,), grown = edit.advance([old], [len(x)])
+        where = grown.tolist()
         starts = {page: t for page, t in self._starts.items()}
         for page, slot, _ in where:
             if slot == 0:
@@ -220,7 +221,7 @@ class Watcher:
         q_pos = torch.cat([place.new_full((len(x), 1), now), place], 1)
         rows = [self._placed(row, starts) for row in view.entries(table, oldest=old.end)]
         out = self.model.decode(x, self._attend(slots, q_pos, rows, old.end))
-        self._lease.table = edit.trim(table)
+        (self._lease.table,) = edit.let_go([table])
         edit.commit()
         held = set(self._lease.table.page_ids)
         self._starts = {page: t for page, t in starts.items() if page in held}

@@ -113,6 +113,53 @@ def test_as_transformers_computes_them(theta, scaling):
     assert math.isclose(gain, factor**2, rel_tol=1e-6)
 
 
+DYNAMIC = {"rope_type": "dynamic", "factor": 4.0, "max_position_embeddings": 64}
+LONG = {
+    "rope_type": "longrope", "original_max_position_embeddings": 64, "max_position_embeddings": 256,
+    "short_factor": [1.0 + 0.125 * i for i in range(32)],
+    "long_factor": [1.0 + 0.5 * i for i in range(32)],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("length", [None, 1, 63, 64, 65, 1000])
+@pytest.mark.parametrize("extra", [{}, {"factor": 2.0}, {"attention_factor": 1.5}], ids=str)
+@pytest.mark.parametrize("scaling", [DYNAMIC, LONG], ids=["dynamic", "longrope"])
+def test_kinds_that_know_a_length_as_transformers_computes_them(scaling, extra, length):
+    transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    scaling = {**scaling, **extra}
+    fields = dict(scaling)
+    config = transformers.LlamaConfig(
+        hidden_size=256, num_attention_heads=4,
+        max_position_embeddings=fields.pop("max_position_embeddings"),
+        rope_parameters={"rope_theta": 10000.0, **fields},
+    )  # fmt: skip
+    want, factor = ROPE_INIT_FUNCTIONS[scaling["rope_type"]](config, "cpu", seq_len=length)
+    got, gain = rope.frequencies(64, scaling=scaling, length=length)
+    torch.testing.assert_close(got.float(), want, rtol=1e-5, atol=0)
+    assert math.isclose(gain, factor**2, rel_tol=1e-6)
+
+
+def test_dynamic_slows_the_slowest_by_what_is_beyond():
+    plain = rope.frequencies(64)[0]
+    exactly("within", rope.frequencies(64, scaling=DYNAMIC, length=64)[0], plain)
+    got, gain = rope.frequencies(64, scaling=DYNAMIC, length=160)
+    slower = plain / got
+    assert gain == 1.0
+    assert math.isclose(slower[0], 1.0)
+    assert math.isclose(slower[-1], 4.0 * 160 / 64 - 3.0, rel_tol=1e-12)
+    assert bool((slower.diff() > 0).all())
+
+
+def test_longrope_takes_a_set_of_factors_by_length():
+    plain = rope.frequencies(64)[0]
+    for length, name in ((None, "short"), (64, "short"), (65, "long")):
+        got, gain = rope.frequencies(64, scaling=LONG, length=length)
+        exactly(name, got, plain / torch.tensor(LONG[f"{name}_factor"]))
+        assert math.isclose(gain, 1 + math.log(4) / math.log(64))
+
+
 def test_sections():
     blocks = rope.sections(64, [16, 24, 24])
     assert blocks.tolist() == [0] * 16 + [1] * 24 + [2] * 24
@@ -208,8 +255,17 @@ def test_half_split():
 
 
 ERRORS = [
-    (lambda: rope.frequencies(64, scaling={"rope_type": "longrope"}), NotImplementedError,
-     "frequencies(scaling): expected one of the types default, linear, llama3, yarn, got longrope"),
+    (lambda: rope.frequencies(64, scaling={"rope_type": "proportional"}), NotImplementedError,
+     "frequencies(scaling): expected one of the types default, linear, llama3, yarn, dynamic, "
+     "longrope, got proportional"),
+    (lambda: rope.frequencies(64, scaling={"rope_type": "dynamic", "factor": 2.0}), ValueError,
+     "frequencies(scaling): expected max_position_embeddings above 0 for dynamic, got None"),
+    (lambda: rope.frequencies(64, scaling={**LONG, "long_factor": [1.0] * 31 + [0]}), ValueError,
+     f"frequencies(scaling): expected long_factor, 32 numbers above 0, got {[1.0] * 31 + [0]}"),
+    (lambda: rope.frequencies(64, scaling={**LONG, "short_factor": [1.0]}), ValueError,
+     "frequencies(scaling): expected short_factor, 32 numbers above 0, got [1.0]"),
+    (lambda: rope.frequencies(64, scaling=DYNAMIC, length=0), ValueError,
+     "frequencies(length): expected 1 token or more, or None, got 0"),
     (lambda: rope.frequencies(64, scaling={"rope_type": "yarn", "factor": 4.0}), ValueError,
      "frequencies(scaling): expected original_max_position_embeddings above 0 for yarn, got None"),
     (lambda: rope.frequencies(64, scaling={"rope_type": "linear", "factor": -1}), ValueError,

@@ -3,17 +3,24 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers import (
+    AttentionInterface,
+    AttentionMaskInterface,
+    GenerationMixin,
+    PreTrainedModel,
+)
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from ...errors import bad_type, unsupported
+from .cache import StreamingCache
 from .layer import Offset, StreamingLayer
 
 NAME = "headrace"
@@ -26,17 +33,27 @@ def register() -> None:
     AttentionMaskInterface.register(NAME, mask)
 
 
-_positions: dict[int, Tensor] = {}
-"""By the id of a text config, the last position_ids of its model; only inside `attached`.
+class Told(NamedTuple):
+    """What a model's rotary embedding was given last, and what it gave."""
 
-The attention layers of M-RoPE models are not told their positions along three axes."""
+    position_ids: Tensor
+    turned: tuple[Tensor, Tensor]
+
+
+_told: dict[int, Told] = {}
+"""By the id of a text config; only inside `attached`.
+
+The attention layers of M-RoPE models are not told their positions along three axes, and the angles
+of RoPE types that depend on the length are a matter of all that the model has read before."""
 
 
 @contextmanager
 def attached(model: PreTrainedModel) -> Iterator[PreTrainedModel]:
     """Runs the block with the model on this attention, then puts the former one back.
 
-    Models with M-RoPE need it: their rotary embedding is listened to, by a hook, for the block.
+    Models with M-RoPE and with the RoPE types dynamic and longrope need it: their rotary embedding
+    is listened to, by a hook, for the block. In it `generate` of Phi-3 goes on with a cache of ours
+    where it would begin a new one, as the length passes that of its short factors.
     """
     if not isinstance(model, PreTrainedModel):
         raise bad_type("attached", "model", "a model of transformers", type(model).__name__)
@@ -51,22 +68,45 @@ def attached(model: PreTrainedModel) -> Iterator[PreTrainedModel]:
         if isinstance(m, PreTrainedModel) and hasattr(m, "rotary_emb")
     ]
     model.set_attn_implementation(NAME)
+    mine = model.__dict__.get(_PREPARE)
+    if isinstance(model, GenerationMixin):
+        model.__dict__[_PREPARE] = _going_on(model)
     try:
         yield model
     finally:
+        model.__dict__.pop(_PREPARE, None)
+        if mine is not None:
+            model.__dict__[_PREPARE] = mine
         for hook in hooks:
             hook.remove()
         for config, _ in before:
-            _positions.pop(id(config), None)
+            _told.pop(id(config), None)
         for config, name in before:
             config._attn_implementation_internal = name
 
 
 def _listen(config: Any) -> Callable[..., None]:
     def hook(module: Any, args: tuple, kwargs: dict[str, Any], output: Any) -> None:
-        _positions[id(config)] = kwargs["position_ids"] if "position_ids" in kwargs else args[1]
+        ids = kwargs["position_ids"] if "position_ids" in kwargs else args[1]
+        _told[id(config)] = Told(ids, output)
 
     return hook
+
+
+_PREPARE = "prepare_inputs_for_generation"
+
+
+def _going_on(model: Any) -> Callable[..., Any]:
+    """What the model does between the steps of `generate`, without dropping a StreamingCache."""
+    own = getattr(model, _PREPARE)
+    plain = functools.partial(getattr(GenerationMixin, _PREPARE), model)
+
+    @functools.wraps(own)
+    def prepare(input_ids: Tensor, past_key_values: Any = None, **kwargs: Any) -> Any:
+        ours = isinstance(past_key_values, StreamingCache) and past_key_values.attention.by_length
+        return (plain if ours else own)(input_ids, past_key_values=past_key_values, **kwargs)
+
+    return prepare
 
 
 def mask(
@@ -137,11 +177,15 @@ def attend(
         raise unsupported(NAME, "attention_mask", "[B, L]", tuple(attention_mask.shape))
     if kwargs.get("output_attentions"):
         raise unsupported(NAME, "output_attentions", "False", True)
-    if layer.cache.attention.freq_axis is not None:
-        position_ids = _positions.get(id(module.config))
-        if position_ids is None:
+    turned = None
+    spec = layer.cache.attention
+    if spec.freq_axis is not None or spec.by_length:
+        told = _told.get(id(module.config))
+        if told is None:
             hint = "run it inside `with attached(model):`"
-            raise unsupported(NAME, "model", "models whose positions are known", "M-RoPE", hint)
+            got = "M-RoPE" if spec.freq_axis is not None else "RoPE that depends on the length"
+            raise unsupported(NAME, "model", "models whose positions are known", got, hint)
+        position_ids, turned = told
     with torch.no_grad():
         out = layer.cache.attend(
             layer.index,
@@ -149,6 +193,7 @@ def attend(
             key.detach(),
             value.detach(),
             position_ids,
+            turned,
             scale=scaling,
             softcap=softcap or 0.0,
             sink_logits=None if s_aux is None else s_aux.detach().float().contiguous(),

@@ -44,6 +44,10 @@ class StreamingCache(Cache):
     that position_ids may grow without end. In layers with a sliding window of their own a token
     sees what is in that window and in the memory.
 
+    The RoPE types dynamic and longrope have frequencies that depend on the length. A stream has
+    those of rope_length tokens from its first to its last, so that no key has to be turned anew;
+    None takes the most that a query sees, where InCache() and the memory set a bound to it.
+
     Rows may be padded on any side, as attention_mask says. Beams, sampling, prefill_chunk_size and
     assisted decoding are supported; the last `SLACK` tokens, at least, can be taken back by `crop`.
     `copy.deepcopy` makes a cache that goes on by itself and shares all full pages.
@@ -61,6 +65,7 @@ class StreamingCache(Cache):
         dtype: torch.dtype | None = None,
         page_size: int = 64,
         chunk: int = 512,
+        rope_length: int | None = None,
     ) -> None:
         positions = InCache() if positions is None else positions
         if type(positions) not in (InCache, Absolute):
@@ -72,14 +77,11 @@ class StreamingCache(Cache):
             raise bad_type("StreamingCache", "dtype", names, dtype)
         if isinstance(chunk, bool) or not isinstance(chunk, int) or chunk < 1:
             raise bad_value("StreamingCache", "chunk", "a whole number, 1 or more", chunk)
-        self.attention: Attention = attention_of(config)
+        self.attention: Attention = attention_of(config, memory, positions, rope_length)
         self.memory, self.positions = memory, positions
         self.archive = memory.archive if isinstance(memory, Spill) else None
         if any(isinstance(region, Spill) for region in getattr(memory, "regions", ())):
             raise unsupported("StreamingCache", "memory", "an Archive last of all", repr(memory))
-        if self.archive is not None and self.attention.freq_axis is not None:
-            expected = "sums of Sink and Window for models with M-RoPE"
-            raise unsupported("StreamingCache", "memory", expected, repr(memory))
         self.plan = positions.place(compile_plan(memory))
         self.dtype, self.page_size, self.chunk = dtype, page_size, chunk
         self.rows: Rows | None = None
@@ -95,6 +97,11 @@ class StreamingCache(Cache):
         self.step: Step | None = None
         self.pending: int | None = None
         self._padding: deque[Tensor | int] = deque(maxlen=LOOKBACK)
+
+    @property
+    def axis(self) -> Tensor | None:
+        """`Attention.freq_axis`, or None where positions have one axis: with InCache() always."""
+        return None if isinstance(self.positions, InCache) else self.attention.freq_axis
 
     @property
     def resident_bytes(self) -> int:
@@ -135,14 +142,24 @@ class StreamingCache(Cache):
         self.pending = layer
 
     def attend(
-        self, layer: int, q: Tensor, k: Tensor, v: Tensor, ids: Tensor | None, **options: Any
+        self,
+        layer: int,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        ids: Tensor | None,
+        turned: tuple[Tensor, Tensor] | None = None,
+        **options: Any,
     ) -> Tensor:
-        """Output [B, L, Hq, D] of a layer for q [B, Hq, L, D] and k, v [B, Hkv, L, D]."""
+        """Output [B, L, Hq, D] of a layer for q [B, Hq, L, D] and k, v [B, Hkv, L, D].
+
+        turned: the cosines and sines that the model took, where they are known.
+        """
         step, self.pending = self.step, None
         assert step is not None
         try:
             if step.pieces is None:
-                step.begin(self, q, k, ids)
+                step.begin(self, q, k, ids, turned)
             out = step.attend(self, layer, q, k, v, **options)
         except BaseException:
             self._abandon()
@@ -170,8 +187,9 @@ class StreamingCache(Cache):
                     k.dtype if self.dtype is None else self.dtype,
                     k.device,
                 )
-                inv_freq = self.attention.inv_freq
-                far = Far(self.archive, pool, inv_freq) if self.archive is not None else None
+                far = None
+                if self.archive is not None:
+                    far = Far(self.archive, pool, self.attention.inv_freq, self.axis)
                 self.rows = Rows(pool, self.plan, rows, self.chunk, far)
         return self.rows
 
@@ -261,7 +279,7 @@ class StreamingCache(Cache):
         *,
         top: int | None = None,
         mass: float | None = None,
-        proven: bool = True,
+        bound: str = "proven",
         **inputs: Any,
     ) -> list[Recalled]:
         """Brings back of the archive what a question needs, and what no query sees any more but is
@@ -270,14 +288,14 @@ class StreamingCache(Cache):
         The model reads input_ids int64 [B, L] on the side (they do not count as read; `inputs` go
         to it too), and each layer of each row finds its own pages: the `top` that its mean query
         likes best (ReKV; Di et al., 2025), or as many as it takes for every query and head to see
-        the share `mass` of its softmax (by bounds, or, if not `proven`, by an estimate); all
-        without either. Layers with a sliding window of their own recall nothing. Gives for every
-        row what it recalled (see `headrace.memory.Recalled`); after an error what was recalled
-        before still is.
+        the share `mass` of its softmax; all without either. bound: what vouches for the share,
+        "proven", "sampled" or "estimate", as for `headrace.Stream.recall`. Layers with a sliding
+        window of their own recall nothing. Gives for every row what it recalled (see
+        `headrace.memory.Recalled`); after an error what was recalled before still is.
 
         ValueError, TypeError or NotImplementedError naming the argument.
         """
-        return recall(self, model, input_ids, top, mass, proven, inputs)
+        return recall(self, model, input_ids, top, mass, bound, inputs)
 
     def forget(self) -> None:
         """Forwards to come see nothing of the archive."""

@@ -27,6 +27,7 @@ def oracle(
     memory: Region,
     positions: Positions | None = None,
     dtype: torch.dtype = torch.float64,
+    rope_length: int | None = None,
 ) -> Tensor:
     """Logits [B, T, vocab] after each token of input_ids int64 [B, T], none of them padding.
 
@@ -34,16 +35,22 @@ def oracle(
 
     Positions are those of text; for M-RoPE with images see the model's own attention with a mask.
     Query t sees exactly what `memory` keeps for it, and what the layer's own sliding window leaves
-    of that, at the distances that `positions` (InCache() if None) gives. A copy of the model runs
+    of that, at the distances that `positions` (InCache() if None) gives, with the frequencies of
+    rope_length as StreamingCache has it. A copy of the model runs
     in `dtype`, without cache or page; time and memory are quadratic in T.
     """
-    dense = _Dense(attention_of(model.config, "oracle"), memory, positions or InCache())
+    positions = positions or InCache()
+    attention = attention_of(model.config, memory, positions, rope_length, "oracle")
+    dense = _Dense(attention, memory, positions)
     AttentionInterface.register(_NAME, dense)
     AttentionMaskInterface.register(_NAME, lambda *args, **kwargs: None)
     twin = copy.deepcopy(model).to(dtype).eval()
     twin.set_attn_implementation(_NAME)
     if hasattr(twin, "set_experts_implementation"):
         twin.set_experts_implementation("eager")  # others know no fp64
+    for part in twin.modules():
+        if isinstance(part, PreTrainedModel) and hasattr(part, "rotary_emb"):
+            part.rotary_emb.register_forward_hook(dense.hear)
     return twin(input_ids, use_cache=False)[0]
 
 
@@ -61,12 +68,10 @@ class _Dense:
         scaling: float | None = None,
         softcap: float | None = None,
         s_aux: Tensor | None = None,
-        position_ids: Tensor | None = None,
         **kwargs: Any,
     ) -> tuple[Tensor, None]:
         number = torch.arange(query.shape[2], device=query.device)
-        ids = number[None] if position_ids is None else position_ids
-        q, k = (self._turned_back(x, ids) for x in (query, key))
+        q, k = (self._turned_back(x) for x in (query, key))
         group = q.shape[1] // k.shape[1]
         k, v = k.repeat_interleave(group, 1), value.repeat_interleave(group, 1)
         sliding = self._of.sliding[module.layer_idx]
@@ -87,10 +92,14 @@ class _Dense:
             outs.append(logits.softmax(-1)[..., : len(number)] @ v)
         return torch.cat(outs, 2).transpose(1, 2).contiguous(), None
 
-    def _turned_back(self, x: Tensor, ids: Tensor) -> Tensor:
+    def hear(self, rotary: Any, args: Any, turned: tuple[Tensor, Tensor]) -> None:
+        """The cosines and sines that queries and keys of all layers are turned by."""
+        self._turned = turned
+
+    def _turned_back(self, x: Tensor) -> Tensor:
         """Turned by the negative of the model's angles; its gain on both sides taken off."""
         size = len(self._of.inv_freq)
-        cos, sin = (y[..., :size].reshape(-1, 1, x.shape[2], size) for y in self._of.rotary(x, ids))
+        cos, sin = (y[..., :size].reshape(-1, 1, x.shape[2], size) for y in self._turned)
         head, tail = x[..., : 2 * size], x[..., 2 * size :]
         turned = torch.complex(*head.chunk(2, -1)) / torch.complex(cos, sin)
         return torch.cat([turned.real, turned.imag, tail], -1)

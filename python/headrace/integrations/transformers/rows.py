@@ -98,9 +98,12 @@ class Rows:
         each = self.plan.pinned_pages(size) + 2 * self._loose.window_pages(size)
         return len(self) * (each + -(-self.chunk // size) + 1)
 
-    def read(self, counts: Sequence[int]) -> list[list[Part]]:
+    def read(
+        self, counts: Sequence[int], places: Sequence[np.ndarray] | None = None
+    ) -> list[list[Part]]:
         """Room for `counts` tokens, one count per row, in pieces of up to `chunk` tokens a row:
-        what each row does in each. Then `commit` or `undo`.
+        what each row does in each. Then `commit` or `undo`. places: for each row int64 [n, 3], its
+        tokens' positions where these have three axes.
         """
         self.undo()
         tables = [lease.table for lease in self.leases]
@@ -110,6 +113,9 @@ class Rows:
             starts = [table.end for table in tables]
             grown, where = self._edit.advance(tables, sizes)
             wheres = np.split(where, list(accumulate(sizes))[:-1])
+            if self.far and places is not None:
+                for slots, place in zip(wheres, places, strict=True):
+                    self.far.place(self.pool, slots, place[at : at + len(slots)])
             if audit.on:  # it looks at pages when they are used, not when that is planned
                 named = [page for table in grown for page in table.page_ids]
                 self.pool.hold(named)
@@ -138,7 +144,9 @@ class Rows:
 
     def _trim(self, row: int, table: Table) -> Table:
         def stage(page: Page, stop: int) -> None:  # copied later, layer by layer: not written yet
-            self._leaving[-1].append((page.id, self.shelves[row].promise(page, stop)))
+            assert self.far is not None
+            turned = self.far.turned(page.id, stop - page.start)
+            self._leaving[-1].append((page.id, self.shelves[row].promise(page, stop, turned)))
 
         trimmed = self._edit.trim(replace(table, plan=self._loose), stage if self.far else None)
         return replace(trimmed, plan=self.plan)
@@ -220,6 +228,8 @@ class Rows:
         for x in (pool.k, pool.v, pool.k_scale, pool.v_scale):
             if x is not None:
                 x[:, fresh[0]] = x[:, tail.id]
+        if self.far is not None:
+            self.far.copy(tail.id, fresh[0])
         pool.filled[fresh[0]] = table.end - tail.start
         mine = tail._replace(id=fresh[0])
         if table.window:

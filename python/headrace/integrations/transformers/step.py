@@ -11,7 +11,6 @@ from torch import Tensor
 from ... import interrupts, ops
 from ...errors import bad_type, bad_value, unsupported
 from ...memory.view import CAP, ORIGIN, View
-from ...streams import InCache
 from .rows import Rows, gather, narrowed
 
 if TYPE_CHECKING:
@@ -41,7 +40,14 @@ class Step:
         self.shift: list[int] = []
         self.layer = 0  # that comes next
 
-    def begin(self, cache: StreamingCache, q: Tensor, k: Tensor, ids: Tensor | None) -> None:
+    def begin(
+        self,
+        cache: StreamingCache,
+        q: Tensor,
+        k: Tensor,
+        ids: Tensor | None,
+        turned: tuple[Tensor, Tensor] | None,
+    ) -> None:
         """Makes room and views; nothing counts before the cache commits it."""
         if k.dtype not in DTYPES:
             names = ", ".join(str(x).removeprefix("torch.") for x in DTYPES)
@@ -52,18 +58,17 @@ class Step:
         rows = cache.open(self.count, k)
         if ids is None:  # what a model takes that is told none
             ids = torch.arange(cache.seen, cache.seen + self.columns, device=q.device)[None]
-        self._axis = cache.attention.freq_axis
-        if self._axis is not None and isinstance(cache.positions, InCache):
-            if bool((ids != ids[:1]).any()):
-                expected = "the positions Absolute() for images and video"
-                raise unsupported("StreamingCache", "positions", expected, "InCache()")
-            self._axis = None  # text has the same position along all axes
+        self._axis = cache.axis
+        flat = self._axis is None and cache.attention.freq_axis is not None
+        if flat and bool((ids != ids[:1]).any()):  # text has the same position along all axes
+            expected = "the positions Absolute() for images and video"
+            raise unsupported("StreamingCache", "positions", expected, "InCache()")
         if self._axis is None:
             self.shift = self._shift(cache, ids[0] if ids.dim() == 3 else ids)
         else:
             self._axis = self._axis.to(q.device)
         # Of these a token's angles come: the model's own, so turning back by them is exact.
-        cos, sin = cache.attention.rotary.to(q.device)(q, ids)
+        cos, sin = cache.attention.rotary.to(q.device)(q, ids) if turned is None else turned
         half = len(cache.attention.inv_freq)
         cos, sin = (x[..., :half].float().reshape(-1, self.columns, half) for x in (cos, sin))
         square = cos * cos + sin * sin
@@ -115,9 +120,13 @@ class Step:
         else:
             counts = self.real.sum(1).tolist()
             real = [torch.nonzero(r)[:, 0] + b * self.columns for b, r in enumerate(self.real)]
-        pieces = []
+        pieces, place, places = [], None, None
+        if self._axis is not None:
+            place = ids.expand(3, self.count, self.columns).reshape(3, -1).T.contiguous()
+            each = real or torch.arange(self.count * self.columns).split(self.columns)
+            places = [place.cpu()[numbers].numpy() for numbers in each]
         with torch.inference_mode(False), interrupts.deferred():
-            planned = rows.read(counts)
+            planned = rows.read(counts, places)
         for parts in planned:
             numbers = None
             if real is not None or len(planned) > 1:
@@ -158,11 +167,10 @@ class Step:
                     for sliding in dict.fromkeys(cache.attention.sliding)
                 }
             order = None
-            if self._axis is not None:
-                place = ids.expand(3, self.count, self.columns).reshape(3, -1).T.contiguous()
-                place = place if numbers is None else place[numbers]
+            if place is not None:
+                here = place if numbers is None else place[numbers]
                 order = next(iter(views.values())).q_pos
-                views = {sliding: _three_axes(step, place) for sliding, step in views.items()}
+                views = {sliding: _three_axes(step, here) for sliding, step in views.items()}
             pieces.append(Piece(numbers, views, order))
         return pieces
 
@@ -215,7 +223,8 @@ class Step:
                 cache.heard.capped |= softcap > 0
                 asked = x[:, :heads].clone()
                 asked[..., : 2 * len(inv_freq)] *= spec.gain
-                cache.heard.add(layer, of // self.columns, asked, lse, scale or dim**-0.5)
+                angle = None if axis is None else step.q_pos[:, axis.long()] * inv_freq
+                cache.heard.add(layer, of // self.columns, asked, lse, scale or dim**-0.5, angle)
             if rows is None:
                 out = o
             else:
@@ -239,8 +248,17 @@ class Step:
 
 def _three_axes(view: View, place: Tensor) -> View:
     """The view with positions int64 [T, 3] from the model: all origins are 0, nothing is capped."""
-    entries = torch.cat([view.entries, view.entries[:, [ORIGIN, CAP, ORIGIN, CAP]]], 1)
-    entries[:, [ORIGIN, 7, 9]] = 0
+
+    def widened(entries: Tensor) -> Tensor:
+        entries = torch.cat([entries, entries[:, [ORIGIN, CAP, ORIGIN, CAP]]], 1)
+        entries[:, [ORIGIN, 7, 9]] = 0
+        return entries
+
     return View(
-        torch.cat([view.where[:, :2], place], 1), entries, view.entry_indptr, view.q_indptr, place
+        torch.cat([view.where[:, :2], place], 1),
+        widened(view.entries),
+        view.entry_indptr,
+        view.q_indptr,
+        place,
+        tuple((widened(entries), indptr) for entries, indptr in view.by_layer),
     )

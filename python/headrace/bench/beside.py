@@ -1,0 +1,170 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Ours beside every peer there is: equality first, caches warm and cold, medians and spread."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from statistics import median
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from .case import Case, rms_error
+from .timing import by_cache, quartiles, reader
+
+if TYPE_CHECKING:
+    from . import Row
+
+ALIKE = 0.02
+"""RMS of the difference from ours, over ours, up to which a peer computes the same: its
+intermediate results may be in bf16."""
+
+Half = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Beside:
+    """One contestant of a shape. Times are medians in seconds by the state of the cache; half:
+    between which seconds half of them lie. error: from ours, relative; None of ours and the floor.
+    ok: that it computed the same. why: the reason for no time at all.
+    """
+
+    name: str
+    warm_s: float | None = None
+    warm_half: Half | None = None
+    cold_s: float | None = None
+    cold_half: Half | None = None
+    error: float | None = None
+    ok: bool = True
+    why: str = ""
+
+
+def every_peer(case: Case, compile: bool = False) -> tuple[dict[str, Callable[[], object]], str]:
+    """The peers of a case by name, and why some could not be made. compile: those too that torch's
+    compiler has to make."""
+    found = {case.peer_name: case.peer} if case.peer is not None else {}
+    found |= case.rivals
+    try:
+        found |= case.more(compile)
+    except (ImportError, RuntimeError, ValueError, TypeError, AttributeError) as error:
+        return found, _reason(error)
+    return found, ""
+
+
+def difference(case: Case, name: str, run: Callable[[], object]) -> float:
+    """RMS of what a peer gives less what ours gives, over ours; infinite for another size."""
+    before = [x.clone() for x in case.state]
+
+    def result(name: str, run: Callable[[], object]) -> Tensor:
+        for x, was in zip(case.state, before, strict=True):
+            x.copy_(was)
+        if name in case.results:
+            return case.results[name]().flatten().double()
+        made = run()
+        parts = made if isinstance(made, tuple | list) else (made,)
+        first = [x for x in parts if isinstance(x, Tensor)][:1]
+        return torch.cat([x.detach().flatten().double() for x in (*first, *case.state)])
+
+    want, got = result("ours", case.ours), result(name, run)
+    for x, was in zip(case.state, before, strict=True):
+        x.copy_(was)
+    if got.numel() != want.numel() or not got.numel():
+        return math.inf
+    return rms_error(got, want)
+
+
+@dataclass
+class Compared:
+    """The peers of a case that run, how far each is from ours, and those that do not run."""
+
+    peers: dict[str, Callable[[], object]]
+    errors: dict[str, float]
+    failed: list[Beside]
+
+
+def compared(case: Case, compile: bool = False) -> Compared:
+    """To be done before anything is timed: what adds to its state would drown the differences."""
+    peers, why = every_peer(case, compile)
+    told = Compared({}, {}, [])
+    for name, run in peers.items():
+        try:
+            told.errors[name] = difference(case, name, run)
+            told.peers[name] = run
+        except Exception as error:  # of another package: it must not end the rest
+            told.failed.append(Beside(name, ok=False, why=_reason(error)))
+    if why:
+        told.failed.append(Beside("some peers", ok=False, why=why))
+    return told
+
+
+def _reason(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0] if lines else ''}"
+
+
+def measure(case: Case, told: Compared, seconds: float, fma: float) -> list[Beside]:
+    """Ours, the floor and every peer in turns; `seconds` for each state of the cache."""
+    errors = told.errors
+    runs = {"ours": case.ours, "floor": reader(case.bytes)}
+    taken = by_cache(runs | told.peers, seconds)
+    made = []
+    for name in taken["warm"]:
+        least = case.flops / fma if name == "floor" else 0.0
+        times = {kind: [max(t, least) for t in taken[kind][name]] for kind in taken}
+        error = errors.get(name)
+        made.append(
+            Beside(
+                name, median(times["warm"]), quartiles(times["warm"]),
+                median(times["cold"]), quartiles(times["cold"]),
+                error, error is None or error <= ALIKE,
+            )
+        )  # fmt: skip
+    return made + told.failed
+
+
+def table(rows: Iterable[Row], aside: Iterable[str] = ()) -> str:
+    """A line for each contestant of each shape. No ratio where ours is wrong, and none to a peer
+    that computes something else. aside: peers that are not there."""
+    head = ("op", "shape", "", "check", "warm", "half within", "ours is", "cold", "ours is")
+    lines: list[tuple[str, ...]] = [head]
+    for row in rows:
+        ours = next((b for b in row.beside if b.name == "ours"), None)
+        shown: tuple[str, str] = (row.op, row.shape)
+        for one in row.beside:
+            lines.append((*shown, *_cells(row, ours, one)))
+            shown = ("", "")
+    widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
+    texts = [
+        "  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip() for line in lines
+    ]
+    absent = [f"not here: {line}" for line in aside]
+    return "\n".join([texts[0], "-" * len(texts[0]), *texts[1:], *absent])
+
+
+def _cells(row: Row, ours: Beside | None, one: Beside) -> tuple[str, ...]:
+    if one.warm_s is None or one.cold_s is None or one.warm_half is None:
+        return (one.name, "\u2717 " + one.why, "", "", "", "", "")
+    error = row.error if one.name == "ours" else one.error
+    ok = row.ok if one.name == "ours" else one.ok
+    check = "" if error is None else ("\u2713" if ok else "\u2717") + f" {error:.1e}"
+    ratios = ["", ""]
+    if row.ok and one.ok and ours is not None and ours is not one:
+        for i, (mine, their) in enumerate(((ours.warm_s, one.warm_s), (ours.cold_s, one.cold_s))):
+            if mine and one.name == "floor":
+                ratios[i] = f"at {their / mine:.0%}"
+            elif mine:
+                ratios[i] = f"{their / mine:.2f}x"
+    low, high = one.warm_half
+    spread = f"{(high - low) / one.warm_s / 2:.0%}"
+    return (
+        one.name, check, time_of(one.warm_s), f"\u00b1 {spread}", ratios[0],
+        time_of(one.cold_s), ratios[1],
+    )  # fmt: skip
+
+
+def time_of(seconds: float) -> str:
+    """In microseconds, or in milliseconds from ten on."""
+    return f"{seconds * 1e6:.0f} us" if seconds < 1e-2 else f"{seconds * 1e3:.1f} ms"

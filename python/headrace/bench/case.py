@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One shape of one op, and what the cases of all ops share."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import ops
+
+HEADS, KV_HEADS, DIM, PAGE = 32, 8, 128, 64
+
+
+@dataclass(frozen=True)
+class Dims:
+    """What the shapes of a decoder follow from."""
+
+    heads: int = HEADS
+    kv_heads: int = KV_HEADS
+    dim: int = DIM
+    hidden: int = 4096
+    wide: int = 14336
+
+
+LLAMA_8B = Dims()
+MODELS = {
+    "llama-3-8b": LLAMA_8B,
+    "qwen2.5-vl-7b": Dims(28, 4, 128, 3584, 18944),
+    "wan-1.3b": Dims(12, 12, 128, 1536, 8960),
+    "smollm2-135m": Dims(9, 3, 64, 576, 1536),
+}
+"""Models by whose sizes `headrace bench --shapes` measures."""
+
+
+@dataclass
+class Case:
+    """One shape of one op. `check` gives (error, tolerance); bytes and FLOPs are the least.
+
+    peer is what people use today; rivals are other ways to the same result, and `more` makes those
+    that take long to set up, with True those that need a compiler too. others are variants of ours.
+    state: what the calls change; it is put back before results are compared. results: by name,
+    `ours` among them, what to compare where a call gives nothing that is laid out as ours is.
+    """
+
+    op: str
+    shape: str
+    ours: Callable[[], object]
+    check: Callable[[], tuple[float, float]]
+    bytes: float
+    flops: float
+    peer: Callable[[], object] | None = None
+    peer_name: str = ""
+    others: dict[str, Callable[[], object]] = field(default_factory=dict)
+    rivals: dict[str, Callable[[], object]] = field(default_factory=dict)
+    more: Callable[[bool], dict[str, Callable[[], object]]] = lambda compile: {}
+    state: tuple[Tensor, ...] = ()
+    results: Mapping[str, Callable[[], Tensor]] = field(default_factory=dict)
+
+
+def after(run: Callable[[], object], result: Callable[[], Tensor]) -> Callable[[], Tensor]:
+    """What there is once `run` was called, for a call that gives nothing."""
+
+    def both() -> Tensor:
+        run()
+        return result()
+
+    return both
+
+
+def finite(found: Any) -> Any:
+    """For JSON, which has no word for infinity: None in its place."""
+    if isinstance(found, Mapping):
+        return {key: finite(value) for key, value in found.items()}
+    if isinstance(found, list | tuple):
+        return [finite(value) for value in found]
+    return None if isinstance(found, float) and not math.isfinite(found) else found
+
+
+def rms_error(got: Tensor, want: Tensor) -> float:
+    """RMS of the difference over the RMS of the fp64 reference; NaN in either gives infinity."""
+    got, want = got.double(), want.double()
+    error = ((got - want).square().mean() / want.square().mean().clamp(min=1e-60)).sqrt().item()
+    return error if math.isfinite(error) else math.inf
+
+
+def bound_call(op: str, *args: object, **kwargs: object) -> tuple[dict, dict]:
+    """Arguments of a call by name, and the sizes of its axes."""
+    spec = ops.specs()[op]
+    bound = spec.bind(*args, **kwargs)
+    return bound, spec.check(bound)
+
+
+def frequencies(dim: int, theta: float = 10000.0) -> Tensor:
+    """RoPE frequencies of a head dimension, fp64 [dim / 2]."""
+    return theta ** (-torch.arange(0, dim, 2, dtype=torch.float64) / dim)
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """As in the names of shapes."""
+    kind = {torch.int8: "int", torch.bfloat16: "bf"}.get(dtype, "fp")
+    return f"{kind}{8 * dtype.itemsize}"
+
+
+def short(n: int) -> str:
+    """A length, in k where it is whole."""
+    return f"{n // 1024}k" if n % 1024 == 0 else str(n)

@@ -1,0 +1,147 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every peer computes what ours computes, and one that does not is given no ratio."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from headrace import bench, ops
+from headrace.bench import beside, peers, timing
+from headrace.bench.case import Case, rms_error
+from headrace.cli import main
+
+
+def of(op, index=0):
+    return list(bench.cases(op, quick=True))[index]
+
+
+SLOW = ("paged_attention", "hstu_attention", "attention", "attention_mass", "block_score")
+"""Their quick shapes take seconds in torch; one shape of each is enough."""
+
+
+@pytest.mark.parametrize("op", sorted(ops.specs()))
+def test_every_peer_computes_the_same(op):
+    torch.manual_seed(0)
+    for case in bench.cases(op, quick=True):
+        told = beside.compared(case)
+        assert not told.failed, (case.shape, told.failed)
+        assert case.peer_name in told.errors
+        for name, error in told.errors.items():
+            assert error <= beside.ALIKE, (case.shape, name, error)
+        if op in SLOW:
+            break
+
+
+@pytest.mark.parametrize("op", ["append", "append_absorb", "lora", "segment_reduce", "select",
+                                "gated_delta_rule", "compact_inplace", "linear"])  # fmt: skip
+def test_a_peer_that_computes_something_else_is_found(op):
+    case = of(op)
+    case.results.pop(case.peer_name, None)
+    case.peer = lambda: case.state[0] if case.state else torch.zeros_like(case.ours())
+    told = beside.compared(case)
+    assert told.failed or told.errors[case.peer_name] > beside.ALIKE
+
+
+def test_results_are_compared_from_the_same_state():
+    """Ours and a peer both add to a state: neither may see what the other added."""
+    state = torch.ones(4)
+    case = Case("linear", "a shape", lambda: state.mul_(3), lambda: (0.0, 1.0), 64.0, 1.0,
+                lambda: state.mul_(3), "another", state=(state,))  # fmt: skip
+    assert beside.compared(case).errors == {"another": 0.0}
+    assert torch.equal(state, torch.ones(4))
+
+
+def toy(**changes):
+    x = torch.randn(64)
+    case = Case("linear", "a shape", lambda: x * 2, lambda: (0.0, 1e-6), 1e3, 1e3,
+                lambda: x * 2, "right",
+                rivals={"wrong": lambda: x * 2.1, "cut short": lambda: x[:3]})  # fmt: skip
+    for name, value in changes.items():
+        setattr(case, name, value)
+    return case
+
+
+def shown(case, monkeypatch, capsys):
+    monkeypatch.setattr(bench, "cases", lambda *_: [case])
+    status = main(["bench", "linear", "--quick", "--peers", "--json", "p.json"])
+    return status, capsys.readouterr().out
+
+
+def line(out, name):
+    (found,) = [line for line in out.splitlines() if f"  {name}  " in line]
+    return found
+
+
+def test_no_ratio_to_a_peer_that_computes_something_else(monkeypatch, capsys):
+    status, out = shown(toy(), monkeypatch, capsys)
+    assert status == 0
+    assert len(re.findall(r"[0-9]x", line(out, "right"))) == 2
+    assert "\N{BALLOT X} 5.0e-02" in line(out, "wrong")
+    assert "\N{BALLOT X} inf" in line(out, "cut short")
+    (row,) = json.loads(Path("p.json").read_text())["rows"]
+    assert [b["ok"] for b in row["beside"]] == [True, True, True, False, False]
+    assert row["beside"][-1]["error"] is None
+    assert not line(out, "wrong").rstrip().endswith("x")
+    assert "at " in line(out, "floor")
+
+
+def test_no_ratio_where_ours_is_wrong(monkeypatch, capsys):
+    status, out = shown(toy(check=lambda: (1.0, 1e-6)), monkeypatch, capsys)
+    assert status == 1
+    assert not line(out, "right").rstrip().endswith("x")
+    assert "at " not in line(out, "floor")
+
+
+def test_a_peer_that_fails_leaves_the_rest(monkeypatch, capsys):
+    def none():
+        raise RuntimeError("not on this machine\nand more")
+
+    def unmade(compile):
+        raise ImportError("no such package")
+
+    for more, name, told in (
+        (lambda compile: {"lost": none}, "lost", "RuntimeError: not on this machine"),
+        (unmade, "some peers", "ImportError: no such package"),
+    ):
+        status, out = shown(toy(more=more), monkeypatch, capsys)
+        assert status == 0
+        assert told in line(out, name)
+        assert "and more" not in out
+        assert line(out, "right").rstrip().endswith("x")
+
+
+def test_peers_that_are_not_there_are_named(monkeypatch):
+    monkeypatch.setattr(peers, "find_spec", lambda name: None)
+    monkeypatch.setattr(peers.shutil, "which", lambda name: None)
+    told = "\n".join(peers.missing())
+    for name in ("transformers, stock caches: pip install", "peft, ", "C++ compiler", "FlashInfer"):
+        assert name in told
+    assert peers.compiled(lambda: None) == {}
+    x = torch.randn(2, 8)
+    assert peers.peft_rows(x, x, x, x, x, x) == {}
+    assert peers.caches(lambda: (x, x), 8) == {}
+
+
+def test_warm_and_cold_are_told_apart():
+    """Warm: the call before is the same one. Cold: something else was written in between."""
+    called = []
+    runs = {name: lambda name=name: called.append(name) for name in ("a", "b")}
+    taken = timing.by_cache(runs, 0.0)
+    assert {kind: len(times["a"]) for kind, times in taken.items()} == {"warm": 3, "cold": 3}
+    warm_up, rest = ["a", "b"], called[2:]
+    assert called[:2] == warm_up
+    assert rest == ["a", "a", "b", "b"] * 3 + warm_up + ["a", "b"] * 3
+    assert timing.last_cache() >= 1 << 18
+
+
+def test_what_codes_stand_for():
+    from headrace.adapters import quantize_rows
+    from headrace.bench.adapters import restored
+
+    weights = torch.randn(6, 128)
+    for bits, bound in ((8, 0.01), (4, 0.15)):
+        error = rms_error(restored(*quantize_rows(weights, bits), bits), weights)
+        assert bound / 20 < error < bound
