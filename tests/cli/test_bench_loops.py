@@ -13,16 +13,21 @@ import torch
 
 from headrace import bench
 from headrace.bench import compare, loops, pictures, scaling, timing
-from headrace.bench.loops import adapters, lanes, recall, rings, streaming, streams, video
+from headrace.bench.loops import adapters, lanes, recall, rings, stock, streaming, streams, video
 from headrace.bench.loops.turns import Loop, Round, Side, Size, measure
 from headrace.cli import main
+from headrace.memory import Window
 
 
 def smallest(name):
+    if loops.LOOPS[name].needs:
+        pytest.importorskip(loops.LOOPS[name].needs)
     return next(loops.LOOPS[name].sizes(True))
 
 
 def largest(name):
+    if loops.LOOPS[name].needs:
+        pytest.importorskip(loops.LOOPS[name].needs)
     for size in loops.LOOPS[name].sizes(True):  # noqa: B007
         pass
     return size
@@ -72,6 +77,10 @@ def break_lanes(monkeypatch):
 
     made = []
     monkeypatch.setattr(lanes.Pairs, "__init__", init)
+
+
+def break_stock(monkeypatch):
+    monkeypatch.setattr(stock, "Window", lambda tokens: Window(tokens // 4))
 
 
 def break_adapters(monkeypatch):
@@ -171,6 +180,20 @@ def test_the_command_writes_what_it_shows(toys, capsys):
     assert main(["bench", "--loops", "video", "--quick", "--json", "l.json"]) == 1
     assert "off by inf" in capsys.readouterr().out
     assert json.loads(Path("l.json").read_text())["loops"][0]["points"][0]["error"] is None
+
+
+def test_a_loop_without_its_package_is_named(toys, monkeypatch, capsys):
+    monkeypatch.setattr(loops, "find_spec", lambda name: None)
+    assert main(["bench", "--loops", "stock"]) == 1
+    err = capsys.readouterr().err
+    assert "stock needs transformers; stock caches: pip install" in err
+    assert err.count("\n") == 1
+    few = {name: loops.LOOPS[name] for name in ("rings", "stock")}
+    monkeypatch.setattr(loops, "LOOPS", few)
+    assert main(["bench", "--loops", "--quick"]) == 0
+    out = capsys.readouterr().out
+    assert "not here: stock, " in out
+    assert "6.00x" in out
 
 
 def test_the_command_shows_its_progress(toys, monkeypatch, capsys):

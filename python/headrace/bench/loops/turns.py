@@ -48,7 +48,7 @@ class Size:
 @dataclass(frozen=True)
 class Loop:
     """sizes: of a quick run or not, made one at a time. equals: what ours must equal. published:
-    the ratio that others report, and of what."""
+    the ratio that others report, and of what. needs: a package that may not be there."""
 
     name: str
     title: str
@@ -58,6 +58,7 @@ class Loop:
     sizes: Callable[[bool], Iterator[Size]]
     rounds: int = 7
     published: tuple[float, str] | None = None
+    needs: str = ""
 
 
 def clock(run: Callable[[], object], units: float, answers: int = 1) -> Round:
