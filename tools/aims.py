@@ -101,11 +101,16 @@ def _adapters() -> Iterator[Aim]:
         )  # fmt: skip
     for at, width in enumerate((128, 256, 512)):
         yield Aim(
-            "adapter bank", f"64 requests on 64 adapters, a Llama {width} wide: peft's mixed batch",
-            "adapter-peft.json", lambda found, at=at: found["models"][at]["peft_mixed_over_ours"],
-            5.0, why="most of the time is the model's own; of the adapters' part peft takes "
-            "11 times as long" if width == 512 else "",
+            "adapter bank", f"64 requests on 64 adapters, a Llama {width} wide: peft's mixed batch "
+            "over ours, the quicker of plain and exact", "adapter-peft.json",
+            lambda found, at=at: _over_ours(found["models"][at]), 5.0,
+            why="most of the time is the model's own: without any adapters it is 4 times as quick "
+            "as peft's batch, 5.4 times by ops.linear" if width == 512 else "",
         )  # fmt: skip
+
+
+def _over_ours(model: Record) -> float:
+    return float(max(model["peft_mixed_over_ours"], model["peft_mixed_over_ours_exact"]))
 
 
 def _scores() -> Iterator[Aim]:
