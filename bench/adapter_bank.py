@@ -27,45 +27,13 @@ import numpy as np
 import torch
 
 from headrace import AdapterBank, AdapterStore, Sink, Window, models, wrap
-from headrace.adapters import AdapterConfig, Base, Module, NewAdapter
+from headrace.adapters import Base
+from headrace.bench.loops.adapters import base_of, fill
 from headrace.cli import report
 from headrace.models import Decoder, DecoderConfig
 
 SLOTS, BATCH, PROMPT = 256, 16, 32
-RUN = 250  # adapters of one rank that follow one another
 MEMORY = Sink(4) + Window(252)
-
-
-def base_of(model: Decoder, name: str) -> Base:
-    """What a store has to know."""
-    shapes = {n: (p.shape[0], p.shape[1]) for n, p in model.named_parameters() if p.dim() == 2}
-    return Base(name, shapes)
-
-
-def made(base: Base, parts: tuple[str, ...], ranks: tuple[int, ...], count: int, start: int = 0):
-    """Adapters of different weights, cut from one run of random numbers; bf16."""
-    random = torch.randn(1 << 22, generator=torch.Generator().manual_seed(0)).mul(0.02).bfloat16()
-    names = [n for n in base.modules if n.rpartition(".")[2] in parts]
-    chance = np.random.default_rng(start)
-    for i in range(start, start + count):
-        rank, modules, tensors = ranks[i // RUN % len(ranks)], [], {}
-        for name in names:
-            n, k = base.modules[name]
-            modules.append(Module(name, rank, k, n, 2.0 * rank, "BF16"))
-            for part, shape in (("a", (rank, k)), ("b", (n, rank))):
-                at = int(chance.integers(len(random) - rank * max(n, k)))
-                tensors[f"{name}.{part}"] = random[at : at + rank * shape[part == "a"]].view(shape)
-        config = AdapterConfig(base.name, tuple(modules))
-        yield NewAdapter(config, tensors, name=f"user-{i}")
-
-
-def fill(store: AdapterStore, base: Base, *args: Any, count: int) -> float:
-    """Registers adapters; gives the seconds."""
-    began = time.perf_counter()
-    store.add_base(base.name, base.modules)
-    for start in range(0, count, 2000):
-        store.add_many(made(base, *args, count=min(2000, count - start), start=start))
-    return time.perf_counter() - began
 
 
 class Server:

@@ -3,9 +3,11 @@
 
     python bench/adapter_peft.py OUT.json [--widths N...] [--rounds N] [--threads N]
 
-Needs the peft and transformers packages. Ours, peft's, peft's one by one (a sixteenth of the
-requests, times sixteen) and the model without adapters take turns; medians. The model's own part is
-the same for all, so `adapters_alone` holds what each adds to it. Equality is checked first.
+Needs the peft and transformers packages. Ours, ours with `exact` (linear layers by ops.linear),
+peft's, peft's one by one (a sixteenth of the requests, times sixteen) and the model without
+adapters take turns; medians. The model's own part is the same for ours and for peft's, so
+`adapters_alone` holds what each adds to it and `peft_mixed_over_model` is what no way to add
+adapters to that model could exceed. Equality is checked first.
 """
 
 from __future__ import annotations
@@ -53,7 +55,7 @@ def measure(width: int, rounds: int) -> dict[str, Any]:
     model = model_of(width)
     ids = torch.randint(1, 512, (REQUESTS, PROMPT), generator=torch.Generator().manual_seed(1))
     names = [f"user-{i * 37 % REQUESTS}" for i in range(REQUESTS)]
-    served = serve(model)
+    served, exact = serve(model), serve(model, exact=True)
     how = {"max_new_tokens": NEW, "min_new_tokens": NEW, "do_sample": False}
     few = range(0, REQUESTS, 16)
 
@@ -64,14 +66,16 @@ def measure(width: int, rounds: int) -> dict[str, Any]:
 
     kinds: dict[str, Callable[[], Any]] = {
         "ours": lambda: served.generate(ids, adapters=names, **how),
+        "ours, exact": lambda: exact.generate(ids, adapters=names, **how),
         "peft, mixed batch": lambda: model.generate(input_ids=ids, adapter_names=names, **how),
         "peft, one by one": one_by_one,
         "no adapters": lambda: served.generate(ids, adapters=[None] * REQUESTS, **how),
+        "no adapters, exact": lambda: exact.generate(ids, adapters=[None] * REQUESTS, **how),
     }
     with torch.no_grad():
-        mine = served(input_ids=ids, adapters=names).logits
+        mine = [way(input_ids=ids, adapters=names).logits for way in (served, exact)]
         theirs = model(input_ids=ids, adapter_names=names).logits
-    wrong = float((mine - theirs).abs().max() / theirs.abs().max())
+    wrong = max(float((m - theirs).abs().max() / theirs.abs().max()) for m in mine)
     if wrong > 1e-4:
         raise SystemExit(f"adapter_peft: ours differs from peft's by {wrong:.1e}")
     seen: dict[str, list[float]] = {kind: [] for kind in kinds}
@@ -83,15 +87,19 @@ def measure(width: int, rounds: int) -> dict[str, Any]:
                 scale = REQUESTS / len(few) if kind == "peft, one by one" else 1
                 seen[kind].append((time.perf_counter() - began) * scale)
     served.close()
+    exact.close()
     ms = {kind: 1e3 * float(torch.tensor(some).median()) for kind, some in seen.items()}
     base = ms["no adapters"]
     alone = {kind: max(0.0, ms[kind] - base) for kind in ("ours", "peft, mixed batch")}
+    alone["ours, exact"] = max(0.0, ms["ours, exact"] - ms["no adapters, exact"])
     return {
         "width": width, "layers": LAYERS, "rank": RANK, "requests": REQUESTS,
         "prompt_tokens": PROMPT, "new_tokens": NEW, "difference": wrong, "rounds": rounds,
         "ms": {kind: round(some, 2) for kind, some in ms.items()},
         "adapters_alone_ms": {kind: round(some, 2) for kind, some in alone.items()},
         "peft_mixed_over_ours": round(ms["peft, mixed batch"] / ms["ours"], 2),
+        "peft_mixed_over_ours_exact": round(ms["peft, mixed batch"] / ms["ours, exact"], 2),
+        "peft_mixed_over_model": round(ms["peft, mixed batch"] / base, 2),
         "peft_one_by_one_over_ours": round(ms["peft, one by one"] / ms["ours"], 2),
     }  # fmt: skip
 

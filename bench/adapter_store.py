@@ -29,32 +29,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from headrace.adapters import AdapterConfig, AdapterStore, Module, NewAdapter
+from headrace.adapters import AdapterConfig, AdapterStore, Module
+from headrace.bench.scaling.stored import OWNERS, SHAPES, small
 from headrace.cli import report
 
 ROOT = Path(__file__).resolve().parents[1]
-SHAPES = {f"layers.{i}.q": (64, 64) for i in range(2)}
-CONFIG = AdapterConfig("base", tuple(Module(n, 1, 64, 64, 1.0, "BF16") for n in SHAPES))
-OWNERS = 10_000
 SMALL_DISKS = (1, 2, 3, 5, 8)  # MiB
-
-
-def adapters(serials: Iterable[int], parents: list[str]) -> list[NewAdapter]:
-    """Rank-1 adapters of two modules, one owner in ten thousand, every tenth with a parent."""
-    serials = list(serials)
-    g = torch.Generator().manual_seed(serials[0])
-    w = torch.randn(len(serials), 4, 64, generator=g).to(torch.bfloat16)
-    made = []
-    for i, serial in enumerate(serials):
-        tensors = {}
-        for j, name in enumerate(SHAPES):
-            tensors[f"{name}.a"] = w[i, 2 * j : 2 * j + 1]
-            tensors[f"{name}.b"] = w[i, 2 * j + 1].view(64, 1)
-        parent = (parents[serial // 10 % len(parents)],) if parents and serial % 10 == 0 else ()
-        made.append(
-            NewAdapter(CONFIG, tensors, f"user-{serial:07d}", f"o{serial % OWNERS}", parent)
-        )
-    return made
 
 
 def spread(seconds: Iterable[float]) -> dict[str, float]:
@@ -104,7 +84,7 @@ def build(path: Path, records: int, batch: int) -> dict[str, Any]:
     with AdapterStore(path) as store:
         store.add_base("base", SHAPES)
         for start in range(0, records, batch):
-            new = adapters(order[start : start + batch], parents)
+            new = small(order[start : start + batch], parents)
             t, stood, cpu = time.perf_counter(), pauses.seconds, time.process_time()
             waited = _waited()
             digests = store.add_many(new)
@@ -251,7 +231,7 @@ def fill(path: Path) -> dict[str, Any]:
         store.add_base("base", SHAPES)
         for size in (64, 16, 4, 1):
             while True:
-                new = adapters(range(serial, serial + size), [])
+                new = small(range(serial, serial + size), [])
                 try:
                     store.add_many(new)
                 except OSError as error:
@@ -269,7 +249,7 @@ def fill(path: Path) -> dict[str, Any]:
             store.forget(name)
             store.remove(digest)
         store.gc(waste=0.0)
-        store.add_many(adapters(range(serial, serial + 4), []))
+        store.add_many(small(range(serial, serial + 4), []))
         assert not store.verify().problems
     assert not any("\n" in line for line in lines)
     return {"refusals": sorted(set(lines)), "committed": len(committed)}

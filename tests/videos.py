@@ -34,7 +34,7 @@ def model():
     small = Vision(
         VisionConfig(
             patch=16, thumb=2, width=24, heads=2, kv_heads=1, head_dim=16, tower_layers=1,
-            tower_hidden=32, layers=1, hidden=32, codes=8, threshold=6.0,
+            tower_hidden=32, layers=1, hidden=32, codes=8, threshold=6.0, reach=2,
         )
     )  # fmt: skip
     with torch.no_grad():

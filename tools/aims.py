@@ -4,70 +4,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from math import exp, log
-from typing import Any
 
-Record = dict[str, Any]
+from aim import Aim, Record, geometric, inside, mean, note, rows, worst
+from aims_speed import loops, scaling, shapes
 
-
-@dataclass(frozen=True)
-class Aim:
-    """One bar. `least` or `most` bounds what `measure` finds in the record; `why` explains a
-    shortfall and is shown only beside one.
-    """
-
-    family: str
-    what: str
-    file: str
-    measure: Callable[[Record], float]
-    least: float | None = None
-    most: float | None = None
-    unit: str = "x"
-    why: str = ""
-
-    def met(self, value: float) -> bool:
-        return value >= self.least if self.least is not None else value <= (self.most or 0)
-
-
-def rows(record: Record, begins: str) -> list[Record]:
-    """The rows of a bench whose shape begins so; never none."""
-    found = [row for row in record["rows"] if row["shape"].startswith(begins)]
-    if not found:
-        raise ValueError(f"no shape begins with {begins!r} in {record['command']}")
-    return found
-
-
-def geometric(values: list[float]) -> float:
-    return exp(sum(map(log, values)) / len(values))
-
-
-def mean(begins: str, key: str = "speedup") -> Callable[[Record], float]:
-    """The geometric mean of a figure over the rows that begin so."""
-    return lambda record: geometric([row[key] for row in rows(record, begins)])
-
-
-def worst(begins: str, key: str = "speedup") -> Callable[[Record], float]:
-    return lambda record: min(row[key] for row in rows(record, begins))
-
-
-def note(begins: str, name: str, pick: Callable = max) -> Callable[[Record], float]:
-    """The largest (or otherwise picked) of a note over the rows that begin so and have it."""
-    return lambda record: pick(
-        row["notes"][name] for row in rows(record, begins) if name in row["notes"]
-    )
-
-
-def inside(*path: str) -> Callable[[Record], float]:
-    """A figure by its keys."""
-
-    def measure(record: Record) -> float:
-        value: Any = record
-        for key in path:
-            value = value[key]
-        return float(value)
-
-    return measure
+__all__ = ["AIMS", "Aim", "geometric", "mean", "rows"]
 
 
 def _attention() -> Iterator[Aim]:
@@ -333,5 +274,5 @@ def _video() -> Iterator[Aim]:
 AIMS = [
     *_attention(), *_states(), *_adapters(), *_scores(), *_archive(), *_pruning(), *_video(),
     *_runtime(),
-    *_lanes(),
+    *_lanes(), *loops(), *scaling(), *shapes(),
 ]  # fmt: skip

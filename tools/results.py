@@ -5,6 +5,7 @@
 
 bench/results/<machine>/README.md   every shape, with commit, time and command; prose from notes.md
 docs/aims.md                        what the engine aims for, what was measured, met or short
+docs/speed.md, loops.png, scaling.png    ops beside peers, loops, cost as work grows
 docs/gpu.md                         what was seen on a GPU, and what every kernel takes of one
 README.md, docs/pruning.md          the blocks between their marks
 
@@ -22,6 +23,7 @@ from typing import Any
 
 from aims import AIMS, Aim, geometric, rows
 from gpu import gpu_page
+from speed import mark_of, plots, speed_page
 
 from headrace.bench import Row, table
 
@@ -190,6 +192,7 @@ def written() -> dict[Path, str]:
             texts[folder / "README.md"] = page(folder, load(folder))
     found = load(ROOT / "bench/results" / MACHINE)
     texts[ROOT / "docs/aims.md"] = aims(found)
+    texts[ROOT / "docs/speed.md"] = speed_page(found)
     texts[ROOT / "docs/gpu.md"] = gpu_page(ROOT / "bench/results")
     page_of = {name: (ROOT / name).read_text("utf-8") for name in ("README.md", "docs/pruning.md")}
     texts[ROOT / "README.md"] = _between(page_of["README.md"], front(found))
@@ -200,12 +203,19 @@ def written() -> dict[Path, str]:
 
 def main() -> None:
     stale = []
+    check = "--check" in sys.argv[1:]
     for path, text in written().items():
         if not path.exists() or path.read_text("utf-8") != text:
             stale.append(str(path.relative_to(ROOT)))
-            if "--check" not in sys.argv[1:]:
+            if not check:
                 path.write_text(text, "utf-8")
-    if stale and "--check" in sys.argv[1:]:
+    for name, (mark, draw) in plots(load(ROOT / "bench/results" / MACHINE)).items():
+        path = ROOT / "docs" / name
+        if mark_of(path) != mark:
+            stale.append(f"docs/{name}")
+            if not check:
+                draw(path)
+    if stale and check:
         sys.exit(f"results: {', '.join(stale)} differ from what was recorded; run tools/results.py")
 
 

@@ -40,22 +40,22 @@ def triton_kernels(left: Callable[[], float]) -> list[dict[str, Any]]:
     """The same of each Triton kernel at the launches of tests/gpu_compile. Raises RuntimeError
     without Triton or its assembler, TimeoutError when `left()` seconds are gone."""
     try:
-        from tests.gpu_compile import launches
+        from tests.gpu_compile import launches, recording
     except ImportError as error:
         raise RuntimeError(str(error)) from None
     found, reports = [], {}
-    with launches.recorder() as record:
+    with recording.recorder() as record:
         for case, dtype, call in launches.every_case():
             for fn, args, kwargs in record(call):
                 for arch in ARCHS:
                     capability = int(arch.rstrip("a"))
                     if left() < 0:
                         raise TimeoutError
-                    made = launches.compile_launch(fn, args, kwargs, capability)
+                    made = recording.compile_launch(fn, args, kwargs, capability)
                     ptx = made.asm["ptx"]
                     seen = hashlib.sha256(ptx.encode()).hexdigest()
                     if seen not in reports:
-                        reports[seen] = _reports(launches.assembled(ptx))[0]
+                        reports[seen] = _reports(recording.assembled(ptx))[0]
                     told = {n: x for n, x in reports[seen].items() if n != "name"}
                     told["shared"] = made.metadata.shared
                     found.append({"kernel": fn.__name__, "case": f"{case} {dtype}", "arch": arch}

@@ -23,6 +23,7 @@ struct LoraArgs {
   std::int64_t depth, outputs, x_row, y_row;
   std::int64_t a_row, a_slice, b_ranks, b_slot, b_rank, b_col;
   int slices, x_dtype, pool_dtype, a_group, b_group;
+  std::int64_t a_groups, b_groups;  // of a row of codes; the host fills these in
 };
 
 // Rows of one segment: tokens that share their adapters.

@@ -62,14 +62,16 @@ inline const P* a_row(const LoraArgs& a, std::int64_t row, int slice) {
   return static_cast<const P*>(a.a) + row * a.a_row + slice * a.a_slice;
 }
 inline const float* a_scales(const LoraArgs& a, std::int64_t row, int slice) {
-  return a.a_scale + (row * a.slices + slice) * (a.depth / a.a_group);
+  return a.a_scale + (row * a.slices + slice) * a.a_groups;
 }
 template <class P>
 inline const P* b_row(const LoraArgs& a, std::int64_t row) {
-  return static_cast<const P*>(a.b) + row / a.b_ranks * a.b_slot + row % a.b_ranks * a.b_rank;
+  const P* b = static_cast<const P*>(a.b);
+  if (a.b_ranks == 1) return b + row * a.b_slot;  // a division a row would show
+  return b + row / a.b_ranks * a.b_slot + row % a.b_ranks * a.b_rank;
 }
 inline const float* b_scales(const LoraArgs& a, std::int64_t row) {
-  return a.b_scale + row * (a.outputs / a.b_group);
+  return a.b_scale + row * a.b_groups;
 }
 inline int slice_of(const LoraBlock& b, int r) {
   int slice = 0;

@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Every peer computes what ours computes, and one that does not is given no ratio."""
 
+import json
 import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -55,7 +57,8 @@ def test_results_are_compared_from_the_same_state():
 def toy(**changes):
     x = torch.randn(64)
     case = Case("linear", "a shape", lambda: x * 2, lambda: (0.0, 1e-6), 1e3, 1e3,
-                lambda: x * 2, "right", rivals={"wrong": lambda: x * 2.1})  # fmt: skip
+                lambda: x * 2, "right",
+                rivals={"wrong": lambda: x * 2.1, "cut short": lambda: x[:3]})  # fmt: skip
     for name, value in changes.items():
         setattr(case, name, value)
     return case
@@ -77,6 +80,10 @@ def test_no_ratio_to_a_peer_that_computes_something_else(monkeypatch, capsys):
     assert status == 0
     assert len(re.findall(r"[0-9]x", line(out, "right"))) == 2
     assert "\N{BALLOT X} 5.0e-02" in line(out, "wrong")
+    assert "\N{BALLOT X} inf" in line(out, "cut short")
+    (row,) = json.loads(Path("p.json").read_text())["rows"]
+    assert [b["ok"] for b in row["beside"]] == [True, True, True, False, False]
+    assert row["beside"][-1]["error"] is None
     assert not line(out, "wrong").rstrip().endswith("x")
     assert "at " in line(out, "floor")
 

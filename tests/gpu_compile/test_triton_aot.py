@@ -12,7 +12,8 @@ pytest.importorskip("triton", reason="triton is not installed; pip install trito
 if os.environ.get("TRITON_INTERPRET") == "1":
     pytest.skip("TRITON_INTERPRET=1 turns the compiler off", allow_module_level=True)
 
-from .launches import CASES, DTYPES, PATHS, SHARED_LIMIT, compile_launch, kernels, recorder
+from .launches import CASES, DTYPES, PATHS
+from .recording import SHARED_LIMIT, compile_launch, kernels, recorder
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from headrace import AdapterBank
+from headrace import AdapterBank, ops
 from headrace.adapters import AdapterConfig, AdapterStore, Base
 from headrace.adapters.blob import Adapter
 from headrace.adapters.packing import pack
@@ -134,6 +134,36 @@ def test_a_bank_of_ones_own_takes_more_than_it_holds(tiny, tmp_path):
             assert bank.stats.evictions == 3
             served.close()
             assert not bank.closed
+
+
+def test_exact_rows_have_the_same_bits_in_every_batch(tmp_path):
+    """Also those of the layers that no adapter touches, and those without an adapter."""
+    model = nn.Sequential()
+    model.up, model.head = nn.Linear(515, 300), nn.Linear(300, 257, bias=False)
+    tensors = tensors_of(model, 1, parts=("up",))
+    config = AdapterConfig.of("Sequential", tensors, 6.0)
+    digest, blob = pack("folder", config, tensors)
+    write("folder", tmp_path / "u", Adapter("folder", blob, digest.hex()), None)
+    x = torch.randn(37, 2, 515, generator=torch.Generator().manual_seed(3))
+    before = state(model)
+    with serve(model, adapters={"u": tmp_path / "u"}, exact=True) as served, torch.no_grad():
+        got = served(x, adapters=["u", None] * 18 + ["u"])
+        assert state(model) == before
+        for i, name in ((0, "u"), (1, None), (36, "u")):
+            assert torch.equal(served(x[i : i + 1], adapters=[name])[0], got[i])
+        down = ops.linear(x[1], model.up.weight, model.up.bias)
+        assert torch.equal(got[1], ops.linear(down, model.head.weight))
+        torch.testing.assert_close(got[1::2], model(x)[1::2], atol=1e-4, rtol=1e-4)
+        model.up.forward = lambda x: torch.zeros(*x.shape[:-1], 300)  # another's: left alone
+        assert not served(x[:1], adapters=[None]).any()
+        del model.up.forward
+    with (
+        serve(model, adapters={"u": tmp_path / "u"}, exact=True) as served,
+        served.rows([None] * 37),
+        pytest.raises(ValueError, match=r"torch\.no_grad"),
+    ):
+        model(x)
+    assert state(model) == before
 
 
 def test_what_went_wrong_is_told_and_leaves_nothing(tiny, tmp_path):

@@ -4,11 +4,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
+from hypothesis import strategies as st
 from torch import Tensor
 
-from tests.ops.samples import Call, rng, strided
+from tests.ops.samples import DTYPES, LAYOUTS, Call, cover, rng, strided
 
 METRICS = ("cos", "dot", "l1", "l2", "gauss")
 REFERENCES = ("aligned", "frame", "row", "indexed")
@@ -196,3 +198,33 @@ def same_place(x: Tensor) -> Tensor:
     """A copy behind the same strides, with guards of its own kind between its rows."""
     room = torch.full((x.untyped_storage().nbytes(),), 77, dtype=torch.uint8).view(x.dtype)
     return room.as_strided(x.shape, x.stride(), x.storage_offset()).copy_(x)
+
+
+def moves() -> list[dict[str, Any]]:
+    """Cases of what moves rows within a tensor."""
+    grid = cover(
+        16,
+        24,
+        batch=(0, 1, 2),
+        heads=(1, 3),
+        size=(0, 1, 2, 63, 64, 65, 257),
+        depth=(0, 1, 3, 16, 65, 700, 3000),
+        dtype=(*DTYPES, torch.uint8, torch.int32, torch.int64),
+        share=(0.0, 0.3, 1.0),
+        shared=(False, True),
+        counted=(True, True, False),
+        layout=LAYOUTS,
+    )
+    empty = {"shared": True, "counted": True}
+    return [case | empty if case["batch"] == 0 else case for case in grid]
+
+
+SOME_MOVE = st.fixed_dictionaries(
+    {
+        "batch": st.integers(1, 2),
+        "heads": st.integers(1, 3),
+        "size": st.integers(0, 90),
+        "depth": st.integers(1, 40),
+        "share": st.sampled_from((0.0, 0.1, 0.5, 1.0)),
+    }
+)

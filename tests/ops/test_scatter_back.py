@@ -37,37 +37,13 @@ def rows_like_y(args):
 
 
 def test_exact(isa):
-    grid = samples.cover(
-        16,
-        24,
-        batch=(0, 1, 2),
-        heads=(1, 3),
-        size=(0, 1, 2, 63, 64, 65, 257),
-        depth=(0, 1, 3, 16, 65, 700, 3000),
-        dtype=(*samples.DTYPES, torch.uint8, torch.int32, torch.int64),
-        share=(0.0, 0.3, 1.0),
-        shared=(False, True),
-        counted=(True, True, False),
-        layout=samples.LAYOUTS,
-    )
-    for i, case in enumerate(grid):
-        if case["batch"] == 0:
-            case["shared"] = case["counted"] = True
+    for i, case in enumerate(survivors.moves()):
         exact(survivors.scatter_back(i, **case)[0])
 
 
-@given(data=st.data())
-def test_random_problems(data):
-    draw = data.draw
-    args, _ = survivors.scatter_back(
-        draw(st.integers(0, 2**20)),
-        batch=draw(st.integers(1, 2)),
-        heads=draw(st.integers(1, 3)),
-        size=draw(st.integers(0, 90)),
-        depth=draw(st.integers(1, 40)),
-        share=draw(st.sampled_from((0.0, 0.1, 0.5, 1.0))),
-    )
-    exact(args)
+@given(seed=st.integers(0, 2**20), case=survivors.SOME_MOVE)
+def test_random_problems(seed, case):
+    exact(survivors.scatter_back(seed, **case)[0])
 
 
 def test_it_is_the_inverse_of_a_gather(isa):

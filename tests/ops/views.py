@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from headrace.kernels.attention.reference import CAP, COUNT, ORIGIN
 from torch import Tensor
@@ -128,3 +130,34 @@ def three_offsets(seed: int, call: Call, how: str) -> Call:
     if kwargs["inv_freq"] is not None:
         kwargs = {**kwargs, "freq_axis": freq_axis(kwargs["inv_freq"].numel(), how)}
     return (*args[:4], torch.cat([args[4], more], 1)), kwargs
+
+
+def appended(seed: int, case: dict[str, Any]) -> Call:
+    """A call of append by a case of a grid, which `pages`, `each` and `axes` are taken from."""
+    sizes = dict(case)
+    pages, each, axes = (sizes.pop(name) for name in ("pages", "each", "axes"))
+    floats = pages in samples.DTYPES
+    call = samples.append(seed, page_dtype=pages if floats else None, **sizes)
+    call = call if floats else blank(call, pages, each)
+    return call if axes is None else three_offsets(seed, call, axes)
+
+
+def copied(call: Call) -> Call:
+    """The same call of append, to be written elsewhere."""
+    args, kwargs = call
+    scales = {n: x.clone() for n, x in kwargs.items() if n.endswith("scale")}
+    return (*args[:2], args[2].clone(), args[3].clone(), args[4]), {**kwargs, **scales}
+
+
+def written(call: Call) -> list[Tensor]:
+    """All that append writes: pages, and scales where there are any."""
+    args, kwargs = call
+    scales = (kwargs.get(name) for name in ("k_scale", "v_scale"))
+    return [*args[2:4], *(x for x in scales if x is not None)]
+
+
+def same_codes(got: Tensor, want: Tensor, share: float) -> bool:
+    """Whether codes differ by one at most, and in less than `share` of all: a rounding of the
+    angle may tip a tie."""
+    far = (got.view(torch.int8).long() - want.view(torch.int8).long()).abs()
+    return int(far.max()) <= 1 and float((far > 0).double().mean()) < share

@@ -186,6 +186,25 @@ def test_a_state_is_shared_and_had_again(positions, tmp_path):
         resume(e, tmp_path / "alone")
 
 
+def test_sums_do_not_wear_out():
+    """Of a model of one layer, whose keys are of one token each: all that left, in fp64."""
+    model, fed = TinyDecoder(layers=1), tokens(20_000)
+    with wrap(model, memory=NEAR >> Fold(), page_size=16, chunk=50) as e:
+        stream = e.open()
+        stream.feed(fed)
+        got, pages = stream.table.folded, e.pool.live_pages
+        assert pages <= 5
+    keys = []
+    with torch.no_grad():
+        model(fed, lambda layer, q, k, v: keys.append((k, v)) or q)
+    k, v = (x[4:-24].double() for x in keys[0])
+    norm, phi = k.relu().sum(0), k.relu()
+    assert float((got.norm[0] / norm - 1).abs().max()) < 1e-7
+    back = folding.turned(phi, torch.full((len(phi),), -24), model.inv_freq)
+    state = torch.einsum("thd,thv->hdv", back, v)
+    assert gap(got.state[0], state) < 1e-6 * float(state.abs().max())
+
+
 def test_a_failing_step_folds_nothing(monkeypatch):
     model, fed = TinyDecoder(), tokens(160)
     with wrap(model, memory=NEAR >> Fold(), page_size=16, chunk=20) as e:

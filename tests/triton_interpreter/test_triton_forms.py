@@ -93,17 +93,6 @@ def test_a_nan_scale_reaches_those_who_see_it_and_nobody_else(what):
     assert compare.same_bits(o[0, :2], clean[0][0, :2])
 
 
-def pages_of(call):
-    args, kwargs = call
-    return [*args[2:4], *(kwargs[n] for n in ("k_scale", "v_scale") if kwargs.get(n) is not None)]
-
-
-def copied(call):
-    args, kwargs = call
-    scales = {n: x.clone() for n, x in kwargs.items() if n.endswith("scale")}
-    return (*args[:2], args[2].clone(), args[3].clone(), args[4]), {**kwargs, **scales}
-
-
 def test_append():
     grid = samples.cover(
         42,
@@ -121,25 +110,19 @@ def test_append():
         offset=(0, -7, 4_000_000),
     )
     for i, case in enumerate(grid):
-        label = dict(case)
-        pages, each, axes = (case.pop(n) for n in ("pages", "each", "axes"))
-        floats = pages in samples.DTYPES
-        call = samples.append(i, page_dtype=pages if floats else None, **case)
-        call = call if floats else views.blank(call, pages, each)
-        call = call if axes is None else views.three_offsets(i, call, axes)
-        other = copied(call)
+        call = views.appended(i, case)
+        other = views.copied(call)
         run("append", call)
-        if floats:
-            limit = ops.specs()["append"].tolerance(pages, {}, {})
-            for got, exact in zip(pages_of(call), compare.reference("append", *other), strict=True):
-                assert compare.distance(got, exact).rms <= limit, label
+        if case["pages"] in samples.DTYPES:
+            limit = ops.specs()["append"].tolerance(case["pages"], {}, {})
+            wanted = compare.reference("append", *other)
+            for got, exact in zip(views.written(call), wanted, strict=True):
+                assert compare.distance(got, exact).rms <= limit, case
             continue
         compare.run("append", *other)
-        for got, want in zip(pages_of(call), pages_of(other), strict=True):
-            if got.element_size() == 1:  # a rounding of the angle may tip a tie
-                far = (got.view(torch.int8).long() - want.view(torch.int8).long()).abs()
-                assert far.max() <= 1, label
-                assert (far > 0).double().mean() < 0.02, label
+        for got, want in zip(views.written(call), views.written(other), strict=True):
+            if got.element_size() == 1:
+                assert views.same_codes(got, want, 0.02), case
             else:
                 torch.testing.assert_close(got, want, rtol=1e-5, atol=0, equal_nan=True)
 
@@ -151,10 +134,10 @@ def test_rows_that_are_not_numbers_and_codes_beyond(fmt):
         for x in call[0][:2]:
             x[0], x[1], x[2] = 0.0, 2.0**-110, torch.linspace(-9, 9, 32)
             x[3, 0, 5], x[4, 0, 31], x[5, 0, 0] = torch.nan, torch.inf, -torch.inf
-        other = copied(call)
+        other = views.copied(call)
         compare.run("append", *other)
         run("append", call)
-        for got, want in zip(pages_of(call), pages_of(other), strict=True):
+        for got, want in zip(views.written(call), views.written(other), strict=True):
             got, want = (x.float() for x in (got, want))
             assert torch.equal(got.isnan(), want.isnan())
             same = got.nan_to_num(9) == want.nan_to_num(9)

@@ -16,6 +16,7 @@ from .bank_rows import FreeRows, GreedyDual
 from .bank_site import Site
 from .bank_tables import FREE, Tables
 from .blob import Adapter
+from .route import LoraRoute
 
 _RATE = 1e-9  # seconds that a byte takes to load, before anything was measured
 
@@ -237,7 +238,8 @@ class Route:
     def __init__(self, owner: Residency, residents: list[Resident], slots: Sequence[int]) -> None:
         self._owner, self.residents, self._of = owner, residents, slots
         self.sites = frozenset().union(*(one.sites for one in residents))
-        self._tokens: Tensor | None = None
+        self._tokens: LoraRoute | None = None
+        self._arrived = False
 
     def place(self, counts: Sequence[int]) -> None:
         """Tokens come in runs of `counts`, a run per adapter given. Until the next route."""
@@ -249,12 +251,15 @@ class Route:
         Raises what kept one of them from loading.
         """
         assert self._tokens is not None
-        owner, t = self._owner, self._owner.tables
+        owner = self._owner
         of = owner.sites[site]
-        if any(one.missing or one.error for one in self.residents):
-            with interrupts.deferred():
-                owner.loader.wait(self.residents, of.layer)
-        of.add_to(x, y, t.rows, t.row_indptr, self._tokens, bias)
+        if not self._arrived:
+            if any(one.missing or one.error for one in self.residents):
+                with interrupts.deferred():
+                    owner.loader.wait(self.residents, of.layer)
+            else:
+                self._arrived = True  # and they stay, as the step holds them
+        of.add_to(x, y, owner.tables, self._tokens, bias)
 
     def __enter__(self) -> Route:
         return self

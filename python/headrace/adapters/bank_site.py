@@ -12,13 +12,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .. import audit, ops
+from .. import audit
 from ..buffers import huge
 from ..errors import bad_value, unsupported
 from .bank_rows import Extent
+from .bank_tables import Tables
 from .blob import Adapter
 from .codes import quantize_rows
 from .config import natural
+from .route import LoraRoute
+from .site import LoraSite
 
 POOLS = (torch.float32, torch.bfloat16, torch.float16, torch.int8, torch.uint8)
 _LOWER = int(sys.byteorder == "big")
@@ -78,6 +81,7 @@ class Site:
             self._words = a, b
         self.scale = room(slots)
         self.ranks = ranks
+        self._call: tuple[Tensor | None, LoraSite | None] = None, None
         self.options: dict[str, Any] = {"ranks": self.ranks}
         if slices > 1:
             self.options["slice_ends"] = torch.tensor(self.ends, dtype=torch.int32, device=device)
@@ -225,13 +229,18 @@ class Site:
                 target[first : first + count] = torch.nan
 
     def add_to(
-        self, x: Tensor, y: Tensor, rows: Tensor, indptr: Tensor, slots: Tensor, bias: Tensor | None
+        self, x: Tensor, y: Tensor, tables: Tables, route: LoraRoute, bias: Tensor | None
     ) -> None:
         """y [T, N] += the update of each row's adapter on x [T, K]. bias [N]: what y has of it."""
-        options = self.options
-        if bias is not None and "gain" in options:
-            options = {**options, "base_bias": bias.float()}
-        ops.lora_rows(x, self.a, self.b, rows, indptr, slots, self.scale, y, **options)
+        if "gain" not in self.options:
+            bias = None  # only a gain asks what of y is the base's bias
+        known, call = self._call
+        if call is None or known is not bias or (bias is not None and bias.dtype != torch.float32):
+            options = self.options if bias is None else {**self.options, "base_bias": bias.float()}
+            pool = (self.a, self.b, tables.rows, tables.row_indptr, self.scale)
+            call = LoraSite(*pool, **options)
+            self._call = bias, call
+        call(x, y, route)
 
 
 def _group(axis: str, name: str, width: int, group: int, per_byte: int) -> int:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .bank_rows import Extent
+from .route import LoraRoute
 
 FREE = -1
 """Rank of a slot whose rows are not there: the kernel refuses to read it."""
@@ -41,7 +42,7 @@ class Tables:
             at += slots * j
         self._offsets = torch.tensor(offsets, device=device)
         self._strides = torch.tensor(strides, device=device)
-        self._slots = torch.empty(0, 1, dtype=torch.int32, device=device)
+        self._route = LoraRoute(0, device=device)
 
     def set_rows(self, slot: int, extents: Sequence[Extent]) -> None:
         """The slot has the rows of `extents`."""
@@ -55,14 +56,12 @@ class Tables:
         places = self._offsets + slot * self._strides
         self._ranks[places] = torch.tensor(ranks, dtype=torch.int32, device=self.device)
 
-    def tokens(self, slots: Sequence[int], counts: Sequence[int]) -> Tensor:
-        """int32 [T, 1]: each of slots for as many tokens as counts say. Until the next call."""
+    def tokens(self, slots: Sequence[int], counts: Sequence[int]) -> LoraRoute:
+        """The route of a step: each of slots for as many tokens as counts say. Until the next."""
         made = torch.tensor(slots, dtype=torch.int32).repeat_interleave(
             torch.tensor(counts, dtype=torch.int64), output_size=sum(counts)
         )
-        if len(made) > len(self._slots):
-            size = 1 << (len(made) - 1).bit_length()
-            self._slots = torch.empty(size, 1, dtype=torch.int32, device=self.device)
-        found = self._slots[: len(made)]
-        found[:, 0] = made
-        return found
+        if len(made) > self._route.tokens:
+            self._route = LoraRoute(1 << (len(made) - 1).bit_length(), device=self.device)
+        used = any(s >= 0 and n for s, n in zip(slots, counts, strict=True))
+        return self._route.set(made.to(self.device), idle=not used)

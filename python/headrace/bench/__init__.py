@@ -15,7 +15,7 @@ from .. import ops
 from ..errors import bad_value
 from . import beside
 from .beside import Beside, time_of
-from .case import MODELS, Case
+from .case import MODELS, Case, finite
 from .shapes import cases, of_model
 from .timing import interleaved, matmul_rate, multiply_add_rate, quartiles, reader, samples
 
@@ -116,9 +116,9 @@ def run(
         fma, matmul = multiply_add_rate(), matmul_rate(1024 if quick else 2048)
         for case in chosen:
             told = beside.compared(case, compile=not quick) if peers else None
-            rows.append(measure(case, 0.5 if quick else 1.0 if told else 3.0, fma, matmul))
+            rows.append(measure(case, 0.3 if quick else 3.0, fma, matmul))
             if told:
-                rows[-1].beside.extend(beside.measure(case, told, 0.5 if quick else 1.5, fma))
+                rows[-1].beside.extend(beside.measure(case, told, 0.3 if quick else 1.5, fma))
             if progress is not None:
                 progress(rows[-1])
     if not rows:
@@ -161,7 +161,9 @@ def to_json(rows: Iterable[Row]) -> dict[str, Any]:
         ratios = [r.speedup for r in rows if r.op == op and r.speedup is not None]
         if ratios:
             means[op] = math.exp(sum(map(math.log, ratios)) / len(ratios))
-    return {
+    found = {
         "rows": [asdict(r) | {"speedup": r.speedup, "of_floor": r.of_floor} for r in rows],
         "geometric_mean_speedup": means,
     }
+    made: dict[str, Any] = finite(found)
+    return made

@@ -4,8 +4,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -58,7 +59,7 @@ class Case:
     rivals: dict[str, Callable[[], object]] = field(default_factory=dict)
     more: Callable[[bool], dict[str, Callable[[], object]]] = lambda compile: {}
     state: tuple[Tensor, ...] = ()
-    results: dict[str, Callable[[], Tensor]] = field(default_factory=dict)
+    results: Mapping[str, Callable[[], Tensor]] = field(default_factory=dict)
 
 
 def after(run: Callable[[], object], result: Callable[[], Tensor]) -> Callable[[], Tensor]:
@@ -69,6 +70,15 @@ def after(run: Callable[[], object], result: Callable[[], Tensor]) -> Callable[[
         return result()
 
     return both
+
+
+def finite(found: Any) -> Any:
+    """For JSON, which has no word for infinity: None in its place."""
+    if isinstance(found, Mapping):
+        return {key: finite(value) for key, value in found.items()}
+    if isinstance(found, list | tuple):
+        return [finite(value) for value in found]
+    return None if isinstance(found, float) and not math.isfinite(found) else found
 
 
 def rms_error(got: Tensor, want: Tensor) -> float:

@@ -131,15 +131,23 @@ def prune(count: int, depth: int) -> Case:
         same = int(number) == kept and torch.equal(y, x[index.long()])
         return float(chosen.max() - rest.min()) if same else torch.inf, 1e-6
 
+    results = {
+        "ours": partial(worth, lambda: ours()[2].long()),
+        "torch, eager": partial(worth, least),
+        "torch, as EVS": partial(worth, furthest),
+    }
+
+    def more(compile: bool) -> dict[str, Callable[[], object]]:
+        made = compiled(least) if compile else {}
+        results.update({name: partial(worth, chosen) for name, chosen in made.items()})
+        return {name: lambda chosen=chosen: x[chosen()] for name, chosen in made.items()}  # type: ignore[misc]
+
     moved = x.element_size() * depth * (2 * count + 2 * kept) + 12 * count
     return Case(
         "compact", f"similarity, select, compact: bf16 {count} x {depth}, {KEPT:.0%} kept", ours,
         check, moved, 6 * count * depth, lambda: x[least()], "torch, eager",
         rivals={"torch, as EVS": lambda: x[furthest()]},
-        more=lambda compile: compiled(lambda: x[least()]) if compile else {},
-        results={name: partial(worth, chosen) for name, chosen in (
-            ("ours", lambda: ours()[2].long()), ("torch, eager", least),
-            ("torch, as EVS", furthest), ("torch, compiled", least))},
+        more=more, results=results,
     )  # fmt: skip
 
 

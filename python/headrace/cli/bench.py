@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`headrace bench`: the ops beside a peer and the floor of this machine, all in one run."""
+"""`headrace bench`: ops beside peers and the floor of this machine, loops, and work that grows."""
 
 from __future__ import annotations
 
@@ -25,6 +25,10 @@ def add(parser: argparse.ArgumentParser) -> None:
         "--peers", action="store_true",
         help="beside every peer that is there, with warm and with cold caches",
     )  # fmt: skip
+    for name, what in (("loops", "whole loops"), ("scaling", "cost as work grows")):
+        parser.add_argument(
+            f"--{name}", nargs="?", const="all", metavar="NAME", help=f"{what}, one or all"
+        )
     parser.add_argument("--json", type=Path, metavar="PATH", help="write the figures there too")
     parser.add_argument("--plot", type=Path, metavar="PATH", help="draw the rooflines there")
     parser.add_argument(
@@ -36,19 +40,21 @@ def run(args: argparse.Namespace) -> int:
     """Prints the table; 1 when a result does not match its reference, 2 for an unknown op."""
     from .. import bench, ops
     from ..bench import beside, compare, peers, roofline
-    from . import report
+    from . import bench_loops, report
 
     try:
-        if args.op is not None and args.op not in ops.specs():
-            raise Fail(f"bench(OP): expected one of {', '.join(ops.specs())}, got {args.op!r}")
         for option in ("json", "plot"):
             if getattr(args, option):
                 report.check_target(f"bench(--{option})", getattr(args, option))
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.reconfigure(errors="replace")  # a check mark must not end it all
+        if args.loops or args.scaling:
+            return bench_loops.run(args)
+        if args.op is not None and args.op not in ops.specs():
+            raise Fail(f"bench(OP): expected one of {', '.join(ops.specs())}, got {args.op!r}")
         then = _recorded(args.compare) if args.compare else []
         told = _progress if sys.stderr.isatty() else None
         rows = bench.run(args.op, args.quick, told, args.shapes, args.peers)
-        if isinstance(sys.stdout, io.TextIOWrapper):
-            sys.stdout.reconfigure(errors="replace")  # a check mark must not end it all
         shown = beside.table(rows, peers.missing()) if args.peers else bench.table(rows)
         print(shown, flush=True)
         if args.json:

@@ -19,15 +19,17 @@ from ..adapters import Adapter, AdapterBank, AdapterConfig, Base, peft_files
 from ..adapters.bank import Source
 from ..adapters.config import few
 from ..errors import bad_type, bad_value, unsupported
+from .rows import Batch, aside, by_row
 
 Folder = str | os.PathLike[str]
-INPUTS = ("input_ids", "inputs_embeds", "decoder_input_ids", "decoder_inputs_embeds")
 
 
 def serve(
     model: nn.Module,
     bank: AdapterBank | None = None,
     adapters: Mapping[str, Folder] | None = None,
+    *,
+    exact: bool = False,
     **options: Any,
 ) -> Served:
     """Serves adapters on the linear modules of `model`, each row of a batch with its own.
@@ -39,12 +41,13 @@ def serve(
     library; or a PeftModel, whose LoRA adapters are then served under their names. bank: of the
     same base, holding what it is to serve; its store's names are good too. None makes one with room
     for all of `adapters` and those of the model, `options` as of AdapterBank. adapters: name ->
-    folder as the peft package writes it.
+    folder as the peft package writes it. exact: linear layers run by `ops.linear`, whose bits, row
+    by row, do not depend on the other rows; on a CPU it often is the faster one too.
 
     The model itself is not changed: its linear layers are hooked while a call runs and afterwards
-    are what they were. Rows without an adapter keep the bits of the model. Results equal peft's to
-    rounding. Raises TypeError, ValueError, or NotImplementedError naming the option of an adapter
-    that cannot be honoured.
+    are what they were. Rows without an adapter keep the bits of the model, or, where exact, those
+    of the model so run. Results equal peft's to rounding. Raises TypeError, ValueError, or
+    NotImplementedError naming the option of an adapter that cannot be honoured.
     """
     op = "serve"
     if not isinstance(model, nn.Module):
@@ -81,7 +84,7 @@ def serve(
         if own:
             bank.close()
         raise
-    return Served(model, inner, bank, linear, layers, own)
+    return Served(model, inner, bank, linear, layers, own, exact)
 
 
 class Served:
@@ -97,8 +100,9 @@ class Served:
         linear: dict[str, nn.Linear],
         layers: dict[str, nn.Module],
         own: bool,
+        exact: bool = False,
     ) -> None:
-        self.model, self.bank = model, bank
+        self.model, self.bank, self.exact = model, bank, exact
         self._inner, self._linear, self._layers, self._own = inner, linear, layers, own
         self._busy = False
 
@@ -124,9 +128,12 @@ class Served:
         try:
             with contextlib.ExitStack() as stack:
                 for name, layer in self._layers.items():
-                    stack.enter_context(_aside(op, self._inner, name, layer))
+                    stack.enter_context(aside(op, self._inner, name, layer))
+                if self.exact:
+                    for layer in self._linear.values():
+                        stack.enter_context(by_row(layer))
                 route = stack.enter_context(self.bank.route(mine, [1] * len(mine)))
-                batch = _Batch(route, len(mine))
+                batch = Batch(route, len(mine))
                 hook = self._inner.register_forward_pre_hook(batch.begin, with_kwargs=True)
                 stack.callback(hook.remove)
                 for name in route.sites:
@@ -163,70 +170,6 @@ class Served:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-class _Batch:
-    """The rows of a call on their way through the model."""
-
-    def __init__(self, route: Any, requests: int) -> None:
-        self._route, self._requests, self._rows = route, requests, requests
-        self._tokens = 1  # per request, as they were placed last
-
-    def begin(self, _: nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> None:
-        """Before the model: how many rows its batch has."""
-        given = [named[key] for key in INPUTS if named.get(key) is not None]
-        for x in (*given, *args, *named.values()):
-            if isinstance(x, Tensor) and x.dim():
-                if len(x) % self._requests or not len(x):
-                    raise bad_value(
-                        "serve.rows", "adapters", f"{len(x)}, one per row", self._requests
-                    )
-                self._rows = len(x)
-                return
-
-    def hook(self, name: str) -> Any:
-        """For a linear layer: adds to what it gives."""
-
-        def add(module: nn.Module, args: tuple[Any, ...], out: Tensor) -> Tensor:
-            (x,) = args
-            if x.dim() < 2 or len(x) != self._rows or (x.dim() == 2 and ".experts." in name):
-                raise unsupported(
-                    "serve.rows",
-                    name,
-                    f"[{self._rows} rows, ..., {x.shape[-1]}]",
-                    list(x.shape),
-                    "whose tokens are whose is not known here",
-                )
-            if out.requires_grad:
-                raise bad_value(
-                    "serve.rows", "model", "a call under torch.no_grad()", "one with gradients"
-                )
-            if not x.numel():
-                return out
-            tokens = x.numel() // (x.shape[-1] * self._requests)
-            if tokens != self._tokens:
-                self._route.place([tokens] * self._requests)
-                self._tokens = tokens
-            y = out if out.is_contiguous() else out.contiguous()
-            flat = x.reshape(-1, x.shape[-1]).to(y.dtype)
-            self._route.add_to(name, flat, y.view(-1, y.shape[-1]), module.bias)
-            return y
-
-        return add
-
-
-@contextlib.contextmanager
-def _aside(op: str, inner: nn.Module, name: str, layer: nn.Module) -> Iterator[None]:
-    """Puts what a layer of peft wraps into its place."""
-    if getattr(layer, "merged", False):
-        raise bad_value(op, "model", "adapters that are not merged", f"a merged {name}")
-    parent, _, leaf = name.rpartition(".")
-    modules = inner.get_submodule(parent)._modules
-    modules[leaf] = layer.get_base_layer()  # type: ignore[operator]
-    try:
-        yield
-    finally:
-        modules[leaf] = layer
 
 
 def _unwrapped(op: str, model: Any) -> tuple[nn.Module, dict[str, nn.Module]]:

@@ -51,13 +51,15 @@ class Plan:
 
     pinned: how many first tokens are never evicted. reach: a token is seen while query - token <
     reach. cap: the largest distance at which a query sees the first token, and so the others pinned
-    with it. choice: the regions that choose who stays, when some do. fold: what becomes of a token
-    that no query sees any more, beside being let go.
+    with it. block: where not 0, every run of so many tokens, counted from the first of all, has its
+    first seen at `cap` at most. choice: the regions that choose who stays, when some do. fold: what
+    becomes of a token that no query sees any more, beside being let go.
     """
 
     pinned: int = 0
     reach: int = 0
     cap: int = UNLIMITED
+    block: int = 0
     choice: Region | None = None
     fold: Fold | None = None
 

@@ -8,7 +8,7 @@ says what they mean to a query. Positions are logical: the k-th token of a strea
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, chain
 
@@ -56,7 +56,18 @@ def entries(table: Table, oldest: int, recalled: Sequence[Row] = ()) -> list[Row
     rows = [*_pinned_rows(table, back), *recalled]
     for page, stop in table.window_spans():
         rows += _window_row(page, stop, alive_from, table)
-    return rows
+    return rows if not table.plan.block else [x for row in rows for x in _clamped(row, table)]
+
+
+def _clamped(row: Row, table: Table) -> Iterator[Row]:
+    """The parts of a row that lie in one block each, none of which seems further away than the cap
+    lets the first token of its block.
+    """
+    page, slot, count, origin, _, at, reach = row
+    start, block, cap = table.start, table.plan.block, table.plan.cap
+    for first in range(at - (at - start) % block, at + count, block):
+        lo, hi = max(first, at), min(first + block, at + count)
+        yield page, slot + lo - at, hi - lo, origin, cap + first - origin, lo, reach
 
 
 def _pinned_rows(table: Table, back: int = 0) -> list[Row]:
@@ -92,7 +103,7 @@ def _fresh(table: Table, oldest: int) -> bytes:
     made = packed(rows)
     window, alive_from = table.window, oldest - table.plan.reach + 1
     past = sum(after.start <= alive_from for after in window[1:])
-    if window and table.kept is None and alive_from < table.end:
+    if window and table.kept is None and alive_from < table.end and not table.plan.block:
         table.cell[:] = [table.pinned, window, made, past]
     return made
 
@@ -116,7 +127,8 @@ class View:
     """The integer arguments of `append` and `paged_attention` for one step of many streams.
 
     where int64 [T, 3]; entries int64 [E, 7]; entry_indptr, q_indptr int32 [B+1]; q_pos int64 [T].
-    by_layer: entries and entry_indptr for each layer, if these differ.
+    by_layer: entries and entry_indptr for each layer, if these differ. Along three axes where is
+    [T, 5], entries [E, 11], q_pos [T, 3], and q_order int64 [T] says what comes before what.
     """
 
     where: Tensor
@@ -125,6 +137,7 @@ class View:
     q_indptr: Tensor
     q_pos: Tensor
     by_layer: tuple[tuple[Tensor, Tensor], ...] = ()
+    q_order: Tensor | None = None
 
     def lists(self, layer: int) -> tuple[Tensor, Tensor]:
         """Entries and their offsets, as a layer sees them."""

@@ -5,7 +5,8 @@ The tower is a vision transformer whose attention is handed in by the caller, as
 so the same weights run over whole frames, or over the patches that changed beside the keys of those
 that did not. The decoder reads what the tower says of patches, in the order of time, each at its
 (time, row, column), and after every frame one token that stands for the frame. It says which patch
-comes next at a place, as one of a book of codes, and whether a frame begins a new scene.
+comes next at a place, as its thumb and as one of a book of codes, and whether a frame begins a new
+scene. With a reach it matches patches with the frame before (`models.motion`).
 """
 
 from __future__ import annotations
@@ -19,13 +20,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import ops
+from . import motion
 from .decoder import Attend
 
 _EPS = 1e-6
+FAR = 0.02  # of a scale from -1 to 1: how far the thumb of a patch goes in a frame
 MUCH = 0.15  # of a scale from -1 to 1: a change of a patch that is seen at a glance
 _LEAST = {
     "patch": 2, "thumb": 1, "width": 2, "heads": 1, "kv_heads": 1, "head_dim": 6, "tower_layers": 1,
-    "tower_hidden": 1, "layers": 1, "hidden": 1, "codes": 2,
+    "tower_hidden": 1, "layers": 1, "hidden": 1, "codes": 2, "reach": 0,
 }  # fmt: skip
 _LIMIT = 1 << 16
 
@@ -37,7 +40,9 @@ class VisionConfig:
     patch: pixels along a side; thumb: of those, numbers along a side of what a code stands for.
     codes: in the book. rope_theta: of time; tower_theta: of rows and columns in the tower.
     threshold: mean absolute difference of a patch's thumb, per byte, below which it counts as
-    unchanged. ValueError or TypeError when a field is out of range or of a wrong type.
+    unchanged. reach: the farthest shift of a patch from frame to frame that is looked for, in
+    halves of a thumb's cell; 0 for none. ValueError or TypeError when a field is out of range or of
+    a wrong type.
     """
 
     patch: int = 16
@@ -54,6 +59,7 @@ class VisionConfig:
     rope_theta: float = 10000.0
     tower_theta: float = 100.0
     threshold: float = 1.5
+    reach: int = 0
 
     def __post_init__(self) -> None:
         for name, least in _LEAST.items():
@@ -74,6 +80,11 @@ class VisionConfig:
                     f"VisionConfig({name}): expected a multiple of {of}={getattr(self, of)}, "
                     f"got {getattr(self, name)}"
                 )
+        if self.reach and self.patch % (motion.FINE * self.thumb):
+            raise ValueError(
+                f"VisionConfig(patch): expected a multiple of {motion.FINE * self.thumb}, twice "
+                f"the thumb, where there is a reach, got {self.patch}"
+            )
         if self.head_dim % 4:
             raise ValueError(
                 f"VisionConfig(head_dim): expected a multiple of 4, got {self.head_dim}; rows and "
@@ -142,6 +153,14 @@ class Vision(nn.Module):
         self.signs = nn.Parameter(torch.zeros(4))
         self.bias = nn.Parameter(torch.tensor([10.0, 3.0, -2.0]))  # of `sure` and of `cut`
         self.book = nn.Parameter(torch.zeros(c.codes, small), requires_grad=False)
+        if c.reach:
+            shifts = (2 * c.reach + 1) ** 2
+            self.matched = nn.Parameter(torch.zeros(c.width, 4 * shifts))
+            self.shift = nn.Parameter(torch.zeros(shifts, c.width))
+            self.trust = nn.Parameter(torch.zeros(4, c.width))
+            self.prior = nn.Parameter(torch.zeros(shifts + 4))
+            with torch.no_grad():
+                self.prior[shifts:] = torch.tensor([2.0, 2.5, -1.0, -0.5])
         self._angles()
 
     def _angles(self) -> None:
@@ -206,19 +225,63 @@ class Vision(nn.Module):
             x = block(x, layer, attend)
         return F.rms_norm(x, x.shape[-1:], self.norm, _EPS)
 
-    def next_code(self, said: Tensor, thumbs: Tensor) -> Tensor:
-        """Logits [T, codes] of the patch that comes next in the place of a token, of what `decode`
-        says of it and the thumb of its patch: a Gaussian about the thumb, moved, and a share for
-        the code of the thumb, which stays."""
-        at = thumbs + F.linear(said, self.move)
+    @property
+    def step(self) -> int:
+        """Pixels of a step of a shift: half a thumb's cell where that is whole."""
+        c = self.config
+        cell = c.patch // c.thumb
+        return cell if cell % motion.FINE else cell // motion.FINE
+
+    def costs(self, before: Tensor | None, now: Tensor) -> Tensor | None:
+        """Of all places of a frame [3, h, w], with that before it, both from `motion.reduce`, as
+        `motion.costs`. None without a reach, or at the first frame."""
+        c = self.config
+        if before is None or not c.reach:
+            return None
+        return motion.costs(before, now, c.patch // self.step, c.reach)
+
+    def moving(
+        self, costs: Tensor | None, earlier: Tensor | None, now: Tensor, index: Tensor
+    ) -> motion.Motion | None:
+        """What moves in the patches index int64 [n] of a frame [3, h, w], of its costs and those of
+        the frame before. Nothing moves at the first frame, and any shift may have been before it.
+        None without a reach."""
+        c = self.config
+        if not c.reach:
+            return None
+        here = motion.still(len(index), c.reach, now) if costs is None else costs[index]
+        past = torch.zeros_like(here) if earlier is None else earlier[index]
+        windows = motion.windows(now, c.patch // self.step, c.reach, index)
+        return motion.Motion(torch.cat([here, past], -1), windows)
+
+    def next_thumb(
+        self, said: Tensor, thumbs: Tensor, moving: motion.Motion | None = None
+    ) -> Tensor:
+        """The thumb [T, thumb * thumb * 3] that comes next in the place of a token, of what
+        `decode` says of it, its patch's thumb and what moved there."""
+        far = F.linear(said, self.move)
+        if moving is None:
+            return thumbs + far
+        shifts = len(self.shift)
+        trust = F.softplus(F.linear(said, self.trust) + self.prior[shifts:])
+        near = (trust[:, :, None] * moving.costs.unflatten(-1, (4, shifts))).sum(1)
+        weights = (F.linear(said, self.shift) + self.prior[:shifts] - near).softmax(-1)
+        return thumbs + FAR * far + motion.moved(moving.windows, weights, self.config.reach)
+
+    def next_code(self, said: Tensor, thumbs: Tensor, at: Tensor | None = None) -> Tensor:
+        """Logits [T, codes] of the patch that comes next in the place of a token: a Gaussian about
+        `at` (default: `next_thumb` without motion), and a share for the code of the thumb, which
+        stays."""
+        at = self.next_thumb(said, thumbs) if at is None else at
         near = at @ self.book.T - (self.book.square().sum(-1) + at.square().sum(-1)[:, None]) / 2
         narrow, stay = (F.linear(said, self.sure) + self.bias[:2]).split(1, -1)
         return (near * F.softplus(narrow)).scatter_add(-1, self.coded(thumbs)[:, None], stay)
 
-    def tokens(self, seen: Tensor, change: Tensor) -> Tensor:
-        """What the decoder reads of patches [T, width]: what the tower says, and how far the thumb
-        is from that computed before in the place, [T, thumb * thumb * 3]."""
-        return seen + F.linear(change, self.change)
+    def tokens(self, seen: Tensor, change: Tensor, moving: motion.Motion | None = None) -> Tensor:
+        """What the decoder reads of patches [T, width]: what the tower says, how far the thumb is
+        from that computed before in the place, [T, thumb * thumb * 3], and what moved there."""
+        x = seen + F.linear(change, self.change)
+        return x if moving is None else x + F.linear(moving.costs, self.matched)
 
     def stir(self, change: Tensor, places: int) -> Tensor:
         """How much of a frame of so many places changed, [2], of the changes [n, small] of those

@@ -18,6 +18,7 @@ from .vision import Vision, VisionConfig
 
 FORMAT = "headrace.vision.1"
 NAME = "video-patches"
+LATER = {"reach"}  # fields that older files of the format lack
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 
 
@@ -110,7 +111,7 @@ def _directory(path: Path) -> dict:
 
 def _config(fields: object, found: str | None) -> VisionConfig:
     expected = {field.name for field in dataclasses.fields(VisionConfig)}
-    if not isinstance(fields, dict) or set(fields) != expected:
+    if not isinstance(fields, dict) or not expected - LATER <= set(fields) <= expected:
         raise ValueError(f"expected format {FORMAT!r} with {', '.join(sorted(expected))}")
     return VisionConfig(**fields)
 

@@ -10,9 +10,10 @@ from ..adapters import Adapter
 from ..errors import bad_type, bad_value, unsupported
 from ..memory import Lease, Plan, Region, Spill, Table
 from ..memory.regions import compile_plan
+from . import spatial
 from .folding import check_model
 from .lane import Lane, Lanes, check_lanes, connected
-from .positions import InCache, PerLane, Positions
+from .positions import KNOWN, InCache, PerLane, Positions
 from .stream import Stream
 
 if TYPE_CHECKING:
@@ -27,11 +28,12 @@ def plan(engine: Engine, op: str, memory: Region | None, positions: Positions | 
         hint = "give the engine the Archive"
         raise unsupported(op, "memory", "regions without an Archive", repr(memory), hint)
     if not isinstance(positions, Positions):
-        raise bad_type(op, "positions", "InCache(), Absolute() or PerLane()", repr(positions))
+        raise bad_type(op, "positions", KNOWN, repr(positions))
     # What a choice leaves is packed, or not, as the engine's own streams are.
     chooses = op == "open" and isinstance(positions, InCache) == engine.packs
     made = positions.place(compile_plan(memory, chooses, folding=op == "open"))
     check_model(engine.model, made.fold)
+    spatial.check(op, engine.model, positions, made, archived=False)
     return made
 
 

@@ -16,6 +16,8 @@ from torch import Tensor
 from ..errors import bad_type, bad_value
 from ..memory import UNLIMITED, Plan
 
+KNOWN = "InCache(), Absolute(), Relative(...), Keep3D(...) or PerLane()"
+
 
 class Positions:
     """Gives every alive pair (query, key) a rotary distance."""
@@ -65,6 +67,77 @@ class InCache(Positions):
     def place(self, plan: Plan) -> Plan:
         bounded = plan.reach < UNLIMITED
         return replace(plan, cap=plan.pinned + plan.reach - 1 if bounded else UNLIMITED)
+
+
+@dataclass(frozen=True)
+class Relative(Positions):
+    """Every token keeps its number, but distances stop growing: a block of `block` tokens, counted
+    from the stream's first, stands still once its first is `clamp` away.
+
+    A query t sees the key j of the block that begins at b at min(t - b, clamp) - (j - b): at its
+    own distance while the block is near, and among the last `block` distances up to `clamp` for
+    ever after. With block 1 that is min(t - j, clamp), as of rectified positions (ReRoPE; Su,
+    2023), at the price of an entry for every token; pages are turned as a whole, so a block costs
+    one for each page that it lies in.
+    """
+
+    clamp: int
+    block: int = 64
+
+    def __post_init__(self) -> None:
+        for name, value, least in (("block", self.block, 1), ("clamp", self.clamp, self.block - 1)):
+            if isinstance(value, bool) or not isinstance(value, int):
+                raise bad_type("Relative", name, "a whole number", repr(value))
+            if value < least:
+                hint = "" if name == "block" else "a block stands within it"
+                raise bad_value("Relative", name, f"{least} or more", value, hint)
+
+    def distance(self, query: Tensor, key: Tensor, seen: Tensor) -> Tensor:
+        first = key - key % self.block
+        return (query - first).clamp_max(self.clamp) - (key - first)
+
+    def behind(self, query: Tensor, key: Tensor, reach: int) -> Tensor:
+        return torch.full_like(query - key, reach)
+
+    def place(self, plan: Plan) -> Plan:
+        return replace(plan, cap=self.clamp, block=self.block)
+
+
+@dataclass(frozen=True)
+class Keep3D(Positions):
+    """Every token keeps its time, row and column, whoever else stays (M-RoPE; Qwen2-VL, 2024).
+
+    They come with the tokens, `feed(tokens, places=int64 [T, 3])`; tokens without are text: they go
+    on from behind all that came, alike along the three axes. So what a filter dropped of a frame
+    leaves its gap (TimeChat-Online). cap: how far back in time the first token of a Sink seems at
+    most, and with it the others of the Sink: time is indexed anew past what was evicted between
+    (StreamingVLM's contiguous positions); None is not. For models with `freq_axis`, int32 [head_dim
+    / 2] in 0..2: the axis that turns each frequency.
+    """
+
+    cap: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.cap is not None:
+            if isinstance(self.cap, bool) or not isinstance(self.cap, int):
+                raise bad_type("Keep3D", "cap", "a whole number", repr(self.cap))
+            if self.cap < 0:
+                raise bad_value("Keep3D", "cap", "0 or more", self.cap)
+
+    def apart(self, places: Tensor, pinned: int) -> Tensor:
+        """int64 [T, T, 3]: how far query t sees key j, of tokens at places int64 [T, 3], the first
+        `pinned` of which a Sink holds.
+        """
+        made = places[:, None] - places[None, :]
+        if self.cap is not None and len(places):
+            time, first = places[:, 0], places[0, 0]
+            made[:, :pinned, 0] = (time - first).clamp_max(self.cap)[:, None] - (
+                time[:pinned] - first
+            )
+        return made
+
+    def place(self, plan: Plan) -> Plan:
+        return replace(plan, cap=UNLIMITED if self.cap is None else self.cap)
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from ..errors import bad_type, bad_value
 from ..filters import Filter, LastKept
 from ..memory import UNLIMITED, Edit, Lease, PagePool, Region, Sink, Table, Window, view
 from ..memory.regions import compile_plan
+from ..models import motion
 from ..models.tower_cache import TowerCache
 from ..models.vision import Vision, reduced, usual
 
@@ -34,7 +35,8 @@ class Glance:
     the tower computed. kept bool [N]: of these, what the dropper left and the decoder saw.
     next_codes int64 [N]: of the patch that is foretold for every place of the next frame. cut: that
     the frame begins a new scene, a probability. surprise: the share of the places computed whose
-    code was not the one foretold; None with nothing foretold.
+    code was not the one foretold; None with nothing foretold. next_thumbs [N, small]: the means of
+    squares of the foretold patches, from -1 to 1.
     """
 
     number: int
@@ -43,6 +45,7 @@ class Glance:
     next_codes: Tensor
     cut: float
     surprise: float | None
+    next_thumbs: Tensor | None = None
 
     @property
     def dropped(self) -> float:
@@ -55,8 +58,9 @@ class Watcher:
 
     gate: a filter of pixels before the tower; where its patch is smaller than the model's, it sees
     frames reduced by as much, so that noise and texture do not count. dropper: a filter of tokens
-    [N, width] behind it; None for neither. A place that either takes away is foretold to stay as it
-    was when last computed. memory: which of the decoder's tokens are kept, one for every survivor
+    [N, width] behind it; None for neither. A place that the gate takes away is foretold to stay as
+    the gate sees it; one that the dropper takes away, by what the decoder last said of it and what
+    moves there now. memory: which of the decoder's tokens are kept, one for every survivor
     and one for the frame; cap: how many frames back pinned ones seem at most. Raises TypeError or
     ValueError naming the argument.
     """
@@ -103,8 +107,10 @@ class Watcher:
         self._lease = Lease(self.pool, Table(0, 0, plan))
         self._starts: dict[int, int] = {}  # of the pages held, the origin in time
         self._thumbs = model.book.new_zeros(self.places, model.book.shape[1])
-        self._codes = torch.zeros(self.places, dtype=torch.int64, device=model.embed.device)
-        self._next = self._codes.clone()
+        self._next = torch.zeros(self.places, dtype=torch.int64, device=model.embed.device)
+        self._said = model.embed.new_zeros(self.places, c.width)
+        self._before: Tensor | None = None  # the last frame, reduced, and what moved there
+        self._costs: Tensor | None = None
         self._usual: Tensor | None = None
         self._all = torch.ones(self.places, dtype=torch.bool, device=model.embed.device)
         self.frames = self.tokens = 0
@@ -168,35 +174,42 @@ class Watcher:
             self.tower(patches, at)
         if self.dropper is not None:
             kept = self.dropper(tokens).mask & changed
-        thumbs = model.thumbs(patches)
-        codes = model.coded(thumbs)
+        now = motion.reduce(frame[None], model.step)[0]
+        shown = motion.thumbs(now[None], model.config.patch // model.step, model.config.thumb)[0]
+        thumbs = shown[at]
+        costs = model.costs(self._before, now)
+        moving = model.moving(costs, self._costs, now, at) if len(at) else None
         change = torch.zeros_like(self._thumbs)
         if self.frames:
             change[at] = thumbs - self._thumbs[at]
         stir = model.stir(change[at], self.places)
-        surprise = None
+        codes, surprise = model.coded(shown), None
         if self.frames and len(at):
-            surprise = float((self._next[at] != codes).float().mean())
+            surprise = float((self._next[at] != codes[at]).float().mean())
         places = at if kept is changed else kept.nonzero()[:, 0]
-        x = torch.cat([model.tokens(tokens[places], change[places]), model.frame[None]])
+        read = None if moving is None else moving.rows(kept[at])
+        x = torch.cat([model.tokens(tokens[places], change[places], read), model.frame[None]])
         said = self._decode(x, places, edit)
         # Nothing below can fail half way: plain writes of what has been computed.
-        self._thumbs[at], self._codes[at] = thumbs, codes
-        foretold = self._codes.clone()
-        if len(places):
-            foretold[places] = model.next_code(said[:-1], self._thumbs[places]).argmax(-1)
-        self._next = foretold
+        self._thumbs[at], self._said[places] = thumbs, said[:-1]
+        self._before, self._costs = now, costs
+        if len(at):
+            held = self._said[at]
+            shown[at] = model.next_thumb(held, thumbs, moving)
+            codes[at] = model.next_code(held, thumbs, shown[at]).argmax(-1)
+        self._next = codes
         known = stir if self._usual is None else self._usual
         cut = float(model.new_scene(said[-1:], stir[None], known[None]).sigmoid())
         if self.frames:
             self._usual = usual(self._usual, stir)
         self.frames, self.tokens = self.frames + 1, self.tokens + len(x)
-        return Glance(self.frames - 1, changed, kept, foretold, cut, surprise)
+        return Glance(self.frames - 1, changed, kept, codes, cut, surprise, shown)
 
     def _decode(self, x: Tensor, places: Tensor, edit: Edit) -> Tensor:
         """What the decoder says of the survivors of this frame and of its own token."""
         old, now, device = self._lease.table, self.frames, x.device
-        ((table, where),) = edit.extend([old], [len(x)])
+        (table,), grown = edit.advance([old], [len(x)])
+        where = grown.tolist()
         starts = {page: t for page, t in self._starts.items()}
         for page, slot, _ in where:
             if slot == 0:
@@ -208,7 +221,7 @@ class Watcher:
         q_pos = torch.cat([place.new_full((len(x), 1), now), place], 1)
         rows = [self._placed(row, starts) for row in view.entries(table, oldest=old.end)]
         out = self.model.decode(x, self._attend(slots, q_pos, rows, old.end))
-        self._lease.table = edit.trim(table)
+        (self._lease.table,) = edit.let_go([table])
         edit.commit()
         held = set(self._lease.table.page_ids)
         self._starts = {page: t for page, t in starts.items() if page in held}

@@ -16,8 +16,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ...filters import LastKept
+from ...filters import Filter, LastKept
+from .. import motion
+from ..motion import Motion
 from ..vision import Vision, reduced, usual
+
+DRIFT = 6.0
+"""Pixels a frame that a crop drifts by at most, of the size that it is shown at."""
 
 
 @dataclass(frozen=True)
@@ -41,14 +46,16 @@ class Clip:
 
 @dataclass(frozen=True)
 class Seen:
-    """Of a clip of F frames of N places. kept bool [F, N]. said [M, width], thumbs [M, small]: of
-    the kept, frame by frame. at int64 [F, N]: the kept row that stands at a place. ends [F, width]:
-    of the frames' own tokens. stirs, usual [F, 2]: how much changed, and had before."""
+    """Of a clip of F frames of N places. kept bool [F, N]. said [M, width]: of the kept, frame by
+    frame, or what was last said of the place where the decoder did not see it; thumbs [M, small]
+    and `moving` of them. ends [F, width]: of the frames' own tokens. stirs, usual [F, 2]: how much
+    changed, and had before. read bool [M]: of the kept, what the decoder saw."""
 
     kept: Tensor
     said: Tensor
     thumbs: Tensor
-    at: Tensor
+    moving: Motion | None
+    read: Tensor
     ends: Tensor
     stirs: Tensor
     usual: Tensor
@@ -68,9 +75,11 @@ def gated(model: Vision, frames: Tensor, threshold: float) -> Tensor:
     return torch.stack([gate(frame).mask for frame in reduced(frames, c.patch // c.thumb)])
 
 
-def watch(model: Vision, frames: Tensor, kept: Tensor, times: Tensor) -> Seen:
+def watch(
+    model: Vision, frames: Tensor, kept: Tensor, times: Tensor, dropper: Filter | None = None
+) -> Seen:
     """The forward over frames uint8 [F, H, W, 3] of which `kept` bool [F, N] is computed, the first
-    whole; times int64 [F]."""
+    whole; times int64 [F]. dropper: takes more away before the decoder."""
     c = model.config
     high, wide = frames.shape[1] // c.patch, frames.shape[2] // c.patch
     count, places = kept.shape
@@ -94,7 +103,22 @@ def watch(model: Vision, frames: Tensor, kept: Tensor, times: Tensor) -> Seen:
     for t in range(1, count):
         usuals.append(stirs[t] if known is None else known)
         known = usual(known, stirs[t])
-    x = torch.cat([model.tokens(seen, change), model.frame.expand(count, -1)])
+    small = motion.reduce(frames, model.step)
+    parts, earlier = [], None
+    for t in range(count):
+        costs = model.costs(small[t - 1] if t else None, small[t])
+        parts.append(model.moving(costs, earlier, small[t], p[f == t]))
+        earlier = costs
+    moving = Motion(*(torch.cat(x) for x in zip(*parts, strict=True))) if c.reach else None
+    read = torch.ones(len(f), dtype=torch.bool)
+    if dropper is not None:
+        with torch.no_grad():
+            read = torch.stack([dropper(seen[rows]).mask for rows in at])[f, p]
+    x = model.tokens(seen[read], change[read], None if moving is None else moving.rows(read))
+    row[f, p] = torch.where(read, read.cumsum(0) - 1, -1)
+    held = row.cummax(0).values[f, p]
+    f, p = f[read], p[read]
+    x = torch.cat([x, model.frame.expand(count, -1)])
     order = torch.cat([f * (places + 1) + p, torch.arange(1, count + 1) * (places + 1) - 1])
     order = order.argsort()
     zero = torch.zeros_like(times)
@@ -112,7 +136,7 @@ def watch(model: Vision, frames: Tensor, kept: Tensor, times: Tensor) -> Seen:
     out = model.decode(x[order], across)
     said = torch.empty_like(out).index_copy(0, order, out)
     return Seen(
-        kept, said[: len(f)], thumbs, at, said[len(f) :], stirs, torch.stack(usuals)
+        kept, said[held], thumbs, moving, read, said[len(f) :], stirs, torch.stack(usuals)
     )  # fmt: skip
 
 
@@ -164,18 +188,22 @@ def sample(
     """Training frames uint8 [F, H, W, 3], which of them begin a scene bool [F], and times int64
     [F], from shots that have no cuts and are drawn as often as `weights` say.
 
-    Crops, scales, flips, gains of light, strides of 1 to 5, and splices of different shots; from
-    torch's global generator.
+    Crops at all scales that enlarge nothing, which drift now and then as under a camera that turns,
+    also over a still frame; flips, in time too, gains of light, strides of 1 to 5, and splices of
+    different shots; from torch's global generator.
     """
     high, wide = grid[0] * patch, grid[1] * patch
     frames: list[Tensor] = []
     begins = torch.zeros(length, dtype=torch.bool)
     left, last = length, -1
+    whole = [min(s.frames.shape[1] / high, s.frames.shape[2] / wide) >= 1 for s in shots]
+    weights = [w * (not any(whole) or ok) for w, ok in zip(weights, whole, strict=True)]
     while left:
         n = left if torch.rand(()) < 0.5 or left < 4 else int(torch.randint(2, left, ()))
         often = torch.tensor(weights)
         if last >= 0:
-            often[last] = 0
+            if int((often > 0).sum()) > 1:
+                often[last] = 0
             begins[length - left] = True
         last = int(torch.multinomial(often, 1))
         frames.append(_shot(shots[last].frames, high, wide, n))
@@ -188,18 +216,30 @@ def sample(
 
 def _shot(frames: Tensor, high: int, wide: int, n: int) -> Tensor:
     count, tall, broad, _ = frames.shape
-    stride = int(torch.randint(1, 6, ()))
+    stride = 1 if torch.rand(()) < 0.5 else int(torch.randint(2, 6, ()))
     n = min(n, (count - 1) // stride + 1)
     start = int(torch.randint(0, count - (n - 1) * stride, ()))
     most = min(tall / high, broad / wide)
-    scale = most * (0.6 + 0.4 * float(torch.rand(())))
+    scale = most ** float(torch.rand(())) if most > 1 else most
     size = max(1, int(high * scale)), max(1, int(wide * scale))
-    y = int(torch.randint(0, tall - size[0] + 1, ()))
-    x = int(torch.randint(0, broad - size[1] + 1, ()))
     picked = torch.arange(n) * stride + start
-    shot = resized(frames[picked][:, y : y + size[0], x : x + size[1]], high, wide)
-    if torch.rand(()) < 0.5:
-        shot = shot.flip(2)
+    drift = torch.zeros(2)
+    kind = float(torch.rand(()))
+    if kind < 0.3:
+        drift = DRIFT * scale * (2 * torch.rand(2) - 1)
+    if kind < 0.1:
+        picked = picked[:1].expand(n)
+    if torch.rand(()) < 0.3:
+        picked = picked.flip(0)
+    room = torch.tensor([tall - size[0], broad - size[1]]).float()
+    corner = (room * torch.rand(2) + torch.arange(n)[:, None] * drift).round().long()
+    corner = corner.clamp(min=0).minimum(room.long())
+    crops = [f[y : y + size[0], x : x + size[1]]
+             for f, (y, x) in zip(frames[picked], corner.tolist(), strict=True)]  # fmt: skip
+    shot = resized(torch.stack(crops), high, wide)
+    for axis, often in ((2, 0.5), (1, 0.2)):
+        if torch.rand(()) < often:
+            shot = shot.flip(axis)
     gain, lift = 0.8 + 0.4 * torch.rand(3), 20 * torch.rand(3) - 10
     noise = 2 * torch.rand(()) * torch.randn(shot.shape)
     return (shot.float() * gain + lift + noise).clamp(0, 255).byte()

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ...filters import Filter, LastKept
 from ..vision import Vision, VisionConfig
 from ..vision_files import save_vision
 from .video import Clip, codebook, fitted, gated, sample, watch
@@ -21,6 +22,12 @@ GRIDS = (((9, 11), 0.6), ((9, 20), 0.25), ((11, 20), 0.15))
 """Rows and columns of training crops, and how often."""
 LONGEST = 320
 """Pixels of the long side of frames that scores are about."""
+DROPPER = 0.98
+"""Of the dropper that is trained and scored with, as a cosine."""
+STILL = 1.0
+"""Levels of 255 off at which a patch is foretold well enough for training."""
+CHANGE = 2.0
+"""Levels of 255, as a mean over a thumb: what differs by more from frame to frame changes."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +48,7 @@ class Run:
     warmup: int = 50
     decay: float = 0.75
     pruned: float = 0.7
+    reach: int = 4
     frozen_tower: bool = False
 
     def __post_init__(self) -> None:
@@ -53,19 +61,36 @@ class Run:
         return max(0.0, min(1.0, (step + 1) / self.warmup, (1.0 - done) / self.decay))
 
 
-def loss_of(model: Vision, frames: Tensor, begins: Tensor, kept: Tensor, times: Tensor) -> Tensor:
-    """Nats per kept patch whose next is in the same scene, and per frame for scenes."""
-    seen = watch(model, frames, kept, times)
+def loss_of(
+    model: Vision,
+    frames: Tensor,
+    begins: Tensor,
+    kept: Tensor,
+    times: Tensor,
+    dropper: Filter | None = None,
+) -> Tensor:
+    """Of kept patches whose next is in the same scene the share that is left of the squares of how
+    far it goes, in nats, and nats for its code; nats per frame for scenes."""
+    seen = watch(model, frames, kept, times, dropper)
     with torch.no_grad():
-        codes = model.coded(model.thumbs(model.patches(frames)))
+        thumbs = model.thumbs(model.patches(frames))
+        codes = model.coded(thumbs)
     f, p = kept.nonzero(as_tuple=True)
     counts = (f < len(frames) - 1) & ~torch.cat([begins[1:], begins[:1]])[f]
-    logits = model.next_code(seen.said[counts], seen.thumbs[counts])
-    patches = F.cross_entropy(logits, codes[f[counts] + 1, p[counts]])
+    moving = None if seen.moving is None else seen.moving.rows(counts)
+    said, now = seen.said[counts], seen.thumbs[counts]
+    at, next_ = model.next_thumb(said, now, moving), (f[counts] + 1, p[counts])
+    after = thumbs[next_]
+    # Sums over a clip, in logarithms: wild clips do not drown calm ones, nor still ones the rest.
+    # None of frames that nothing is known to have moved to: the first of a scene.
+    goes = ~(begins | (torch.arange(len(frames)) == 0))[f[counts]]
+    floor = (1 + int(goes.sum()) * at.shape[1]) * (2 * STILL / 255) ** 2
+    left, whole = ((x - after)[goes].square().sum() + floor for x in (at, now))
+    patches = F.cross_entropy(model.next_code(said, now, at.detach()), codes[next_])
     scenes = F.binary_cross_entropy_with_logits(
         seen.scenes(model)[1:], begins[1:].float(), pos_weight=torch.tensor(3.0)
     )
-    return patches + 0.5 * scenes
+    return (left / whole).log() + 0.1 * patches + 0.5 * scenes
 
 
 def train(
@@ -77,12 +102,16 @@ def train(
     initial: Vision | None = None,
 ) -> Vision:
     """Trains, prints a line every 25 steps, leaves the model at `out`. weights: how often clips are
-    drawn. initial: weights to begin with, all but the book."""
+    drawn. initial: weights to begin with, the book too, but of another reach the heads not."""
     torch.manual_seed(run.seed)
-    model = Vision(VisionConfig())
-    if initial is not None:
-        model.load_state_dict(initial.state_dict() | {"book": model.book})
-    model.book.data = codebook(model, clips)
+    model = Vision(VisionConfig(reach=run.reach))
+    if initial is None:
+        model.book.data = codebook(model, clips)
+    else:
+        old = initial.state_dict()
+        if initial.config.reach != run.reach:  # its heads foretell another way
+            old = {name: p for name, p in old.items() if name not in ("move", "sure", "bias")}
+        model.load_state_dict(model.state_dict() | old)
     if run.frozen_tower:
         for p in (model.embed, model.tower_norm, *model.tower.parameters()):
             p.requires_grad_(False)
@@ -94,7 +123,7 @@ def train(
         for n, p in model.named_parameters()
         if p.ndim == 2 and p.requires_grad and n[:5] in ("tower", "block")
     ]
-    few = [model.signs, model.bias]
+    few = [model.signs, model.bias, *([model.prior] if run.reach else [])]
     inside = {id(p) for p in [*hidden, *few]}
     rest = [p for p in model.parameters() if id(p) not in inside and p.requires_grad]
     optimisers: list[torch.optim.Optimizer] = [
@@ -121,7 +150,7 @@ def train(
             line = f"step {step} minutes {seconds / 60:.1f} rate {factor:.2f} loss {mean:.3f}"
             if step % 250 == 0:
                 line += "".join(
-                    f"; {c.name} {s['next']:.1f} (stays {s['stays']:.1f})"
+                    f"; {c.name} {s['moved']:.1f}, {s['next']:.1f} (stays {s['stays']:.1f})"
                     for c in held_out
                     for s in [score(model, c, model.config.threshold)]
                 )
@@ -136,33 +165,42 @@ def train(
 
 def _batch(
     model: Vision, run: Run, clips: Sequence[Clip], weights: Sequence[float]
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Frames, scenes, what is kept and times, `tokens` kept patches long or a little more."""
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Filter | None]:
+    """Frames, scenes, what is kept and times, `tokens` kept patches long or a little more; and the
+    dropper of every other pruned clip."""
     sizes = torch.tensor([often for _, often in GRIDS])
     grid = GRIDS[int(torch.multinomial(sizes, 1))][0]
     threshold = 0.0 if torch.rand(()) > run.pruned else float(0.5 + 4 * torch.rand(()))
     length = run.longest if threshold else max(2, run.tokens // (grid[0] * grid[1]))
     frames, begins, times = sample(clips, weights, grid, 16, length)
     kept = gated(model, frames, threshold)
+    if threshold and torch.rand(()) < 0.3:  # any patch may be missing, not only calm ones
+        kept[1:] &= torch.rand(kept[1:].shape) > 0.3 * torch.rand(())
+    dropper = LastKept(DROPPER, "cos") if threshold and torch.rand(()) < 0.5 else None
     stop = max(2, int((kept.sum(1).cumsum(0) <= run.tokens).sum()))
-    return frames[:stop], begins[:stop], kept[:stop], times[:stop]
+    return frames[:stop], begins[:stop], kept[:stop], times[:stop], dropper
 
 
 @torch.no_grad()
 def score(model: Vision, clip: Clip, threshold: float, length: int = 12) -> dict[str, float]:
-    """Per cent of patches whose next code is foretold, of `length` frames at a time. `stays`: by
-    saying that nothing changes. A place that the gate dropped is foretold to stay."""
+    """What is foretold of the next frame, of `length` frames at a time, in per cent. next: patches
+    whose code is; `stays`: by saying that nothing changes. moved: of the variance of patches that
+    change (`changes`) the share explained. With a threshold the dropper is there too."""
     frames = fitted(clip.frames, model.config.patch, LONGEST)
-    right, stays, count = 0.0, 0.0, 0
+    right, stays, count, left, all_ = 0.0, 0.0, 0, 0.0, 0.0
     for first in range(0, len(frames) - 1, length):
         part = frames[first : first + length]
         if len(part) < 2:
             break
         kept = gated(model, part, threshold)
-        seen = watch(model, part, kept, torch.arange(len(part)))
-        codes = model.coded(model.thumbs(model.patches(part)))
-        said = model.next_code(seen.said, seen.thumbs).argmax(-1)[seen.at]
-        said = torch.where(kept, said, model.coded(seen.thumbs)[seen.at])
+        dropper = LastKept(DROPPER, "cos") if threshold else None
+        seen = watch(model, part, kept, torch.arange(len(part)), dropper)
+        thumbs = model.thumbs(model.patches(part))
+        codes = model.coded(thumbs)
+        at = model.next_thumb(seen.said, seen.thumbs, seen.moving)
+        said, moved = codes.clone(), thumbs.clone()
+        said[kept] = model.next_code(seen.said, seen.thumbs, at).argmax(-1)
+        moved[kept] = at
         counts = torch.ones(len(part) - 1, dtype=torch.bool)
         for cut in clip.cuts:
             if first < cut < first + len(part):
@@ -170,7 +208,22 @@ def score(model: Vision, clip: Clip, threshold: float, length: int = 12) -> dict
         right += float((said[:-1] == codes[1:])[counts].sum())
         stays += float((codes[:-1] == codes[1:])[counts].sum())
         count += int(counts.sum()) * codes.shape[1]
-    return {"next": 100 * right / count, "stays": 100 * stays / count}
+        off, whole = unexplained(moved[:-1][counts], thumbs[:-1][counts], thumbs[1:][counts])
+        left, all_ = left + off, all_ + whole
+    moved_ = 100 * (1 - left / max(all_, 1e-9))
+    return {"next": 100 * right / count, "stays": 100 * stays / count, "moved": moved_}
+
+
+def changes(now: Tensor, after: Tensor) -> Tensor:
+    """Which thumbs change visibly from a frame to the next: bool [...] of [..., small]."""
+    return (after - now).abs().mean(-1) > CHANGE * 2 / 255
+
+
+def unexplained(said: Tensor, now: Tensor, after: Tensor) -> tuple[float, float]:
+    """Of thumbs that change, sums of squares: of what is foretold from what comes, and of what was
+    from what comes, which is what `it stays` leaves."""
+    at = changes(now, after)
+    return float((said - after)[at].square().sum()), float((now - after)[at].square().sum())
 
 
 def provenance(run: Run, step: int, seconds: float) -> dict[str, str]:

@@ -1,0 +1,63 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whole loops, not single ops: streams, adapters, recall, rings and video, and what they gain."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from . import adapters, lanes, recall, rings, streaming, streams, video
+from .turns import Loop, Told, measure
+
+LOOPS: dict[str, Loop] = {
+    loop.name: loop
+    for loop in (
+        streaming.LOOP, streams.LOOP, lanes.LOOP, adapters.LOOP, recall.LOOP, rings.LOOP,
+        video.LOOP,
+    )
+}  # fmt: skip
+
+__all__ = ["LOOPS", "Loop", "measure", "run", "table"]
+
+
+def run(
+    names: Sequence[str] = (), quick: bool = False, told: Told | None = None
+) -> list[dict[str, Any]]:
+    """Measures these loops, or all."""
+    return [measure(LOOPS[name], quick, told) for name in names or LOOPS]
+
+
+def table(found: Sequence[dict[str, Any]]) -> str:
+    """A block for each loop, a line for each side of each size; no ratio where ours is wrong."""
+    return "\n\n".join("\n".join(_lines(loop)) for loop in found)
+
+
+def _lines(loop: dict[str, Any]) -> list[str]:
+    head = (loop["axis"], "", loop["unit"], "lag p50", "p99", "kept", "ours is", "within")
+    lines: list[tuple[str, ...]] = [head]
+    for point in loop["points"]:
+        if not point["ok"]:
+            told = f"\u2717 off by {point['error']:.1e}, more than {point['tolerance']:.1e}"
+            lines.append((f"{point['at']:,}", told, *[""] * 6))
+            continue
+        for i, (name, side) in enumerate(point["sides"].items()):
+            gain = point["speedup"].get(name)
+            lines.append((
+                "" if i else f"{point['at']:,}", name, f"{side['throughput']:,.1f}",
+                f"{1e3 * side['lag_p50']:.2f} ms", f"{1e3 * side['lag_p99']:.2f} ms",
+                size(side["bytes"]), f"{gain['median']:.2f}x" if gain else "",
+                f"{gain['least']:.2f} to {gain['most']:.2f}" if gain else "",
+            ))  # fmt: skip
+    widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
+    texts = [
+        "  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip() for line in lines
+    ]
+    return [f"{loop['name']}: {loop['title']}", texts[0], "-" * len(texts[0]), *texts[1:]]
+
+
+def size(count: float) -> str:
+    """Of bytes."""
+    for unit, name in ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB")):
+        if count >= unit:
+            return f"{count / unit:.3g} {name}"
+    return f"{count:.0f} B"

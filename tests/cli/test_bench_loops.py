@@ -1,0 +1,308 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Loops and work that grows: what they equal is checked, and what they tell follows from times."""
+
+import io
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from headrace import bench
+from headrace.bench import compare, loops, pictures, scaling, timing
+from headrace.bench.loops import adapters, lanes, recall, rings, streaming, streams, video
+from headrace.bench.loops.turns import Loop, Round, Side, Size, measure
+from headrace.cli import main
+
+
+def smallest(name):
+    return next(loops.LOOPS[name].sizes(True))
+
+
+def largest(name):
+    for size in loops.LOOPS[name].sizes(True):  # noqa: B007
+        pass
+    return size
+
+
+@pytest.mark.parametrize("name", loops.LOOPS)
+def test_ours_equals_what_it_is_beside(name):
+    size = smallest(name)
+    try:
+        assert size.error() <= size.tolerance
+        for side in size.sides:
+            done = side.run()
+            assert done.seconds > 0
+            assert len(done.lags) >= 1
+            assert done.units > 0
+            assert max(done.lags) <= done.seconds * 1.001
+            assert side.bytes() > 0
+    finally:
+        size.close()
+
+
+def break_streaming(monkeypatch):
+    whole = streaming.Window
+    monkeypatch.setattr(streaming, "Window", lambda n: whole(n and n // 2))
+
+
+def break_streams(monkeypatch):
+    def mixed_up(self, **options):
+        tokens = self.next()
+        given = dict(zip(tokens, reversed(tokens.values()), strict=True))
+        return list(self.engine.step(given, **options).values())
+
+    monkeypatch.setattr(streams.Fleet, "together", mixed_up)
+
+
+def break_lanes(monkeypatch):
+    """The target sees no source."""
+    apart = (lanes.LANES[0], replace(lanes.LANES[1], reads=()))
+    whole = lanes.Pairs.__init__
+
+    def init(self, *args):
+        with monkeypatch.context() as patched:
+            if len(made) % 2 == 0:  # ours of each size
+                patched.setattr(lanes, "LANES", apart)
+            made.append(self)
+            whole(self, *args)
+
+    made = []
+    monkeypatch.setattr(lanes.Pairs, "__init__", init)
+
+
+def break_adapters(monkeypatch):
+    monkeypatch.setattr(adapters, "merged", lambda model, new: model)  # one without the adapter
+
+
+def break_recall(monkeypatch):
+    whole = recall.Recalled
+    fewer = lambda shelf, table, rows, exact: whole(shelf, table, [rows[0][:4]], exact)  # noqa: E731
+    monkeypatch.setattr(recall, "Recalled", fewer)
+
+
+def break_rings(monkeypatch):
+    whole = rings.stream_diffusion
+    other = lambda denoiser, **o: whole(denoiser, seed=o["depth"], **o)  # noqa: E731
+    monkeypatch.setattr(rings, "stream_diffusion", other)
+
+
+def break_video(monkeypatch):
+    whole = video.pixel_gate
+    monkeypatch.setattr(video, "pixel_gate", lambda model, threshold: whole(model, 200.0))
+
+
+@pytest.mark.parametrize("name", loops.LOOPS)
+def test_a_loop_that_computes_something_else_is_found(name, monkeypatch):
+    globals()[f"break_{name}"](monkeypatch)
+    size = largest(name)
+    try:
+        assert size.error() > size.tolerance
+    finally:
+        size.close()
+
+
+class Clockwork:
+    """A loop of known times: ours takes 1 s for 4 answers, the other 2, 3 and 4 s for 2."""
+
+    def __init__(self, error=0.0):
+        self.order, self.theirs = [], iter((9.0, 2.0, 3.0, 4.0))
+        sides = (Side("ours", self.ours, lambda: 10), Side("the other", self.other, lambda: 2**21))
+        self.closed = 0
+        size = Size(8, sides, lambda: error, 1e-3, lambda: {"a note": 1.0}, self.close)
+        self.loop = Loop("toy", "a toy", "sizes", "answers/s", "the truth", lambda quick: [size])
+
+    def close(self):
+        self.closed += 1
+
+    def ours(self):
+        self.order.append("ours")
+        return Round(1.0, 4, [0.1, 0.2, 0.3, 0.4])
+
+    def other(self):
+        self.order.append("other")
+        return Round(next(self.theirs), 2, [1.0, 2.0])
+
+
+def test_what_a_loop_tells_follows_from_its_rounds():
+    toy = Clockwork()
+    (point,) = measure(toy.loop, quick=True)["points"]
+    assert point["sides"]["ours"] == {
+        "throughput": 4.0, "lag_p50": 0.3, "lag_p99": 0.4, "answers": 12, "bytes": 10,
+    }  # fmt: skip
+    assert point["sides"]["the other"]["throughput"] == 2 / 3
+    assert point["speedup"] == {"the other": {"median": 6.0, "least": 4.0, "most": 8.0}}
+    assert point["notes"] == {"a note": 1.0}
+    assert toy.closed == 1
+    assert toy.order == ["ours", "other", "other", "ours"] * 2  # both are first as often
+
+
+def test_nothing_is_timed_after_a_wrong_result():
+    for error in (1e-2, math.nan):
+        toy = Clockwork(error)
+        found = [measure(toy.loop, quick=True)]
+        assert toy.order == []
+        assert toy.closed == 1
+        assert not found[0]["points"][0]["ok"]
+        assert "x" not in loops.table(found).split("off by")[1]
+        with pytest.raises(ValueError, match="a right result"):
+            pictures.loops(found, Path("none.png"))
+
+
+@pytest.fixture
+def toys(monkeypatch):
+    monkeypatch.setitem(loops.LOOPS, "rings", Clockwork().loop)
+    monkeypatch.setitem(loops.LOOPS, "video", Clockwork(math.inf).loop)
+
+
+def test_the_command_writes_what_it_shows(toys, capsys):
+    told = ["bench", "--loops", "rings", "--quick", "--json", "l.json", "--plot", "l.png"]
+    assert main(told) == 0
+    out = capsys.readouterr().out
+    assert "6.00x" in out
+    assert "4.00 to 8.00" in out
+    made = json.loads(Path("l.json").read_text())
+    assert made["loops"][0]["points"][0]["speedup"]["the other"]["median"] == 6.0
+    assert made["host"]["threads"] >= 1
+    assert Path("l.png").read_bytes().startswith(b"\x89PNG")
+    assert main(["bench", "--loops", "video", "--quick", "--json", "l.json"]) == 1
+    assert "off by inf" in capsys.readouterr().out
+    assert json.loads(Path("l.json").read_text())["loops"][0]["points"][0]["error"] is None
+
+
+def test_the_command_shows_its_progress(toys, monkeypatch, capsys):
+    class Screen(io.StringIO):
+        def isatty(self):
+            return True
+
+    screen = Screen()
+    monkeypatch.setattr("sys.stderr", screen)
+    clock = iter(range(1000))
+    monkeypatch.setattr("headrace.cli.bench_loops.time.perf_counter", lambda: float(next(clock)))
+    main(["bench", "--loops", "rings", "--quick"])
+    assert "toy: sizes 8, turn 3 of 3" in screen.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("args", "told"),
+    [
+        (["--loops", "loop"], "bench(--loops): expected one of streaming, streams, "),
+        (["--scaling", "loop"], "bench(--scaling): expected one of length, streams, "),
+        (["linear", "--loops"], "bench(OP): expected none with --loops"),
+        (["--scaling", "--peers"], "bench(--peers): expected none with --scaling"),
+        (["--scaling", "--loops"], "bench(--loops): expected none with --scaling"),
+    ],
+)
+def test_what_does_not_go_together_is_one_line(args, told, capsys):
+    assert main(["bench", *args]) == 2
+    err = capsys.readouterr().err
+    assert told in err
+    assert err.count("\n") == 1
+
+
+def test_a_slope_is_that_of_the_logarithms():
+    x = np.array([1, 4, 16, 64, 256])
+    for slope in (-1.0, 0.0, 0.7, 2.0):
+        found = scaling.fit(x, 3e-6 * x**slope)
+        assert found.slope == pytest.approx(slope, abs=1e-9)
+        assert found.error < 1e-6
+    noisy = scaling.fit(x, x * np.array([1.2, 0.8, 1.2, 0.8, 1.2]))
+    assert abs(noisy.slope - 1) < 3 * noisy.error
+    assert 0.02 < noisy.error < 0.2
+    with pytest.raises(ValueError, match="two amounts"):
+        scaling.fit([4, 4], [1.0, 2.0])
+
+
+def test_the_last_part_has_a_slope_of_its_own():
+    """A constant and then a line: over all of it neither shows."""
+    at = [4**k for k in range(8)]
+    points = lambda quick, told: (("ours", a, [1.0 + 1e-3 * a] * 3) for a in at)  # noqa: E731
+    work = scaling.Work("toy", "a toy", "sizes", "a call", points)
+    (series,) = scaling.measure(work)["series"]
+    assert series["at"] == at
+    assert series["seconds"] == [1.0 + 1e-3 * a for a in at]
+    assert series["slope"] < 0.5
+    assert series["last_slope"] > 0.75
+    assert f"{series['slope']:+.2f} \N{PLUS-MINUS SIGN} " in scaling.table([scaling.measure(work)])
+
+
+@pytest.mark.parametrize("name", ["streams", "adapters", "cached"])
+def test_work_that_grows_is_measured(name):
+    found = scaling.run([name], quick=True)
+    for series in found[0]["series"]:
+        assert len(series["at"]) >= 2
+        assert series["at"] == sorted(series["at"])
+        assert all(low <= s <= high for s, (low, high) in
+                   zip(series["seconds"], series["half"], strict=True))  # fmt: skip
+        assert math.isfinite(series["slope"])
+    pictures.scaling(found, Path("s.png"), "a comment")
+    from PIL import Image
+
+    assert Image.open("s.png").text["Comment"] == "a comment"
+
+
+def test_no_slope_of_a_wrong_result(monkeypatch, capsys):
+    from headrace.bench.scaling import stored
+
+    whole = stored.retrieve
+
+    def wrong(*args):
+        case = whole(*args)
+        case.check = lambda: (1.0, 1e-6)
+        return case
+
+    monkeypatch.setattr(stored, "retrieve", wrong)
+    assert main(["bench", "--scaling", "cached", "--quick"]) == 1
+    assert "cached: bounds bf16 8192 tokens" in capsys.readouterr().err
+
+
+def test_threads_are_as_they_were():
+    from headrace.bench.scaling import threads
+
+    before = torch.get_num_threads()
+    points = threads.threads(True, lambda _: None)
+    next(points)
+    points.close()
+    assert torch.get_num_threads() == before
+    assert threads.counts()[0] == 1
+
+
+def test_what_varies_by_chance_is_seldom_called_a_change():
+    """Runs of 100 calls whose times, and those of the floor, are spread by a tenth."""
+    chance = np.random.default_rng(0)
+
+    def row(scale):
+        ours, floor = (np.exp(0.1 * chance.standard_normal(100)) for _ in range(2))
+        ours *= 1e-3 * scale
+        half = timing.quartiles(ours.tolist())
+        return {"op": "linear", "shape": "a", "ok": True, "ours_s": float(np.median(ours)),
+                "floor_s": 5e-4 * float(np.median(floor)), "half": half}  # fmt: skip
+
+    def verdicts(scale):
+        found = [compare.changes([row(scale)], [row(1.0)])[0].verdict for _ in range(300)]
+        return {name: found.count(name) / 300 for name in ("slower", "faster", "noise")}
+
+    assert verdicts(1.0)["noise"] > 0.99
+    assert verdicts(1.4)["slower"] > 0.95
+    assert verdicts(0.7)["faster"] > 0.95
+
+
+def test_a_wide_spread_is_noise(monkeypatch, capsys):
+    """The same change, once beyond the spread of both runs and once within it."""
+
+    def run(seconds, within):
+        half = (seconds / within, seconds * within)
+        row = bench.Row("linear", "a shape", seconds, "torch", 5e-3, 5e-4, 0.0, 1e-6, True, {}, 1e6,
+                        1e6, half)  # fmt: skip
+        monkeypatch.setattr(bench, "run", lambda *_: [row])
+
+    for within, verdict in ((1.02, "slower"), (1.4, "noise")):
+        run(1e-3, within)
+        assert main(["bench", "--json", "then.json"]) == 0
+        run(1.5e-3, within)
+        capsys.readouterr()
+        assert main(["bench", "--compare", "then.json"]) == 0
+        assert capsys.readouterr().out.splitlines()[-1].endswith(verdict)

@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Aims of whole loops, of cost as work grows, and of every op at every one of its shapes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from aim import Aim, Record
+
+from headrace import ops
+
+WHY = {
+    "append": "a single token: a call of an op costs about what torch takes for all of it",
+    "linear": "one row of 256 x 1024: a call of an op costs about what torch takes for all of it",
+}
+
+
+def shapes() -> Iterator[Aim]:
+    """No op is slower than what it stands for, at any shape."""
+
+    def least(record: Record) -> float:
+        others = [r for r in record["rows"] if not r["peer_name"].startswith(("ours", "the base"))]
+        return min(row["speedup"] for row in others)
+
+    for op in ops.specs():
+        yield Aim(
+            "ops", f"`{op}`, every shape: the peer's time over it, worst", f"bench-{op}.json",
+            least, 1.0, why=WHY.get(op, ""),
+        )  # fmt: skip
+
+
+def point(at: int, side: str, key: str = "median") -> Callable[[Record], float]:
+    """How many times as much ours does, at one size of the one loop of a record."""
+
+    def measure(record: Record) -> float:
+        ((found),) = [p for p in record["loops"][0]["points"] if p["at"] == at]
+        return float(found["speedup"][side][key])
+
+    return measure
+
+
+def loops() -> Iterator[Aim]:
+    yield Aim(
+        "loops", "a token behind sinks and a window of 4,096: recomputation's time over it"
+        " (StreamingLLM's own, at its largest window: 22.2)",
+        "loop-streaming.json", point(4096, "recomputation"), 22.2,
+    )  # fmt: skip
+
+
+def slope(name: str, key: str = "slope") -> Callable[[Record], float]:
+    """Of one series of the one work of a record."""
+
+    def measure(record: Record) -> float:
+        series: list[dict[str, Any]] = record["scaling"][0]["series"]
+        ((found),) = [one for one in series if one["name"] == name]
+        return float(found[key])
+
+    return measure
+
+
+def scaling() -> Iterator[Aim]:
+    yield Aim(
+        "cost as work grows", "a token over 1,000 to 4,096,000 tokens of its stream: the exponent",
+        "scale-length.json", slope("sinks and a window"), most=0.03, unit="",
+    )  # fmt: skip

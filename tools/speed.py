@@ -1,0 +1,157 @@
+# SPDX-License-Identifier: Apache-2.0
+"""docs/speed.md from what was recorded: ops beside every peer, loops, and work that grows."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from aim import geometric
+
+from headrace.bench import loops, pictures, scaling
+
+Found = dict[str, dict[str, Any]]
+NONE = "Not recorded yet.\n"
+
+
+def measured(found: Found, kind: str) -> list[dict[str, Any]]:
+    """Every loop or work of the recorded files, in the order of the command's own list."""
+    order = list(loops.LOOPS if kind == "loops" else scaling.WORKS)
+    each = [one for record in found.values() for one in record.get(kind, ())]
+    return sorted(each, key=lambda one: order.index(one["name"]))
+
+
+def speed_page(found: Found) -> str:
+    """The page."""
+    parts = [
+        "# Speed\n\n"
+        "Written by `python tools/results.py` from `bench/results`; docs/aims.md has the bars.\n"
+        "Whatever is compared took turns in one process, equality was checked first, and nothing"
+        " has a\nratio where that failed. Times are medians.\n",
+        "## Every op beside every peer\n\n"
+        "`headrace bench OP --peers`. Peers that are not installed are named by the command, with"
+        " how to get\nthem. Warm: the call before was the same one; cold: a buffer twice the size"
+        " of the last cache was\nwritten in between. Means are geometric, over the shapes; in"
+        " brackets the least and the most.\n",
+        _peers(found),
+        "## Loops\n\n"
+        "`headrace bench --loops [NAME]`: whole steps of an engine, over a size that grows. Lag is"
+        " from when\nan input is there to its answer; what is kept are keys, values, indices and"
+        " adapters between steps.\n",
+        _loops(measured(found, "loops")),
+        "## Cost as work grows\n\n"
+        "`headrace bench --scaling [NAME]`: time goes with the amount of work to the power of the"
+        " slope, by\nleast squares of the logarithms, with its standard error; the last part is the"
+        " last factor of 16.\n",
+        _scaling(measured(found, "scaling")),
+    ]
+    return "\n".join(parts)
+
+
+def _peers(found: Found) -> str:
+    lines = [
+        "| op | beside | shapes | ours is, warm | ours is, cold | from the floor, warm and cold |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, record in sorted(found.items()):
+        rows = [row for row in record.get("rows", ()) if row.get("beside") and row["ok"]]
+        ratios: dict[str, list[tuple[float, float]]] = {}
+        for row in rows if name.startswith("bench-") else ():
+            ours = row["beside"][0]
+            for one in row["beside"][1:]:
+                if one["ok"] and one["warm_s"]:
+                    pair = one["warm_s"] / ours["warm_s"], one["cold_s"] / ours["cold_s"]
+                    ratios.setdefault(one["name"], []).append(pair)
+        floor = ratios.pop("floor", [])
+        share = ", ".join(
+            f"{100 * geometric(list(each)):.0f}%" for each in zip(*floor, strict=True)
+        )
+        for peer, pairs in ratios.items():
+            warm, cold = zip(*pairs, strict=True)
+            op = name.removeprefix("bench-").removesuffix(".json")
+            cells = (f"`{op}`", peer, str(len(pairs)), _range(warm), _range(cold), share)
+            lines.append("| " + " | ".join(cells) + " |")
+            share = ""
+    return "\n".join(lines) + "\n" if len(lines) > 2 else NONE
+
+
+def _range(values: tuple[float, ...]) -> str:
+    middle, low, high = geometric(list(values)), min(values), max(values)
+    return f"{middle:.2f}x" + (f" ({low:.2f} to {high:.2f})" if len(values) > 1 else "")
+
+
+def _loops(found: list[dict[str, Any]]) -> str:
+    if not found:
+        return NONE
+    parts = ["![Throughput, ratio, lag and memory of every loop over its size](loops.png)\n"]
+    for loop in found:
+        lines = [
+            f"**{loop['name']}**: {loop['title']}. Equal to: {loop['equals']}.\n",
+            f"| {loop['axis']} | | {loop['unit']} | lag, p50 and p99 | kept | ours is |",
+            "|---|---|---|---|---|---|",
+        ]
+        for point in loop["points"]:
+            for name, side in point["sides"].items():
+                gain, told = point["speedup"].get(name), ""
+                if gain:
+                    told = f"{gain['median']:.2f}x ({gain['least']:.2f} to {gain['most']:.2f})"
+                lag = f"{1e3 * side['lag_p50']:.2f}, {1e3 * side['lag_p99']:.2f} ms"
+                cells = (
+                    f"{point['at']:,}", name, f"{side['throughput']:,.1f}", lag,
+                    loops.size(side["bytes"]), told,
+                )  # fmt: skip
+                lines.append("| " + " | ".join(cells) + " |")
+        told = [
+            f"{point['at']:,}: " + ", ".join(f"{k} {v:.0%}" for k, v in point["notes"].items())
+            for point in loop["points"] if point.get("notes")
+        ]  # fmt: skip
+        parts.append("\n".join(lines) + "\n")
+        if told:
+            parts.append("; ".join(told) + ".\n")
+    return "\n".join(parts)
+
+
+def _scaling(found: list[dict[str, Any]]) -> str:
+    if not found:
+        return NONE
+    lines = [
+        "![Time over the amount of work, on logarithmic axes](scaling.png)\n",
+        "| work | | from, to | time of | slope | its last part |",
+        "|---|---|---|---|---|---|",
+    ]
+    for work in found:
+        for one in work["series"]:
+            last = f"{one['last_slope']:+.2f}" if "last_slope" in one else ""
+            first, then = (scaling.time_of(one["seconds"][i]) for i in (0, -1))
+            cells = (
+                work["name"], one["name"], f"{one['at'][0]:,} to {one['at'][-1]:,} {work['axis']}",
+                f"{work['of']}: {first} to {then}", scaling.slope(one), last,
+            )  # fmt: skip
+            lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def plots(found: Found) -> dict[str, tuple[str, Callable[[Path], None]]]:
+    """Every plot by name: a mark of the figures that it shows, and what draws it."""
+    made: dict[str, tuple[str, Callable[[Path], None]]] = {}
+    for kind, draw in (("loops", pictures.loops), ("scaling", pictures.scaling)):
+        shown = measured(found, kind)
+        if shown:
+            mark = hashlib.sha256(json.dumps(shown, sort_keys=True).encode()).hexdigest()
+            made[f"{kind}.png"] = (
+                mark, lambda path, draw=draw, shown=shown, mark=mark: draw(shown, path, mark)
+            )  # fmt: skip
+    return made
+
+
+def mark_of(path: Path) -> str:
+    """Of the figures that a plot was drawn from; empty without one."""
+    from PIL import Image
+
+    if not path.exists():
+        return ""
+    with Image.open(path) as image:
+        return str(getattr(image, "text", {}).get("Comment", ""))
