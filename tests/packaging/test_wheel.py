@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The source archive builds where no torch is, and the wheel holds what it must and no more."""
 
+import configparser
 import fnmatch
 import os
 import re
@@ -179,6 +180,15 @@ def test_wheel_is_for_one_cpython_and_any_torch(wheel):
     requires = re.findall(r"^Requires-Dist: (\S+?)([><=~!].*?)?(?: ;.*)?$", text, re.MULTILINE)
     assert dict(requires)["torch"].strip() == ">=2.11"
     assert "Requires-Python: >=3.10" in text
+
+
+def test_wheel_has_its_command_and_its_plugin(wheel):
+    with zipfile.ZipFile(wheel) as archive:
+        (points,) = (n for n in archive.namelist() if n.endswith("/entry_points.txt"))
+        found = configparser.ConfigParser(delimiters="=")
+        found.read_string(archive.read(points).decode())
+    assert found["console_scripts"]["headrace"] == "headrace.cli:main"
+    assert found["vllm.general_plugins"]["headrace"] == "headrace.integrations.vllm:plugin"
 
 
 def test_wheel_links_no_libtorch(wheel, tmp_path):
