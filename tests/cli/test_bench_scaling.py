@@ -1,0 +1,118 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Slopes are those of the logarithms, wrong results have none, and chance is told from change."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from headrace import bench
+from headrace.bench import compare, pictures, scaling, timing
+from headrace.cli import main
+
+
+def test_a_slope_is_that_of_the_logarithms():
+    x = np.array([1, 4, 16, 64, 256])
+    for slope in (-1.0, 0.0, 0.7, 2.0):
+        found = scaling.fit(x, 3e-6 * x**slope)
+        assert found.slope == pytest.approx(slope, abs=1e-9)
+        assert found.error < 1e-6
+    noisy = scaling.fit(x, x * np.array([1.2, 0.8, 1.2, 0.8, 1.2]))
+    assert abs(noisy.slope - 1) < 3 * noisy.error
+    assert 0.02 < noisy.error < 0.2
+    with pytest.raises(ValueError, match="two amounts"):
+        scaling.fit([4, 4], [1.0, 2.0])
+
+
+def test_the_last_part_has_a_slope_of_its_own():
+    """A constant and then a line: over all of it neither shows."""
+    at = [4**k for k in range(8)]
+    points = lambda quick, told: (("ours", a, [1.0 + 1e-3 * a] * 3) for a in at)  # noqa: E731
+    work = scaling.Work("toy", "a toy", "sizes", "a call", points)
+    (series,) = scaling.measure(work)["series"]
+    assert series["at"] == at
+    assert series["seconds"] == [1.0 + 1e-3 * a for a in at]
+    assert series["slope"] < 0.5
+    assert series["last_slope"] > 0.75
+    assert f"{series['slope']:+.2f} \N{PLUS-MINUS SIGN} " in scaling.table([scaling.measure(work)])
+
+
+@pytest.mark.parametrize("name", ["streams", "adapters", "cached"])
+def test_work_that_grows_is_measured(name):
+    found = scaling.run([name], quick=True)
+    for series in found[0]["series"]:
+        assert len(series["at"]) >= 2
+        assert series["at"] == sorted(series["at"])
+        assert all(low <= s <= high for s, (low, high) in
+                   zip(series["seconds"], series["half"], strict=True))  # fmt: skip
+        assert math.isfinite(series["slope"])
+    pictures.scaling(found, Path("s.png"), "a comment")
+    from PIL import Image
+
+    assert Image.open("s.png").text["Comment"] == "a comment"
+
+
+def test_no_slope_of_a_wrong_result(monkeypatch, capsys):
+    from headrace.bench.scaling import stored
+
+    whole = stored.retrieve
+
+    def wrong(*args):
+        case = whole(*args)
+        case.check = lambda: (1.0, 1e-6)
+        return case
+
+    monkeypatch.setattr(stored, "retrieve", wrong)
+    assert main(["bench", "--scaling", "cached", "--quick"]) == 1
+    assert "cached: bounds bf16 8192 tokens" in capsys.readouterr().err
+
+
+def test_threads_are_as_they_were():
+    from headrace.bench.scaling import threads
+
+    before = torch.get_num_threads()
+    points = threads.threads(True, lambda _: None)
+    next(points)
+    points.close()
+    assert torch.get_num_threads() == before
+    assert threads.counts()[0] == 1
+
+
+def test_what_varies_by_chance_is_seldom_called_a_change():
+    """Runs of 100 calls whose times, and those of the floor, are spread by a tenth."""
+    chance = np.random.default_rng(0)
+
+    def row(scale):
+        ours, floor = (np.exp(0.1 * chance.standard_normal(100)) for _ in range(2))
+        ours *= 1e-3 * scale
+        half = timing.quartiles(ours.tolist())
+        return {"op": "linear", "shape": "a", "ok": True, "ours_s": float(np.median(ours)),
+                "floor_s": 5e-4 * float(np.median(floor)), "half": half}  # fmt: skip
+
+    def verdicts(scale):
+        found = [compare.changes([row(scale)], [row(1.0)])[0].verdict for _ in range(300)]
+        return {name: found.count(name) / 300 for name in ("slower", "faster", "noise")}
+
+    assert verdicts(1.0)["noise"] > 0.99
+    assert verdicts(1.4)["slower"] > 0.95
+    assert verdicts(0.7)["faster"] > 0.95
+
+
+def test_a_wide_spread_is_noise(monkeypatch, capsys):
+    """The same change, once beyond the spread of both runs and once within it."""
+
+    def run(seconds, within):
+        half = (seconds / within, seconds * within)
+        row = bench.Row("linear", "a shape", seconds, "torch", 5e-3, 5e-4, 0.0, 1e-6, True, {}, 1e6,
+                        1e6, half)  # fmt: skip
+        monkeypatch.setattr(bench, "run", lambda *_: [row])
+
+    for within, verdict in ((1.02, "slower"), (1.4, "noise")):
+        run(1e-3, within)
+        assert main(["bench", "--json", "then.json"]) == 0
+        run(1.5e-3, within)
+        capsys.readouterr()
+        assert main(["bench", "--compare", "then.json"]) == 0
+        assert capsys.readouterr().out.splitlines()[-1].endswith(verdict)
