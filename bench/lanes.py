@@ -20,57 +20,19 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-import torch
-
-from headrace import Lane, Sink, Window, models, wrap
+from headrace import models
+from headrace.bench.loops.lanes import Pairs
 from headrace.cli import report
 from headrace.presets import mixed
 
-LANES = (Lane("source"), Lane("target", reads=("source",), kind="out"))
-MEMORY = Sink(4) + Window(252)
 TICKS, MEMBERS = 12, 32
-
-
-class Side:
-    """Streams of one engine, their windows full, that read and write."""
-
-    def __init__(self, model: Any, streams: int, tokens: int, exact: bool) -> None:
-        pages = 16 * streams + 64
-        self.engine = wrap(model, memory=MEMORY, lanes=LANES, pool_pages=2 * pages, exact=exact)
-        self.tokens, self._draw = tokens, torch.Generator().manual_seed(0)
-        self.opened = [self.engine.open_lanes() for _ in range(streams)]
-        self.fed = 0
-        self.step(fused=True, many=300)
-
-    def _lane(self, name: str, count: int) -> dict[Any, torch.Tensor]:
-        draw = self._draw
-        return {s[name]: torch.randint(256, (count,), generator=draw) for s in self.opened}
-
-    def step(self, fused: bool, many: int = 0) -> float:
-        """Seconds of reading `tokens` and writing one, for every stream."""
-        read, write = self._lane("source", many or self.tokens), self._lane("target", many or 1)
-        began = time.perf_counter()
-        if fused:
-            self.engine.step({**read, **write})
-        else:
-            self.engine.step(read)
-            self.engine.step(write)
-        taken = time.perf_counter() - began
-        self.fed += sum(map(len, (*read.values(), *write.values())))
-        return taken
-
-    @property
-    def copied(self) -> int:
-        """Bytes written to the pool that are not a fed token's own."""
-        pool = self.engine.pool
-        return pool.written_bytes - self.fed * pool.row_bytes * pool.k.shape[0]
 
 
 def overlap(
     model: Any, streams: int, tokens: int, exact: bool, steps: int, rounds: int
 ) -> dict[str, Any]:
     """Fused beside alternating: seconds of a turn, medians over the rounds of their medians."""
-    sides = {fused: Side(model, streams, tokens, exact) for fused in (True, False)}
+    sides = {fused: Pairs(model, streams, tokens, exact) for fused in (True, False)}
     taken: dict[bool, list[float]] = {True: [], False: []}
     for i in range(rounds):
         for fused in (True, False) if i % 2 else (False, True):

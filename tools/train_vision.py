@@ -24,6 +24,7 @@ def main() -> None:
     p.add_argument("--seed", type=int, default=d.seed)
     p.add_argument("--muon-rate", type=float, default=d.muon_rate)
     p.add_argument("--adam-rate", type=float, default=d.adam_rate)
+    p.add_argument("--few-rate", type=float, default=d.few_rate)
     p.add_argument("--clips", type=int, default=d.clips, help="clips in a step")
     p.add_argument("--reach", type=int, default=d.reach, help="of shifts, 0 for none")
     p.add_argument("--frozen-tower", action="store_true", help="train what is behind the tower")

@@ -4,6 +4,7 @@
 import io
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,17 +12,22 @@ import pytest
 import torch
 
 from headrace import bench
-from headrace.bench import loops, pictures, scaling
-from headrace.bench.loops import adapters, recall, rings, streaming, streams, video
+from headrace.bench import compare, loops, pictures, scaling, timing
+from headrace.bench.loops import adapters, lanes, recall, rings, stock, streaming, streams, video
 from headrace.bench.loops.turns import Loop, Round, Side, Size, measure
 from headrace.cli import main
+from headrace.memory import Window
 
 
 def smallest(name):
+    if loops.LOOPS[name].needs:
+        pytest.importorskip(loops.LOOPS[name].needs)
     return next(loops.LOOPS[name].sizes(True))
 
 
 def largest(name):
+    if loops.LOOPS[name].needs:
+        pytest.importorskip(loops.LOOPS[name].needs)
     for size in loops.LOOPS[name].sizes(True):  # noqa: B007
         pass
     return size
@@ -55,6 +61,26 @@ def break_streams(monkeypatch):
         return list(self.engine.step(given, **options).values())
 
     monkeypatch.setattr(streams.Fleet, "together", mixed_up)
+
+
+def break_lanes(monkeypatch):
+    """The target sees no source."""
+    apart = (lanes.LANES[0], replace(lanes.LANES[1], reads=()))
+    whole = lanes.Pairs.__init__
+
+    def init(self, *args):
+        with monkeypatch.context() as patched:
+            if len(made) % 2 == 0:  # ours of each size
+                patched.setattr(lanes, "LANES", apart)
+            made.append(self)
+            whole(self, *args)
+
+    made = []
+    monkeypatch.setattr(lanes.Pairs, "__init__", init)
+
+
+def break_stock(monkeypatch):
+    monkeypatch.setattr(stock, "Window", lambda tokens: Window(tokens // 4))
 
 
 def break_adapters(monkeypatch):
@@ -156,6 +182,20 @@ def test_the_command_writes_what_it_shows(toys, capsys):
     assert json.loads(Path("l.json").read_text())["loops"][0]["points"][0]["error"] is None
 
 
+def test_a_loop_without_its_package_is_named(toys, monkeypatch, capsys):
+    monkeypatch.setattr(loops, "find_spec", lambda name: None)
+    assert main(["bench", "--loops", "stock"]) == 1
+    err = capsys.readouterr().err
+    assert "stock needs transformers; stock caches: pip install" in err
+    assert err.count("\n") == 1
+    few = {name: loops.LOOPS[name] for name in ("rings", "stock")}
+    monkeypatch.setattr(loops, "LOOPS", few)
+    assert main(["bench", "--loops", "--quick"]) == 0
+    out = capsys.readouterr().out
+    assert "not here: stock, " in out
+    assert "6.00x" in out
+
+
 def test_the_command_shows_its_progress(toys, monkeypatch, capsys):
     class Screen(io.StringIO):
         def isatty(self):
@@ -251,6 +291,26 @@ def test_threads_are_as_they_were():
     points.close()
     assert torch.get_num_threads() == before
     assert threads.counts()[0] == 1
+
+
+def test_what_varies_by_chance_is_seldom_called_a_change():
+    """Runs of 100 calls whose times, and those of the floor, are spread by a tenth."""
+    chance = np.random.default_rng(0)
+
+    def row(scale):
+        ours, floor = (np.exp(0.1 * chance.standard_normal(100)) for _ in range(2))
+        ours *= 1e-3 * scale
+        half = timing.quartiles(ours.tolist())
+        return {"op": "linear", "shape": "a", "ok": True, "ours_s": float(np.median(ours)),
+                "floor_s": 5e-4 * float(np.median(floor)), "half": half}  # fmt: skip
+
+    def verdicts(scale):
+        found = [compare.changes([row(scale)], [row(1.0)])[0].verdict for _ in range(300)]
+        return {name: found.count(name) / 300 for name in ("slower", "faster", "noise")}
+
+    assert verdicts(1.0)["noise"] > 0.99
+    assert verdicts(1.4)["slower"] > 0.95
+    assert verdicts(0.7)["faster"] > 0.95
 
 
 def test_a_wide_spread_is_noise(monkeypatch, capsys):

@@ -30,13 +30,21 @@ def advised(x: Tensor) -> bool:
     not SMAPS.exists() or not Path("/sys/kernel/mm/transparent_hugepage").exists(),
     reason="needs Linux with transparent huge pages",
 )
-def test_a_layer_of_8_mib_is_advised_and_a_smaller_one_is_not():
+def test_a_layer_of_8_mib_is_advised():
     large = PagePool(1, 64, 8, 128, 64, torch.bfloat16)
     assert large.k.nbytes == 8 << 20
     assert advised(large.k)
     assert advised(large.v)
-    # Many small layers fill up one by one, so that a huge page of each would be mostly waste.
-    assert not advised(PagePool(16, 8, 8, 128, 64, torch.bfloat16).k)
+
+
+def test_only_large_layers_are_asked_for(monkeypatch):
+    """Many small layers fill up one by one, so that a huge page of each would be mostly waste."""
+    asked = []
+    monkeypatch.setattr(buffers._C, "prefer_huge_pages", lambda *given: asked.append(given))
+    PagePool(16, 8, 8, 128, 64, torch.bfloat16)
+    assert not asked
+    large = PagePool(2, 64, 8, 128, 64, torch.bfloat16)
+    assert asked == [(x.data_ptr(), x.nbytes) for x in (large.k, large.v)]
 
 
 def test_a_hint_leaves_the_tensor_as_it_is():

@@ -372,6 +372,28 @@ def test_a_sample_needs_near_pages_to_look(monkeypatch):
             stream.recall([1], mass=0.5, bound="sampled")
 
 
+def test_the_end_of_an_archive_stays_when_its_blocks_go(tmp_path):
+    with engine(Archive("mean", OnDisk(tmp_path))) as e:
+        stream = e.open(archive="a")
+        stream.feed(tokens(300))
+        shelf, mark = stream._shelf, stream.mark()
+        end = int(shelf.index.starts[-1] + shelf.index.counts[-1])
+        assert shelf.end == end > 200
+        shelf.drop(shelf.index.blocks[-2:].tolist())
+        assert shelf.end == end  # whose tokens are gone, but were archived
+        twin = stream.fork()
+        assert twin._shelf.end == end
+        twin._shelf.drop(twin._shelf.index.blocks.tolist())
+        assert (len(twin._shelf.index), twin._shelf.end) == (0, end)
+        stream.feed(tokens(60, 1))
+        assert shelf.end > end
+        stream.rollback(mark)
+        assert shelf.end == end
+        stream.close()
+        again = e.open(archive="a")
+        assert again._shelf.end == end - 32  # what the disk has
+
+
 def test_what_cannot_be_asked_gets_one_line(tmp_path):
     with pytest.raises(
         TypeError,

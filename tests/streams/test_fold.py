@@ -103,13 +103,12 @@ def test_the_oracle_is_the_definition(fold, positions):
 @POSITIONS
 @pytest.mark.parametrize("fold", FORMS, ids=repr)
 def test_chunks_equal_one_another_and_the_oracle(fold, positions):
-    model, fed = WithFold(sink_logits=fold.raw), tokens(230)
+    model, fed = WithFold(sink_logits=fold.raw), tokens(110)
     memory = NEAR >> fold
     want = oracle(model, fed, memory, positions)
-    with wrap(model, memory=memory, positions=positions, page_size=16, chunk=100) as e:
-        for chunk in (1, 7, 64, 230):
+    with wrap(model, memory=memory, positions=positions, page_size=16, chunk=50) as e:
+        for chunk in (1, 7, 110):
             assert gap(streamed(e, fed, chunk), want) < BOUND, chunk
-        assert streamed(e, fed, 7).equal(streamed(e, fed, 7))
 
 
 @pytest.mark.parametrize(
@@ -120,9 +119,9 @@ def test_other_windows(memory):
     for positions in (InCache(), Absolute()):
         with wrap(model, memory=memory >> Fold(), positions=positions, page_size=16) as e:
             want = oracle(model, fed, memory >> Fold(), positions)
-            for chunk in (1, 5, 33):
+            for chunk in (3, 33):
                 assert gap(streamed(e, fed, chunk), want) < BOUND
-            assert gap(streamed(e, fed, 5, position=10**9), want) < 5 * BOUND
+            assert gap(streamed(e, fed, 33, position=10**9), want) < 5 * BOUND
 
 
 @pytest.mark.parametrize(
@@ -184,6 +183,25 @@ def test_a_state_is_shared_and_had_again(positions, tmp_path):
     other = wrap(model, memory=NEAR >> Fold("elu1"), positions=positions, page_size=16)
     with other as e, pytest.raises(ValueError, match=r"^resume\(engine\): expected memory .*Fold"):
         resume(e, tmp_path / "alone")
+
+
+def test_sums_do_not_wear_out():
+    """Of a model of one layer, whose keys are of one token each: all that left, in fp64."""
+    model, fed = TinyDecoder(layers=1), tokens(20_000)
+    with wrap(model, memory=NEAR >> Fold(), page_size=16, chunk=50) as e:
+        stream = e.open()
+        stream.feed(fed)
+        got, pages = stream.table.folded, e.pool.live_pages
+        assert pages <= 5
+    keys = []
+    with torch.no_grad():
+        model(fed, lambda layer, q, k, v: keys.append((k, v)) or q)
+    k, v = (x[4:-24].double() for x in keys[0])
+    norm, phi = k.relu().sum(0), k.relu()
+    assert float((got.norm[0] / norm - 1).abs().max()) < 1e-7
+    back = folding.turned(phi, torch.full((len(phi),), -24), model.inv_freq)
+    state = torch.einsum("thd,thv->hdv", back, v)
+    assert gap(got.state[0], state) < 1e-6 * float(state.abs().max())
 
 
 def test_a_failing_step_folds_nothing(monkeypatch):

@@ -7,17 +7,27 @@ import random
 import pytest
 import torch
 
-from headrace import Absolute, InCache, Sink, Window, oracle, wrap
+from headrace import Absolute, Fold, InCache, Relative, Sink, Window, oracle, wrap
 
 from .tiny import TinyDecoder, gap, tokens
 
 MEMORY = Sink(4) + Window(24)
 
 
-@pytest.mark.parametrize("positions", [InCache(), Absolute()], ids=repr)
-def test_any_tree_of_branches_equals_the_oracle(positions):
+@pytest.mark.parametrize(
+    ("memory", "positions"),
+    [
+        (MEMORY, InCache()),
+        (MEMORY, Absolute()),
+        (MEMORY, Relative(20, 7)),
+        (MEMORY >> Fold(), InCache()),
+        (MEMORY >> Fold("elu1", raw=True), Absolute()),
+    ],
+    ids=repr,
+)
+def test_any_tree_of_branches_equals_the_oracle(memory, positions):
     model, pick = TinyDecoder(layers=1), random.Random(0)
-    engine = wrap(model, memory=MEMORY, positions=positions, page_size=16, pool_pages=200)
+    engine = wrap(model, memory=memory, positions=positions, page_size=16, pool_pages=200)
     branches = [(engine.open(), [])]
     marks = []
     for step in range(120):
@@ -35,7 +45,7 @@ def test_any_tree_of_branches_equals_the_oracle(positions):
             part = tokens(pick.randint(1, 30), seed=step).tolist()
             history += part
             got = stream.feed(part, logits=True).logits
-            want = oracle(model, torch.tensor(history), MEMORY, positions)[-len(part) :]
+            want = oracle(model, torch.tensor(history), memory, positions)[-len(part) :]
             assert gap(got, want) < 1e-4, step
 
 

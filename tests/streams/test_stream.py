@@ -189,7 +189,7 @@ def test_rollback_wants_a_mark_of_its_own(engine):
         (
             {"positions": "in-cache"},
             TypeError,
-            "wrap(positions): expected InCache(), Absolute(), Relative(...) or PerLane()",
+            "wrap(positions): expected InCache(), Absolute(), Relative(...), Keep3D(...) or",
         ),
         ({"pool_pages": 0}, ValueError, "wrap(pool_pages): expected 1 or more, got 0"),
         ({"chunk": 0}, ValueError, "wrap(chunk): expected 1 or more, got 0"),

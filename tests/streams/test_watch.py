@@ -79,9 +79,8 @@ def matched(before, now):
 
 def moved(model, frame, place, said, costs, thumb):
     """The thumb [small] that comes next in a place."""
-    own, around = costs.chunk(2)
-    a, b = F.softplus(model.trust @ said + model.prior[-2:])
-    weight = (model.shift @ said + model.prior[:-2] - a * own - b * around).softmax(0)
+    trust = F.softplus(model.trust @ said + model.prior[-4:])
+    weight = (model.shift @ said + model.prior[:-4] - trust @ costs.view(4, -1)).softmax(0)
     y, x = place // COLUMNS * PATCH, place % COLUMNS * PATCH
     squares = shifted(frame / 127.5 - 1, y, x, PATCH).movedim(-1, 1)
     small = F.avg_pool2d(squares, PATCH // SMALL.thumb).movedim(1, -1).flatten(1)
@@ -112,8 +111,13 @@ def expected(model, frames, changed, kept, memory, cap, wrong=None):
         tower.append(whole)
     none = torch.zeros(places, 2 * (2 * c.reach + 1) ** 2)
     costs = [none] + [matched(*two) for two in pairwise(frames)]
+    fixed = torch.full_like(none, 5.0).unflatten(1, (2, -1))
+    fixed[..., fixed.shape[-1] // 2] = 0
+    pasts = [none, none, *costs[1:]]
+    costs[0] = fixed.flatten(1)
+    costs = [torch.cat(two, 1) for two in zip(costs, pasts, strict=False)]
     if wrong == "no motion":
-        costs = [none] * len(frames)
+        costs = [torch.cat([none, none], 1)] * len(frames)
     x, where, ends, rows = [], [], [], []
     small = model.thumbs(patches)
     shown, stirs, known = small[0], [], None

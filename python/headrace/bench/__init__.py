@@ -116,9 +116,9 @@ def run(
         fma, matmul = multiply_add_rate(), matmul_rate(1024 if quick else 2048)
         for case in chosen:
             told = beside.compared(case, compile=not quick) if peers else None
-            rows.append(measure(case, 0.5 if quick else 3.0, fma, matmul))
+            rows.append(measure(case, 0.3 if quick else 3.0, fma, matmul))
             if told:
-                rows[-1].beside.extend(beside.measure(case, told, 0.5 if quick else 1.5, fma))
+                rows[-1].beside.extend(beside.measure(case, told, 0.3 if quick else 1.5, fma))
             if progress is not None:
                 progress(rows[-1])
     if not rows:

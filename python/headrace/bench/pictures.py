@@ -45,6 +45,9 @@ def loops(found: Sequence[dict[str, Any]], path: Path, source: str = "") -> None
                 bounds = ([s[end] for s in each] for end in ("least", "most"))
                 gain.fill_between(x, *bounds, color=COLOURS[k], alpha=0.2, lw=0)
         gain.axhline(1, color=FAINT, lw=0.8)
+        if loop.get("published"):
+            times, whose = loop["published"]
+            gain.axhline(times, color=FAINT, lw=1, ls="--", label=f"{whose} {times:g}")
         _dress(rate, f"{loop['name']}: {loop['unit']}", loop["axis"], amounts)
         _dress(gain, "ours over it, times", loop["axis"], amounts)
         _dress(lag, "lag, ms; dotted p99", loop["axis"], amounts)
@@ -128,6 +131,8 @@ def _dress(
 
 
 def _count(at: int) -> str:
+    if at < 10**4:
+        return f"{at:,}"
     for unit, name in ((10**6, "M"), (10**3, "k")):
         if at >= unit:
             return f"{at / unit:.3g}{name}"

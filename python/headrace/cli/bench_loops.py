@@ -34,6 +34,9 @@ def run(args: argparse.Namespace) -> int:
     part: Any = loops if args.loops else scaling
     found = part.run(names, args.quick, _progress())
     print(part.table(found), flush=True)
+    if args.loops and not names:
+        for name, how in loops.missing().items():
+            print(f"not here: {name}, {how}")
     if args.json:
         report.write(report.taken() | {kind: finite(found)}, args.json)
     if args.plot:

@@ -10,6 +10,7 @@ from .fold import Fold, Folded, Folding
 from .heads import HeadCache, budgets
 from .kept import Kept, evict, held, most_pages
 from .parking import Parked
+from .placed import Placed
 from .pool import PagePool
 from .recall import Asked, Choose, Picked, Recalled, Told, by_score, stored, tokens_of, turned
 from .regions import UNLIMITED, Coming, Plan, Region, Sink, Union, Window
@@ -39,6 +40,7 @@ __all__ = [
     "PagePool",
     "Parked",
     "Picked",
+    "Placed",
     "Plan",
     "Recalled",
     "Region",

@@ -30,7 +30,12 @@ def cut(table: Table, tokens: int) -> Table | None:
     if table.folded is not None and end - table.plan.reach >= border:
         return None  # what was folded since cannot be taken out
     return replace(
-        table, end=end, pinned=pinned, window=window if end > border else (), folded=None
+        table,
+        end=end,
+        pinned=pinned,
+        window=window if end > border else (),
+        folded=None,
+        placed=table.placed if tokens else None,
     )
 
 

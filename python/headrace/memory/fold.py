@@ -97,8 +97,8 @@ class Folding(Region):
 class Folded:
     """What a table has folded: the sums of all tokens that its last query saw so; never changes.
 
-    state fp32 [L, Hkv, D, D] and norm fp32 [L, Hkv, D]; k and v fp32 [L, Hkv, D]: the token that
-    the next query folds first, its key not rotated.
+    state fp64 [L, Hkv, D, D] and norm fp64 [L, Hkv, D], for they live as long as their stream; k
+    and v fp32 [L, Hkv, D]: the token that the next query folds first, its key not rotated.
     """
 
     state: Tensor

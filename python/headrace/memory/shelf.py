@@ -23,18 +23,17 @@ class Shelf:
     decides about all of them.
     """
 
-    def __init__(self, store: ArchiveStore, key: bytes, index: Index) -> None:
+    def __init__(
+        self, store: ArchiveStore, key: bytes, index: Index, end: int | None = None
+    ) -> None:
         self.store, self.key, self.index = store, key, index
+        self.end = int((index.starts + index.counts).max(initial=0)) if end is None else end
+        """Position after the last token that was archived, dropped since or not; 0 for none."""
         self._staged: list[tuple[Page, int, Tensor, Tensor | None, int]] = []
 
     @property
     def named(self) -> bool:
         return self.key[0] != 0
-
-    @property
-    def end(self) -> int:
-        """Position after the last archived token; 0 for none."""
-        return int(self.index.starts[-1] + self.index.counts[-1]) if len(self.index) else 0
 
     def stage(self, page: Page, stop: int) -> None:
         """Copies a page of the pool, with the tokens page.start..stop-1, before it is let go.
@@ -68,7 +67,7 @@ class Shelf:
         blocks, room = [block for _, _, block, *_ in staged], [room for *_, room in staged]
         numbers = self.store.tiers.put(blocks, records, room)
         for number, r, fields in zip(numbers, records, made, strict=True):
-            self.index.add(number, r.start, r.origin, r.count, fields)
+            self._note(number, r.start, r.origin, r.count, fields)
         self.store.hold(numbers)
 
     def undo(self) -> None:
@@ -82,12 +81,13 @@ class Shelf:
         length = int((self.index.starts < first).sum())
         gone = self.index.blocks[length:].tolist()
         self.index.cut(length)
+        self.end = min(self.end, first)
         self.store.let_go(gone)
 
     def fork(self) -> Shelf:
         """Of a stream that goes on from here; it shares what there is and has no name."""
         self.store.hold(self.index.blocks.tolist())
-        return Shelf(self.store, b"\0" + secrets.token_bytes(15), self.index.copy())
+        return Shelf(self.store, b"\0" + secrets.token_bytes(15), self.index.copy(), self.end)
 
     def lose(self, blocks: Sequence[int]) -> None:
         """Blocks that turned out damaged are not found again."""
@@ -106,9 +106,13 @@ class Shelf:
         """
         record = Record(self.key, start, origin, count, 0, (), fields.numpy().tobytes())
         (number,) = self.store.tiers.put([block], [record])
-        self.index.add(number, start, origin, count, fields)
+        self._note(number, start, origin, count, fields)
         self.store.hold([number])
         return number
+
+    def _note(self, number: int, start: int, origin: int, count: int, fields: Tensor) -> None:
+        self.index.add(number, start, origin, count, fields)
+        self.end = max(self.end, start + count)
 
     def drop(self, blocks: Sequence[int]) -> None:
         """Blocks that are not wanted any more. What was recalled of them must be forgotten."""

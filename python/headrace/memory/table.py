@@ -18,6 +18,7 @@ from .regions import Plan
 if TYPE_CHECKING:
     from .fold import Folded
     from .kept import Kept
+    from .placed import Placed
 
 Row = Sequence[int]
 """An entry of a view: what the columns of `headrace.memory.view` say."""
@@ -39,7 +40,7 @@ class Table:
     others, each ending where the next begins, the last one at `end`. cell: where a view keeps what
     it made of these pages; tables made of this one share it. kept: the tokens alive one by one,
     where regions choose them. folded: what became of those that left the window, where a region
-    folds them.
+    folds them. placed: where its tokens are, where they are so along three axes.
     """
 
     start: int
@@ -50,6 +51,7 @@ class Table:
     cell: list[Any] = field(default_factory=list, compare=False, repr=False)
     kept: Kept | None = field(default=None, compare=False, repr=False)
     folded: Folded | None = field(default=None, compare=False, repr=False)
+    placed: Placed | None = field(default=None, compare=False, repr=False)
 
     @property
     def tokens(self) -> int:

@@ -127,7 +127,8 @@ class View:
     """The integer arguments of `append` and `paged_attention` for one step of many streams.
 
     where int64 [T, 3]; entries int64 [E, 7]; entry_indptr, q_indptr int32 [B+1]; q_pos int64 [T].
-    by_layer: entries and entry_indptr for each layer, if these differ.
+    by_layer: entries and entry_indptr for each layer, if these differ. Along three axes where is
+    [T, 5], entries [E, 11], q_pos [T, 3], and q_order int64 [T] says what comes before what.
     """
 
     where: Tensor
@@ -136,6 +137,7 @@ class View:
     q_indptr: Tensor
     q_pos: Tensor
     by_layer: tuple[tuple[Tensor, Tensor], ...] = ()
+    q_order: Tensor | None = None
 
     def lists(self, layer: int) -> tuple[Tensor, Tensor]:
         """Entries and their offsets, as a layer sees them."""

@@ -18,12 +18,14 @@ from torch import Tensor
 FINE = 2
 """Steps of a shift in a cell of a thumb, along a side."""
 
+STEEP = 5.0
+"""Cost of a shift that is ruled out: as many e-folds as levels of 255 have."""
+
 
 class Motion(NamedTuple):
-    """Of n patches. costs fp32 [n, 2 K]: of the K shifts, row by row, the logarithm of the mean
-    absolute difference in levels of 255, plus 1, less its mean over shifts: of the patch, then of
-    it and its 8 neighbours. windows fp32 [n, 3, S, S]: the patch and what is
-    around it, up to the farthest shift, as means of a cell about every step."""
+    """Of n patches. costs fp32 [n, 4 K]: of the K shifts, as `costs` makes them: of this frame,
+    then of the one before it, for what moves goes on. windows fp32 [n, 3, S, S]: the patch and what
+    is around it, up to the farthest shift, as means of a cell about every step."""
 
     costs: Tensor
     windows: Tensor
@@ -51,7 +53,9 @@ def thumbs(now: Tensor, side: int, thumb: int) -> Tensor:
 
 
 def costs(before: Tensor, now: Tensor, side: int, reach: int) -> Tensor:
-    """[N, 2 K] of all N patches of `side` steps, of reduced frames [3, h, w]."""
+    """[N, 2 K] of all N patches of `side` steps, of reduced frames [3, h, w]: of every shift, row
+    by row, the logarithm of the mean absolute difference in levels of 255, plus 1, less its mean
+    over shifts; of the patch, then of it and its 8 neighbours."""
     x, y = (frame.mean(0) for frame in (before, now))
     x = F.pad(x[None, None], (reach,) * 4, mode="replicate")[0, 0]
     (high, wide), span = y.shape, 2 * reach + 1
@@ -66,6 +70,14 @@ def costs(before: Tensor, now: Tensor, side: int, reach: int) -> Tensor:
     around = (around[:, :, :-2] + around[:, :, 1:-1] + around[:, :, 2:]) / 9
     found = torch.stack([own, around]).flatten(2).log1p_()
     return (found - found.mean(1, keepdim=True)).flatten(0, 1).T
+
+
+def still(count: int, reach: int, like: Tensor) -> Tensor:
+    """Costs [count, 2 K] of patches that cannot have moved."""
+    shifts = (2 * reach + 1) ** 2
+    found = like.new_full((count, 2, shifts), STEEP)
+    found[..., shifts // 2] = 0
+    return found.flatten(1)
 
 
 def windows(now: Tensor, side: int, reach: int, index: Tensor) -> Tensor:

@@ -155,12 +155,12 @@ class Vision(nn.Module):
         self.book = nn.Parameter(torch.zeros(c.codes, small), requires_grad=False)
         if c.reach:
             shifts = (2 * c.reach + 1) ** 2
-            self.matched = nn.Parameter(torch.zeros(c.width, 2 * shifts))
+            self.matched = nn.Parameter(torch.zeros(c.width, 4 * shifts))
             self.shift = nn.Parameter(torch.zeros(shifts, c.width))
-            self.trust = nn.Parameter(torch.zeros(2, c.width))
-            self.prior = nn.Parameter(torch.zeros(shifts + 2))
+            self.trust = nn.Parameter(torch.zeros(4, c.width))
+            self.prior = nn.Parameter(torch.zeros(shifts + 4))
             with torch.no_grad():
-                self.prior[shifts // 2], self.prior[shifts:] = 0.5, 2.5
+                self.prior[shifts:] = torch.tensor([2.0, 2.5, -1.0, -0.5])
         self._angles()
 
     def _angles(self) -> None:
@@ -232,18 +232,27 @@ class Vision(nn.Module):
         cell = c.patch // c.thumb
         return cell if cell % motion.FINE else cell // motion.FINE
 
-    def matches(self, before: Tensor | None, now: Tensor, index: Tensor) -> motion.Motion | None:
-        """What moved in the patches index int64 [n] of a frame [3, h, w], with that before it, both
-        from `motion.reduce`; all shifts cost nothing at the first frame. None without a reach."""
+    def costs(self, before: Tensor | None, now: Tensor) -> Tensor | None:
+        """Of all places of a frame [3, h, w], with that before it, both from `motion.reduce`, as
+        `motion.costs`. None without a reach, or at the first frame."""
+        c = self.config
+        if before is None or not c.reach:
+            return None
+        return motion.costs(before, now, c.patch // self.step, c.reach)
+
+    def moving(
+        self, costs: Tensor | None, earlier: Tensor | None, now: Tensor, index: Tensor
+    ) -> motion.Motion | None:
+        """What moves in the patches index int64 [n] of a frame [3, h, w], of its costs and those of
+        the frame before. Nothing moves at the first frame, and any shift may have been before it.
+        None without a reach."""
         c = self.config
         if not c.reach:
             return None
-        side = c.patch // self.step
-        if before is None:
-            found = now.new_zeros(len(index), self.matched.shape[1])
-        else:
-            found = motion.costs(before, now, side, c.reach)[index]
-        return motion.Motion(found, motion.windows(now, side, c.reach, index))
+        here = motion.still(len(index), c.reach, now) if costs is None else costs[index]
+        past = torch.zeros_like(here) if earlier is None else earlier[index]
+        windows = motion.windows(now, c.patch // self.step, c.reach, index)
+        return motion.Motion(torch.cat([here, past], -1), windows)
 
     def next_thumb(
         self, said: Tensor, thumbs: Tensor, moving: motion.Motion | None = None
@@ -255,7 +264,7 @@ class Vision(nn.Module):
             return thumbs + far
         shifts = len(self.shift)
         trust = F.softplus(F.linear(said, self.trust) + self.prior[shifts:])
-        near = (trust[:, :, None] * moving.costs.unflatten(-1, (2, shifts))).sum(1)
+        near = (trust[:, :, None] * moving.costs.unflatten(-1, (4, shifts))).sum(1)
         weights = (F.linear(said, self.shift) + self.prior[:shifts] - near).softmax(-1)
         return thumbs + FAR * far + motion.moved(moving.windows, weights, self.config.reach)
 

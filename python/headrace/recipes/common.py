@@ -70,9 +70,8 @@ def summary(
 
 def likeness(k: Tensor, ref: Tensor) -> Tensor:
     """Of every row of k [B, H, N, D] its unit vector times ref [B, H, 1, D]; 0 for rows of 0."""
-    batch, heads, n, dim = k.shape
-    cos = ops.similarity(k.reshape(-1, n, dim), ref.reshape(-1, 1, dim), "cos")
-    return cos.view(batch, heads, n) * torch.linalg.vector_norm(ref, dim=-1)
+    cos = ops.similarity(k.flatten(0, 1), ref.flatten(0, 1), "cos")
+    return cos.view(k.shape[:3]) * torch.linalg.vector_norm(ref, dim=-1)
 
 
 def gather(x: Tensor, index: Tensor) -> Tensor:

@@ -17,11 +17,8 @@ def score(k: Tensor, anchor: int) -> Tensor:
     k [B, Hkv, N, D]; anchor: tokens of the first frame. A key of length 0 scores 0.
     """
     whole_number("infinite_vggt", "anchor", anchor, 0)
-    n = k.shape[2]
-    if n == 0:
-        return k.new_zeros(k.shape[:3]).float()
     unit = summary(k, 0, ("unit",), skip=anchor)["unit"]
-    return likeness(k, unit / max(n - anchor, 1))
+    return likeness(k, unit / max(k.shape[2] - anchor, 1))
 
 
 def keep(k: Tensor, budget: int, anchor: int) -> Kept:

@@ -15,8 +15,6 @@ from .common import Kept, best, likeness, summary
 def score(k: Tensor, *, lengths: Tensor | None = None) -> Tensor:
     """fp32 [B, Hkv, N]: less the cosine of every key of k [B, Hkv, N, D] with the mean unit key."""
     anchor = summary(k, 0, ("unit",), lengths)["unit"]
-    if not k.shape[2]:
-        return k.new_zeros(k.shape[:3], dtype=torch.float32)
     return -likeness(k, torch.nn.functional.normalize(anchor, dim=-1))
 
 

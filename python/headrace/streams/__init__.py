@@ -12,7 +12,7 @@ from .gate import Every, Gate, HeadSum, Marker, OnQuery, PplRise, SceneCut, Sign
 from .lane import Lane, Lanes
 from .oracle import lanes_oracle, oracle, recompute
 from .piece import Piece
-from .positions import Absolute, InCache, PerLane, Relative
+from .positions import Absolute, InCache, Keep3D, PerLane, Relative
 from .record import load, replay, save
 from .report import Report, Updated
 from .ring import Finished, Ring
@@ -37,6 +37,7 @@ __all__ = [
     "Gate",
     "HeadSum",
     "InCache",
+    "Keep3D",
     "Lane",
     "Lanes",
     "Linear",

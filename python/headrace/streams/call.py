@@ -11,6 +11,7 @@ from torch import Tensor
 
 from .. import interrupts, ops
 from ..memory import Edit, Table, view
+from . import spatial
 from .folding import Folds
 from .reading import Reading, score
 
@@ -36,7 +37,11 @@ def advance(
                 run.make_room(edit, count)
     tables, where = edit.advance([run.table for run in runs], counts)
     reads, recalled = [run.read for run in runs], by_layer(engine, runs, tables, counts)
+    if engine.spatial:
+        tables, places = spatial.placed(tables, runs, at, counts)
     step = view.View.after(tables, counts, where, engine.device, reads, recalled)
+    if engine.spatial:
+        step = spatial.widened(engine, step, tables, places)
     folds = None
     if any(table.plan.fold is not None for table in tables):
         folds = Folds(engine, tables, counts)
@@ -67,12 +72,13 @@ def by_layer(
 def _attend(
     engine: Engine, step: view.View, folds: Folds | None = None
 ) -> Callable[[int, Tensor, Tensor, Tensor], Tensor]:
-    pool, inv_freq = engine.pool, engine._inv_freq
+    pool = engine.pool
+    inv_freq, axis = engine._inv_freq, engine.freq_axis
 
     def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         pages, scales = pool.layer(layer)
         sink_logits = engine.model.sink_logits(layer)
-        ops.append(k, v, *pages, step.where, inv_freq=inv_freq, **scales)
+        ops.append(k, v, *pages, step.where, inv_freq=inv_freq, freq_axis=axis, **scales)
         pool.written_bytes += len(step.where) * pool.row_bytes
         lists = step.lists(layer) if engine._seen is None else engine._seen(layer, q, step)
         o, lse = ops.paged_attention(
@@ -81,7 +87,9 @@ def _attend(
             *lists,
             step.q_indptr,
             step.q_pos,
+            q_order=step.q_order,
             inv_freq=inv_freq,
+            freq_axis=axis,
             sink_logits=None if sink_logits is None else sink_logits.float().contiguous(),
             **scales,
         )

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from itertools import accumulate
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -20,7 +21,6 @@ from .. import interrupts, ops
 from ..adapters import Adapter, AdapterBank
 from ..errors import bad_type, bad_value
 from ..memory import UNLIMITED, Edit, Lease, PagePool, Plan, Table
-from ..memory.edit import Slot
 from ..memory.view import BEFORE, Row, View
 from .adapting import Sites
 from .encoder_stream import CALL, EncoderStream, Run, State
@@ -146,8 +146,7 @@ class Encoder:
         self, edit: Edit, runs: list[Run], taken: list[list[int]], linear: Callable[..., Tensor]
     ) -> None:
         counts = [sum(chunks) for chunks in taken]
-        with interrupts.deferred():
-            grown = edit.extend([run.table for run in runs], counts)
+        grown, slots = edit.advance([run.table for run in runs], counts)
         x = torch.cat([r.next(self.stride * n) for r, n in zip(runs, counts, strict=True)])
         states = [run.state for run in runs]
         taps = torch.stack([state.taps for state in states], 1)
@@ -172,19 +171,19 @@ class Encoder:
             return made
 
         wide: list[Tensor] = []
-        attend = self._attend([table for table, _ in grown], [at for _, at in grown], taken)
+        attend = self._attend(grown, np.split(slots, list(accumulate(counts))[:-1]), taken)
         encoded = self.model(x, attend, convolve, strided, linear).split(counts)
         with interrupts.deferred():
-            for i, (run, (table, _)) in enumerate(zip(runs, grown, strict=True)):
+            for i, (run, table) in enumerate(zip(runs, edit.let_go(grown), strict=True)):
                 new[i].taps = taps[:, i].clone()
-                run.table, run.state = edit.trim(table), new[i]
+                run.table, run.state = table, new[i]
                 run.out.append(encoded[i])
 
     def _attend(
-        self, tables: Sequence[Table], wheres: Sequence[list[Slot]], taken: Sequence[list[int]]
+        self, tables: Sequence[Table], wheres: Sequence[np.ndarray], taken: Sequence[list[int]]
     ) -> Callable[[int, Tensor, Tensor, Tensor], Tensor]:
         seen: list[list[Row]] = []
-        where: list[list[Slot]] = []
+        where: list[np.ndarray] = []
         starts: list[int] = []
         for table, slots, chunks in zip(tables, wheres, taken, strict=True):
             at = table.end - len(slots)

@@ -28,14 +28,14 @@ from ..memory import (
     view,
 )
 from ..memory.regions import UNLIMITED, compile_plan
-from . import opening
+from . import opening, spatial
 from .adapting import Sites
 from .call import advance
 from .folding import check_model
 from .history import History
 from .lane import Lane, Lanes, check_lanes
 from .piece import Piece
-from .positions import KNOWN, InCache, PerLane, Positions
+from .positions import KNOWN, InCache, Keep3D, PerLane, Positions
 from .reading import Reading
 from .recalling import open_shelf
 from .report import Report
@@ -53,7 +53,7 @@ class Model(Protocol):
 
     config has vocab, layers, kv_heads and head_dim. Calling it with tokens int64 [T], attend(layer,
     q, k, v) and linear gives logits [T, vocab]; q and k come un-rotated. inv_freq fp64 [head_dim /
-    2].
+    2]. One for `Keep3D` has freq_axis int32 [head_dim / 2], one for Fold(merge="add") fold(layer).
     """
 
     config: Any
@@ -82,15 +82,16 @@ def wrap(
     """An engine that streams through a model.
 
     memory: what a stream keeps, e.g. `Sink(4) + Window(252)`. positions: InCache() (the default),
-    Absolute(), or PerLane(), the default where there are lanes. pool_pages: pages of `page_size`
-    tokens for all streams together; None makes room for 16 streams, or for 65,536 tokens when the
-    window is unlimited. dtype: of keys and values in the pool (float32, bfloat16, float16, or int8
-    and float8_e4m3fn with a scale for every row, with about 4 and 15 times the error of bfloat16).
-    exact: every matrix product through `ops.linear`, so that a stream has the same bits whatever
-    else is in the step; False leaves them to torch. chunk: longest run of tokens of a stream in one
-    model call. lanes: the sequences of a stream of several; `open_lanes` then opens one.
-    adapters: a bank for the model; each stream may have its own of them, in one step with all
-    others. Raises TypeError, ValueError or NotImplementedError naming the argument.
+    Absolute(), Relative(clamp), Keep3D() for models with M-RoPE, or PerLane(), the default where
+    there are lanes. pool_pages: pages of `page_size` tokens for all streams together; None makes
+    room for 16 streams, or for 65,536 tokens when the window is unlimited. dtype: of keys and
+    values in the pool (float32, bfloat16, float16, or int8 and float8_e4m3fn with a scale for every
+    row, with about 4 and 15 times the error of bfloat16). exact: every matrix product through
+    `ops.linear`, so that a stream has the same bits whatever else is in the step; False leaves them
+    to torch. chunk: longest run of tokens of a stream in one model call. lanes: the sequences of a
+    stream of several; `open_lanes` then opens one. adapters: a bank for the model; each stream may
+    have its own of them, in one step with all others. Raises TypeError, ValueError or
+    NotImplementedError naming the argument.
     """
     return Engine(
         model,
@@ -153,6 +154,9 @@ class Engine:
             for lane in self.lanes
         }
         check_model(model, self.plan.fold)
+        spatial.check("wrap", model, positions, self.plan, isinstance(memory, Spill))
+        self.spatial = isinstance(positions, Keep3D)
+        self.freq_axis: Tensor | None = getattr(model, "freq_axis", None)
         c = model.config
         self.vocab: int = c.vocab
         self.device = model.inv_freq.device

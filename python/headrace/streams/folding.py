@@ -85,9 +85,15 @@ class _Alike:
         c, pool = engine.model.config, engine.pool
         layers, heads, dim = c.layers, pool.k.shape[2], pool.k.shape[3]
         blank = Folded(*(self._zeros(layers, heads, *x, dim) for x in ((dim,), (), (), ())))
+        blank = replace(blank, state=blank.state.double(), norm=blank.norm.double())
         held = [tables[x.stream].folded or blank for x in ones]
-        self._state = torch.stack([x.state for x in held], 1)  # copies: an error leaves no trace
-        self._norm = torch.stack([x.norm for x in held], 1)[..., None].repeat(1, 1, 1, 1, WIDE)
+        # What there was is read and left alone; what comes is summed beside it, from 0.
+        self._had = torch.stack([x.state for x in held], 1).float()
+        self._state = torch.zeros_like(self._had)
+        norm = torch.stack([x.norm for x in held], 1).float()
+        self._had_norm = norm[..., None].repeat_interleave(WIDE, -1)
+        self._norm = torch.zeros_like(self._had_norm)
+        self._held = held
         self._carried = [torch.stack([getattr(x, n) for x in held], 1) for n in "kv"]
         slots = [slot for x in ones for slot in x.slots]
         self._page, self._slot, self._turn = self._ints(slots or [(0, 0, 0)]).T[:, : len(slots)]
@@ -136,22 +142,11 @@ class _Alike:
         phi_q, phi_k = fold.phi(q), fold.phi(k)
         hat_q, hat_k = (q, k) if fold.raw else (phi_q, phi_k)
         hat_k = turned(hat_k, self._back, freq)  # both turn by the query's position, or neither
-        top = ops.linear_attention(
-            hat_q,
-            hat_k,
-            v,
-            self._state[layer],
-            None,
-            self._ends,
-            self._which,
-            inv_freq=None if self._offset is None else freq,
-            offset=self._offset,
-            feature="none",
-        )
+        turns = (None if self._offset is None else freq), self._offset
+        top = self._read(hat_q, hat_k, v, self._had[layer], self._state[layer], *turns)
         ones = torch.ones(len(k), k.shape[1], WIDE, device=k.device)
-        mass = ops.linear_attention(
-            phi_q, phi_k, ones, self._norm[layer], None, self._ends, self._which, feature="none"
-        )[..., :1]
+        norms = self._had_norm[layer], self._norm[layer]
+        mass = self._read(phi_q, phi_k, ones, *norms)[..., :1]
         read = top / (mass + self._eps)
         if fold.merge == "add":
             weight = model.fold(layer).float()
@@ -164,6 +159,34 @@ class _Alike:
         beside = (mass[..., 0] * fold.scale).log().contiguous()
         joined, _ = ops.merge_states(o[self._rows].float(), lse, read, beside)
         o[self._rows] = joined.to(o.dtype)
+
+    def _read(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        had: Tensor,
+        state: Tensor,
+        inv_freq: Tensor | None = None,
+        offset: Tensor | None = None,
+    ) -> Tensor:
+        """q times the sums of k v^T: those there were, and those that come, into `state`."""
+
+        def read(k: Tensor | None, v: Tensor | None, state: Tensor) -> Tensor:
+            return ops.linear_attention(
+                q,
+                k,
+                v,
+                state,
+                None,
+                self._ends,
+                self._which,
+                inv_freq=inv_freq,
+                offset=offset,
+                feature="none",
+            )
+
+        return read(None, None, had) + read(k, v, state)
 
     def _left(self, layer: int) -> tuple[Tensor, Tensor]:
         """Keys, not rotated, and values of the tokens to fold that are in pages: [n, Hkv, D]."""
@@ -178,7 +201,8 @@ class _Alike:
     def folded(self, i: int) -> Folded:
         """What the stream ones[i] has folded now."""
         k, v = (carried[:, i].clone() for carried in self._carried)
-        return Folded(self._state[:, i].clone(), self._norm[:, i, :, :, 0].clone(), k, v)
+        had, state, norm = self._held[i], self._state[:, i], self._norm[:, i, :, :, 0]
+        return Folded(had.state + state, had.norm + norm, k, v)
 
 
 class Folds:

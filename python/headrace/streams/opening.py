@@ -10,6 +10,7 @@ from ..adapters import Adapter
 from ..errors import bad_type, bad_value, unsupported
 from ..memory import Lease, Plan, Region, Spill, Table
 from ..memory.regions import compile_plan
+from . import spatial
 from .folding import check_model
 from .lane import Lane, Lanes, check_lanes, connected
 from .positions import KNOWN, InCache, PerLane, Positions
@@ -32,6 +33,7 @@ def plan(engine: Engine, op: str, memory: Region | None, positions: Positions | 
     chooses = op == "open" and isinstance(positions, InCache) == engine.packs
     made = positions.place(compile_plan(memory, chooses, folding=op == "open"))
     check_model(engine.model, made.fold)
+    spatial.check(op, engine.model, positions, made, archived=False)
     return made
 
 

@@ -20,7 +20,7 @@ from ..memory import Fold, Region
 from .alive import seen_by
 from .lane import Lane
 from .piece import Piece
-from .positions import InCache, PerLane, Positions
+from .positions import InCache, Keep3D, PerLane, Positions
 
 BLOCK = 64
 """Queries whose distances to all keys are in memory at a time."""
@@ -42,9 +42,13 @@ def oracle(
     the engine's. Computed in `dtype` by a copy of the model; takes time and memory quadratic in T.
     What a memory folds joins as the definition of `Fold` has it, summed over all that left.
     """
+    pieces = None if isinstance(tokens, Tensor) else tokens
     tokens, seen = _seen(model, tokens, memory, chunk)
     number = torch.arange(len(tokens), device=tokens.device)
     query, key = number[:, None], number[None, :]
+    if isinstance(positions, Keep3D):
+        given = tokens if pieces is None else pieces
+        return _dense(model, tokens, seen, _apart(positions, memory, given), dtype)
     distance, folded = positions.distance(query, key, seen), None
     if memory.fold is not None:
         back = positions.behind(query, key, memory.plan().reach)
@@ -56,12 +60,30 @@ def _seen(
     model: Any, tokens: Tensor | Sequence[Piece], memory: Region, chunk: int
 ) -> tuple[Tensor, Tensor]:
     """All tokens int64 [T], and which keys each query sees, bool [T, T]."""
-    if isinstance(tokens, Tensor):
-        number = torch.arange(len(tokens), device=tokens.device)
-        return tokens, memory.keeps(number[:, None], number[None, :])
     device = model.inv_freq.device
-    parts = [torch.as_tensor(piece.tokens, dtype=torch.int64).to(device) for piece in tokens]
-    return torch.cat(parts), seen_by(memory, tokens, chunk).to(device)
+    if isinstance(tokens, Tensor):
+        joined = tokens
+    else:
+        parts = [torch.as_tensor(piece.tokens, dtype=torch.int64).to(device) for piece in tokens]
+        joined = torch.cat(parts)
+        if memory.chooses:
+            return joined, seen_by(memory, tokens, chunk).to(device)
+    number = torch.arange(len(joined), device=joined.device)
+    return joined, memory.keeps(number[:, None], number[None, :])
+
+
+def _apart(positions: Keep3D, memory: Region, tokens: Tensor | Sequence[Piece]) -> Tensor:
+    """int64 [T, T, 3]: how far queries see keys that came with places, or as text."""
+    places: list[list[int]] = []
+    for piece in [Piece(tokens)] if isinstance(tokens, Tensor) else tokens:
+        count = len(torch.as_tensor(piece.tokens))
+        if piece.places is not None:
+            places += torch.as_tensor(piece.places).tolist()
+            continue
+        top = max((max(place) for place in places), default=-1)
+        places += [[top + 1 + i] * 3 for i in range(count)]
+    where = torch.tensor(places, dtype=torch.int64).view(-1, 3)
+    return positions.apart(where, memory.plan().pinned)
 
 
 @torch.inference_mode()
@@ -125,12 +147,13 @@ def _dense(
     """
     number = torch.arange(len(tokens), device=tokens.device)
     inv_freq = model.inv_freq.double()
+    axes = model.freq_axis if distance.dim() == 3 else None
 
     def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         q, k, v = _heads(q, k, v)
         outs = []
         for rows in number.split(BLOCK):
-            turn = _turn(distance[rows], inv_freq, q.dtype)  # [rows, T, D/2]
+            turn = _turn(distance[rows], inv_freq, q.dtype, axes)  # [rows, T, D/2]
             scores = torch.einsum(
                 "hti,hji,tji->htj", _pairs(q[:, rows]), _pairs(k).conj(), turn
             ).real
@@ -161,23 +184,28 @@ def recompute(
     gives them. tokens and chunk as `oracle` takes them.
     """
     positions = InCache() if positions is None else positions
+    apart = _apart(positions, memory, tokens) if isinstance(positions, Keep3D) else None
     tokens, seen = _seen(model, tokens, memory, chunk)
     number = torch.arange(len(tokens), device=tokens.device)
     rows = []
     for t in at:
         mine = seen[t : t + 1]
-        distance = positions.distance(number[t].view(1, 1), number[None, :], mine)[mine]
+        if apart is not None:
+            distance = apart[t][mine[0]]
+        else:
+            distance = positions.distance(number[t].view(1, 1), number[None, :], mine)[mine]
         rows.append(model(tokens[mine[0]], _causal(model, distance[0] - distance))[-1])
     return torch.stack(rows)
 
 
 def _causal(model: Any, where: Tensor) -> Callable[..., Tensor]:
-    """Dense causal attention at rotary positions `where` [T]."""
+    """Dense causal attention at rotary positions `where` [T] or [T, 3]."""
     seen = torch.ones(len(where), len(where), dtype=torch.bool, device=where.device).tril()
 
     def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         q, k, v = _heads(q, k, v)
-        turn = _turn(where, model.inv_freq.double(), q.dtype)
+        axes = model.freq_axis if where.dim() == 2 else None
+        turn = _turn(where, model.inv_freq.double(), q.dtype, axes)
         q, k = (torch.view_as_real(_pairs(x) * turn).flatten(-2) for x in (q, k))
         return (_softmax(q @ k.mT, seen, model.sink_logits(layer)) @ v).transpose(0, 1)
 
@@ -235,9 +263,13 @@ def _pairs(x: Tensor) -> Tensor:
     return torch.complex(*x.chunk(2, -1))
 
 
-def _turn(steps: Tensor, inv_freq: Tensor, dtype: torch.dtype) -> Tensor:
-    """exp(i * steps * inv_freq), complex numbers over `dtype`; the angles are fp64."""
-    angle = steps[..., None] * inv_freq
+def _turn(
+    steps: Tensor, inv_freq: Tensor, dtype: torch.dtype, axes: Tensor | None = None
+) -> Tensor:
+    """exp(i * steps * inv_freq), complex numbers over `dtype`; the angles are fp64. axes: of steps
+    [..., 3], which turns each frequency.
+    """
+    angle = (steps[..., None] if axes is None else steps[..., axes.long()]) * inv_freq
     return torch.complex(angle.cos().to(dtype), angle.sin().to(dtype))
 
 

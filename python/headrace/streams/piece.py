@@ -29,7 +29,8 @@ class Piece:
     seconds, frame: an id, neither ever less than before; None is as before. tag: of all of them,
     for `Tagged`. room: tokens to make room for before the first is read; None is as many as are
     read at a time. keep: numbers of the tokens alive that survive, whatever the regions say; None
-    lets them choose.
+    lets them choose. places: int64 [T, 3], time, row and column of each, for `Keep3D` (there alone,
+    and whatever the memory).
     """
 
     tokens: Tokens = ()
@@ -39,6 +40,7 @@ class Piece:
     tag: str | None = None
     room: int | None = None
     keep: Sequence[int] | None = None
+    places: Any = None
 
     @property
     def plain(self) -> bool:

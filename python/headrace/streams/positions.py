@@ -16,7 +16,7 @@ from torch import Tensor
 from ..errors import bad_type, bad_value
 from ..memory import UNLIMITED, Plan
 
-KNOWN = "InCache(), Absolute(), Relative(...) or PerLane()"
+KNOWN = "InCache(), Absolute(), Relative(...), Keep3D(...) or PerLane()"
 
 
 class Positions:
@@ -101,6 +101,43 @@ class Relative(Positions):
 
     def place(self, plan: Plan) -> Plan:
         return replace(plan, cap=self.clamp, block=self.block)
+
+
+@dataclass(frozen=True)
+class Keep3D(Positions):
+    """Every token keeps its time, row and column, whoever else stays (M-RoPE; Qwen2-VL, 2024).
+
+    They come with the tokens, `feed(tokens, places=int64 [T, 3])`; tokens without are text: they go
+    on from behind all that came, alike along the three axes. So what a filter dropped of a frame
+    leaves its gap (TimeChat-Online). cap: how far back in time the first token of a Sink seems at
+    most, and with it the others of the Sink: time is indexed anew past what was evicted between
+    (StreamingVLM's contiguous positions); None is not. For models with `freq_axis`, int32 [head_dim
+    / 2] in 0..2: the axis that turns each frequency.
+    """
+
+    cap: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.cap is not None:
+            if isinstance(self.cap, bool) or not isinstance(self.cap, int):
+                raise bad_type("Keep3D", "cap", "a whole number", repr(self.cap))
+            if self.cap < 0:
+                raise bad_value("Keep3D", "cap", "0 or more", self.cap)
+
+    def apart(self, places: Tensor, pinned: int) -> Tensor:
+        """int64 [T, T, 3]: how far query t sees key j, of tokens at places int64 [T, 3], the first
+        `pinned` of which a Sink holds.
+        """
+        made = places[:, None] - places[None, :]
+        if self.cap is not None and len(places):
+            time, first = places[:, 0], places[0, 0]
+            made[:, :pinned, 0] = (time - first).clamp_max(self.cap)[:, None] - (
+                time[:pinned] - first
+            )
+        return made
+
+    def place(self, plan: Plan) -> Plan:
+        return replace(plan, cap=UNLIMITED if self.cap is None else self.cap)
 
 
 @dataclass(frozen=True)

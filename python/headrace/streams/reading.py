@@ -8,7 +8,9 @@ import torch
 from torch import Tensor
 
 from .. import interrupts
+from ..errors import bad_value
 from ..memory import Edit, view
+from . import spatial
 from .piece import Piece, Survival, check_plain
 from .report import Report, report
 from .stream import Stream
@@ -29,6 +31,13 @@ class Reading:
         self.adapter = stream._adapter
         self.shelf, self.recalled = stream._shelf, stream._recalled
         self.read = view.across(lane.table for lane in stream.reads) if stream.reads else []
+        self.places, self.told = None, piece is not None and piece.places is not None
+        if stream.engine.spatial:
+            given = None if piece is None else piece.places
+            self.places = spatial.places(self.table, given, self.count, tokens.device)
+        elif self.told:
+            expected, hint = "None", "wrap the model with positions=Keep3D()"
+            raise bad_value("feed", "places", expected, "some", hint)
         self._survival: Survival | None = None
         if self.table.plan.choice is not None:
             self._survival = Survival(stream, piece or Piece(), self.count)

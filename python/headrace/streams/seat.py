@@ -6,12 +6,11 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import replace
 
 import torch
 
 from ..errors import bad_value
-from ..memory import Lease, Parked
+from ..memory import Lease, Parked, Table
 from .events import READING, Event
 from .history import History
 from .stream import Mark, Stream, _generator, _pick
@@ -136,19 +135,20 @@ class Seat:
         """Gives its pages up: copied out, or to be read again. Returns how many were copied.
 
         One that is parked gives up what it still shares with others, and its copies. Where regions
-        choose who stays, reading again may choose others: they are copied out, and stay so.
+        choose who stays, reading again may choose others, and where places came with tokens, these
+        are not in the text: they are copied out, and stay so.
         """
-        if self.parked is not None and self.parked.table.kept is not None:
+        if self.parked is not None and _only_copied(self.parked.table):
             return 0
         self._unpark()
-        if not swap and self.stream.table.kept is None:
+        if not swap and not _only_copied(self.stream.table):
             rewind(self.stream, 0)
             return 0
         stream = self.stream
         self._last, stream._last = stream._last, None
         table = stream._lease.table
         self.parked = Parked(stream.engine.pool, stream._lease)
-        empty = replace(table, end=table.start, pinned=(), window=(), kept=None, cell=[])
+        empty = Table(table.start, table.start, table.plan)
         stream._lease = Lease(stream.engine.pool, empty)
         return self.parked.pages
 
@@ -174,10 +174,10 @@ class Seat:
         return kept
 
     def fork(self, name: str) -> Seat:
-        """Another that goes on from here; it reads again what this one has parked, unless regions
-        choose who stays: then this one takes its pages back first.
+        """Another that goes on from here; it reads again what this one has parked, unless that
+        might give another table: then this one takes its pages back first.
         """
-        if self.parked is not None and self.parked.table.kept is not None:
+        if self.parked is not None and _only_copied(self.parked.table):
             self.resume()
         child = Seat(name, self.stream.fork(), self.text)
         child.fresh = self.fresh
@@ -210,3 +210,8 @@ class Seat:
         if self._mark is not None:
             self._mark[0].release()
             self._mark = None
+
+
+def _only_copied(table: Table) -> bool:
+    """Whether reading the text again might give another table."""
+    return table.kept is not None or (table.placed is not None and table.placed.given)

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from .. import interrupts
 from ..errors import bad_type, bad_value, unsupported
-from ..memory import Folded, Kept, Lease, Page, PagePool, Region, Table
+from ..memory import Folded, Kept, Lease, Page, PagePool, Placed, Region, Table
 from ..memory.choice import TOKEN
 from . import gate as gates
 from . import own
@@ -203,6 +203,7 @@ def _put(tensors: dict[str, Tensor], name: str, stream: Stream) -> dict[str, Any
         "adapter": stream.adapter,
         "kept": _put_kept(tensors, name, table, ids),
         "folded": _put_folded(tensors, name, table.folded),
+        "placed": None if table.placed is None else _placed_line(table.placed),
     }
 
 
@@ -240,6 +241,10 @@ def _put_folded(tensors: dict[str, Tensor], name: str, folded: Folded | None) ->
     return folded is not None
 
 
+def _placed_line(placed: Placed) -> list[Any]:
+    return [list(placed.times.items()), placed.first, placed.top, placed.given]
+
+
 def _take_kept(ids: list[int], tokens: Tensor, line: Mapping[str, Any]) -> Kept:
     at, frame = map(float.fromhex, line["when"])
     kept = Kept(
@@ -268,7 +273,12 @@ def _take(
         prefix = f"{name}.folded."
         mine = {x: tensors[prefix + x].to(pool.k.device) for x in Folded.__dataclass_fields__}
         folded = Folded(**mine)
-    table = Table(line["start"], line["end"], plan, pinned, window, kept=kept, folded=folded)
+    placed = None
+    if line["placed"] is not None:
+        times, *rest = line["placed"]
+        placed = Placed(dict(times), *rest)
+    runs = pinned, window
+    table = Table(line["start"], line["end"], plan, *runs, kept=kept, folded=folded, placed=placed)
     for kind, pages in zip(("k", "v", "k_scale", "v_scale"), _tensors(pool), strict=False):
         pages[:, ids] = tensors[f"{name}.{kind}"].to(pages.device)
     for page, slots in zip(ids, line["slots"], strict=True):

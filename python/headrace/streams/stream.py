@@ -123,8 +123,8 @@ class Stream:
         """Reads tokens: int64 [T], a list, an array, or bytes for a byte model.
 
         known: scores, at, frame, tag, room or keep, as `Piece` says, where regions of the memory
-        choose who stays. All or nothing, as `Engine.step`, which does it. Raises TypeError or
-        ValueError, one line.
+        choose who stays; places, where positions are `Keep3D`. All or nothing, as `Engine.step`,
+        which does it. Raises TypeError or ValueError, one line.
         """
         fed = Piece(tokens, **known) if known else tokens
         return self.engine.step({self: fed}, logits=logits)[self]

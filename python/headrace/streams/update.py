@@ -34,7 +34,8 @@ def rewind(stream: Stream, tokens: int) -> int:
     """
     if tokens == stream.tokens:
         return tokens
-    if tokens:
+    placed = stream._lease.table.placed
+    if tokens or (placed is not None and placed.given):
         _check_age(stream)
     table = _earlier(stream._lease.table, tokens)
     with interrupts.deferred():
@@ -92,7 +93,12 @@ def update(stream: Stream, tokens: Tokens, *, logits: bool, recompute: bool) -> 
 
 
 def _check_age(stream: Stream) -> None:
-    """That who was alive at an earlier moment follows from how many tokens came since."""
+    """That who was alive at an earlier moment follows from how many tokens came since, and where
+    they were from the tokens themselves.
+    """
+    if stream.engine.spatial:
+        hint = "go back to a mark, or open a stream for the new text"
+        raise unsupported("update", "positions", "those of one axis", stream.engine.positions, hint)
     if stream._lease.table.plan.choice is not None:
         hint = "go back to a mark, or open a stream for the new text"
         supported = "those of Sink and Window in tokens"

@@ -109,7 +109,8 @@ class Watcher:
         self._thumbs = model.book.new_zeros(self.places, model.book.shape[1])
         self._next = torch.zeros(self.places, dtype=torch.int64, device=model.embed.device)
         self._said = model.embed.new_zeros(self.places, c.width)
-        self._before: Tensor | None = None
+        self._before: Tensor | None = None  # the last frame, reduced, and what moved there
+        self._costs: Tensor | None = None
         self._usual: Tensor | None = None
         self._all = torch.ones(self.places, dtype=torch.bool, device=model.embed.device)
         self.frames = self.tokens = 0
@@ -176,7 +177,8 @@ class Watcher:
         now = motion.reduce(frame[None], model.step)[0]
         shown = motion.thumbs(now[None], model.config.patch // model.step, model.config.thumb)[0]
         thumbs = shown[at]
-        moving = model.matches(self._before, now, at) if len(at) else None
+        costs = model.costs(self._before, now)
+        moving = model.moving(costs, self._costs, now, at) if len(at) else None
         change = torch.zeros_like(self._thumbs)
         if self.frames:
             change[at] = thumbs - self._thumbs[at]
@@ -189,7 +191,8 @@ class Watcher:
         x = torch.cat([model.tokens(tokens[places], change[places], read), model.frame[None]])
         said = self._decode(x, places, edit)
         # Nothing below can fail half way: plain writes of what has been computed.
-        self._thumbs[at], self._said[places], self._before = thumbs, said[:-1], now
+        self._thumbs[at], self._said[places] = thumbs, said[:-1]
+        self._before, self._costs = now, costs
         if len(at):
             held = self._said[at]
             shown[at] = model.next_thumb(held, thumbs, moving)
@@ -205,7 +208,8 @@ class Watcher:
     def _decode(self, x: Tensor, places: Tensor, edit: Edit) -> Tensor:
         """What the decoder says of the survivors of this frame and of its own token."""
         old, now, device = self._lease.table, self.frames, x.device
-        ((table, where),) = edit.extend([old], [len(x)])
+        (table,), grown = edit.advance([old], [len(x)])
+        where = grown.tolist()
         starts = {page: t for page, t in self._starts.items()}
         for page, slot, _ in where:
             if slot == 0:
@@ -217,7 +221,7 @@ class Watcher:
         q_pos = torch.cat([place.new_full((len(x), 1), now), place], 1)
         rows = [self._placed(row, starts) for row in view.entries(table, oldest=old.end)]
         out = self.model.decode(x, self._attend(slots, q_pos, rows, old.end))
-        self._lease.table = edit.trim(table)
+        (self._lease.table,) = edit.let_go([table])
         edit.commit()
         held = set(self._lease.table.page_ids)
         self._starts = {page: t for page, t in starts.items() if page in held}

@@ -4,26 +4,43 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from importlib.util import find_spec
 from typing import Any
 
-from . import adapters, recall, rings, streaming, streams, video
+from ..peers import WANTED
+from . import adapters, lanes, recall, rings, stock, streaming, streams, video
 from .turns import Loop, Told, measure
 
 LOOPS: dict[str, Loop] = {
     loop.name: loop
     for loop in (
-        streaming.LOOP, streams.LOOP, adapters.LOOP, recall.LOOP, rings.LOOP, video.LOOP
+        streaming.LOOP, streams.LOOP, lanes.LOOP, adapters.LOOP, recall.LOOP, rings.LOOP,
+        video.LOOP, stock.LOOP,
     )
 }  # fmt: skip
 
-__all__ = ["LOOPS", "Loop", "measure", "run", "table"]
+__all__ = ["LOOPS", "Loop", "measure", "missing", "run", "table"]
 
 
 def run(
     names: Sequence[str] = (), quick: bool = False, told: Told | None = None
 ) -> list[dict[str, Any]]:
-    """Measures these loops, or all."""
-    return [measure(LOOPS[name], quick, told) for name in names or LOOPS]
+    """Measures these loops, or all whose packages are there. Raises ImportError for a loop that was
+    named and lacks its package."""
+    absent = missing()
+    for name in names:
+        if name in absent:
+            raise ImportError(f"bench(--loops): {name} needs {LOOPS[name].needs}; {absent[name]}")
+    return [measure(LOOPS[name], quick, told) for name in names or LOOPS if name not in absent]
+
+
+def missing() -> dict[str, str]:
+    """Loops whose package is not there, and how to get it."""
+    return {
+        name: WANTED[loop.needs]
+        for name, loop in LOOPS.items()
+        if loop.needs and find_spec(loop.needs) is None
+    }
 
 
 def table(found: Sequence[dict[str, Any]]) -> str:

@@ -43,21 +43,28 @@ def frames_of(ring: Ring, count: int = 4) -> Callable[[], int]:
     return run
 
 
-def through(ring: Ring, frames: list[torch.Tensor]) -> tuple[Round, list[torch.Tensor]]:
-    """All frames, as soon as there is room, and what came of each; lag is from in to out."""
-    began: dict[int, float] = {}
-    lags: list[float] = []
-    done: list[torch.Tensor] = []
-    waiting = list(frames)
-    start = time.perf_counter()
-    while len(done) < len(frames):
-        now, fresh = time.perf_counter(), bool(waiting) and ring.ready
-        if fresh:
-            began[len(began)] = now
-        for finished in ring.tick(waiting.pop(0) if fresh else None):
-            lags.append(time.perf_counter() - began[len(done)])
-            done.append(finished.frame)
-    return Round(time.perf_counter() - start, len(frames), lags), done
+class Flow:
+    """Frames through a ring that is kept as full as it goes; lag is from in to out."""
+
+    def __init__(self, ring: Ring, frames: Iterator[torch.Tensor]) -> None:
+        self.ring, self.frames = ring, frames
+        self._began: list[float] = []
+        self._done = 0
+
+    def take(self, count: int) -> tuple[Round, list[torch.Tensor]]:
+        """Until so many more are done, and what came of them."""
+        lags: list[float] = []
+        made: list[torch.Tensor] = []
+        start = time.perf_counter()
+        while len(made) < count:
+            frame = next(self.frames, None) if self.ring.ready else None
+            if frame is not None:
+                self._began.append(time.perf_counter())
+            for finished in self.ring.tick(frame):
+                lags.append(time.perf_counter() - self._began[self._done])
+                made.append(finished.frame)
+                self._done += 1
+        return Round(time.perf_counter() - start, len(made), lags), made
 
 
 def _ring(denoiser: Denoiser, depth: int) -> Ring:
@@ -75,17 +82,19 @@ def sizes(quick: bool) -> Iterator[Size]:
 
 def _size(denoiser: Denoiser, depth: int) -> Size:
     rings = {"ring": _ring(denoiser, depth), "one frame after another": _ring(denoiser, 1)}
-    draw = torch.Generator().manual_seed(2)
     shape = rings["ring"].shape
 
-    def frames(count: int = 8) -> list[torch.Tensor]:
-        return [torch.randn(shape, generator=draw) for _ in range(count)]
+    def endless(seed: int) -> Iterator[torch.Tensor]:
+        draw = torch.Generator().manual_seed(seed)
+        while True:
+            yield torch.randn(shape, generator=draw)
+
+    flows = {name: Flow(ring, endless(1)) for name, ring in rings.items()}
 
     def error() -> float:
         """Of new rings, so that what they remember is the same."""
-        given = frames()
         with _ring(denoiser, depth) as a, _ring(denoiser, 1) as b:
-            made, want = (torch.stack(through(ring, given)[1]) for ring in (a, b))
+            made, want = (torch.stack(Flow(ring, endless(2)).take(8)[1][:8]) for ring in (a, b))
         return rms_error(made, want)
 
     def close() -> None:
@@ -93,8 +102,8 @@ def _size(denoiser: Denoiser, depth: int) -> Size:
             ring.close()
 
     def side(name: str) -> Side:
-        ring = rings[name]
-        return Side(name, lambda: through(ring, frames())[0], lambda: ring.pool.resident_bytes)
+        pool = rings[name].pool
+        return Side(name, lambda: flows[name].take(8)[0], lambda: pool.resident_bytes)
 
     return Size(depth, [side(name) for name in rings], error, 1e-5, close=close)
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
@@ -47,7 +47,8 @@ class Size:
 
 @dataclass(frozen=True)
 class Loop:
-    """sizes: of a quick run or not, made one at a time. equals: what ours must equal."""
+    """sizes: of a quick run or not, made one at a time. equals: what ours must equal. published:
+    the ratio that others report, and of what. needs: a package that may not be there."""
 
     name: str
     title: str
@@ -56,7 +57,8 @@ class Loop:
     equals: str
     sizes: Callable[[bool], Iterator[Size]]
     rounds: int = 7
-    notes: dict[str, str] = field(default_factory=dict)
+    published: tuple[float, str] | None = None
+    needs: str = ""
 
 
 def clock(run: Callable[[], object], units: float, answers: int = 1) -> Round:
@@ -77,7 +79,7 @@ def measure(loop: Loop, quick: bool = False, told: Told | None = None) -> dict[s
             size.close()
     return {
         "name": loop.name, "title": loop.title, "axis": loop.axis, "unit": loop.unit,
-        "equals": loop.equals, "notes": loop.notes, "points": points,
+        "equals": loop.equals, "published": loop.published, "points": points,
     }  # fmt: skip
 
 

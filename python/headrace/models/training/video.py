@@ -104,7 +104,11 @@ def watch(
         usuals.append(stirs[t] if known is None else known)
         known = usual(known, stirs[t])
     small = motion.reduce(frames, model.step)
-    parts = [model.matches(small[t - 1] if t else None, small[t], p[f == t]) for t in range(count)]
+    parts, earlier = [], None
+    for t in range(count):
+        costs = model.costs(small[t - 1] if t else None, small[t])
+        parts.append(model.moving(costs, earlier, small[t], p[f == t]))
+        earlier = costs
     moving = Motion(*(torch.cat(x) for x in zip(*parts, strict=True))) if c.reach else None
     read = torch.ones(len(f), dtype=torch.bool)
     if dropper is not None:

@@ -82,8 +82,10 @@ def loss_of(
     at, next_ = model.next_thumb(said, now, moving), (f[counts] + 1, p[counts])
     after = thumbs[next_]
     # Sums over a clip, in logarithms: wild clips do not drown calm ones, nor still ones the rest.
-    floor = at.numel() * (2 * STILL / 255) ** 2
-    left, whole = ((x - after).square().sum() + floor for x in (at, now))
+    # None of frames that nothing is known to have moved to: the first of a scene.
+    goes = ~(begins | (torch.arange(len(frames)) == 0))[f[counts]]
+    floor = (1 + int(goes.sum()) * at.shape[1]) * (2 * STILL / 255) ** 2
+    left, whole = ((x - after)[goes].square().sum() + floor for x in (at, now))
     patches = F.cross_entropy(model.next_code(said, now, at.detach()), codes[next_])
     scenes = F.binary_cross_entropy_with_logits(
         seen.scenes(model)[1:], begins[1:].float(), pos_weight=torch.tensor(3.0)
