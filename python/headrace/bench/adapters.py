@@ -11,6 +11,7 @@ from torch import Tensor
 
 from .. import ops
 from ..adapters import LoraRoute, LoraSite, quantize_rows
+from ..buffers import huge
 from .case import Case, bound_call, rms_error
 from .peers import Run, peft_rows
 
@@ -107,10 +108,8 @@ class _Site:
         rank: int,
     ) -> None:
         adapters, self.x, self.y = len(a) // rank, x, y
-        self.a, self.b = a.repeat(copies, 1, 1), b.repeat(copies, 1)
-        self.weights = {
-            k: w.repeat(copies, *(1 for _ in range(w.dim() - 1))) for k, w in weights.items()
-        }
+        self.a, self.b = _pool(a, copies), _pool(b, copies)
+        self.weights = {k: _pool(w, copies) for k, w in weights.items()}
         self.listed = torch.arange(len(self.a), dtype=torch.int32)
         self.indptr = torch.arange(0, len(self.a) + 1, rank, dtype=torch.int32)
         self.scale = torch.full((copies * adapters,), 1e-3)
@@ -131,6 +130,13 @@ class _Site:
 
     def op(self) -> Tensor:
         return ops.lora_rows(*self.arguments(), **self.weights)
+
+
+def _pool(w: Tensor, copies: int) -> Tensor:
+    """w over and over, in memory as AdapterBank has it."""
+    made = huge(torch.empty(copies * len(w), *w.shape[1:], dtype=w.dtype))
+    made.view(copies, *w.shape)[:] = w
+    return made
 
 
 def without(tokens: int, width: int, rank: int = 16) -> Case:
