@@ -3,6 +3,7 @@
 // headrace.memory.edit and headrace.memory.view say what it means, and do what is rare. No bytecode
 // runs between two tables, so no Ctrl-C falls there.
 #include <pybind11/pybind11.h>
+#include <structmember.h>
 
 #include <algorithm>
 #include <cstdint>
@@ -38,6 +39,7 @@ struct Names {
   PyObject* pinned = PyUnicode_InternFromString("pinned");
   PyObject* window = PyUnicode_InternFromString("window");
   PyObject* cell = PyUnicode_InternFromString("cell");
+  PyObject* slots = PyUnicode_InternFromString("__slots__");
 };
 
 const Names& names() {
@@ -70,18 +72,36 @@ struct Run {
   Py_ssize_t size;
 };
 
-// The same table with another end.
-py::object with_end(PyObject* table, const py::tuple& fields, Int end) {
-  PyTypeObject* type = Py_TYPE(table);
-  py::object made = py::reinterpret_steal<py::object>(checked(type->tp_alloc(type, 0)));
-  for (py::handle field : fields) {
-    const bool moved = field.ptr() == names().end;
-    py::object value = moved ? py::int_(end) : get(table, field.ptr());
-    if (PyObject_GenericSetAttr(made.ptr(), field.ptr(), value.ptr())) {
-      throw py::error_already_set();
+// Where the slots of a class lie in its objects, and which of them holds the end.
+struct Slots {
+  explicit Slots(PyTypeObject* type) : type(type) {
+    const py::object all = get(reinterpret_cast<PyObject*>(type), names().slots);
+    for (py::handle name : all) {
+      const py::object slot = get(reinterpret_cast<PyObject*>(type), name.ptr());
+      if (Py_TYPE(slot.ptr()) != &PyMemberDescr_Type) throw py::type_error("a table of slots");
+      at.push_back(reinterpret_cast<PyMemberDescrObject*>(slot.ptr())->d_member->offset);
+      if (name.equal(py::handle(names().end))) end = at.back();
     }
   }
-  return made;
+  static PyObject*& of(PyObject* object, Py_ssize_t offset) {
+    return *reinterpret_cast<PyObject**>(reinterpret_cast<char*>(object) + offset);
+  }
+
+  PyTypeObject* type;
+  std::vector<Py_ssize_t> at;
+  Py_ssize_t end = 0;
+};
+
+// The same table with another end.
+py::object with_end(const Slots& slots, PyObject* table, Int end) {
+  if (Py_TYPE(table) != slots.type) throw py::type_error("tables of one class");
+  PyObject* made = checked(slots.type->tp_alloc(slots.type, 0));
+  for (const Py_ssize_t at : slots.at) {
+    PyObject* value = at == slots.end ? checked(PyLong_FromLongLong(end)) : Slots::of(table, at);
+    if (at != slots.end) Py_XINCREF(value);
+    Slots::of(made, at) = value;
+  }
+  return py::reinterpret_steal<py::object>(made);
 }
 
 // A bytearray of so many numbers, not set.
@@ -103,11 +123,15 @@ Int sum(const py::list& counts) {
 // last page with. Notes in `before` what `filled` said of these pages. Also where tokens go, int64
 // [T, 3]: page, slot, offset; not set for those others.
 py::tuple grow(const py::list& tables, const py::list& counts, py::list filled, py::dict before,
-               Int page_size, const py::tuple& fields) {
+               Int page_size) {
   py::list made(tables.size());
   Int* row;
   const py::object where = numbers(3 * sum(counts), &row);
   std::vector<Int> wanted;  // last pages of those others
+  static const Slots* slots = nullptr;
+  if (tables.size() && !(slots && slots->type == Py_TYPE(tables[0].ptr()))) {
+    slots = new Slots(Py_TYPE(tables[0].ptr()));  // once, and never freed
+  }
   for (std::size_t i = 0; i < tables.size(); ++i) {
     PyObject* table = tables[i].ptr();
     const Int n = number(py::object(counts[i]).ptr());
@@ -119,7 +143,7 @@ py::tuple grow(const py::list& tables, const py::list& counts, py::list filled, 
       PyObject* have = checked(PyList_GetItem(filled.ptr(), page.id));
       if (number(have) == used && used + n <= page_size &&
           std::find(wanted.begin(), wanted.end(), page.id) == wanted.end()) {
-        grown = with_end(table, fields, end + n);
+        grown = with_end(*slots, table, end + n);
         checked(PyDict_SetDefault(before.ptr(), window.item(window.size - 1, 0), have));
         filled[page.id] = py::int_(used + n);
         for (Int j = 0; j < n; ++j) {
@@ -179,10 +203,10 @@ bool known(PyObject* table, Int oldest, Block* block) {
 }
 
 // Entries of a view int64 [E, 7], where the list of each table ends int32 [B+1] and its queries do,
-// and the positions of these int64 [T]. starts: of the first query of each. fresh(table, start)
-// makes the rows that no cell holds; others: rows that go before those of a table.
-py::tuple view(const py::list& tables, const py::list& starts, const py::list& counts,
-               const py::list& others, const py::function& fresh) {
+// and the positions of these int64 [T]: each table ends with its queries. fresh(table, start) makes
+// the rows that no cell holds; others: rows that go before those of a table, or none at all.
+py::tuple view(const py::list& tables, const py::list& counts, const py::list& others,
+               const py::function& fresh) {
   const Py_ssize_t streams = tables.size();
   std::vector<Block> blocks;
   blocks.reserve(2 * streams);
@@ -194,12 +218,15 @@ py::tuple view(const py::list& tables, const py::list& starts, const py::list& c
   *entry_end = *query_end = 0;
   Int total = 0;
   for (Py_ssize_t i = 0; i < streams; ++i) {
-    const Int start = number(py::object(starts[i]).ptr());
-    const Int n = number(py::object(counts[i]).ptr());
-    blocks.push_back(whole(py::object(others[i]).ptr()));
-    total += blocks.back().size;
+    PyObject* table = tables[i].ptr();
+    const Int n = number(PyList_GetItem(counts.ptr(), i));
+    const Int start = get_int(table, names().end) - n;
+    if (others.size()) {
+      blocks.push_back(whole(PyList_GetItem(others.ptr(), i)));
+      total += blocks.back().size;
+    }
     Block block;
-    if (!known(tables[i].ptr(), start, &block)) block = whole(fresh(tables[i], starts[i]).ptr());
+    if (!known(table, start, &block)) block = whole(fresh(tables[i], start).ptr());
     total += block.size;
     blocks.push_back(block);
     *++entry_end = static_cast<std::int32_t>(total);
@@ -250,9 +277,9 @@ py::list overdue(const py::list& tables, Int page_size) {
 
 void tables(py::module_& m) {
   m.def("grow_tables", &grow, py::arg("tables"), py::arg("counts"), py::arg("filled"),
-        py::arg("before"), py::arg("page_size"), py::arg("fields"));
-  m.def("view_tables", &view, py::arg("tables"), py::arg("starts"), py::arg("counts"),
-        py::arg("others"), py::arg("fresh"));
+        py::arg("before"), py::arg("page_size"));
+  m.def("view_tables", &view, py::arg("tables"), py::arg("counts"), py::arg("others"),
+        py::arg("fresh"));
   m.def("overdue_tables", &overdue, py::arg("tables"), py::arg("page_size"));
 }
 

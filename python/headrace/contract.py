@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from . import quick
 from .errors import bad_type, bad_value
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
@@ -91,7 +92,7 @@ class OpSpec:
         defaults = {name: literal_eval(text) for name, text in parameters if text is not None}
         object.__setattr__(self, "parameters", tuple(name for name, _ in parameters))
         object.__setattr__(self, "defaults", defaults)
-        object.__setattr__(self, "_quick", _quick_check(self.args))
+        object.__setattr__(self, "_quick", quick.check(self.args))
 
     def tolerance(self, dtype: torch.dtype, axes: Axes, bound: Mapping[str, Any]) -> float:
         """Largest RMS error, relative to the RMS of the reference in fp64, that a kernel may have.
@@ -150,69 +151,6 @@ class OpSpec:
                     sizes.append(axes[axis])
             made.append(base.new_empty(sizes, dtype=dtype))
         return made
-
-
-def _quick_check(args: tuple[Arg, ...]) -> Callable[[Mapping[str, Any]], Axes | None]:
-    """A function that gives the axes of good arguments, or None for those to look at closer.
-
-    Checking is a third of the cost of a small call when a loop over the contract does it; this is
-    the same contract written out, once per op. It accepts less than the loop, never more.
-    """
-    lines, known, axes, loose = list[str](), set[str](), set[str](), set[str]()
-    for a in args:
-        v, pad = f"v_{a.name}", " "
-        lines.append(f" {v} = b.get('{a.name}')" if a.optional else f" {v} = b['{a.name}']")
-        if a.optional:
-            lines.append(f" if {v} is not None:")
-            pad = "  "
-        lines.append(f"{pad}if type({v}) is not Tensor: return None")
-        names, checks = a.axes.split(), []
-        if names[0] == "...":
-            return lambda bound: None
-        last = names.pop()[:-1] if names[-1].endswith("?") else None
-        targets = []
-        for i, axis in enumerate(names):
-            base = axis.removesuffix("+1")
-            more = " - 1" if axis != base else ""
-            if base[0].isdigit():
-                targets.append(f"n{i}")
-                checks.append(f"n{i} in ({base.replace('|', ', ')},)")
-            elif base not in axes and not a.optional and not more:
-                axes.add(base)
-                targets.append(f"x_{base}")
-            else:
-                targets.append(f"n{i}")
-                if base in axes:
-                    checks.append(f"n{i}{more} == x_{base}")
-                elif a.optional:  # an axis that only optional arguments have
-                    loose.add(base)
-                    checks.append(f"o_{base} in (None, o_{base} := n{i}{more})")
-                else:
-                    axes.add(base)
-                    checks.append(f"((x_{base} := n{i}{more}) >= 0)")
-        lines.append(f"{pad}shape = {v}.shape")
-        if last:
-            lines.append(f"{pad}if shape[{len(names)}:] == ({last},): shape = shape[:-1]")
-        lines.append(f"{pad}if len(shape) != {len(names)}: return None")
-        lines.append(f"{pad}{', '.join(targets)}{',' if len(targets) == 1 else ''} = shape")
-        dtype = f"d_{a.name}"
-        lines.append(f"{pad}{dtype} = {v}.dtype")
-        checks.append(f"{dtype} is d_{a.like}" if a.like else f"{dtype} in dtypes['{a.name}']")
-        if known:
-            checks.append(f"{v}.device == device")
-        else:
-            lines.append(f"{pad}device = {v}.device")
-        known.add(a.name)
-        if a.contiguous == "all":
-            checks.append(f"{v}.is_contiguous()")
-        elif a.contiguous == "last":
-            checks.append(f"{v}.stride(-1) == 1")
-        lines.append(f"{pad}if not ({' and '.join(checks)}): return None")
-    lines.append(" return {" + ", ".join(f"'{x}': x_{x}" for x in sorted(axes)) + "}")
-    lines[:0] = ["def quick(b):", *(f" o_{axis} = None" for axis in sorted(loose))]
-    scope: dict[str, Any] = {"Tensor": Tensor, "dtypes": {a.name: a.dtypes for a in args}}
-    exec("\n".join(lines), scope)
-    return scope["quick"]
 
 
 def _parameters(schema: str) -> list[tuple[str, str | None]]:

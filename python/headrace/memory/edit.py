@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 from itertools import accumulate, pairwise
 from typing import NamedTuple
 
@@ -19,8 +19,6 @@ Slot = tuple[int, int, int]
 
 Stage = Callable[[Page, int], None]
 """Is told of a page before it goes, and of the position after its last token."""
-
-_FIELDS = tuple(field.name for field in fields(Table))
 
 EPOCH = 1024
 """Window pages share an origin within so many positions: one rotated query serves them all."""
@@ -61,9 +59,7 @@ class Edit:
         such tables in one compiled call, and before the others.
         """
         pool, tables, counts = self._pool, list(tables), list(counts)
-        grown, slots = _C.grow_tables(
-            tables, counts, pool.filled, self._filled, pool.page_size, _FIELDS
-        )
+        grown, slots = _C.grow_tables(tables, counts, pool.filled, self._filled, pool.page_size)
         where = np.frombuffer(slots, np.int64).reshape(-1, 3)
         rest = [i for i, one in enumerate(grown) if one is None]
         if rest:
@@ -137,12 +133,19 @@ class Edit:
             at, room = at + room, 0
         return tuple(run)
 
+    def overdue(self, tables: Sequence[Table]) -> list[int]:
+        """Which of them `trim` would change."""
+        return _C.overdue_tables(list(tables), self._pool.page_size)
+
     def let_go(
-        self, tables: Sequence[Table], stages: Sequence[Stage | None] | None = None
+        self,
+        tables: Sequence[Table],
+        stages: Sequence[Stage | None] | None = None,
+        overdue: Sequence[int] | None = None,
     ) -> list[Table]:
-        """`trim` of all that need it."""
+        """`trim` of all that need it, or of those that were `overdue`."""
         trimmed = list(tables)
-        for i in _C.overdue_tables(trimmed, self._pool.page_size):
+        for i in self.overdue(tables) if overdue is None else overdue:
             with interrupts.deferred():
                 trimmed[i] = self.trim(trimmed[i], None if stages is None else stages[i])
         return trimmed

@@ -32,7 +32,7 @@ class Page(NamedTuple):
     origin: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Table:
     """The pages of a stream whose tokens have positions start..end-1, held by `plan`.
 
@@ -95,14 +95,13 @@ def _spans(run: tuple[Page, ...], end: int) -> Iterator[tuple[Page, int]]:
 class Lease:
     """Holds the pages of a table, for a stream or for a mark, until released or forgotten."""
 
+    __slots__ = ("_pool", "released", "table")
+
     def __init__(self, pool: PagePool, table: Table) -> None:
         self._pool: PagePool | None = pool
+        self.released = False
         self.table = table
         pool.hold(table.page_ids)
-
-    @property
-    def released(self) -> bool:
-        return self._pool is None
 
     def share(self) -> Lease:
         """Another lease on the same table."""
@@ -128,6 +127,7 @@ class Lease:
     def release(self) -> None:
         """Lets the pages go. Releasing twice is fine."""
         pool, self._pool = self._pool, None
+        self.released = True
         if pool is not None:
             pool.drop(self.table.page_ids)
 

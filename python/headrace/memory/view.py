@@ -158,19 +158,25 @@ class View:
         by_layer: all entries of each stream for each layer, where layers recalled blocks of their
         own.
         """
-        starts = [table.end - n for table, n in zip(tables, counts, strict=True)]
-        before = [packed(rows) if rows else b"" for rows in others] or [b""] * len(starts)
-        rows, row_ends, query_ends, positions = _C.view_tables(
-            list(tables), starts, list(counts), before, _fresh
+        before = [packed(rows) if rows else b"" for rows in others]
+        made = _C.view_tables(list(tables), list(counts), before, _fresh)
+        kinds = torch.int64, torch.int32, torch.int32, torch.int64
+        rows, row_ends, query_ends, positions = (
+            torch.frombuffer(x, dtype=kind) if x else torch.empty(0, dtype=kind)
+            for x, kind in zip(made, kinds, strict=True)
         )
-        return View(
-            torch.from_numpy(where).to(device),
-            _tensor(rows, np.int64).view(-1, 7).to(device),
-            _tensor(row_ends, np.int32).to(device),
-            _tensor(query_ends, np.int32).to(device),
-            _tensor(positions, np.int64).to(device),
-            tuple(_listed(views, device) for views in by_layer),
+        layers = tuple(_listed(views, device) for views in by_layer)
+        step = View(
+            torch.from_numpy(where), rows.view(-1, 7), row_ends, query_ends, positions, layers
         )
+        return step if device.type == "cpu" else step.to(device)
+
+    def to(self, device: torch.device) -> View:
+        """The same on a device."""
+        lists = (self.where, self.entries, self.entry_indptr, self.q_indptr, self.q_pos)
+        where, entries, entry_indptr, q_indptr, q_pos = (x.to(device) for x in lists)
+        order = None if self.q_order is None else self.q_order.to(device)
+        return View(where, entries, entry_indptr, q_indptr, q_pos, self.by_layer, order)
 
     @staticmethod
     def of(
@@ -200,10 +206,6 @@ class View:
 def _listed(views: Sequence[Sequence[Row]], device: torch.device) -> tuple[Tensor, Tensor]:
     """Entries and entry_indptr from the entries of each stream."""
     return _table(views, 7).to(device), _offsets(views).to(device)
-
-
-def _tensor(data: bytearray, dtype: type[np.generic]) -> Tensor:
-    return torch.from_numpy(np.frombuffer(data, dtype))
 
 
 def _table(lists: Sequence[Sequence[Sequence[int]] | np.ndarray], width: int) -> Tensor:

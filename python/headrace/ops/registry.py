@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Registers ops with torch from their contracts, and the one path by which every call goes."""
+"""Registers ops with torch from their contracts, and the path by which every call goes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .. import audit, backends
+from .. import audit, backends, quick
 from ..contract import Axes, OpSpec
 from ..errors import BackendError, bad_type, bad_value
 
@@ -28,6 +28,11 @@ DTYPE_CODE = {
 
 _LIBRARY = torch.library.Library("headrace", "DEF")
 _SPECS: dict[str, OpSpec] = {}
+_DIRECT: dict[str, Callable[[Any, Any], Any]] = {}
+_SEEN = object()
+_KINDS_OF: dict[str, tuple[type]] = {
+    "int": (int,), "float": (float,), "bool": (bool,), "str": (str,)
+}  # fmt: skip
 
 
 def specs() -> dict[str, OpSpec]:
@@ -44,6 +49,7 @@ def register(spec: OpSpec, cpu: Kernel) -> None:
     """Defines `torch.ops.headrace.<name>` with CPU and CUDA kernels and a fake function."""
     _LIBRARY.define(spec.name + spec.schema)
     _SPECS[spec.name] = spec
+    _DIRECT[spec.name] = _direct(spec, cpu)
 
     def bind(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[dict[str, Any], Axes]:
         bound = spec.bind(*args, **kwargs)
@@ -51,9 +57,6 @@ def register(spec: OpSpec, cpu: Kernel) -> None:
         if bound.get("scale", 0) is None:
             bound["scale"] = axes["D"] ** -0.5
         return bound, axes
-
-    def returned(outs: list[Tensor]) -> Any:
-        return None if not outs else outs[0] if len(outs) == 1 else tuple(outs)
 
     def on(device: str) -> Callable[..., Any]:
         def run(*args: Any, **kwargs: Any) -> Any:
@@ -68,17 +71,58 @@ def register(spec: OpSpec, cpu: Kernel) -> None:
             outs = spec.empty_outs(bound, axes)
             kernel = cpu if chosen == "cpu" else _load(spec, chosen)
             kernel(bound, axes, outs)
-            return returned(outs)
+            return _returned(outs)
 
         return run
 
     def fake(*args: Any, **kwargs: Any) -> Any:
         bound, axes = bind(args, kwargs)
-        return returned(spec.empty_outs(bound, axes))
+        return _returned(spec.empty_outs(bound, axes))
 
     _LIBRARY.impl(spec.name, on("cpu"), "CPU")
     _LIBRARY.impl(spec.name, on("cuda"), "CUDA")
     torch.library.register_fake(f"headrace::{spec.name}", fake, lib=_LIBRARY)
+
+
+def _returned(outs: list[Tensor]) -> Any:
+    return None if not outs else outs[0] if len(outs) == 1 else tuple(outs)
+
+
+def _direct(spec: OpSpec, cpu: Kernel) -> Callable[[Any, Any], Any]:
+    """The CPU kernel without torch's dispatcher, which takes as long as a small call itself.
+
+    Gives `_SEEN`, having done nothing, where anything is unusual, or where torch or the debug mode
+    is to see the call.
+    """
+    names = {arg.name for arg in spec.args}
+    kinds = {
+        a.name: _KINDS_OF[str(a.type).removeprefix("Optional[").removesuffix("]")]
+        + (str(a.type).startswith("Optional["),)
+        for a in getattr(torch.ops.headrace, spec.name).default._schema.arguments
+        if a.name not in names
+    }
+    entry = quick.entry(spec.args, spec.outs, spec.parameters, spec.defaults, kinds)
+    values, scaled = spec.values, "scale" in kinds
+
+    def run(args: Any, kwargs: Any) -> Any:
+        if backends.current() != "auto" or audit.on or quick.watched():
+            return _SEEN
+        found = entry(*args, **kwargs)
+        if found is None:
+            return _SEEN
+        bound, axes, outs = found
+        values(bound, axes)
+        if scaled and bound["scale"] is None:
+            bound["scale"] = axes["D"] ** -0.5
+        if outs is None:
+            outs = spec.empty_outs(bound, axes)
+        cpu(bound, axes, outs)
+        if spec.mutates and torch.is_grad_enabled():  # what autograd saved must not pass unnoticed
+            written = [bound[name] for name in spec.mutates if bound[name] is not None]
+            torch.autograd.graph.increment_version([x for x in written if not x.is_inference()])
+        return _returned(outs)
+
+    return run
 
 
 def _reference(spec: OpSpec, bound: Mapping[str, Any]) -> Any:
@@ -120,6 +164,10 @@ def call(name: str, *args: Any, **kwargs: Any) -> Any:
 
     Raises ValueError when autograd would have to record it: the ops have no backward.
     """
+    if not torch.compiler.is_compiling():
+        out = _DIRECT[name](args, kwargs)
+        if out is not _SEEN:
+            return out
     if isinstance(args[0], np.ndarray):
         given = dict(zip(_SPECS[name].parameters, args, strict=False)) | kwargs
         for arg in _SPECS[name].mutates:

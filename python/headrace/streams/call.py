@@ -13,7 +13,8 @@ from .. import interrupts, ops
 from ..memory import Edit, Table, view
 from . import spatial
 from .folding import Folds
-from .reading import Reading, score
+from .reading import OWN_ROWS, Reading, known, score
+from .report import Scored
 
 if TYPE_CHECKING:
     from .engine import Engine
@@ -28,29 +29,53 @@ def advance(
     tokens: Tensor | None = None,
 ) -> None:
     """Reads the tokens at..at+chunk of each run, or `tokens`, which are the same."""
-    counts = [min(engine.chunk, run.count - at) for run in runs]
     if tokens is None:
+        counts = [min(engine.chunk, run.count - at) for run in runs]
         tokens = torch.cat([run.chunk(at, n) for run, n in zip(runs, counts, strict=True)])
-    if any(run.chooses for run in runs):
+    else:
+        counts = [run.count for run in runs]
+    plain = all([run.plain for run in runs])
+    if not plain:
         with interrupts.deferred():
             for run, count in zip(runs, counts, strict=True):
                 run.make_room(edit, count)
     tables, where = edit.advance([run.table for run in runs], counts)
-    reads, recalled = [run.read for run in runs], by_layer(engine, runs, tables, counts)
+    reads = [] if plain else [run.read for run in runs]
+    recalled = [] if plain else by_layer(engine, runs, tables, counts)
     if engine.spatial:
         tables, places = spatial.placed(tables, runs, at, counts)
     step = view.View.after(tables, counts, where, engine.device, reads, recalled)
     if engine.spatial:
         step = spatial.widened(engine, step, tables, places)
+    overdue = edit.overdue(tables)
+    ahead = [run.ahead for run in runs]
+    rows, told, cell, lo = known(ahead), Scored(), list[Tensor](), 0
+    for i, (run, table, count) in enumerate(zip(runs, tables, counts, strict=True)):
+        run.table, run.ahead = table, (cell, i)
+        run.told += ((told, lo, lo + count),)
+        lo += count
     folds = None
-    if any(table.plan.fold is not None for table in tables):
+    if not plain and any(table.plan.fold is not None for table in tables):
         folds = Folds(engine, tables, counts)
-    out = engine.model(tokens, _attend(engine, step, folds), linear=linear)
-    tables = tables if folds is None else folds.kept(tables)
-    stages = [None if run.shelf is None else run.shelf.stage for run in runs]
-    for run, table in zip(runs, edit.let_go(tables, stages), strict=True):
-        run.table = table
-    score(runs, counts, tokens, out.float())
+    # What concerns every stream has been done: the model leaves nothing of it in a cache.
+    logits = engine.model(tokens, _attend(engine, step, folds), linear=linear).float()
+    if folds is not None:
+        tables = folds.kept(tables)
+        for run, table in zip(runs, tables, strict=True):
+            run.table = table
+    if overdue:
+        stages = None if plain else [None if run.shelf is None else run.shelf.stage for run in runs]
+        tables = edit.let_go(tables, stages, overdue)
+        for i in overdue:
+            runs[i].table = tables[i]
+    told.nll, lasts = score(ahead, rows, counts, tokens, logits)
+    cell.append(lasts)
+    if len(runs) > 1 and lasts.nbytes > OWN_ROWS:
+        for run, row in zip(runs, lasts, strict=True):
+            run.ahead = [row.clone()[None]], 0
+    if not plain or runs[0].keep:
+        for run in runs:
+            run.note(logits)
 
 
 def by_layer(

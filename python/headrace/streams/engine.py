@@ -279,23 +279,27 @@ class Engine:
         self._check_open("step")
         began = time.perf_counter()
         for stream in batch:
-            self._check_stream(stream)
+            mine = type(stream) is Stream and stream.engine is self
+            if not mine or stream._lease.released or stream.reads:
+                self._check_stream(stream)
         given = [x.tokens if isinstance(x, Piece) else x for x in batch.values()]
         fed, joined = ids_of_each(given, self.vocab, self.device)
         runs = [
             Reading(stream, tokens, logits, x if isinstance(x, Piece) else None)
             for (stream, x), tokens in zip(batch.items(), fed, strict=True)
         ]
+        odd = [run for run in runs if not run.plain]
         edit = Edit(self.pool)
         try:
             with torch.inference_mode():
-                for run in runs:
-                    if run.chooses:
-                        run.settle(edit)
-                longest = max((run.count for run in runs), default=0)
+                for run in odd:
+                    run.settle(edit)
+                counts = [run.count for run in runs]
+                longest = max(counts, default=0)
                 whole = joined if longest <= self.chunk else None
                 for at in range(0, longest, self.chunk):
-                    self._calls(edit, [r for r in runs if at < r.count], at, whole)
+                    some = runs if all(counts) and not at else [r for r in runs if at < r.count]
+                    self._calls(edit, some, at, whole)
             ms = (time.perf_counter() - began) * 1e3
             reports = {run.stream: run.report(ms, self.vocab) for run in runs}
             with interrupts.deferred():
@@ -305,7 +309,7 @@ class Engine:
         except BaseException:
             with interrupts.deferred():
                 edit.undo()  # nothing, once committed
-                for run in runs:
+                for run in odd:
                     if run.shelf is not None:
                         run.shelf.undo()
             raise

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from itertools import accumulate, repeat
+from collections.abc import Sequence
+from itertools import accumulate
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from .. import interrupts
@@ -12,41 +13,55 @@ from ..errors import bad_value
 from ..memory import Edit, view
 from . import spatial
 from .piece import Piece, Survival, check_plain
-from .report import Report, report
-from .stream import Stream
+from .report import Report, Scored, late
+from .stream import Ahead, Stream
 
 OWN_ROWS = 1 << 20
 """Bytes of logits from which a stream copies its own row, so as not to hold those of all others."""
 
 
 class Reading:
-    """A stream on its way through a step: what it will be if the step succeeds."""
+    """A stream on its way through a step: what it will be if the step succeeds.
+
+    plain: whether it reads nothing but its own window, and lets go of nothing but what leaves that.
+    told: what each model call says, and which rows of it are its own.
+    """
+
+    __slots__ = (
+        "_logits", "_survival", "adapter", "ahead", "count", "given", "keep", "places", "plain",
+        "read", "recalled", "shelf", "stream", "table", "tokens", "told",
+    )  # fmt: skip
 
     def __init__(
         self, stream: Stream, tokens: Tensor, keep: bool, piece: Piece | None = None
     ) -> None:
-        self.stream, self.tokens = stream, tokens
-        self.table, self.ahead = stream.table, stream._ahead
-        self.count = tokens.shape[0]
-        self.adapter = stream._adapter
+        self.stream, self.tokens, self.count, self.keep = stream, tokens, tokens.numel(), keep
+        self.table = stream._lease.table if stream.follows is None else stream.table
+        self.ahead, self.adapter = stream._ahead, stream._adapter
         self.shelf, self.recalled = stream._shelf, stream._recalled
         self.read = view.across(lane.table for lane in stream.reads) if stream.reads else []
-        self.places, self.told = None, piece is not None and piece.places is not None
+        self.places, self.given = None, piece is not None and piece.places is not None
         if stream.engine.spatial:
             given = None if piece is None else piece.places
             self.places = spatial.places(self.table, given, self.count, tokens.device)
-        elif self.told:
+        elif self.given:
             expected, hint = "None", "wrap the model with positions=Keep3D()"
             raise bad_value("feed", "places", expected, "some", hint)
         self._survival: Survival | None = None
-        if self.table.plan.choice is not None:
+        plan = self.table.plan
+        if plan.choice is not None:  # its regions say who stays
             self._survival = Survival(stream, piece or Piece(), self.count)
         elif piece is not None:
             check_plain(stream, piece)
-        self.chooses = self._survival is not None  # its regions say who stays
-        self.keep = keep
-        self._nll: list[Tensor] = []
-        self._logits: list[Tensor] = []
+        self.plain = (
+            plan.choice is None
+            and plan.fold is None
+            and self.shelf is None
+            and self.recalled is None
+            and not self.read
+        )
+        self.told: tuple[tuple[Scored, int, int], ...] = ()
+        self._logits: tuple[Tensor, ...] = ()
 
     def chunk(self, at: int, count: int) -> Tensor:
         """Its tokens from `at` on."""
@@ -63,16 +78,13 @@ class Reading:
         if self._survival is not None:
             self.table = self._survival.make_room(edit, self.table, count)
 
-    def take(self, nll: Tensor, logits: Tensor | None, ahead: tuple[Tensor, int]) -> None:
-        """What a model call says of it: nll [n], logits [n, V] after each token, if they are kept,
-        and rows of which one is the last of them.
-        """
-        self._nll.append(nll)
-        self.ahead = ahead
+    def note(self, logits: Tensor) -> None:
+        """Takes what is its own of what the model call before has said: logits [T, V]."""
+        told, lo, hi = self.told[-1]
         if self._survival is not None:
-            self.table = self._survival.note(self.table, nll)
-        if logits is not None:
-            self._logits.append(logits)
+            self.table = self._survival.note(self.table, told.nll[lo:hi])
+        if self.keep:
+            self._logits += (logits[lo:hi],)
 
     def commit(self) -> None:
         """The stream is that now."""
@@ -85,58 +97,56 @@ class Reading:
 
     def report(self, ms: float, vocab: int) -> Report:
         table, device = self.table, self.tokens.device
+        light = table.kept is None and table.folded is None  # else a report would hold on to much
+        if light and len(self.told) == 1 and not self.keep:
+            self.told[0][0].ms = ms
+            return late(*self.told[0], table)
+        nll = _joined([told.nll[lo:hi] for told, lo, hi in self.told], (0,), device)
+        logits = _joined(self._logits, (0, vocab), device) if self.keep else None
         alive = table.alive
-        return report(
-            tokens=self.count,
-            nll=self._nll[0] if len(self._nll) == 1 else _joined(self._nll, (0,), device),
-            alive=alive,
-            evicted=table.end - table.start - alive,
-            ms=ms,
-            logits=_joined(self._logits, (0, vocab), device) if self.keep else None,
-        )
+        return Report(self.count, nll, alive, table.tokens - alive, ms, logits)
 
 
-def _joined(parts: list[Tensor], none: tuple[int, ...], device: torch.device) -> Tensor:
+def _joined(parts: Sequence[Tensor], none: tuple[int, ...], device: torch.device) -> Tensor:
     if len(parts) == 1:
         return parts[0].clone()  # not a view that holds the figures of all other streams
-    return torch.cat(parts) if parts else torch.empty(none, device=device)
+    return torch.cat(list(parts)) if parts else torch.empty(none, device=device)
 
 
-def score(runs: Sequence[Reading], counts: Sequence[int], tokens: Tensor, logits: Tensor) -> None:
-    """Tells every run what its tokens scored against what predicted them, all at once.
+def known(ahead: Sequence[Ahead | None]) -> Tensor | None:
+    """What predicts the next token of each [B, V], if that is as an earlier call left it."""
+    first = ahead[0]
+    if first is None or first[0][0].shape[0] != len(ahead):
+        return None
+    cell = first[0]
+    for i, one in enumerate(ahead):
+        if one is None or one[0] is not cell or one[1] != i:
+            return None
+    return cell[0]
 
-    tokens [T] of one run after the other, counts how many of each; logits fp32 [T, V] after each.
+
+def score(
+    ahead: Sequence[Ahead | None],
+    rows: Tensor | None,
+    counts: Sequence[int],
+    tokens: Tensor,
+    logits: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """What tokens [T] scored against what predicted them, nll [T], and what predicts those to come,
+    the last row of each run [B, V].
+
+    ahead: what predicted the first token of each run, and all of that in a row, if it is `known`.
+    counts: tokens of each, which follow one another. logits fp32 [T, V] after each.
     """
-    first = _first([run.ahead for run in runs], logits)
+    if rows is None:
+        nowhere = torch.full_like(logits[0], torch.nan)
+        rows = torch.stack([nowhere if one is None else one[0][0][one[1]] for one in ahead])
     if len(counts) == len(tokens):  # one each
-        before, lasts = first, logits.clone()
+        before, lasts = rows, logits.clone()
     else:
         ends = list(accumulate(counts))
         before = torch.cat([logits[:1], logits[:-1]])
-        before[[end - n for end, n in zip(ends, counts, strict=True)]] = first
+        before[[end - n for end, n in zip(ends, counts, strict=True)]] = rows
         lasts = logits[[end - 1 for end in ends]]
     # Every row on its own, so that its bits are the same beside any others.
-    nll = before.log_softmax(-1).gather(1, tokens[:, None]).neg_()[:, 0]
-    ahead: Iterable[tuple[Tensor, int]] = zip(repeat(lasts), range(len(runs)), strict=False)
-    if len(runs) > 1 and lasts.nbytes > OWN_ROWS:
-        ahead = [(row.clone()[None], 0) for row in lasts]
-    keep = any(run.keep for run in runs)
-    after = _pieces(logits, counts) if keep else repeat(None)
-    for run, mine, rows, last in zip(runs, _pieces(nll, counts), after, ahead, strict=False):
-        run.take(mine, rows, last)
-
-
-def _first(ahead: Sequence[tuple[Tensor, int] | None], logits: Tensor) -> Tensor:
-    """What predicted the first token of each run [B, V]; nan where nothing did."""
-    known = ahead[0]
-    if known is not None and len(known[0]) == len(ahead):
-        rows = known[0]
-        if all(one is not None and one[0] is rows and one[1] == i for i, one in enumerate(ahead)):
-            return rows  # the same streams as in the step before
-    nowhere = torch.full_like(logits[0], torch.nan)
-    return torch.stack([nowhere if one is None else one[0][one[1]] for one in ahead])
-
-
-def _pieces(rows: Tensor, counts: Sequence[int]) -> Sequence[Tensor]:
-    one_each = len(counts) == rows.shape[0]
-    return rows[:, None].unbind(0) if one_each else rows.split(list(counts))
+    return F.cross_entropy(before, tokens, reduction="none"), lasts

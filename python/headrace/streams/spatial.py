@@ -91,7 +91,7 @@ def placed(
             {start: time for start, time in known.items() if start in held},
             first,
             max(int(mine.max()), -1 if old is None else old.top),
-            run.told or (old is not None and old.given),
+            run.given or (old is not None and old.given),
         )
         made.append(replace(table, placed=new, cell=table.cell))
     return made, torch.cat(where)

@@ -24,6 +24,12 @@ if TYPE_CHECKING:
     from .engine import Engine
 
 
+Ahead = tuple[list[Tensor], int]
+"""Logits [B, V] of all streams of a step, in a list of one, and the row that is of one stream: most
+are never looked at alone, and the list is filled when the model has said them.
+"""
+
+
 class Mark:
     """A moment of a stream to come back to; holds its pages until released or forgotten."""
 
@@ -40,6 +46,13 @@ class Mark:
 
 class Stream:
     """One sequence of tokens through the model of an engine; made by `Engine.open`."""
+
+    __slots__ = (
+        "__weakref__", "_adapter", "_ahead", "_history", "_lease", "_marks", "_recalled", "_shelf",
+        "engine", "follows", "reads",
+    )  # fmt: skip
+
+    _ahead: Ahead | None
 
     def __init__(
         self,
@@ -70,12 +83,11 @@ class Stream:
     @property
     def _last(self) -> Tensor | None:
         """Logits [V] that predict the next token."""
-        return None if self._ahead is None else self._ahead[0][self._ahead[1]]
+        return None if self._ahead is None else self._ahead[0][0][self._ahead[1]]
 
     @_last.setter
     def _last(self, last: Tensor | None) -> None:
-        # As the rows of all streams of a step, and which one: most are never looked at alone.
-        self._ahead: tuple[Tensor, int] | None = None if last is None else (last[None], 0)
+        self._ahead = None if last is None else ([last[None]], 0)
 
     @property
     def table(self) -> Table:

@@ -15,6 +15,9 @@ from ..errors import bad_type, bad_value
 BYTES = 256
 """Vocabulary of a model that reads bytes."""
 
+FEW = 64
+"""So many ids are looked at faster in a list."""
+
 Tokens = Tensor | np.ndarray | Sequence[int] | bytes | bytearray | memoryview | str
 
 
@@ -31,18 +34,35 @@ def ids_of_each(
     given: Sequence[Any], vocab: int, device: torch.device, op: str = "feed"
 ) -> tuple[list[Tensor], Tensor]:
     """`ids` of each, and of all in a row, with one look at the values."""
-    made = [
-        x
-        if type(x) is Tensor and x.dtype is torch.int64 and x.dim() == 1 and x.device == device
-        else _whole_numbers(x, vocab, device, op)
-        for x in given
-    ]
-    joined = made[0] if len(made) == 1 else torch.cat(made) if made else _from_host([], op)
+    made = list(given)
+    joined = _joined(made, device)
+    if joined is None:
+        made = [_whole_numbers(x, vocab, device, op) for x in given]
+        joined = made[0] if len(made) == 1 else torch.cat(made) if made else _from_host([], op)
     if count := joined.numel():
-        low, high = (int(joined),) * 2 if count == 1 else map(int, torch.aminmax(joined))
+        values = joined.tolist() if count <= FEW else [int(x) for x in torch.aminmax(joined)]
+        low, high = min(values), max(values)
         if low < 0 or high >= vocab:
             raise bad_value(op, "tokens", f"ids in [0, {vocab})", low if low < 0 else high)
     return made, joined
+
+
+def _joined(given: list[Any], device: torch.device) -> Tensor | None:
+    """All in a row, where each is int64 [T] on `device` already; else None, for a closer look.
+
+    The axes of what comes out tell those of all: only such are joined to such.
+    """
+    cpu = device.type == "cpu"
+    if {
+        x.dtype if type(x) is Tensor and (x.is_cpu if cpu else x.device == device) else None
+        for x in given
+    } != {torch.int64}:
+        return None
+    try:
+        joined: Tensor = given[0] if len(given) == 1 else torch.cat(given)
+    except RuntimeError:
+        return None
+    return joined if joined.dim() == 1 else None
 
 
 def _whole_numbers(tokens: Any, vocab: int, device: torch.device, op: str) -> Tensor:

@@ -1,0 +1,140 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Calls that go past torch's dispatcher: the same bits, and only where torch has no eye on them."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import headrace
+from headrace import ops
+from headrace.ops import registry
+from tests.ops.samples import SAMPLES
+
+OPS = sorted(ops.specs())
+
+
+def copied(args, kwargs):
+    copy = lambda x: x.clone() if isinstance(x, torch.Tensor) else x  # noqa: E731
+    return tuple(map(copy, args)), {name: copy(x) for name, x in kwargs.items()}
+
+
+def tensors(*given):
+    return [x for x in given if isinstance(x, torch.Tensor)]
+
+
+@pytest.mark.parametrize("name", OPS)
+def test_a_direct_call_has_the_bits_of_a_dispatched_one(name):
+    for make in SAMPLES[name]:
+        args, kwargs = make()
+        (args_d, kwargs_d), (args_t, kwargs_t) = copied(args, kwargs), copied(args, kwargs)
+        got = registry._DIRECT[name](args_d, kwargs_d)
+        assert got is not registry._SEEN
+        want = getattr(torch.ops.headrace, name)(*args_t, **kwargs_t)
+        got, want = (x if isinstance(x, tuple) else (x,) for x in (got, want))
+        pairs = [
+            *zip(tensors(*got), tensors(*want), strict=True),
+            *zip(
+                tensors(*args_d, *kwargs_d.values()),
+                tensors(*args_t, *kwargs_t.values()),
+                strict=True,
+            ),
+        ]
+        for mine, other in pairs:
+            assert mine.dtype == other.dtype
+            torch.testing.assert_close(mine, other, rtol=0, atol=0, equal_nan=True)
+
+
+def linear():
+    return torch.randn(3, 32), torch.randn(8, 32)
+
+
+def is_direct(*args, name="linear", **kwargs):
+    return registry._DIRECT[name](args, kwargs) is not registry._SEEN
+
+
+class Watching(TorchDispatchMode):
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.seen.append(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+def test_a_mode_sees_every_call():
+    x, w = linear()
+    assert is_direct(x, w)
+    with Watching() as mode:
+        ops.linear(x, w)
+    assert "headrace.linear.default" in mode.seen
+
+
+def test_a_profile_names_every_call():
+    x, w = linear()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        ops.linear(x, w)
+    assert "headrace::linear" in {event.key for event in profile.key_averages()}
+
+
+def test_a_trace_records_the_call():
+    x, w = linear()
+    traced = torch.jit.trace(lambda x: ops.linear(x, w), (x,), check_trace=False)
+    assert "headrace::linear" in str(traced.graph)
+    assert torch.equal(traced(2 * x), ops.linear(2 * x, w))
+
+
+def test_a_sign_still_to_be_turned_is_turned():
+    x, w = linear()
+    assert not is_direct(torch._neg_view(x), w)
+    assert torch.equal(ops.linear(torch._neg_view(x), w), ops.linear(-x, w))
+
+
+def test_a_parameter_is_a_tensor_and_a_subclass_is_not():
+    class Other(torch.Tensor):
+        pass
+
+    x, w = linear()
+    with torch.no_grad():
+        assert is_direct(x, torch.nn.Parameter(w))
+    assert not is_direct(x, w.as_subclass(Other))
+
+
+def test_what_autograd_would_record_is_refused():
+    x, w = linear()
+    with pytest.raises(ValueError, match="without requires_grad"):
+        ops.linear(x, torch.nn.Parameter(w))
+
+
+def test_numbers_of_other_types_are_converted_by_torch():
+    (args, kwargs) = SAMPLES["paged_attention"][0]()
+    given = kwargs | {"softcap": 0}
+    assert not is_direct(*args, name="paged_attention", **given)
+    got, want = (ops.paged_attention(*args, **k) for k in (given, kwargs | {"softcap": 0.0}))
+    assert torch.equal(got[0], want[0])
+
+
+def test_a_backend_asked_for_and_the_debug_mode_are_heard():
+    x, w = linear()
+    with headrace.use_backend("reference"):
+        assert not is_direct(x, w)
+    with headrace.debug():
+        assert not is_direct(x, w)
+    meta = torch.empty(3, 32, device="meta")
+    assert ops.linear(meta, torch.empty(8, 32, device="meta")).device.type == "meta"
+
+
+def test_autograd_hears_of_what_is_written():
+    x, grown = torch.randn(1, 1, 4, 8), torch.ones(1, requires_grad=True)
+    product = (grown * x).sum()
+    index, count = (
+        torch.tensor([[[1, 3]]], dtype=torch.int32),
+        torch.tensor([[2]], dtype=torch.int32),
+    )
+    ops.compact_inplace(x, index, count)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        product.backward()
+    with torch.inference_mode():
+        ops.compact_inplace(torch.randn(1, 1, 4, 8), index, count)
