@@ -69,6 +69,19 @@ def entry(
     return _made(", ".join(head), lines, args, [out.dtype for out in results])
 
 
+def outs(
+    args: Sequence[Arg], results: Sequence[Out]
+) -> Callable[[Mapping[str, Any], Mapping[str, int]], list[Tensor]]:
+    """A function of arguments by name and of all axes, also those that the values of arguments say,
+    that makes unwritten results on the CPU."""
+    made = []
+    for i, out in enumerate(results):
+        sizes = "".join(f"x['{axis}'], " for axis in out.axes.split())
+        dtype = f"b['{out.dtype}'].dtype" if isinstance(out.dtype, str) else f"kinds[{i}]"
+        made.append(f"empty(({sizes}), dtype={dtype})")
+    return _made("b, x", [f" return [{', '.join(made)}]"], args, [out.dtype for out in results])
+
+
 def _table(axes: Sequence[str]) -> str:
     return "{" + ", ".join(f"'{x}': x_{x}" for x in axes) + "}"
 

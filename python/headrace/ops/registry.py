@@ -102,7 +102,7 @@ def _direct(spec: OpSpec, cpu: Kernel) -> Callable[[Any, Any], Any]:
         if a.name not in names
     }
     entry = quick.entry(spec.args, spec.outs, spec.parameters, spec.defaults, kinds)
-    values, scaled = spec.values, "scale" in kinds
+    late, values, scaled = quick.outs(spec.args, spec.outs), spec.values, "scale" in kinds
 
     def run(args: Any, kwargs: Any) -> Any:
         if backends.current() != "auto" or audit.on or quick.watched():
@@ -115,7 +115,7 @@ def _direct(spec: OpSpec, cpu: Kernel) -> Callable[[Any, Any], Any]:
         if scaled and bound["scale"] is None:
             bound["scale"] = axes["D"] ** -0.5
         if outs is None:
-            outs = spec.empty_outs(bound, axes)
+            outs = late(bound, axes)
         cpu(bound, axes, outs)
         if spec.mutates and torch.is_grad_enabled():  # what autograd saved must not pass unnoticed
             written = [bound[name] for name in spec.mutates if bound[name] is not None]
