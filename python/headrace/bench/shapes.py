@@ -113,7 +113,7 @@ def cases(op: str | None, quick: bool) -> Iterator[Case]:
     linears = [(1, 2048, 2048), (256, 256, 1024)]
     chunks = [256]
     clips, rings = [(2, 220)], [(8, 1)]
-    mixes = [(64, 64, 1024), (256, 4, 1024)]
+    mixes, coded = [(64, 64, 1024), (256, 4, 1024)], [(64, 8), (64, 4)]
     masks, blocks = [(bf16, 2048)], [(bf16, 2048, True)]
     hstus: list[tuple[int, ...]] = [(1024, 256)]
     recalls = [(2**17, 1)]
@@ -128,6 +128,7 @@ def cases(op: str | None, quick: bool) -> Iterator[Case]:
         clips = [(1, 220), (1, 880), (4, 880)]
         rings = [(64, 1), (8, 64), (1, 1)]
         mixes = [(64, 64, 4096), (512, 8, 4096), (1, 1, 4096), (8, 8, 4096), (64, 1, 4096)]
+        coded = [(64, 8), (64, 4), (256, 4)]
         masks = [(d, n) for d in (bf16, f32) for n in (4096, 32768)]
         blocks = [(d, n, c) for d in (bf16, f32) for n in (4096, 8192) for c in (False, True)]
         recalls = [(10**6, 4)]  # together larger than a cache
@@ -170,7 +171,7 @@ def cases(op: str | None, quick: bool) -> Iterator[Case]:
         "lora": [partial(adapters.stack, *mix) for mix in mixes],
         "lora_rows": [
             *(partial(adapters.rows, *mix) for mix in mixes),
-            *(partial(adapters.rows, *mixes[0], bits=bits) for bits in (8, 4)),
+            *(partial(adapters.rows, n, n, mixes[0][2], bits=bits) for n, bits in coded),
             *(partial(adapters.without, n, mixes[0][2]) for n in (1, 64)),
         ],
     }

@@ -52,7 +52,7 @@ def advance(
     rows, told, cell, lo = known(ahead), Scored(), list[Tensor](), 0
     for i, (run, table, count) in enumerate(zip(runs, tables, counts, strict=True)):
         run.table, run.ahead = table, (cell, i)
-        run.told += ((told, lo, lo + count),)
+        run.told = (*run.told, (told, lo, lo + count)) if at else ((told, lo, lo + count),)
         lo += count
     folds = None
     if not plain and any(table.plan.fold is not None for table in tables):

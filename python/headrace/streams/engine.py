@@ -282,12 +282,21 @@ class Engine:
             mine = type(stream) is Stream and stream.engine is self
             if not mine or stream._lease.released or stream.reads:
                 self._check_stream(stream)
-        given = [x.tokens if isinstance(x, Piece) else x for x in batch.values()]
+        given: list[Any] = list(batch.values())
+        pieces: list[Piece | None] = []
+        if any([issubclass(kind, Piece) for kind in set(map(type, given))]):
+            pieces = [x if isinstance(x, Piece) else None for x in given]
+            given = [x.tokens if isinstance(x, Piece) else x for x in given]
+        elif self.spatial:
+            pieces = [None] * len(given)
         fed, joined = ids_of_each(given, self.vocab, self.device)
-        runs = [
-            Reading(stream, tokens, logits, x if isinstance(x, Piece) else None)
-            for (stream, x), tokens in zip(batch.items(), fed, strict=True)
-        ]
+        if pieces:
+            whats = zip(batch, fed, pieces, strict=True)
+            runs = [Reading(stream, tokens, logits, piece) for stream, tokens, piece in whats]
+            for run, piece in zip(runs, pieces, strict=True):
+                run.place(piece)
+        else:
+            runs = [Reading(*one, logits) for one in zip(batch, fed, strict=True)]
         odd = [run for run in runs if not run.plain]
         edit = Edit(self.pool)
         try:

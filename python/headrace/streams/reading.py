@@ -40,13 +40,8 @@ class Reading:
         self.ahead, self.adapter = stream._ahead, stream._adapter
         self.shelf, self.recalled = stream._shelf, stream._recalled
         self.read = view.across(lane.table for lane in stream.reads) if stream.reads else []
-        self.places, self.given = None, piece is not None and piece.places is not None
-        if stream.engine.spatial:
-            given = None if piece is None else piece.places
-            self.places = spatial.places(self.table, given, self.count, tokens.device)
-        elif self.given:
-            expected, hint = "None", "wrap the model with positions=Keep3D()"
-            raise bad_value("feed", "places", expected, "some", hint)
+        self.places: Tensor | None = None
+        self.given = False
         self._survival: Survival | None = None
         plan = self.table.plan
         if plan.choice is not None:  # its regions say who stays
@@ -62,6 +57,17 @@ class Reading:
         )
         self.told: tuple[tuple[Scored, int, int], ...] = ()
         self._logits: tuple[Tensor, ...] = ()
+
+    def place(self, piece: Piece | None) -> None:
+        """Where its tokens are, if they are in time, rows and columns. ValueError if they are not
+        and the piece says where."""
+        given = None if piece is None else piece.places
+        self.given = given is not None
+        if self.stream.engine.spatial:
+            self.places = spatial.places(self.table, given, self.count, self.tokens.device)
+        elif self.given:
+            expected, hint = "None", "wrap the model with positions=Keep3D()"
+            raise bad_value("feed", "places", expected, "some", hint)
 
     def chunk(self, at: int, count: int) -> Tensor:
         """Its tokens from `at` on."""
@@ -96,11 +102,13 @@ class Reading:
             stream._history = stream._history.extend(self.tokens.tolist())
 
     def report(self, ms: float, vocab: int) -> Report:
-        table, device = self.table, self.tokens.device
+        table = self.table
         light = table.kept is None and table.folded is None  # else a report would hold on to much
         if light and len(self.told) == 1 and not self.keep:
-            self.told[0][0].ms = ms
-            return late(*self.told[0], table)
+            scored, lo, hi = self.told[0]
+            scored.ms = ms
+            return late(scored, lo, hi, table)
+        device = self.tokens.device
         nll = _joined([told.nll[lo:hi] for told, lo, hi in self.told], (0,), device)
         logits = _joined(self._logits, (0, vocab), device) if self.keep else None
         alive = table.alive

@@ -52,17 +52,14 @@ def _joined(given: list[Any], device: torch.device) -> Tensor | None:
 
     The axes of what comes out tell those of all: only such are joined to such.
     """
-    cpu = device.type == "cpu"
-    if {
-        x.dtype if type(x) is Tensor and (x.is_cpu if cpu else x.device == device) else None
-        for x in given
-    } != {torch.int64}:
+    if set(map(type, given)) != {Tensor} or {x.dtype for x in given} != {torch.int64}:
         return None
     try:
         joined: Tensor = given[0] if len(given) == 1 else torch.cat(given)
     except RuntimeError:
         return None
-    return joined if joined.dim() == 1 else None
+    there = joined.is_cpu if device.type == "cpu" else joined.device == device
+    return joined if there and joined.dim() == 1 else None
 
 
 def _whole_numbers(tokens: Any, vocab: int, device: torch.device, op: str) -> Tensor:
