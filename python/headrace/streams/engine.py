@@ -36,7 +36,7 @@ from .history import History
 from .lane import Lane, Lanes, check_lanes
 from .piece import Piece
 from .positions import KNOWN, InCache, Keep3D, PerLane, Positions
-from .reading import Reading
+from .reading import Reading, commit, reports
 from .recalling import open_shelf
 from .report import Report
 from .stream import Stream
@@ -310,10 +310,9 @@ class Engine:
                     some = runs if all(counts) and not at else [r for r in runs if at < r.count]
                     self._calls(edit, some, at, whole)
             ms = (time.perf_counter() - began) * 1e3
-            reports = {run.stream: run.report(ms, self.vocab) for run in runs}
+            told = reports(runs, ms, self.vocab)
             with interrupts.deferred():
-                for run in runs:
-                    run.commit()
+                commit(runs)
                 edit.commit()
         except BaseException:
             with interrupts.deferred():
@@ -322,7 +321,7 @@ class Engine:
                     if run.shelf is not None:
                         run.shelf.undo()
             raise
-        return reports
+        return told
 
     def _calls(self, edit: Edit, runs: list[Reading], at: int, whole: Tensor | None) -> None:
         """One model call for all runs, or several where they have more adapters than fit.

@@ -92,27 +92,38 @@ class Reading:
         if self.keep:
             self._logits += (logits[lo:hi],)
 
-    def commit(self) -> None:
-        """The stream is that now."""
-        stream = self.stream
-        if self.shelf is not None:
-            self.shelf.commit()
-        stream._lease.table, stream._ahead = self.table, self.ahead
-        if stream._history is not None:
-            stream._history = stream._history.extend(self.tokens.tolist())
-
     def report(self, ms: float, vocab: int) -> Report:
-        table = self.table
-        light = table.kept is None and table.folded is None  # else a report would hold on to much
-        if light and len(self.told) == 1 and not self.keep:
-            scored, lo, hi = self.told[0]
-            scored.ms = ms
-            return late(scored, lo, hi, table)
-        device = self.tokens.device
+        """What it did, worked out now."""
+        table, device = self.table, self.tokens.device
         nll = _joined([told.nll[lo:hi] for told, lo, hi in self.told], (0,), device)
         logits = _joined(self._logits, (0, vocab), device) if self.keep else None
         alive = table.alive
         return Report(self.count, nll, alive, table.tokens - alive, ms, logits)
+
+
+def reports(runs: Sequence[Reading], ms: float, vocab: int) -> dict[Stream, Report]:
+    """What each did; worked out when it is asked for, unless that would hold on to much."""
+    made: dict[Stream, Report] = {}
+    for run in runs:
+        table = run.table
+        if len(run.told) == 1 and not run.keep and table.kept is None and table.folded is None:
+            scored, lo, hi = run.told[0]
+            scored.ms = ms
+            made[run.stream] = late(scored, lo, hi, table)
+        else:
+            made[run.stream] = run.report(ms, vocab)
+    return made
+
+
+def commit(runs: Sequence[Reading]) -> None:
+    """The streams are that now."""
+    for run in runs:
+        stream = run.stream
+        if run.shelf is not None:
+            run.shelf.commit()
+        stream._lease.table, stream._ahead = run.table, run.ahead
+        if stream._history is not None:
+            stream._history = stream._history.extend(run.tokens.tolist())
 
 
 def _joined(parts: Sequence[Tensor], none: tuple[int, ...], device: torch.device) -> Tensor:
