@@ -118,11 +118,14 @@ def _over_codes(args: tuple[Tensor, ...], inv_freq: Tensor, codes: torch.dtype, 
     q, k_pages, v_pages, *rest = args
     top = 127 if codes == torch.int8 else 448
     scales: dict[str, Any] = {}
-    pages = []
-    for name, x, axis in (("k_scale", k_pages, 2), ("v_scale", v_pages, 3)):
+    count, kv_heads, dim, size = k_pages.shape
+    pool = PagePool(1, count, kv_heads, dim, size, codes)
+    pages = [pool.k[0], pool.v[0]]
+    parts = ("k_scale", "v_scale"), (k_pages, v_pages), (2, 3), pages
+    for name, x, axis, room in zip(*parts, strict=True):
         scales[name] = x.abs().amax(axis).float().clamp(min=1e-6) / top
         y = x.float().div_(scales[name].unsqueeze(axis))
-        pages.append((y.round_() if codes == torch.int8 else y).to(codes))
+        room.copy_(y.round_() if codes == torch.int8 else y)
     coded = (q, *pages, *rest)
     # The peer's pages hold what the codes stand for, so that both compute the same.
     floats = [
