@@ -3,6 +3,7 @@
 
 import copy
 import json
+import math
 import sys
 from pathlib import Path
 
@@ -118,7 +119,7 @@ def test_an_aim_bounds_one_side_and_measures(aim, found):
     assert aim.met(bar * 1.01) is up
     assert aim.met(bar * 0.99) is not up
     if aim.file in found:
-        assert aim.measure(found[aim.file]) > 0
+        assert math.isfinite(aim.measure(found[aim.file]))  # a slope or a loss may be below 0
 
 
 def test_an_aim_of_no_shape_is_an_error(found):

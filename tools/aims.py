@@ -19,7 +19,8 @@ def _attention() -> Iterator[Aim]:
     yield Aim(
         "attention", f"{decode}: share of the floor, mean", file, mean("decode bf16", "of_floor"),
         0.75, unit="%",
-        why="short caches end before two cores reach the memory's full rate",
+        why="59 and 74% in two runs, while memory gave 70 and 35 GB/s: beyond some 45 GB/s"
+        " bf16 keys for four query heads are bound by multiply-adds",
     )  # fmt: skip
     yield Aim(
         "attention", f"{decode}: time over re-indexing off, worst shape", file,
@@ -27,7 +28,8 @@ def _attention() -> Iterator[Aim]:
     )  # fmt: skip
     yield Aim(
         "attention", "decode from int8 pages, 64k cached: time of bf16 pages over it, mean", file,
-        mean("decode int8"), 1.5,
+        mean("decode int8"), 1.5, why="1.6 where memory gives 35 GB/s; at 70 both are bound by"
+        " multiply-adds, of which they take the same",
     )  # fmt: skip
     file = "bench-attention.json"
     peak = (
@@ -186,7 +188,8 @@ def _runtime() -> Iterator[Aim]:
     yield Aim(
         "runtime", "engine's share of a step, 32 streams of one token", "engine-overhead.json",
         share, most=0.1, unit="%",
-        why="some 11 us of Python a stream: tokens, scores, reports; tables and views are compiled",
+        why="7.5 to 11% in a dozen runs: 210 to 290 us of Python, most of it code and objects that"
+        " the model's weights pushed out of the caches",
     )  # fmt: skip
     file = "soak.json"
     yield Aim(
