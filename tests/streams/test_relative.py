@@ -16,6 +16,7 @@ from .rings import DENOISER, NOISE, clip, constant, played, ring, stacked
 from .tiny import TinyDecoder, gap, streamed, tokens
 
 BOUND = 2e-4
+CLAMPED = view._clamped
 SCHEMES = [Relative(31, 16), Relative(40, 7), Relative(20, 1), Relative(15, 16), Relative(500, 64)]
 
 
@@ -104,6 +105,23 @@ def test_entries_of_a_page_that_two_blocks_share():
         (5, 3, 1, 100, 36, 116),
     ]
     assert {r[6] for r in rows} == {far}
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        lambda row, table: [row],  # nothing stands still
+        lambda row, table: [(*r[:4], r[4] + 1, *r[5:]) for r in CLAMPED(row, table)],
+        lambda row, table: CLAMPED(row, replace(table, start=table.start + 1)),  # other blocks
+    ],
+    ids=["unclamped", "one further", "other blocks"],
+)
+def test_a_block_that_stands_elsewhere_shows(monkeypatch, wrong):
+    model, fed, positions = TinyDecoder(), tokens(150), Relative(31, 16)
+    want = oracle(model, fed, Window(None), positions)
+    monkeypatch.setattr(view, "_clamped", wrong)
+    with wrap(model, memory=Window(None), positions=positions, page_size=16) as e:
+        assert gap(streamed(e, fed, 13), want) > 10 * BOUND
 
 
 def test_what_cannot_be_clamped_gets_one_line():
