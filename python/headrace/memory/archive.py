@@ -22,7 +22,7 @@ from ..errors import bad_type, bad_value
 from .disk import Disk
 from .layout import CODECS, Layout
 from .pool import PagePool
-from .regions import Plan, Region
+from .regions import Behind, Plan, Region
 from .segment import Fault, Record
 from .shelf import Shelf
 from .summary import FIELDS, Index
@@ -86,21 +86,15 @@ class Archive(Region):
         )
 
 
-@dataclass(frozen=True)
-class Spill(Region):
+@dataclass(frozen=True, repr=False)
+class Spill(Behind):
     """`near >> archive`. Sees what near keeps; what else a query sees is up to `Stream.recall`."""
 
-    near: Region
-    archive: Archive
+    far: Archive
 
-    def keeps(self, query: Tensor, key: Tensor) -> Tensor:
-        return self.near.keeps(query, key)
-
-    def plan(self) -> Plan:
-        return self.near.plan()
-
-    def __repr__(self) -> str:
-        return f"{self.near!r} >> {self.archive!r}"
+    @property
+    def archive(self) -> Archive:
+        return self.far
 
 
 class ArchiveStore:

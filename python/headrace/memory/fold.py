@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..errors import bad_type, bad_value, unsupported
-from .regions import ALONE, UNLIMITED, Plan, Region
+from .regions import ALONE, UNLIMITED, Behind, Plan, Region
 
 FEATURES = {"relu": torch.relu, "elu1": lambda x: torch.where(x > 0, x + 1, x.exp())}
 MERGES = ("mass", "add")
@@ -73,24 +73,21 @@ class Fold(Region):
         )
 
 
-@dataclass(frozen=True)
-class Folding(Region):
+@dataclass(frozen=True, repr=False)
+class Folding(Behind):
     """`near >> fold`. A query sees what near keeps, and of all before that the state."""
 
-    near: Region
-    fold: Fold
+    far: Fold
 
-    def keeps(self, query: Tensor, key: Tensor) -> Tensor:
-        return self.near.keeps(query, key)
+    @property
+    def fold(self) -> Fold:  # type: ignore[override]
+        return self.far
 
     def plan(self) -> Plan:
-        return replace(self.near.plan(), fold=self.fold)
+        return replace(self.near.plan(), fold=self.far)
 
     def __rshift__(self, other: Region) -> Region:
         raise unsupported("wrap", "memory", ALONE, f"{self!r} >> {other!r}")
-
-    def __repr__(self) -> str:
-        return f"{self.near!r} >> {self.fold!r}"
 
 
 @dataclass(frozen=True)

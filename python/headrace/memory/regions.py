@@ -266,6 +266,24 @@ class Union(Region):
         return " + ".join(map(repr, self.regions))
 
 
+@dataclass(frozen=True)
+class Behind(Region):
+    """`near >> far`: a query sees what near keeps; what else it sees is up to what takes that
+    which near evicts."""
+
+    near: Region
+    far: Region
+
+    def keeps(self, query: Tensor, key: Tensor) -> Tensor:
+        return self.near.keeps(query, key)
+
+    def plan(self) -> Plan:
+        return self.near.plan()
+
+    def __repr__(self) -> str:
+        return f"{self.near!r} >> {self.far!r}"
+
+
 def compile_plan(memory: Region, choosing: bool = False, folding: bool = False) -> Plan:
     """The plan of a whole memory. Raises TypeError, ValueError or NotImplementedError when it is
     not one; choosing: whether its regions may choose who stays; folding: whether it may fold.
