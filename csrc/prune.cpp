@@ -15,9 +15,7 @@ namespace headrace {
 
 namespace {
 
-const PruneKernels& kernels() {
-  return HEADRACE_PICK(prune);
-}
+const PruneKernels& kernels() { return HEADRACE_PICK(prune); }
 
 constexpr std::int64_t kElements = 1 << 16;  // that a work item is worth
 

@@ -78,19 +78,20 @@ struct Width {
   static constexpr int value = N;
 };
 
-// Rows of bf16, paired up along the depth as they are read. Where their number is odd the last one
-// comes twice, and finds a weight of 0.
+// Rows [begin, end) of bf16, begin 0 or 1, paired up along the depth as they are read. A row
+// without a partner comes twice; what multiplies the partner is 0.
 struct RowPairs {
   const bf16* at;
   std::int64_t ld;
-  int rows;
+  int begin, end;
   static constexpr bool woven = true;
   template <int N>
   void read(int pair, Pairs* out) const {
-    const bf16* row = at + 2 * pair * ld;
-    pair_rows<N>(row, 2 * pair + 1 < rows ? row + ld : row, out);
+    const int even = 2 * pair < begin ? begin : 2 * pair;
+    const int odd = 2 * pair + 1 < end ? 2 * pair + 1 : end - 1;
+    pair_rows<N>(at + even * ld, at + odd * ld, out);
   }
-  RowPairs columns(int n) const { return {at + n, ld, rows}; }
+  RowPairs columns(int n) const { return {at + n, ld, begin, end}; }
 };
 // Pairs that lie as they are multiplied: [depth / 2][kTile].
 struct PackedPairs {
@@ -188,7 +189,7 @@ struct Paired {
                      float* s, int rows, int cols, float scale, bool exact, const void* next,
                      std::int64_t bytes) {
     const bf16* a = reinterpret_cast<const bf16*>(q);
-    const RowPairs b{keys, ld, dim};
+    const RowPairs b{keys, ld, 0, dim};
     if (exact) {
       dots<false, 1>(a, 2 * dim, 0, b, dim, s, kTile, rows, cols, scale, next, bytes);
     } else {
@@ -217,8 +218,11 @@ struct Paired {
   static void values(const float* s, const float*, int column, const bf16* v, std::int64_t ld,
                      int tokens, float* o, int rows, int dim, const void* next,
                      std::int64_t bytes) {
-    dots<true, 1>(reinterpret_cast<const bf16*>(s) + column, 2 * kTile, 0, RowPairs{v, ld, tokens},
-                  tokens, o, dim, rows, dim, 1.f, next, bytes);
+    // Pairs are those of even columns, so that sums do not know where a block begins.
+    const int begin = column % 2, end = begin + tokens;
+    dots<true, 1>(reinterpret_cast<const bf16*>(s) + column - begin, 2 * kTile, 0,
+                  RowPairs{v - begin * ld, ld, begin, end}, end, o, dim, rows, dim, 1.f, next,
+                  bytes);
   }
 };
 
