@@ -104,6 +104,9 @@ inline void hsum4(const F* a, float* out) {
   _MM_TRANSPOSE4_PS(t[0], t[1], t[2], t[3]);
   _mm_storeu_ps(out, _mm_add_ps(_mm_add_ps(t[0], t[2]), _mm_add_ps(t[1], t[3])));
 }
+inline void hsum8(const F* a, float* out) {
+  for (int i = 0; i < 8; i += 4) hsum4(a + i, out + i);
+}
 inline void hsum16(const F* a, float* out) {
   for (int i = 0; i < 16; i += 4) hsum4(a + i, out + i);
 }

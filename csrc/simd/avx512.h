@@ -101,7 +101,30 @@ inline void hsum4(const F* a, float* out) {
   _MM_TRANSPOSE4_PS(t[0], t[1], t[2], t[3]);
   _mm_storeu_ps(out, _mm_add_ps(_mm_add_ps(t[0], t[2]), _mm_add_ps(t[1], t[3])));
 }
-// out[i] = hsum(a[i]) for sixteen, in the same tree.
+// out[i] = hsum(a[i]) for eight and for sixteen, in the same tree.
+inline void hsum8(const F* a, float* out) {
+  __m512 t[4];
+  for (int n = 0; n < 4; ++n) {
+    const __m512 x = a[n].v, y = a[4 + n].v;
+    t[n] = _mm512_add_ps(_mm512_shuffle_f32x4(x, y, 0x44), _mm512_shuffle_f32x4(x, y, 0xee));
+  }
+  // Lanes: two halves of the first sum, then of the second.
+  const auto quarters = [&](int n) {
+    const __m512 even = _mm512_shuffle_f32x4(t[n], t[n + 1], 0x88);
+    return _mm512_add_ps(even, _mm512_shuffle_f32x4(t[n], t[n + 1], 0xdd));
+  };
+  const __m512 x = quarters(0), y = quarters(2);  // [0, 4, 1, 5] and [2, 6, 3, 7]
+  const __m512 low = _mm512_shuffle_f32x4(x, y, 0x88), high = _mm512_shuffle_f32x4(x, y, 0xdd);
+  // [0, 1, 2, 3] and [4, 5, 6, 7]: a transpose within four lanes of each.
+  const auto sums = [](__m512 v) {
+    const __m512i order = _mm512_set_epi32(15, 11, 7, 3, 14, 10, 6, 2, 13, 9, 5, 1, 12, 8, 4, 0);
+    const __m512 u = _mm512_permutexvar_ps(order, v);  // element 0 of all, then 1, ...
+    const __m256 a02 = _mm256_add_ps(_mm512_castps512_ps256(u), _mm512_extractf32x8_ps(u, 1));
+    return _mm_add_ps(_mm256_castps256_ps128(a02), _mm256_extractf128_ps(a02, 1));
+  };
+  _mm_storeu_ps(out, sums(low));
+  _mm_storeu_ps(out + 4, sums(high));
+}
 inline void hsum16(const F* a, float* out) {
   __m512 t[4];
   for (int n = 0; n < 4; ++n) {

@@ -143,6 +143,9 @@ inline float hsum(F a) { return (a.v[0] + a.v[2]) + (a.v[1] + a.v[3]); }
 inline void hsum4(const F* a, float* out) {
   for (int i = 0; i < 4; ++i) out[i] = hsum(a[i]);
 }
+inline void hsum8(const F* a, float* out) {
+  for (int i = 0; i < 8; i += 4) hsum4(a + i, out + i);
+}
 inline void hsum16(const F* a, float* out) {
   for (int i = 0; i < 16; i += 4) hsum4(a + i, out + i);
 }

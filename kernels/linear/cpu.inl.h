@@ -112,6 +112,7 @@ inline void dots(const LinearArgs& a, const typename Lanes<X, W>::Packed* x, std
   alignas(64) float sums[(M * N + 15) / 16 * 16];
   int i = 0;
   for (; i + 16 <= M * N; i += 16) hsum16(acc + i, sums + i);
+  for (; i + 8 <= M * N; i += 8) hsum8(acc + i, sums + i);
   for (; i < M * N; i += 4) hsum4(acc + i, sums + i);
   if (a.bias) {
     for (int n = 0; n < cols; ++n) {
