@@ -39,12 +39,13 @@ def advance(
         with interrupts.deferred():
             for run, count in zip(runs, counts, strict=True):
                 run.make_room(edit, count)
-    tables, where = edit.advance([run.table for run in runs], counts)
+    sheet = engine._sheet
+    tables = edit.grow([run.table for run in runs], counts, sheet.slots(len(tokens)))
     reads = [] if plain else [run.read for run in runs]
     recalled = [] if plain else by_layer(engine, runs, tables, counts)
     if engine.spatial:
         tables, places = spatial.placed(tables, runs, at, counts)
-    step = view.View.after(tables, counts, where, engine.device, reads, recalled)
+    step = view.View.after(tables, counts, sheet, engine.device, reads, recalled)
     if engine.spatial:
         step = spatial.widened(engine, step, tables, places)
     overdue = edit.overdue(tables)

@@ -180,6 +180,7 @@ class Engine:
             self.archive = ArchiveStore(memory.archive, self.pool, self._inv_freq)
         self._listen: Callable[[int, Tensor, Tensor], None] | None = None
         self._seen: Callable[[int, Tensor, view.View], tuple[Tensor, Tensor]] | None = None
+        self._sheet = view.Sheet()
         self._linear: Callable[..., Tensor] = ops.linear if exact else F.linear
         self.adapters = adapters
         self._sites = None if adapters is None else Sites(model, adapters)
