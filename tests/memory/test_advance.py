@@ -54,11 +54,11 @@ class Compiled(World):
 
     def __init__(self, memory, pages):
         super().__init__(memory, pages)
-        self.sheet = view.Sheet()
+        self.sheet = view.Sheet(CPU)
 
     def advance(self, edit, tables, counts):
         grown = edit.grow(tables, counts, self.sheet.slots(sum(counts)))
-        step = View.after(grown, counts, self.sheet, CPU)
+        step = View.after(grown, counts, self.sheet)
         return step, edit.let_go(grown)
 
 
@@ -256,7 +256,7 @@ def test_an_interrupt_at_any_moment_leaves_a_pool_that_undo_restores():
 
 
 def test_a_sheet_shows_the_slots_of_the_step_after_one_that_went_no_further():
-    sheet = view.Sheet()
+    sheet = view.Sheet(CPU)
     for step, (tokens, goes_on) in enumerate([(2, True), (5, False), (2, True)]):
         slots = np.frombuffer(sheet.slots(tokens), np.int64)
         slots[:] = range(step, step + len(slots))
@@ -266,7 +266,7 @@ def test_a_sheet_shows_the_slots_of_the_step_after_one_that_went_no_further():
 
 
 def test_a_step_of_as_many_rows_is_written_over_the_last():
-    sheet = view.Sheet()
+    sheet = view.Sheet(CPU)
     sheet.slots(2)
     sheet.room(2, 3, 2)
     first = sheet.view

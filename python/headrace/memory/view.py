@@ -149,12 +149,11 @@ class View:
         tables: list[Table],
         counts: list[int],
         sheet: Sheet,
-        device: torch.device,
         others: Sequence[Sequence[Row]] = (),
         by_layer: Sequence[Sequence[Sequence[Row]]] = (),
     ) -> View:
         """From tables that end with so many tokens each, which are the queries, on a sheet that
-        has their slots.
+        has their slots; on its device.
 
         others: for each stream, entries of other streams that its queries read before its own.
         by_layer: all entries of each stream for each layer, where layers recalled blocks of their
@@ -164,8 +163,9 @@ class View:
         _C.view_tables(tables, counts, before, _fresh, sheet.room)
         step = sheet.view
         if by_layer:
-            step = replace(step, by_layer=tuple(_listed(views, device) for views in by_layer))
-        return step if device.type == "cpu" else step.to(device)
+            layers = (_listed(views, sheet.device) for views in by_layer)
+            step = replace(step, by_layer=tuple(layers))
+        return step if sheet.host else step.to(sheet.device)
 
     def to(self, device: torch.device) -> View:
         """The same on a device."""
@@ -200,16 +200,17 @@ class View:
 
 
 class Sheet:
-    """What a view is written on. The next one of as many rows is written over it, for small tensors
-    take longer to make than to fill: whoever reads a view is done before the next is made.
+    """What views for a device are written on. The next of as many rows is written over the last,
+    for small tensors take longer to make than to fill: whoever reads a view is done before that.
 
-    view: the last one, on the CPU.
+    host: whether the device is the CPU. view: the last one, on the CPU.
     """
 
-    __slots__ = ("_room", "_sizes", "_where", "view")
+    __slots__ = ("_room", "_sizes", "_where", "device", "host", "view")
     view: View
 
-    def __init__(self) -> None:
+    def __init__(self, device: torch.device) -> None:
+        self.device, self.host = device, device.type == "cpu"
         self._where = bytearray()
         self._sizes: tuple[int, int, int] | None = None
         self._room: tuple[bytearray, ...]

@@ -58,8 +58,7 @@ def _joined(given: list[Any], device: torch.device) -> Tensor | None:
         joined: Tensor = given[0] if len(given) == 1 else torch.cat(given)
     except RuntimeError:
         return None
-    there = joined.is_cpu if device.type == "cpu" else joined.device == device
-    return joined if there and joined.dim() == 1 else None
+    return joined if joined.device == device and joined.dim() == 1 else None
 
 
 def _whole_numbers(tokens: Any, vocab: int, device: torch.device, op: str) -> Tensor:
