@@ -4,6 +4,8 @@
 from collections.abc import Callable, Sequence
 from typing import Any, TypedDict
 
+from torch import Tensor
+
 class BuildInfo(TypedDict):
     compiler: str
     flags: str
@@ -396,6 +398,9 @@ def view_tables(
     room: Callable[[int, int, int], tuple[bytearray, ...]],
 ) -> None: ...
 def overdue_tables(tables: list[Any], page_size: int) -> list[int]: ...
+def join_ids(
+    given: list[Any], kind: type[Tensor], exchange: Any, vocab: int, make: Callable[[int], Tensor]
+) -> tuple[list[int], Tensor] | None: ...
 def crc32c(data: int, size: int) -> int: ...
 def copy_runs(to: int, from_: int, size: int, runs: int, threads: int) -> None: ...
 def read_parts(

@@ -174,6 +174,5 @@ def score(
         before = torch.cat([logits[:1], logits[:-1]])
         before[[end - n for end, n in zip(ends, counts, strict=True)]] = rows
         lasts = logits[[end - 1 for end in ends]]
-    # Those of several are a copy already; one's own are as the caller gave them.
-    told.take(before, tokens if len(counts) > 1 else tokens.clone())
+    told.take(before, tokens)
     return lasts

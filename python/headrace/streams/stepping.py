@@ -40,12 +40,12 @@ def step(
         given = [x.tokens if isinstance(x, Piece) else x for x in given]
     elif engine.spatial:
         pieces = [None] * len(given)
-    fed, joined = ids_of_each(given, engine.vocab, engine.device)
+    counts, joined = ids_of_each(given, engine.vocab, engine.device)
     if not pieces and not logits:
-        counts = [x.numel() for x in fed]
         leases = abreast.leases(streams, counts, engine.chunk)
         if leases is not None:
             return abreast.step(engine, streams, leases, counts, joined, began)
+    fed = joined.split(counts)
     if pieces:
         whats = zip(streams, fed, pieces, strict=True)
         runs = [Reading(stream, tokens, logits, piece) for stream, tokens, piece in whats]
