@@ -89,7 +89,8 @@ def lane(which, start=0, **options):
 @pytest.mark.parametrize(
     ("opened", "takes"),
     [
-        (adapted, 0), (lane("first"), 2), (lane("second", start="first"), 0), (lane("second", reads=("first",)), 0)
+        (adapted, 0), (lane("first"), 2), (lane("second", start="first"), 0),
+        (lane("second", reads=("first",)), 0),
     ],
     ids=["adapted", "a lane", "a lane that follows", "a lane that reads"],
 )  # fmt: skip

@@ -14,8 +14,8 @@ from torch import Tensor
 from .. import ops
 from ..adapters import Adapter, AdapterBank
 from ..errors import bad_type, bad_value, unsupported
-from ..memory import ArchiveStore, Lease, PagePool, Plan, Region, Spill, Table, most_pages, view
-from ..memory.regions import UNLIMITED, compile_plan
+from ..memory import ArchiveStore, Lease, PagePool, Plan, Region, Spill, Table, view
+from ..memory.regions import compile_plan
 from . import opening, spatial, stepping
 from .adapting import Sites
 from .folding import check_model
@@ -27,11 +27,6 @@ from .recalling import open_shelf
 from .report import Report
 from .stream import Stream
 from .tokens import Tokens
-
-STREAMS = 16
-"""Streams that a pool of the default size has room for."""
-DENSE_TOKENS = 1 << 16
-"""Tokens that it has room for when the window is unlimited."""
 
 
 class Model(Protocol):
@@ -150,7 +145,7 @@ class Engine:
             c.layers,
             pool_pages
             or sum(
-                _default_pages(plan, page_size, chunk)
+                opening.default_pages(plan, page_size, chunk)
                 for plan in self._lane_plans.values() or [self.plan]
             )
             + (memory.archive.pages if isinstance(memory, Spill) else 0),
@@ -281,17 +276,6 @@ class Engine:
     def _check_open(self, op: str) -> None:
         if self.closed:
             raise bad_value(op, "engine", "an open engine", "a closed one")
-
-
-def _default_pages(plan: Plan, page_size: int, chunk: int) -> int:
-    if plan.choice is not None and plan.choice.capacity is not None:
-        # Before and after the step, and what comes in it.
-        return STREAMS * 2 * most_pages(plan.choice.capacity + chunk, page_size)
-    if plan.reach >= UNLIMITED:
-        return plan.pinned_pages(page_size) + -(-DENSE_TOKENS // page_size)
-    # A step of several chunks keeps what the window was until it succeeds, beside what it becomes.
-    window = 2 * plan.window_pages(page_size) + -(-chunk // page_size) + 1
-    return STREAMS * (plan.pinned_pages(page_size) + window)
 
 
 def describe(engine: Engine) -> dict[str, Any]:

@@ -174,5 +174,5 @@ def score(
         before = torch.cat([logits[:1], logits[:-1]])
         before[[end - n for end, n in zip(ends, counts, strict=True)]] = rows
         lasts = logits[[end - 1 for end in ends]]
-    told.take(before, tokens)
+    told.take(before, tokens, len(counts))
     return lasts

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from ..memory import Table
 
-WAITING = 1 << 16
-"""Bytes of logits that a report may hold on to until it is asked what they say."""
+WAITING = 1 << 12
+"""Bytes of logits for each report that may wait until one is asked what they say."""
 
 
 @dataclass(frozen=True)
@@ -80,12 +80,12 @@ class Scored:
         self._nll: Tensor | None = None
         self._what: tuple[Tensor, Tensor] | None = None
 
-    def take(self, before: Tensor, tokens: Tensor) -> None:
-        """tokens [T] are to be scored against what predicted them, logits fp32 [T, V]: when that is
-        first asked, unless much waited for it. Neither may change any more.
+    def take(self, before: Tensor, tokens: Tensor, reports: int) -> None:
+        """tokens [T] of so many reports are to be scored against what predicted them, logits fp32
+        [T, V]: when that is first asked, unless much waited for it. Neither may change any more.
         """
         self._what = before, tokens
-        if before.nbytes > WAITING:
+        if before.nbytes > WAITING * reports:
             self._score()
 
     @property
