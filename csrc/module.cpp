@@ -17,7 +17,8 @@ namespace headrace::bind {
 #define HEADRACE_DECLARE(family) void family##_family(py::module_& m);
 HEADRACE_EACH_FAMILY(HEADRACE_DECLARE)
 #undef HEADRACE_DECLARE
-void tables(py::module_& m);  // of streams; no kernels
+void tables(py::module_& m);  // of streams, as is the next; no kernels
+void tokens(py::module_& m);
 }  // namespace headrace::bind
 
 PYBIND11_MODULE(_C, m) {
@@ -47,4 +48,5 @@ PYBIND11_MODULE(_C, m) {
   HEADRACE_EACH_FAMILY(HEADRACE_BIND)
 #undef HEADRACE_BIND
   headrace::bind::tables(m);
+  headrace::bind::tokens(m);
 }

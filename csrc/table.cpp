@@ -7,6 +7,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <string>
 #include <utility>
 #include <vector>
 
@@ -31,85 +32,122 @@ Int number(PyObject* x) {
   return value;
 }
 
-// Names of attributes, made once and never freed.
-struct Names {
-  PyObject* end = PyUnicode_InternFromString("end");
-  PyObject* plan = PyUnicode_InternFromString("plan");
-  PyObject* reach = PyUnicode_InternFromString("reach");
-  PyObject* pinned = PyUnicode_InternFromString("pinned");
-  PyObject* window = PyUnicode_InternFromString("window");
-  PyObject* cell = PyUnicode_InternFromString("cell");
-  PyObject* slots = PyUnicode_InternFromString("__slots__");
+// Where the slots of a class lie in its objects.
+struct Slots {
+  explicit Slots(PyTypeObject* type) : type(type) {
+    const py::handle of(reinterpret_cast<PyObject*>(type));
+    for (py::handle name : of.attr("__slots__")) {
+      const py::object slot = py::getattr(of, name);
+      if (Py_TYPE(slot.ptr()) != &PyMemberDescr_Type) throw py::type_error("a class of slots");
+      names.push_back(name.cast<std::string>());
+      offsets.push_back(reinterpret_cast<PyMemberDescrObject*>(slot.ptr())->d_member->offset);
+    }
+  }
+  Py_ssize_t offset(const char* name) const {
+    const auto found = std::find(names.begin(), names.end(), name);
+    if (found == names.end()) throw py::type_error(std::string("a class with the slot ") + name);
+    return offsets[found - names.begin()];
+  }
+
+  PyTypeObject* type;
+  std::vector<std::string> names;
+  std::vector<Py_ssize_t> offsets;
 };
 
-const Names& names() {
-  static const Names* made = new Names;
-  return *made;
+// The slots of tables and plans that are looked at here.
+struct Layout {
+  explicit Layout(PyTypeObject* type) : all(type) {}
+
+  Slots all;
+  Py_ssize_t end = all.offset("end"), plan = all.offset("plan"), pinned = all.offset("pinned"),
+             window = all.offset("window"), cell = all.offset("cell");
+};
+
+PyObject*& slot(PyObject* of, Py_ssize_t offset) {
+  return *reinterpret_cast<PyObject**>(reinterpret_cast<char*>(of) + offset);
 }
 
-py::object get(PyObject* of, PyObject* name) {
-  return py::reinterpret_steal<py::object>(checked(PyObject_GetAttr(of, name)));
+// The layout of these tables, which are all of one class.
+const Layout* layout(const py::list& tables) {
+  static const Layout* known = nullptr;  // never freed
+  for (py::handle table : tables) {
+    if (known && Py_TYPE(table.ptr()) == known->all.type) continue;
+    if (table.ptr() != PyList_GET_ITEM(tables.ptr(), 0)) throw py::type_error("tables of a class");
+    known = new Layout(Py_TYPE(table.ptr()));
+  }
+  return known;
 }
-
-Int get_int(PyObject* of, PyObject* name) { return number(get(of, name).ptr()); }
 
 struct Page {
   Int id, start, origin;
 };
 
 struct Run {
-  explicit Run(PyObject* table) : pages(get(table, names().window)), size(PyTuple_Size(ptr())) {
+  explicit Run(PyObject* pages) : pages(pages), size(PyTuple_Size(pages)) {
     if (size < 0) throw py::error_already_set();
   }
-  PyObject* ptr() const { return pages.ptr(); }
   PyObject* item(Py_ssize_t i, Py_ssize_t column) const {
-    return checked(PyTuple_GetItem(checked(PyTuple_GetItem(ptr(), i)), column));
+    return checked(PyTuple_GetItem(checked(PyTuple_GetItem(pages, i)), column));
   }
   Int start(Py_ssize_t i) const { return number(item(i, 1)); }
   Page operator[](Py_ssize_t i) const { return {number(item(i, 0)), start(i), number(item(i, 2))}; }
 
-  py::object pages;
+  PyObject* pages;
   Py_ssize_t size;
 };
 
-// Where the slots of a class lie in its objects, and which of them holds the end.
-struct Slots {
-  explicit Slots(PyTypeObject* type) : type(type) {
-    const py::object all = get(reinterpret_cast<PyObject*>(type), names().slots);
-    for (py::handle name : all) {
-      const py::object slot = get(reinterpret_cast<PyObject*>(type), name.ptr());
-      if (Py_TYPE(slot.ptr()) != &PyMemberDescr_Type) throw py::type_error("a table of slots");
-      at.push_back(reinterpret_cast<PyMemberDescrObject*>(slot.ptr())->d_member->offset);
-      if (name.equal(py::handle(names().end))) end = at.back();
-    }
+// A table, read where its slots lie.
+struct Table {
+  PyObject* held(Py_ssize_t offset) const {
+    PyObject* value = slot(object, offset);
+    if (!value) throw py::value_error("a table with all of its slots");
+    return value;
   }
-  static PyObject*& of(PyObject* object, Py_ssize_t offset) {
-    return *reinterpret_cast<PyObject**>(reinterpret_cast<char*>(object) + offset);
+  Int end() const { return number(held(at.end)); }
+  PyObject* plan() const { return held(at.plan); }
+  Run window() const { return Run(held(at.window)); }
+
+  PyObject* object;
+  const Layout& at;
+};
+
+// The reach of plans: most tables share one.
+class Reach {
+ public:
+  Int of(PyObject* plan) {
+    if (plan != plan_.ptr()) {
+      plan_ = py::reinterpret_borrow<py::object>(plan);
+      reach_ = plan_.attr("reach").cast<Int>();
+    }
+    return reach_;
   }
 
-  PyTypeObject* type;
-  std::vector<Py_ssize_t> at;
-  Py_ssize_t end = 0;
+ private:
+  py::object plan_;
+  Int reach_ = 0;
 };
 
 // The same table with another end.
-py::object with_end(const Slots& slots, PyObject* table, Int end) {
-  if (Py_TYPE(table) != slots.type) throw py::type_error("tables of one class");
-  PyObject* made = checked(slots.type->tp_alloc(slots.type, 0));
-  for (const Py_ssize_t at : slots.at) {
-    PyObject* value = at == slots.end ? checked(PyLong_FromLongLong(end)) : Slots::of(table, at);
-    if (at != slots.end) Py_XINCREF(value);
-    Slots::of(made, at) = value;
+py::object with_end(const Table& table, Int end) {
+  const Slots& all = table.at.all;
+  PyObject* made = checked(all.type->tp_alloc(all.type, 0));
+  for (const Py_ssize_t at : all.offsets) {
+    PyObject* value =
+        at == table.at.end ? checked(PyLong_FromLongLong(end)) : slot(table.object, at);
+    if (at != table.at.end) Py_XINCREF(value);
+    slot(made, at) = value;
   }
   return py::reinterpret_steal<py::object>(made);
 }
 
-// A bytearray of so many numbers, not set.
+// The numbers of a bytearray that has room for just so many.
 template <class T>
-py::object numbers(Py_ssize_t count, T** data) {
-  PyObject* made = checked(PyByteArray_FromStringAndSize(nullptr, count * sizeof(T)));
-  *data = reinterpret_cast<T*>(PyByteArray_AS_STRING(made));
-  return py::reinterpret_steal<py::object>(made);
+T* numbers(py::handle room, Py_ssize_t count) {
+  if (!PyByteArray_Check(room.ptr()) ||
+      PyByteArray_GET_SIZE(room.ptr()) != count * Py_ssize_t(sizeof(T))) {
+    throw py::value_error("a bytearray of as many numbers as there are");
+  }
+  return reinterpret_cast<T*>(PyByteArray_AS_STRING(room.ptr()));
 }
 
 Int sum(const py::list& counts) {
@@ -120,30 +158,26 @@ Int sum(const py::list& counts) {
 
 // Of each table to which the next tokens come, the one with them, where all of them fit into the
 // last page of its window; None for others, and for those that such a one before them shares its
-// last page with. Notes in `before` what `filled` said of these pages. Also where tokens go, int64
-// [T, 3]: page, slot, offset; not set for those others.
-py::tuple grow(const py::list& tables, const py::list& counts, py::list filled, py::dict before,
-               Int page_size) {
+// last page with. Notes in `before` what `filled` said of these pages. Writes where tokens go into
+// int64 [T, 3]: page, slot, offset; nothing for those others.
+py::list grow(const py::list& tables, const py::list& counts, py::list filled, py::dict before,
+              Int page_size, const py::bytearray& where) {
   py::list made(tables.size());
-  Int* row;
-  const py::object where = numbers(3 * sum(counts), &row);
+  Int* row = numbers<Int>(where, 3 * sum(counts));
   std::vector<Int> wanted;  // last pages of those others
-  static const Slots* slots = nullptr;
-  if (tables.size() && !(slots && slots->type == Py_TYPE(tables[0].ptr()))) {
-    slots = new Slots(Py_TYPE(tables[0].ptr()));  // once, and never freed
-  }
+  const Layout* at = layout(tables);
   for (std::size_t i = 0; i < tables.size(); ++i) {
-    PyObject* table = tables[i].ptr();
-    const Int n = number(py::object(counts[i]).ptr());
-    const Run window(table);
+    const Table table{tables[i].ptr(), *at};
+    const Int n = number(PyList_GetItem(counts.ptr(), i));
+    const Run window = table.window();
     py::object grown = py::none();
     if (n > 0 && window.size > 0) {
       const Page page = window[window.size - 1];
-      const Int end = get_int(table, names().end), used = end - page.start;
+      const Int end = table.end(), used = end - page.start;
       PyObject* have = checked(PyList_GetItem(filled.ptr(), page.id));
       if (number(have) == used && used + n <= page_size &&
           std::find(wanted.begin(), wanted.end(), page.id) == wanted.end()) {
-        grown = with_end(*slots, table, end + n);
+        grown = with_end(table, end + n);
         checked(PyDict_SetDefault(before.ptr(), window.item(window.size - 1, 0), have));
         filled[page.id] = py::int_(used + n);
         for (Int j = 0; j < n; ++j) {
@@ -158,38 +192,39 @@ py::tuple grow(const py::list& tables, const py::list& counts, py::list filled, 
     PyList_SetItem(made.ptr(), i, grown.release().ptr());
     row += 3 * n;
   }
-  return py::make_tuple(made, where);
+  return made;
 }
 
 // Rows of one table in a view, and how the first and the last page of its window have moved since
 // they were made, if they have.
 struct Block {
-  py::bytes rows;
+  py::object rows;  // bytes
   Py_ssize_t size;
   Py_ssize_t first = -1;  // row of the oldest page that is seen; -1 when nothing has moved
   Int slot = 0, seen = 0, order = 0, last = 0;
+  Int start = 0, queries = -1;  // those that follow when it ends the list of a table, or -1
 };
 
 Block whole(PyObject* rows) {
   const Py_ssize_t size = PyBytes_Size(rows);
   if (size < 0) throw py::error_already_set();
   Block block;
-  block.rows = py::reinterpret_borrow<py::bytes>(rows);
+  block.rows = py::reinterpret_borrow<py::object>(rows);
   block.size = size / Py_ssize_t(kColumns * sizeof(Int));
   return block;
 }
 
 // What the cell of a table holds, when it fits: pinned pages and window that it was made for, rows,
 // and how many pages of the window were past then.
-bool known(PyObject* table, Int oldest, Block* block) {
-  const py::object cell = get(table, names().cell);
-  if (!PyList_Check(cell.ptr()) || PyList_GET_SIZE(cell.ptr()) != 4) return false;
-  const auto held = [&](Py_ssize_t i) { return PyList_GET_ITEM(cell.ptr(), i); };
-  const Run window(table);
-  if (held(1) != window.ptr() || held(0) != get(table, names().pinned).ptr()) return false;
-  const Int past = number(held(3));
-  const Int from = oldest - get_int(get(table, names().plan).ptr(), names().reach) + 1;
-  const Int begin = window.start(past), end = get_int(table, names().end);
+bool known(const Table& table, Int oldest, Reach& reach, Block* block) {
+  PyObject* cell = table.held(table.at.cell);
+  if (!PyList_Check(cell) || PyList_GET_SIZE(cell) != 4) return false;
+  const auto held = [&](Py_ssize_t i) { return PyList_GET_ITEM(cell, i); };
+  const Run window = table.window();
+  if (held(1) != window.pages || held(0) != table.held(table.at.pinned)) return false;
+  const Int past = number(held(3)), end = table.end();
+  const Int from = oldest - reach.of(table.plan()) + 1;
+  const Int begin = window.start(past);
   const bool alone = past + 1 == window.size;
   const Int stop = alone ? end : window.start(past + 1);
   if (from >= stop || (past && from < begin)) return false;  // another page is the oldest seen
@@ -205,36 +240,37 @@ bool known(PyObject* table, Int oldest, Block* block) {
 // Entries of a view int64 [E, 7], where the list of each table ends int32 [B+1] and its queries do,
 // and the positions of these int64 [T]: each table ends with its queries. fresh(table, start) makes
 // the rows that no cell holds; others: rows that go before those of a table, or none at all.
-py::tuple view(const py::list& tables, const py::list& counts, const py::list& others,
-               const py::function& fresh) {
+// room(T, E, B) gives the bytearrays that all this is written into.
+void view(const py::list& tables, const py::list& counts, const py::list& others,
+          const py::function& fresh, const py::function& room) {
   const Py_ssize_t streams = tables.size();
+  const Layout* at = layout(tables);
+  Reach reach;
   std::vector<Block> blocks;
   blocks.reserve(2 * streams);
-  std::int32_t *entry_end, *query_end;
-  Int *position, *row;
-  const py::object entry_ends = numbers(streams + 1, &entry_end);
-  const py::object query_ends = numbers(streams + 1, &query_end);
-  const py::object positions = numbers(sum(counts), &position);
-  *entry_end = *query_end = 0;
-  Int total = 0;
+  Int rows = 0, queries = 0;
   for (Py_ssize_t i = 0; i < streams; ++i) {
-    PyObject* table = tables[i].ptr();
-    const Int n = number(PyList_GetItem(counts.ptr(), i));
-    const Int start = get_int(table, names().end) - n;
+    const Table table{tables[i].ptr(), *at};
+    const Int n = number(PyList_GetItem(counts.ptr(), i)), start = table.end() - n;
     if (others.size()) {
       blocks.push_back(whole(PyList_GetItem(others.ptr(), i)));
-      total += blocks.back().size;
+      rows += blocks.back().size;
     }
     Block block;
-    if (!known(table, start, &block)) block = whole(fresh(tables[i], start).ptr());
-    total += block.size;
-    blocks.push_back(block);
-    *++entry_end = static_cast<std::int32_t>(total);
-    ++query_end;
-    *query_end = static_cast<std::int32_t>(query_end[-1] + n);
-    for (Int j = 0; j < n; ++j) *position++ = start + j;
+    if (!known(table, start, reach, &block)) block = whole(fresh(tables[i], start).ptr());
+    block.start = start;
+    block.queries = n;
+    rows += block.size;
+    queries += n;
+    blocks.push_back(std::move(block));
   }
-  const py::object entries = numbers(total * kColumns, &row);
+  const py::tuple made = room(queries, rows, streams);
+  Int* row = numbers<Int>(made[0], rows * kColumns);
+  std::int32_t* entry_end = numbers<std::int32_t>(made[1], streams + 1);
+  std::int32_t* query_end = numbers<std::int32_t>(made[2], streams + 1);
+  Int* position = numbers<Int>(made[3], queries);
+  *entry_end = *query_end = 0;
+  Int entries = 0;
   for (const Block& block : blocks) {
     const Py_ssize_t words = block.size * kColumns;
     const Int* from = reinterpret_cast<const Int*>(PyBytes_AS_STRING(block.rows.ptr()));
@@ -247,28 +283,26 @@ py::tuple view(const py::list& tables, const py::list& counts, const py::list& o
       row[words - kColumns + kCount] = block.last;
     }
     row += words;
+    entries += block.size;
+    if (block.queries < 0) continue;
+    *++entry_end = static_cast<std::int32_t>(entries);
+    query_end[1] = static_cast<std::int32_t>(*query_end + block.queries);
+    ++query_end;
+    for (Int j = 0; j < block.queries; ++j) *position++ = block.start + j;
   }
-  return py::make_tuple(entries, entry_ends, query_ends, positions);
 }
 
 // Numbers of the tables whose window begins with pages that no query to come can reach.
 py::list overdue(const py::list& tables, Int page_size) {
   py::list found;
-  py::object plan;  // most tables share one
-  Int reach = 0, keep = 0;
+  const Layout* at = layout(tables);
+  Reach reach;
   for (std::size_t i = 0; i < tables.size(); ++i) {
-    PyObject* table = tables[i].ptr();
-    const Run window(table);
+    const Table table{tables[i].ptr(), *at};
+    const Run window = table.window();
     if (window.size < 2) continue;
-    py::object its = get(table, names().plan);
-    if (its.ptr() != plan.ptr()) {
-      plan = std::move(its);
-      reach = get_int(plan.ptr(), names().reach);
-      keep = 1 + (reach - 1 + page_size - 1) / page_size;
-    }
-    if (window.size > keep && window.start(1) <= get_int(table, names().end) - reach + 1) {
-      found.append(py::int_(i));
-    }
+    const Int its = reach.of(table.plan()), keep = 1 + (its - 1 + page_size - 1) / page_size;
+    if (window.size > keep && window.start(1) <= table.end() - its + 1) found.append(py::int_(i));
   }
   return found;
 }
@@ -277,9 +311,9 @@ py::list overdue(const py::list& tables, Int page_size) {
 
 void tables(py::module_& m) {
   m.def("grow_tables", &grow, py::arg("tables"), py::arg("counts"), py::arg("filled"),
-        py::arg("before"), py::arg("page_size"));
+        py::arg("before"), py::arg("page_size"), py::arg("where"));
   m.def("view_tables", &view, py::arg("tables"), py::arg("counts"), py::arg("others"),
-        py::arg("fresh"));
+        py::arg("fresh"), py::arg("room"));
   m.def("overdue_tables", &overdue, py::arg("tables"), py::arg("page_size"));
 }
 

@@ -4,6 +4,8 @@
 from collections.abc import Callable, Sequence
 from typing import Any, TypedDict
 
+from torch import Tensor
+
 class BuildInfo(TypedDict):
     compiler: str
     flags: str
@@ -381,12 +383,24 @@ def prefer_huge_pages(data: int, bytes: int) -> None: ...
 def multiply_add_rate(seconds: float, threads: int) -> float: ...
 def read_seconds(data: int, words: int, passes: int, threads: int) -> float: ...
 def grow_tables(
-    tables: list[Any], counts: list[int], filled: list[int], before: dict[int, int], page_size: int
-) -> tuple[list[Any], bytearray]: ...
+    tables: list[Any],
+    counts: list[int],
+    filled: list[int],
+    before: dict[int, int],
+    page_size: int,
+    where: bytearray,
+) -> list[Any]: ...
 def view_tables(
-    tables: list[Any], counts: list[int], others: list[bytes], fresh: Callable[[Any, int], bytes]
-) -> tuple[bytearray, bytearray, bytearray, bytearray]: ...
+    tables: list[Any],
+    counts: list[int],
+    others: list[bytes],
+    fresh: Callable[[Any, int], bytes],
+    room: Callable[[int, int, int], tuple[bytearray, ...]],
+) -> None: ...
 def overdue_tables(tables: list[Any], page_size: int) -> list[int]: ...
+def join_ids(
+    given: list[Any], kind: type[Tensor], exchange: Any, vocab: int, make: Callable[[int], Tensor]
+) -> tuple[list[int], Tensor] | None: ...
 def crc32c(data: int, size: int) -> int: ...
 def copy_runs(to: int, from_: int, size: int, runs: int, threads: int) -> None: ...
 def read_parts(

@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 import _signal  # what `signal` wraps: its enumerations cost more than all the rest of a block
-import threading
 from signal import SIGINT
 from types import FrameType, TracebackType
 from typing import Any
@@ -16,11 +15,13 @@ class deferred:  # noqa: N801 - used like a function
     def __enter__(self) -> None:
         self._caught: list[tuple[int, FrameType | None]] = []
         self._handler: Any = None
-        if threading.current_thread() is threading.main_thread():
-            handler = _signal.getsignal(SIGINT)
-            if callable(handler):  # otherwise no interrupt is raised here
-                self._handler = handler
+        handler = _signal.getsignal(SIGINT)
+        if callable(handler):  # otherwise no interrupt is raised here
+            try:
                 _signal.signal(SIGINT, self._note)
+                self._handler = handler
+            except ValueError:  # nor in a thread that is not the main one
+                pass
 
     def __exit__(
         self,

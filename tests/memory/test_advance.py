@@ -5,6 +5,7 @@ import signal
 from dataclasses import replace
 
 import hypothesis.strategies as st
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -49,9 +50,15 @@ class World:
 
 
 class Compiled(World):
+    """As an engine does it: every view is written over the last one where they are as large."""
+
+    def __init__(self, memory, pages):
+        super().__init__(memory, pages)
+        self.sheet = view.Sheet(CPU)
+
     def advance(self, edit, tables, counts):
-        grown, where = edit.advance(tables, counts)
-        step = View.after(grown, counts, where, CPU)
+        grown = edit.grow(tables, counts, self.sheet.slots(sum(counts)))
+        step = View.after(grown, counts, self.sheet)
         return step, edit.let_go(grown)
 
 
@@ -246,3 +253,26 @@ def test_an_interrupt_at_any_moment_leaves_a_pool_that_undo_restores():
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, old)
     assert struck > 10
+
+
+def test_a_sheet_shows_the_slots_of_the_step_after_one_that_went_no_further():
+    sheet = view.Sheet(CPU)
+    for step, (tokens, goes_on) in enumerate([(2, True), (5, False), (2, True)]):
+        slots = np.frombuffer(sheet.slots(tokens), np.int64)
+        slots[:] = range(step, step + len(slots))
+        if goes_on:
+            sheet.room(tokens, 3, 2)
+            assert sheet.view.where.flatten().tolist() == slots.tolist()
+
+
+def test_a_step_of_as_many_rows_is_written_over_the_last():
+    sheet = view.Sheet(CPU)
+    sheet.slots(2)
+    sheet.room(2, 3, 2)
+    first = sheet.view
+    sheet.slots(2)
+    sheet.room(2, 3, 2)
+    assert sheet.view is first
+    sheet.room(2, 4, 2)
+    assert sheet.view is not first
+    assert len(sheet.view.entries) == 4

@@ -19,7 +19,7 @@ from headrace.streams import (
     save,
     serve,
 )
-from headrace.streams.stream import _pick
+from headrace.streams.saying import pick
 
 from .tiny import TinyDecoder, tokens
 
@@ -85,7 +85,7 @@ def test_what_is_said_is_what_the_masked_forward_says():
     fed, ticks = ({k: torch.tensor(v) for k, v in x.items()} for x in (fed, ticks))
     want = lanes_oracle(MODEL, fed, ticks, LANES, Sink(2) + Window(60), PerLane())["say"]
     generator = torch.Generator().manual_seed(0)
-    assert [_pick(row, 2.0, generator) for row in want[1:-1]] == run.outputs[9]
+    assert [pick(row, 2.0, generator) for row in want[1:-1]] == run.outputs[9]
     assert len(set(run.outputs[9])) > 2
 
 

@@ -17,6 +17,9 @@ from .table import Page, Table
 Slot = tuple[int, int, int]
 """Where a token goes: page, slot, and offset from the origin of the page."""
 
+SLOT_BYTES = 24
+"""Of a slot in a row of them, int64 [T, 3]."""
+
 Stage = Callable[[Page, int], None]
 """Is told of a page before it goes, and of the position after its last token."""
 
@@ -53,23 +56,27 @@ class Edit:
     def advance(
         self, tables: Sequence[Table], counts: Sequence[int]
     ) -> tuple[list[Table], np.ndarray]:
-        """`extend`, with the slots of all tokens in a row: int64 [T, 3].
+        """`extend`, with the slots of all tokens in a row: int64 [T, 3]."""
+        where = bytearray(SLOT_BYTES * sum(counts))
+        return self.grow(list(tables), list(counts), where), _rows(where)
+
+    def grow(self, tables: list[Table], counts: list[int], where: bytearray) -> list[Table]:
+        """`extend`, with the slots of all tokens in a row written to `where`, int64 [T, 3].
 
         What is most frequent, that all tokens go to the last page of the window, is done for all
         such tables in one compiled call, and before the others.
         """
-        pool, tables, counts = self._pool, list(tables), list(counts)
-        grown, slots = _C.grow_tables(tables, counts, pool.filled, self._filled, pool.page_size)
-        where = np.frombuffer(slots, np.int64).reshape(-1, 3)
+        pool = self._pool
+        grown = _C.grow_tables(tables, counts, pool.filled, self._filled, pool.page_size, where)
         rest = [i for i, one in enumerate(grown) if one is None]
         if rest:
             with interrupts.deferred():
                 many = self.extend([tables[i] for i in rest], [counts[i] for i in rest])
-            ends = list(accumulate(counts))
+            ends, rows = list(accumulate(counts)), _rows(where)
             for i, (table, mine) in zip(rest, many, strict=True):
                 grown[i] = table
-                where[ends[i] - counts[i] : ends[i]] = np.reshape(mine, (-1, 3))
-        return grown, where
+                rows[ends[i] - counts[i] : ends[i]] = np.reshape(mine, (-1, 3))
+        return grown
 
     def extend(
         self, tables: Sequence[Table], counts: Sequence[int]
@@ -197,3 +204,7 @@ class Edit:
 
     def _forget(self) -> None:
         self._taken, self._retired, self._filled = set(), [], {}
+
+
+def _rows(where: bytearray) -> np.ndarray:
+    return np.frombuffer(where, np.int64).reshape(-1, 3)

@@ -9,7 +9,7 @@ says what they mean to a query. Positions are logical: the k-th token of a strea
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate, chain
 
 import numpy as np
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from .. import _C
-from .edit import Slot
+from .edit import SLOT_BYTES, Slot
 from .regions import UNLIMITED
 from .table import Page, Row, Table
 
@@ -32,6 +32,7 @@ __all__ = [
     "PAGE",
     "REACH",
     "UNLIMITED",
+    "Sheet",
     "View",
     "across",
     "entries",
@@ -145,31 +146,26 @@ class View:
 
     @staticmethod
     def after(
-        tables: Sequence[Table],
-        counts: Sequence[int],
-        where: np.ndarray,
-        device: torch.device,
+        tables: list[Table],
+        counts: list[int],
+        sheet: Sheet,
         others: Sequence[Sequence[Row]] = (),
         by_layer: Sequence[Sequence[Sequence[Row]]] = (),
     ) -> View:
-        """From tables that end with so many tokens each, which are the queries, and their slots.
+        """From tables that end with so many tokens each, which are the queries, on a sheet that
+        has their slots; on its device.
 
         others: for each stream, entries of other streams that its queries read before its own.
         by_layer: all entries of each stream for each layer, where layers recalled blocks of their
         own.
         """
         before = [packed(rows) if rows else b"" for rows in others]
-        made = _C.view_tables(list(tables), list(counts), before, _fresh)
-        kinds = torch.int64, torch.int32, torch.int32, torch.int64
-        rows, row_ends, query_ends, positions = (
-            torch.frombuffer(x, dtype=kind) if x else torch.empty(0, dtype=kind)
-            for x, kind in zip(made, kinds, strict=True)
-        )
-        layers = tuple(_listed(views, device) for views in by_layer)
-        step = View(
-            torch.from_numpy(where), rows.view(-1, 7), row_ends, query_ends, positions, layers
-        )
-        return step if device.type == "cpu" else step.to(device)
+        _C.view_tables(tables, counts, before, _fresh, sheet.room)
+        step = sheet.view
+        if by_layer:
+            layers = (_listed(views, sheet.device) for views in by_layer)
+            step = replace(step, by_layer=tuple(layers))
+        return step if sheet.host else step.to(sheet.device)
 
     def to(self, device: torch.device) -> View:
         """The same on a device."""
@@ -201,6 +197,48 @@ class View:
             torch.tensor(positions, dtype=torch.int64).to(device),
             tuple(_listed(views, device) for views in by_layer),
         )
+
+
+class Sheet:
+    """What views for a device are written on. The next of as many rows is written over the last,
+    for small tensors take longer to make than to fill: whoever reads a view is done before that.
+
+    host: whether the device is the CPU. view: the last one, on the CPU.
+    """
+
+    __slots__ = ("_room", "_sizes", "_where", "device", "host", "view")
+    view: View
+
+    def __init__(self, device: torch.device) -> None:
+        self.device, self.host = device, device.type == "cpu"
+        self._where = bytearray()
+        self._sizes: tuple[int, int, int] | None = None
+        self._room: tuple[bytearray, ...]
+
+    def slots(self, tokens: int) -> bytearray:
+        """Room for the slots of so many tokens, for `Edit.grow`: before all else."""
+        if len(self._where) != SLOT_BYTES * tokens:
+            self._where, self._sizes = bytearray(SLOT_BYTES * tokens), None
+        return self._where
+
+    def room(self, tokens: int, entries: int, streams: int) -> tuple[bytearray, ...]:
+        """Room for entries, entry_indptr, q_indptr and q_pos."""
+        if self._sizes != (tokens, entries, streams):
+            sizes = 56 * entries, 4 * (streams + 1), 4 * (streams + 1), 8 * tokens
+            rows, row_ends, query_ends, positions = self._room = tuple(map(bytearray, sizes))
+            self.view = View(
+                _tensor(self._where, torch.int64).view(-1, 3),
+                _tensor(rows, torch.int64).view(-1, 7),
+                _tensor(row_ends, torch.int32),
+                _tensor(query_ends, torch.int32),
+                _tensor(positions, torch.int64),
+            )
+            self._sizes = tokens, entries, streams
+        return self._room
+
+
+def _tensor(room: bytearray, dtype: torch.dtype) -> Tensor:
+    return torch.frombuffer(room, dtype=dtype) if room else torch.empty(0, dtype=dtype)
 
 
 def _listed(views: Sequence[Sequence[Row]], device: torch.device) -> tuple[Tensor, Tensor]:

@@ -13,7 +13,7 @@ from .. import interrupts, ops
 from ..memory import Edit, Table, view
 from . import spatial
 from .folding import Folds
-from .reading import OWN_ROWS, Reading, known, score
+from .reading import Reading, apart, known, score
 from .report import Scored
 
 if TYPE_CHECKING:
@@ -39,12 +39,13 @@ def advance(
         with interrupts.deferred():
             for run, count in zip(runs, counts, strict=True):
                 run.make_room(edit, count)
-    tables, where = edit.advance([run.table for run in runs], counts)
+    sheet = engine._sheet
+    tables = edit.grow([run.table for run in runs], counts, sheet.slots(len(tokens)))
     reads = [] if plain else [run.read for run in runs]
     recalled = [] if plain else by_layer(engine, runs, tables, counts)
     if engine.spatial:
         tables, places = spatial.placed(tables, runs, at, counts)
-    step = view.View.after(tables, counts, where, engine.device, reads, recalled)
+    step = view.View.after(tables, counts, sheet, reads, recalled)
     if engine.spatial:
         step = spatial.widened(engine, step, tables, places)
     overdue = edit.overdue(tables)
@@ -58,7 +59,7 @@ def advance(
     if not plain and any(table.plan.fold is not None for table in tables):
         folds = Folds(engine, tables, counts)
     # What concerns every stream has been done: the model leaves nothing of it in a cache.
-    logits = engine.model(tokens, _attend(engine, step, folds), linear=linear).float()
+    logits = engine.model(tokens, attend(engine, step, folds), linear=linear).float()
     if folds is not None:
         tables = folds.kept(tables)
         for run, table in zip(runs, tables, strict=True):
@@ -68,11 +69,10 @@ def advance(
         tables = edit.let_go(tables, stages, overdue)
         for i in overdue:
             runs[i].table = tables[i]
-    told.nll, lasts = score(ahead, rows, counts, tokens, logits)
+    lasts = score(told, ahead, rows, counts, tokens, logits)
     cell.append(lasts)
-    if len(runs) > 1 and lasts.nbytes > OWN_ROWS:
-        for run, row in zip(runs, lasts, strict=True):
-            run.ahead = [row.clone()[None]], 0
+    for i, own in enumerate(apart(lasts)):
+        runs[i].ahead = own
     if not plain or runs[0].keep:
         for run in runs:
             run.note(logits)
@@ -94,13 +94,14 @@ def by_layer(
     ]
 
 
-def _attend(
+def attend(
     engine: Engine, step: view.View, folds: Folds | None = None
 ) -> Callable[[int, Tensor, Tensor, Tensor], Tensor]:
+    """What a model calls for every layer of a step: keys and values go to pages, and are read."""
     pool = engine.pool
     inv_freq, axis = engine._inv_freq, engine.freq_axis
 
-    def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    def read(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         pages, scales = pool.layer(layer)
         sink_logits = engine.model.sink_logits(layer)
         ops.append(k, v, *pages, step.where, inv_freq=inv_freq, freq_axis=axis, **scales)
@@ -124,4 +125,4 @@ def _attend(
             engine._listen(layer, q, lse)
         return o
 
-    return attend
+    return read

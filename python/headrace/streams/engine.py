@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import time
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
@@ -12,40 +11,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .. import interrupts, ops
+from .. import ops
 from ..adapters import Adapter, AdapterBank
 from ..errors import bad_type, bad_value, unsupported
-from ..memory import (
-    ArchiveStore,
-    Edit,
-    Lease,
-    PagePool,
-    Plan,
-    Region,
-    Spill,
-    Table,
-    most_pages,
-    view,
-)
-from ..memory.regions import UNLIMITED, compile_plan
-from . import opening, spatial
+from ..memory import ArchiveStore, Lease, PagePool, Plan, Region, Spill, Table, view
+from ..memory.regions import compile_plan
+from . import opening, spatial, stepping
 from .adapting import Sites
-from .call import advance
 from .folding import check_model
 from .history import History
 from .lane import Lane, Lanes, check_lanes
 from .piece import Piece
 from .positions import KNOWN, InCache, Keep3D, PerLane, Positions
-from .reading import Reading, commit, reports
 from .recalling import open_shelf
 from .report import Report
 from .stream import Stream
-from .tokens import Tokens, ids_of_each
-
-STREAMS = 16
-"""Streams that a pool of the default size has room for."""
-DENSE_TOKENS = 1 << 16
-"""Tokens that it has room for when the window is unlimited."""
+from .tokens import Tokens
 
 
 class Model(Protocol):
@@ -164,7 +145,7 @@ class Engine:
             c.layers,
             pool_pages
             or sum(
-                _default_pages(plan, page_size, chunk)
+                opening.default_pages(plan, page_size, chunk)
                 for plan in self._lane_plans.values() or [self.plan]
             )
             + (memory.archive.pages if isinstance(memory, Spill) else 0),
@@ -180,6 +161,8 @@ class Engine:
             self.archive = ArchiveStore(memory.archive, self.pool, self._inv_freq)
         self._listen: Callable[[int, Tensor, Tensor], None] | None = None
         self._seen: Callable[[int, Tensor, view.View], tuple[Tensor, Tensor]] | None = None
+        self._sheet = view.Sheet(self.device)
+        self._inference = torch.inference_mode()
         self._linear: Callable[..., Tensor] = ops.linear if exact else F.linear
         self.adapters = adapters
         self._sites = None if adapters is None else Sites(model, adapters)
@@ -277,72 +260,7 @@ class Engine:
         were.
         """
         self._check_open("step")
-        began = time.perf_counter()
-        for stream in batch:
-            mine = type(stream) is Stream and stream.engine is self
-            if not mine or stream._lease.released or stream.reads:
-                self._check_stream(stream)
-        given: list[Any] = list(batch.values())
-        pieces: list[Piece | None] = []
-        if any([issubclass(kind, Piece) for kind in set(map(type, given))]):
-            pieces = [x if isinstance(x, Piece) else None for x in given]
-            given = [x.tokens if isinstance(x, Piece) else x for x in given]
-        elif self.spatial:
-            pieces = [None] * len(given)
-        fed, joined = ids_of_each(given, self.vocab, self.device)
-        if pieces:
-            whats = zip(batch, fed, pieces, strict=True)
-            runs = [Reading(stream, tokens, logits, piece) for stream, tokens, piece in whats]
-            for run, piece in zip(runs, pieces, strict=True):
-                run.place(piece)
-        else:
-            runs = [Reading(*one, logits) for one in zip(batch, fed, strict=True)]
-        odd = [run for run in runs if not run.plain]
-        edit = Edit(self.pool)
-        try:
-            with torch.inference_mode():
-                for run in odd:
-                    run.settle(edit)
-                counts = [run.count for run in runs]
-                longest = max(counts, default=0)
-                whole = joined if longest <= self.chunk else None
-                for at in range(0, longest, self.chunk):
-                    some = runs if all(counts) and not at else [r for r in runs if at < r.count]
-                    self._calls(edit, some, at, whole)
-            ms = (time.perf_counter() - began) * 1e3
-            told = reports(runs, ms, self.vocab)
-            with interrupts.deferred():
-                commit(runs)
-                edit.commit()
-        except BaseException:
-            with interrupts.deferred():
-                edit.undo()  # nothing, once committed
-                for run in odd:
-                    if run.shelf is not None:
-                        run.shelf.undo()
-            raise
-        return told
-
-    def _calls(self, edit: Edit, runs: list[Reading], at: int, whole: Tensor | None) -> None:
-        """One model call for all runs, or several where they have more adapters than fit.
-
-        whole: all that they read, in a row, where nothing of it is left for other calls.
-        """
-        if self._sites is None or not any(run.adapter for run in runs):
-            return advance(self, edit, runs, at, self._linear, whole)
-        counts = [min(self.chunk, run.count - at) for run in runs]
-
-        def call(chosen: list[int], linear: Callable[..., Tensor]) -> None:
-            advance(self, edit, [runs[i] for i in chosen], at, linear)
-
-        self._sites.call([run.adapter for run in runs], counts, self._linear, call)
-
-    def _check_stream(self, stream: object) -> None:
-        if not isinstance(stream, Stream) or stream.engine is not self:
-            raise bad_value("step", "batch", "streams of this engine", repr(stream))
-        stream._check_open("feed")
-        for lane in stream.reads:
-            lane._check_open("feed")
+        return stepping.step(self, batch, logits)
 
     def _adapter(self, op: str, source: str | Adapter | None) -> Adapter | None:
         if source is None:
@@ -358,17 +276,6 @@ class Engine:
     def _check_open(self, op: str) -> None:
         if self.closed:
             raise bad_value(op, "engine", "an open engine", "a closed one")
-
-
-def _default_pages(plan: Plan, page_size: int, chunk: int) -> int:
-    if plan.choice is not None and plan.choice.capacity is not None:
-        # Before and after the step, and what comes in it.
-        return STREAMS * 2 * most_pages(plan.choice.capacity + chunk, page_size)
-    if plan.reach >= UNLIMITED:
-        return plan.pinned_pages(page_size) + -(-DENSE_TOKENS // page_size)
-    # A step of several chunks keeps what the window was until it succeeds, beside what it becomes.
-    window = 2 * plan.window_pages(page_size) + -(-chunk // page_size) + 1
-    return STREAMS * (plan.pinned_pages(page_size) + window)
 
 
 def describe(engine: Engine) -> dict[str, Any]:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Streams that have memory, positions or lanes of their own."""
+"""Streams that have memory, positions or lanes of their own, and room for all."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from ..adapters import Adapter
 from ..errors import bad_type, bad_value, unsupported
-from ..memory import Lease, Plan, Region, Spill, Table
+from ..memory import UNLIMITED, Lease, Plan, Region, Spill, Table, most_pages
 from ..memory.regions import compile_plan
 from . import spatial
 from .folding import check_model
@@ -18,6 +18,11 @@ from .stream import Stream
 
 if TYPE_CHECKING:
     from .engine import Engine
+
+STREAMS = 16
+"""Streams that a pool of the default size has room for."""
+DENSE_TOKENS = 1 << 16
+"""Tokens that it has room for when the window is unlimited."""
 
 
 def plan(engine: Engine, op: str, memory: Region | None, positions: Positions | None) -> Plan:
@@ -63,3 +68,15 @@ def open_lanes(
         table = Table(at, at, plans[lane.name])
         opened[lane.name] = engine._adopt(Stream(engine, Lease(engine.pool, table), adapter=chosen))
     return Lanes(engine, connected(opened, mine, places), mine, places)
+
+
+def default_pages(plan: Plan, page_size: int, chunk: int) -> int:
+    """Of a pool whose size nobody says."""
+    if plan.choice is not None and plan.choice.capacity is not None:
+        # Before and after the step, and what comes in it.
+        return STREAMS * 2 * most_pages(plan.choice.capacity + chunk, page_size)
+    if plan.reach >= UNLIMITED:
+        return plan.pinned_pages(page_size) + -(-DENSE_TOKENS // page_size)
+    # A step of several chunks keeps what the window was until it succeeds, beside what it becomes.
+    window = 2 * plan.window_pages(page_size) + -(-chunk // page_size) + 1
+    return STREAMS * (plan.pinned_pages(page_size) + window)

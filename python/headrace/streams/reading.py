@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from itertools import accumulate
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from .. import interrupts
@@ -144,15 +143,23 @@ def known(ahead: Sequence[Ahead | None]) -> Tensor | None:
     return cell[0]
 
 
+def apart(lasts: Tensor) -> list[Ahead]:
+    """Of logits [B, V] that are large, each row on its own; else nothing."""
+    if len(lasts) == 1 or lasts.nbytes <= OWN_ROWS:
+        return []
+    return [([row.clone()[None]], 0) for row in lasts]
+
+
 def score(
+    told: Scored,
     ahead: Sequence[Ahead | None],
     rows: Tensor | None,
     counts: Sequence[int],
     tokens: Tensor,
     logits: Tensor,
-) -> tuple[Tensor, Tensor]:
-    """What tokens [T] scored against what predicted them, nll [T], and what predicts those to come,
-    the last row of each run [B, V].
+) -> Tensor:
+    """Tells of tokens [T] what predicted them, and gives what predicts those to come, the last row
+    of each run [B, V].
 
     ahead: what predicted the first token of each run, and all of that in a row, if it is `known`.
     counts: tokens of each, which follow one another. logits fp32 [T, V] after each.
@@ -167,5 +174,5 @@ def score(
         before = torch.cat([logits[:1], logits[:-1]])
         before[[end - n for end, n in zip(ends, counts, strict=True)]] = rows
         lasts = logits[[end - 1 for end in ends]]
-    # Every row on its own, so that its bits are the same beside any others.
-    return F.cross_entropy(before, tokens, reduction="none"), lasts
+    told.take(before, tokens, len(counts))
+    return lasts

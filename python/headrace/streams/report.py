@@ -4,9 +4,14 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import Any
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..memory import Table
+
+WAITING = 1 << 12
+"""Bytes of logits for each report that may wait until one is asked what they say."""
 
 
 @dataclass(frozen=True)
@@ -68,9 +73,35 @@ class Updated(Report):
 class Scored:
     """What a model call says for all streams: nll [T], and the ms of the step that it was in."""
 
-    __slots__ = ("ms", "nll")
-    nll: Tensor
+    __slots__ = ("_nll", "_what", "ms")
     ms: float
+
+    def __init__(self) -> None:
+        self._nll: Tensor | None = None
+        self._what: tuple[Tensor, Tensor] | None = None
+
+    def take(self, before: Tensor, tokens: Tensor, reports: int) -> None:
+        """tokens [T] of so many reports are to be scored against what predicted them, logits fp32
+        [T, V]: when that is first asked, unless much waited for it. Neither may change any more.
+        """
+        self._what = before, tokens
+        if before.nbytes > WAITING * reports:
+            self._score()
+
+    @property
+    def nll(self) -> Tensor:
+        if self._nll is None:
+            self._score()
+        assert self._nll is not None
+        return self._nll
+
+    def _score(self) -> None:
+        what = self._what
+        if what is not None:
+            with torch.inference_mode():
+                # Every row on its own, so that its bits are the same beside any others.
+                self._nll = F.cross_entropy(*what, reduction="none")
+            self._what = None
 
 
 _new, _set_late = object.__new__, vars(Report)["_late"].__set__

@@ -10,22 +10,21 @@ sequential schedule gives with the same noise.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from .. import interrupts, ops
+from .. import interrupts
 from ..errors import bad_type, bad_value, unsupported
 from ..memory import PagePool, Region
+from . import ring_rows
 from .positions import Absolute, Positions
 from .ring_cache import Caches, bounded
 from .ring_checks import at_least_one, cut_like, frame_like, mask_like, one_of, recall_like
-from .ring_flying import GUIDANCE, Flying, doubled
-from .ring_kept import Row
+from .ring_flying import GUIDANCE, Flying
 from .ring_knobs import Knobs
 from .ring_mixer import Mixer
 from .ring_noise import Noise, seeded
@@ -206,17 +205,16 @@ class Ring:
             flying.append(self._admit(frame, given, own, jumped, label))
         elif own or given is not None or cut is not None or label is not None:
             raise bad_value("Ring.tick", "frame", "a frame [P, C] with what belongs to it", None)
-        plan = self._plan(flying)
+        rows = ring_rows.of_tick(self, flying)
         moved: list[Flying] = []
         call = None
         try:
-            if plan:
+            if rows:
                 with interrupts.deferred():
-                    rows = [row for _, _, row in plan]
-                    call = self._caches.begin(rows, None if cut is None else keep)
+                    reads = [row for _, _, row in rows]
+                    call = self._caches.begin(reads, None if cut is None else keep)
                 with torch.inference_mode():
-                    said = self._run(plan, call.attend)
-                    moved = [self._step(f, said) for f in flying]
+                    moved = ring_rows.stepped(self, flying, rows, call.attend)
             finished = [Finished(f.number, f.x.clone(), f.began, self.now) for f in moved if f.done]
             with interrupts.deferred():
                 if call is not None:
@@ -228,8 +226,8 @@ class Ring:
                     self._caches.shelf.done.update(done)
                 self._flying = tuple(f for f in moved if not f.done)
                 self._number += frame is not None
-                self._jumped, self.rows, self.now = jumped, len(plan), self.now + 1
-                self.calls += bool(plan)
+                self._jumped, self.rows, self.now = jumped, len(rows), self.now + 1
+                self.calls += bool(rows)
         except BaseException:
             with interrupts.deferred():
                 if call is not None:
@@ -257,50 +255,6 @@ class Ring:
 
     def __exit__(self, *exc: object) -> None:
         self.close()
-
-    def _plan(self, flying: Sequence[Flying]) -> list[tuple[Flying, str, Row]]:
-        """What runs in this tick: frame, branch, and what the row reads and writes."""
-        plan: list[tuple[Flying, str, Row]] = []
-        for branch in self._branches:
-            for f in self._unwritten:
-                row = Row(f.at, ("clean", branch), writes=True, sees=f.sees)
-                plan.append((f, branch, row))
-            for f in flying:
-                if branch == "negative" and not doubled(self.guidance, f.step):
-                    continue
-                cache: tuple[object, ...] | None = None
-                if self._cache == "step":
-                    cache = ("step", branch, f.step)
-                elif self._cache == "clean":
-                    cache = ("clean", branch)
-                group = branch if self.together else None
-                row = Row(f.at, cache, self._cache == "step", group, f.sees)
-                plan.append((f, branch, row))
-        return plan
-
-    def _run(
-        self, plan: Sequence[tuple[Flying, str, Row]], attend: Callable[..., Tensor]
-    ) -> dict[tuple[int, str], Tensor]:
-        """Predictions [P, C] by the number of the frame and the branch, from one model call."""
-        (tokens, _), k = self.shape, self.denoiser.config.condition
-        told = [self.knobs.of_tick(f.knobs, branch).expand(tokens, k) for f, branch, _ in plan]
-        out = self.denoiser(
-            torch.cat([f.x for f, _, _ in plan]),
-            torch.cat([f.level(clean=f.done) for f, _, _ in plan]),
-            torch.arange(tokens, device=self.device).repeat(len(plan)),
-            torch.cat(told) if k else None,
-            attend,
-            linear=ops.linear if self.exact else F.linear,
-        )
-        parts = zip(plan, out.float().split(tokens), strict=True)
-        return {(f.number, branch): y for (f, branch, _), y in parts}
-
-    def _step(self, f: Flying, said: Mapping[tuple[int, str], Tensor]) -> Flying:
-        def knob(name: str) -> Any:
-            return self.knobs.of_tick(f.knobs, name)
-
-        with_it, without = said[f.number, "condition"], said.get((f.number, "negative"))
-        return f.stepped(with_it, without, self.guidance, self.solver, knob)
 
     def _admit(
         self, frame: Tensor, given: Tensor | None, own: Mapping[str, Any], jumped: int, label: Any

@@ -13,7 +13,8 @@ from ..errors import bad_value
 from ..memory import Lease, Parked, Table
 from .events import READING, Event
 from .history import History
-from .stream import Mark, Stream, _generator, _pick
+from .saying import generator, pick
+from .stream import Mark, Stream
 from .timing import Outcome
 from .update import rewind
 
@@ -25,7 +26,7 @@ class Job:
         self.event, self.outcome, self.seat = event, outcome, seat
         self.limit = event.max_new
         self.started = False
-        self._generator = _generator(event.seed)
+        self._generator = generator(event.seed)
         self._common: int | None = None
 
     @property
@@ -79,7 +80,7 @@ class Job:
         if last is None:
             expected = "tokens before a stream is to say something"
             raise bad_value("serve", "trace", expected, f"none in {self.seat.name!r}")
-        token = _pick(last, self.event.temperature, self._generator)
+        token = pick(last, self.event.temperature, self._generator)
         out = self.outcome
         out.said.append(token)
         out.emitted.append(now)

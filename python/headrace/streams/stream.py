@@ -8,16 +8,15 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor
 
 from ..errors import bad_type, bad_value
 from ..memory import Held, Lease, Recalled, Shelf, Table, held
-from . import piece, recalling, update
+from . import piece, recalling, saying, update
 from .history import History
 from .piece import Piece
 from .report import Report, Updated
-from .tokens import BYTES, Tokens, ids
+from .tokens import BYTES, Tokens
 
 if TYPE_CHECKING:
     from ..adapters import Adapter
@@ -221,37 +220,7 @@ class Stream:
         generator of its own (`seed` None: a fresh one). Ends after max_new tokens, or after `stop`:
         a token, or tokens in a row, which are part of what comes out.
         """
-        self._check_open("say")
-        engine = self.engine
-        if isinstance(max_new, bool) or not isinstance(max_new, int) or max_new < 0:
-            raise bad_value("say", "max_new", "0 tokens or more", max_new)
-        if not temperature >= 0:
-            raise bad_value("say", "temperature", "0 (greedy) or more", temperature)
-        ending = self._ending(stop)
-        read = ids(prompt, engine.vocab, engine.device, "say")
-        if self._last is None and not len(read):
-            raise bad_value("say", "prompt", "at least one token in an empty stream", "none")
-        return self._generate(read, max_new, temperature, _generator(seed), ending)
-
-    def _generate(
-        self,
-        prompt: Tensor,
-        max_new: int,
-        temperature: float,
-        generator: torch.Generator,
-        ending: list[int],
-    ) -> Iterator[int]:
-        if len(prompt):
-            self.feed(prompt)
-        said: list[int] = []
-        while len(said) < max_new:
-            assert self._last is not None
-            token = _pick(self._last, temperature, generator)
-            self.feed([token])
-            said.append(token)
-            yield token
-            if ending and said[-len(ending) :] == ending:
-                return
+        return saying.generate(self, prompt, max_new, temperature, seed, stop)
 
     def say(
         self,
@@ -324,25 +293,3 @@ class Stream:
     def _check_open(self, op: str) -> None:
         if self.closed:
             raise bad_value(op, "stream", "an open stream", "a closed one")
-
-    def _ending(self, stop: int | Tokens | None) -> list[int]:
-        if stop is None:
-            return []
-        one = [stop] if isinstance(stop, int) else stop
-        return ids(one, self.engine.vocab, self.engine.device, "say").tolist()
-
-
-def _generator(seed: int | None) -> torch.Generator:
-    generator = torch.Generator()
-    if seed is None:
-        generator.seed()
-    else:
-        generator.manual_seed(seed)
-    return generator
-
-
-def _pick(logits: Tensor, temperature: float, generator: torch.Generator) -> int:
-    if temperature == 0:
-        return int(logits.argmax())
-    chances = torch.softmax(logits.double().cpu() / temperature, -1)
-    return int(torch.multinomial(chances, 1, generator=generator))

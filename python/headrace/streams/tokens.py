@@ -10,13 +10,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .. import _C
 from ..errors import bad_type, bad_value
 
 BYTES = 256
 """Vocabulary of a model that reads bytes."""
 
-FEW = 64
-"""So many ids are looked at faster in a list."""
+HOST = torch.device("cpu")
+
+EXCHANGE = getattr(Tensor, "__dlpack_c_exchange_api__", None)
+"""How torch shows tensors to compiled code; None before it did."""
 
 Tokens = Tensor | np.ndarray | Sequence[int] | bytes | bytearray | memoryview | str
 
@@ -32,19 +35,26 @@ def ids(tokens: Any, vocab: int, device: torch.device, op: str = "feed") -> Tens
 
 def ids_of_each(
     given: Sequence[Any], vocab: int, device: torch.device, op: str = "feed"
-) -> tuple[list[Tensor], Tensor]:
-    """`ids` of each, and of all in a row, with one look at the values."""
-    made = list(given)
-    joined = _joined(made, device)
+) -> tuple[list[int], Tensor]:
+    """How many `ids` each has, and all of them in a row, a copy; with one look at the values."""
+    if device == HOST and EXCHANGE is not None:
+        made = _C.join_ids(list(given), Tensor, EXCHANGE, vocab, _empty)
+        if made is not None:
+            return made
+    parts = list(given)
+    joined = _joined(parts, device)
     if joined is None:
-        made = [_whole_numbers(x, vocab, device, op) for x in given]
-        joined = made[0] if len(made) == 1 else torch.cat(made) if made else _from_host([], op)
-    if count := joined.numel():
-        values = joined.tolist() if count <= FEW else [int(x) for x in torch.aminmax(joined)]
-        low, high = min(values), max(values)
+        parts = [_whole_numbers(x, vocab, device, op) for x in given]
+        joined = torch.cat(parts) if parts else _empty(0)
+    if joined.numel():
+        low, high = (int(x) for x in torch.aminmax(joined))
         if low < 0 or high >= vocab:
             raise bad_value(op, "tokens", f"ids in [0, {vocab})", low if low < 0 else high)
-    return made, joined
+    return [x.numel() for x in parts], joined
+
+
+def _empty(count: int) -> Tensor:
+    return torch.empty(count, dtype=torch.int64)
 
 
 def _joined(given: list[Any], device: torch.device) -> Tensor | None:
@@ -55,11 +65,10 @@ def _joined(given: list[Any], device: torch.device) -> Tensor | None:
     if set(map(type, given)) != {Tensor} or {x.dtype for x in given} != {torch.int64}:
         return None
     try:
-        joined: Tensor = given[0] if len(given) == 1 else torch.cat(given)
+        joined = torch.cat(given)
     except RuntimeError:
         return None
-    there = joined.is_cpu if device.type == "cpu" else joined.device == device
-    return joined if there and joined.dim() == 1 else None
+    return joined if joined.device == device and joined.dim() == 1 else None
 
 
 def _whole_numbers(tokens: Any, vocab: int, device: torch.device, op: str) -> Tensor:
