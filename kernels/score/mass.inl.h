@@ -11,7 +11,8 @@ using headrace::MassArgs;
 constexpr float kLog2e = 1.44269504088896f;
 constexpr int kMassRows = 24;
 
-// Calls body(first row, rows, first key, keys, products [rows][kScoreTile]) for a chunk.
+// Calls body(first row, rows, first key, keys, products [rows][kScoreTile]) for a chunk. Products
+// that were kept are read, and those that are to be kept are left where they belong.
 template <class T, class Body>
 inline void each_tile(const MassArgs& a, std::int64_t batch, int kv, std::int64_t begin,
                       std::int64_t end, float* scratch, const Body& body) {
@@ -19,15 +20,24 @@ inline void each_tile(const MassArgs& a, std::int64_t batch, int kv, std::int64_
   const T* keys = static_cast<const T*>(a.k) + batch * a.k_strides[0] + kv * a.k_strides[1];
   const std::int64_t rows = a.queries * (a.q_heads / a.kv_heads);
   const float* q = a.folds + (batch * a.kv_heads + kv) * rows * a.dim;
+  const std::int64_t head = batch * a.kv_heads + kv - a.first_head;  // among those that are kept
   for (std::int64_t t = begin; t < end; t += kScoreTile) {
     const int n = static_cast<int>(end - t < kScoreTile ? end - t : kScoreTile);
-    const T* at[kScoreTile];
-    for (int j = 0; j < kScoreTile; ++j) at[j] = keys + (t + (j < n ? j : 0)) * a.k_strides[2];
-    to_columns(at, n, a.dim, columns);
+    float* kept = a.logits ? a.logits + head * a.head_logits + t * rows : nullptr;
+    const bool fresh = !kept || a.summing, few = rows <= kFew;
+    const T* at[kScoreTile + kAhead];
+    if (fresh) {
+      for (int j = 0; j < kScoreTile + kAhead; ++j) {
+        at[j] = keys + (t + j < end ? t + j : t) * a.k_strides[2];
+      }
+      if (!few) to_columns(at, n, a.dim, columns);
+    }
     for (std::int64_t r = 0; r < rows; r += kMassRows) {
       const int count = static_cast<int>(rows - r < kMassRows ? rows - r : kMassRows);
-      products(q + r * a.dim, a.dim, count, columns, n, a.dim, false, s);
-      body(r, count, t, n, s);
+      float* to = kept ? kept + r * kScoreTile : s;
+      if (fresh && few) dots_tile(q, count, at, n, a.dim, true, to);
+      if (fresh && !few) products(q + r * a.dim, a.dim, count, columns, n, a.dim, false, to);
+      body(r, count, t, n, to);
     }
   }
 }
