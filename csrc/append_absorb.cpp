@@ -37,8 +37,7 @@ void append_absorb(const AppendAbsorbArgs& args, int threads) {
   check_slots(append, "append_absorb", args.tokens, args.pages);
   check_distinct(append, args.tokens);
   check_streams("append_absorb", args.indptr, args.rows, args.streams, args.tokens, args.states);
-  const auto& kernels = pick(headrace_append_absorb_scalar, headrace_append_absorb_avx2,
-                             headrace_append_absorb_avx512);
+  const auto& kernels = HEADRACE_PICK(append_absorb);
   const double work = static_cast<double>(args.tokens) * append.kv_heads * append.dim * append.dim;
   const int team = useful_threads(threads, work);
   // Heads of an item share their angles; every thread wants items.

@@ -23,7 +23,7 @@ namespace {
 constexpr std::int64_t kCachedTiles = 64;
 
 const AttentionKernels& kernels() {
-  return pick(headrace_attention_scalar, headrace_attention_avx2, headrace_attention_avx512);
+  return HEADRACE_PICK_BF16(attention);
 }
 
 // Cuts `visible` tokens of one block into splits of `split` tokens and adds an item for each.

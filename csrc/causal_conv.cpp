@@ -14,8 +14,7 @@ namespace headrace {
 
 void causal_conv(CausalConvArgs args, int threads) {
   check_streams("causal_conv", args.indptr, args.rows, args.streams, args.tokens, args.states);
-  const auto& kernels =
-      pick(headrace_causal_conv_scalar, headrace_causal_conv_avx2, headrace_causal_conv_avx512);
+  const auto& kernels = HEADRACE_PICK(causal_conv);
   const std::int64_t strips = (args.channels + kConvChannels - 1) / kConvChannels;
   // Weights as rows over the channels, 0 beyond them.
   args.padded = strips * kConvChannels;

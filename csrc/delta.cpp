@@ -15,7 +15,7 @@ namespace headrace {
 namespace {
 
 const DeltaKernels& level() {
-  return pick(headrace_delta_scalar, headrace_delta_avx2, headrace_delta_avx512);
+  return HEADRACE_PICK(delta);
 }
 
 void check_rising(const char* name, const std::int32_t* p, std::int64_t n, std::int64_t total) {

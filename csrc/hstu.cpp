@@ -125,7 +125,7 @@ void hstu_attention(const HstuArgs& args, const HstuBatch& batch, int threads) {
       }
     }
   }
-  const HstuKernels& kernels = pick(headrace_hstu_scalar, headrace_hstu_avx2, headrace_hstu_avx512);
+  const HstuKernels& kernels = HEADRACE_PICK(hstu);
   const int team = useful_threads(threads, work);
   const Scratch scratch(hstu_scratch(args.dim, args.v_dim, kTile), team);
   const auto count = static_cast<std::int64_t>(blocks.size());

@@ -9,18 +9,27 @@
 namespace headrace {
 
 void linear(const LinearArgs& args, int threads) {
-  const LinearKernels& k =
-      pick(headrace_linear_scalar, headrace_linear_avx2, headrace_linear_avx512);
-  // A block of rows that stays in the second-level cache, and strips of outputs to share out.
-  const std::int64_t rows =
-      std::clamp<std::int64_t>(65536 / std::max<std::int64_t>(args.depth, 1), 16, 256);
-  const std::int64_t strip = 96;
-  const std::int64_t down = (args.tokens + rows - 1) / rows;
-  const std::int64_t across = (args.outputs + strip - 1) / strip;
+  const LinearKernels& k = HEADRACE_PICK_BF16(linear);
   const double work = static_cast<double>(args.tokens) * args.outputs * args.depth;
-  parallel(down * across, useful_threads(threads, work), [&](std::int64_t i, int) {
-    const std::int64_t t = i / across * rows, n = i % across * strip;
-    k.linear(args, t, std::min(args.tokens, t + rows), n, std::min(args.outputs, n + strip));
+  const int team = useful_threads(threads, work);
+  // A block of rows that stays in the second-level cache. A strip of outputs meets all of them
+  // before the next strip comes from memory; it is wide, because rows are packed anew for each,
+  // while threads have enough to share and no sums have to wait.
+  const bool narrow = args.x_dtype == kBF16 && args.w_dtype == kBF16;
+  const std::int64_t row_bytes =
+      std::clamp<std::int64_t>(args.depth * (narrow ? 2 : 4), 1, kLinearDeep);
+  const std::int64_t most = std::min<std::int64_t>(600000 / row_bytes, 66);
+  const std::int64_t down = std::max<std::int64_t>((args.tokens + most - 1) / most, 1);
+  const std::int64_t rows = (args.tokens + down - 1) / down;
+  const bool passes = args.depth > linear_words(args.depth);
+  std::int64_t strip = passes ? 96 : 384;
+  const auto across = [&] { return (args.outputs + strip - 1) / strip; };
+  while (strip > 96 && down * across() < 4 * team) strip -= 96;
+  const Scratch scratch(rows * (linear_words(args.depth) + (passes ? strip * 16 : 0)), team);
+  parallel(down * across(), team, [&](std::int64_t i, int thread) {
+    const std::int64_t t = i % down * rows, n = i / down * strip;
+    k.linear(args, t, std::min(args.tokens, t + rows), n, std::min(args.outputs, n + strip),
+             scratch.of(thread));
   });
 }
 

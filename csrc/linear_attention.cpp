@@ -9,8 +9,7 @@
 namespace headrace {
 void linear_attention(const LinearAttentionArgs& args, int threads) {
   check_streams("linear_attention", args.indptr, args.rows, args.streams, args.tokens, args.states);
-  const auto& kernels = pick(headrace_linear_attention_scalar, headrace_linear_attention_avx2,
-                             headrace_linear_attention_avx512);
+  const auto& kernels = HEADRACE_PICK(linear_attention);
   const double work =
       static_cast<double>(args.tokens) * (args.heads + args.kv_heads) * args.dim * args.v_dim;
   const int team = useful_threads(threads, work);

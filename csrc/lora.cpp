@@ -191,7 +191,7 @@ void lora(const LoraArgs& given, const LoraBatch& batch, int threads) {
     }
   }
 
-  const auto& kernels = pick(headrace_lora_scalar, headrace_lora_avx2, headrace_lora_avx512);
+  const auto& kernels = HEADRACE_PICK(lora);
   const int team = useful_threads(threads, work);
   const Scratch scratch(lora_scratch(args.depth), team);
   const std::int64_t count = static_cast<std::int64_t>(blocks.size());

@@ -10,8 +10,7 @@
 namespace headrace {
 
 void pooled_block_mask(PooledBlockMaskArgs args, std::int64_t batch, int threads) {
-  const auto& kernels = pick(headrace_pooled_block_mask_scalar, headrace_pooled_block_mask_avx2,
-                             headrace_pooled_block_mask_avx512);
+  const auto& kernels = HEADRACE_PICK(pooled_block_mask);
   args.q_blocks = (args.q_len + args.block - 1) / args.block;
   args.k_blocks = (args.k_len + args.block - 1) / args.block;
   args.padded = (args.k_blocks + 15) / 16 * 16;

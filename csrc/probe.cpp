@@ -13,7 +13,7 @@ namespace headrace {
 namespace {
 
 const ProbeKernels& kernels() {
-  return pick(headrace_probe_scalar, headrace_probe_avx2, headrace_probe_avx512);
+  return HEADRACE_PICK(probe);
 }
 
 double now() {

@@ -16,7 +16,7 @@ namespace headrace {
 namespace {
 
 const PruneKernels& kernels() {
-  return pick(headrace_prune_scalar, headrace_prune_avx2, headrace_prune_avx512);
+  return HEADRACE_PICK(prune);
 }
 
 constexpr std::int64_t kElements = 1 << 16;  // that a work item is worth

@@ -7,7 +7,7 @@
 namespace headrace {
 
 inline const ScoreKernels& score_kernels() {
-  return pick(headrace_score_scalar, headrace_score_avx2, headrace_score_avx512);
+  return HEADRACE_PICK(score);
 }
 
 // Whether the processor counts the bits of the elements of a vector.

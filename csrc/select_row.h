@@ -30,7 +30,7 @@ struct SelectCut {
 };
 
 inline const SelectKernels& select_kernels() {
-  return pick(headrace_select_scalar, headrace_select_avx2, headrace_select_avx512);
+  return HEADRACE_PICK(select);
 }
 
 class SelectRow {

@@ -8,7 +8,7 @@
 namespace headrace {
 namespace {
 
-constexpr Isa kLevels[] = {Isa::kScalar, Isa::kAvx2, Isa::kAvx512};
+constexpr Isa kLevels[] = {Isa::kScalar, Isa::kAvx2, Isa::kAvx512, Isa::kAvx512Bf16};
 
 Isa parse(const std::string& name, const char* origin) {
   std::string have;
@@ -40,6 +40,8 @@ std::atomic<int>& slot() {
 
 const char* isa_name(Isa level) {
   switch (level) {
+    case Isa::kAvx512Bf16:
+      return "avx512_bf16";
     case Isa::kAvx512:
       return "avx512";
     case Isa::kAvx2:
@@ -53,6 +55,13 @@ bool isa_available(Isa level) {
 #if defined(HEADRACE_X86)
   // The builtin also asks whether the operating system saves the registers.
   switch (level) {
+    case Isa::kAvx512Bf16:
+#if defined(HEADRACE_BF16)
+      return __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vnni") &&
+             isa_available(Isa::kAvx512);
+#else
+      return false;
+#endif
     case Isa::kAvx512:
       return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
              __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&

@@ -7,7 +7,7 @@
 
 namespace headrace {
 
-enum class Isa : int { kScalar = 0, kAvx2 = 1, kAvx512 = 2 };
+enum class Isa : int { kScalar = 0, kAvx2 = 1, kAvx512 = 2, kAvx512Bf16 = 3 };
 
 const char* isa_name(Isa level);
 bool isa_available(Isa level);
@@ -16,8 +16,11 @@ Isa active_isa();
 void force_isa(const std::string& name);  // throws std::invalid_argument; "" restores the default
 
 template <class Table>
-const Table& pick(const Table& scalar, const Table& avx2, const Table& avx512) {
+const Table& pick(const Table& scalar, const Table& avx2, const Table& avx512,
+                  const Table& avx512_bf16) {
   switch (active_isa()) {
+    case Isa::kAvx512Bf16:
+      return avx512_bf16;
     case Isa::kAvx512:
       return avx512;
     case Isa::kAvx2:
@@ -28,3 +31,21 @@ const Table& pick(const Table& scalar, const Table& avx2, const Table& avx512) {
 }
 
 }  // namespace headrace
+
+// The table of a family at the active level. No name of a level that was not compiled may be left
+// over, since a module with one would not load. HEADRACE_PICK_BF16 is for families that have a
+// table for AVX512-BF16; the others run there as on AVX-512.
+#if defined(HEADRACE_X86)
+#define HEADRACE_PICK(family)                                            \
+  ::headrace::pick(headrace_##family##_scalar, headrace_##family##_avx2, \
+                   headrace_##family##_avx512, headrace_##family##_avx512)
+#else
+#define HEADRACE_PICK(family) headrace_##family##_scalar
+#endif
+#if defined(HEADRACE_BF16)
+#define HEADRACE_PICK_BF16(family)                                       \
+  ::headrace::pick(headrace_##family##_scalar, headrace_##family##_avx2, \
+                   headrace_##family##_avx512, headrace_##family##_avx512_bf16)
+#else
+#define HEADRACE_PICK_BF16(family) HEADRACE_PICK(family)
+#endif

@@ -95,6 +95,18 @@ inline float hsum(F a) {
   t = _mm_add_ps(t, _mm_movehl_ps(t, t));
   return _mm_cvtss_f32(_mm_add_ss(t, _mm_shuffle_ps(t, t, 1)));
 }
+// out[i] = hsum(a[i]) for four, in the same tree.
+inline void hsum4(const F* a, float* out) {
+  __m128 t[4];
+  for (int i = 0; i < 4; ++i) {
+    t[i] = _mm_add_ps(_mm256_castps256_ps128(a[i].v), _mm256_extractf128_ps(a[i].v, 1));
+  }
+  _MM_TRANSPOSE4_PS(t[0], t[1], t[2], t[3]);
+  _mm_storeu_ps(out, _mm_add_ps(_mm_add_ps(t[0], t[2]), _mm_add_ps(t[1], t[3])));
+}
+inline void hsum16(const F* a, float* out) {
+  for (int i = 0; i < 16; i += 4) hsum4(a + i, out + i);
+}
 inline float hmax(F a) {
   __m128 t = _mm_max_ps(_mm256_castps256_ps128(a.v), _mm256_extractf128_ps(a.v, 1));
   t = _mm_max_ps(t, _mm_movehl_ps(t, t));

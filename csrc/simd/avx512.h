@@ -90,6 +90,36 @@ inline float hsum(F a) {
   t = _mm_add_ps(t, _mm_movehl_ps(t, t));
   return _mm_cvtss_f32(_mm_add_ss(t, _mm_shuffle_ps(t, t, 1)));
 }
+// out[i] = hsum(a[i]) for four, in the same tree.
+inline void hsum4(const F* a, float* out) {
+  __m128 t[4];
+  for (int i = 0; i < 4; ++i) {
+    const __m256 s =
+        _mm256_add_ps(_mm512_castps512_ps256(a[i].v), _mm512_extractf32x8_ps(a[i].v, 1));
+    t[i] = _mm_add_ps(_mm256_castps256_ps128(s), _mm256_extractf128_ps(s, 1));
+  }
+  _MM_TRANSPOSE4_PS(t[0], t[1], t[2], t[3]);
+  _mm_storeu_ps(out, _mm_add_ps(_mm_add_ps(t[0], t[2]), _mm_add_ps(t[1], t[3])));
+}
+// out[i] = hsum(a[i]) for sixteen, in the same tree.
+inline void hsum16(const F* a, float* out) {
+  __m512 t[4];
+  for (int n = 0; n < 4; ++n) {
+    const auto halves = [&](int i, int j) {
+      const __m512 x = a[4 * i + n].v, y = a[4 * j + n].v;
+      return _mm512_add_ps(_mm512_shuffle_f32x4(x, y, 0x44), _mm512_shuffle_f32x4(x, y, 0xee));
+    };
+    const __m512 x = halves(0, 1), y = halves(2, 3);
+    t[n] = _mm512_add_ps(_mm512_shuffle_f32x4(x, y, 0x88), _mm512_shuffle_f32x4(x, y, 0xdd));
+  }
+  const auto pair = [&](int i, int j) {
+    return _mm512_castps_pd(
+        _mm512_add_ps(_mm512_unpacklo_ps(t[i], t[j]), _mm512_unpackhi_ps(t[i], t[j])));
+  };
+  const __m512d x = pair(0, 1), y = pair(2, 3);
+  _mm512_storeu_ps(out, _mm512_add_ps(_mm512_castpd_ps(_mm512_unpacklo_pd(x, y)),
+                                      _mm512_castpd_ps(_mm512_unpackhi_pd(x, y))));
+}
 inline float hmax(F a) {
   __m256 s = _mm256_max_ps(_mm512_castps512_ps256(a.v), _mm512_extractf32x8_ps(a.v, 1));
   __m128 t = _mm_max_ps(_mm256_castps256_ps128(s), _mm256_extractf128_ps(s, 1));

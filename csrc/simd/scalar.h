@@ -140,6 +140,12 @@ inline F keep(F a, F b, int lo, int hi) {
   return lanes([&](int i) { return i >= lo && i < hi ? a.v[i] : b.v[i]; });
 }
 inline float hsum(F a) { return (a.v[0] + a.v[2]) + (a.v[1] + a.v[3]); }
+inline void hsum4(const F* a, float* out) {
+  for (int i = 0; i < 4; ++i) out[i] = hsum(a[i]);
+}
+inline void hsum16(const F* a, float* out) {
+  for (int i = 0; i < 16; i += 4) hsum4(a + i, out + i);
+}
 inline float hmax(F a) {
   const float x = a.v[0] > a.v[2] ? a.v[0] : a.v[2], y = a.v[1] > a.v[3] ? a.v[1] : a.v[3];
   return x > y ? x : y;

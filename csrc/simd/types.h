@@ -22,3 +22,12 @@ enum DType : int { kF32 = 0, kBF16 = 1, kF16 = 2, kI8 = 3, kE4M3 = 4 };
 inline constexpr int dtype_size(int dtype) { return dtype == kF32 ? 4 : dtype < kI8 ? 2 : 1; }
 
 }  // namespace headrace
+
+// The tables that a family's kernels export, one for each level that it is compiled for.
+#define HEADRACE_TABLES(Kernels, family)                          \
+  extern "C" {                                                    \
+  extern const headrace::Kernels headrace_##family##_scalar;      \
+  extern const headrace::Kernels headrace_##family##_avx2;        \
+  extern const headrace::Kernels headrace_##family##_avx512;      \
+  extern const headrace::Kernels headrace_##family##_avx512_bf16; \
+  }

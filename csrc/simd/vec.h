@@ -5,7 +5,10 @@
 #pragma once
 #include <cstring>
 
-#if defined(HEADRACE_AVX512)
+#if defined(HEADRACE_AVX512_BF16)
+#include "avx512_bf16.h"
+#define HEADRACE_LEVEL avx512_bf16
+#elif defined(HEADRACE_AVX512)
 #include "avx512.h"
 #define HEADRACE_LEVEL avx512
 #elif defined(HEADRACE_AVX2)

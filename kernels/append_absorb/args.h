@@ -32,8 +32,4 @@ struct AppendAbsorbKernels {
 
 }  // namespace headrace
 
-extern "C" {
-extern const headrace::AppendAbsorbKernels headrace_append_absorb_scalar;
-extern const headrace::AppendAbsorbKernels headrace_append_absorb_avx2;
-extern const headrace::AppendAbsorbKernels headrace_append_absorb_avx512;
-}
+HEADRACE_TABLES(AppendAbsorbKernels, append_absorb)

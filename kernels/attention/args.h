@@ -157,8 +157,4 @@ struct AttentionKernels {
 
 }  // namespace headrace
 
-extern "C" {
-extern const headrace::AttentionKernels headrace_attention_scalar;
-extern const headrace::AttentionKernels headrace_attention_avx2;
-extern const headrace::AttentionKernels headrace_attention_avx512;
-}
+HEADRACE_TABLES(AttentionKernels, attention)

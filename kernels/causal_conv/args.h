@@ -39,8 +39,4 @@ struct CausalConvKernels {
 
 }  // namespace headrace
 
-extern "C" {
-extern const headrace::CausalConvKernels headrace_causal_conv_scalar;
-extern const headrace::CausalConvKernels headrace_causal_conv_avx2;
-extern const headrace::CausalConvKernels headrace_causal_conv_avx512;
-}
+HEADRACE_TABLES(CausalConvKernels, causal_conv)

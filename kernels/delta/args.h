@@ -68,8 +68,4 @@ struct DeltaKernels {
 
 }  // namespace headrace
 
-extern "C" {
-extern const headrace::DeltaKernels headrace_delta_scalar;
-extern const headrace::DeltaKernels headrace_delta_avx2;
-extern const headrace::DeltaKernels headrace_delta_avx512;
-}
+HEADRACE_TABLES(DeltaKernels, delta)

@@ -63,8 +63,4 @@ struct HstuKernels {
 
 }  // namespace headrace
 
-extern "C" {
-extern const headrace::HstuKernels headrace_hstu_scalar;
-extern const headrace::HstuKernels headrace_hstu_avx2;
-extern const headrace::HstuKernels headrace_hstu_avx512;
-}
+HEADRACE_TABLES(HstuKernels, hstu)

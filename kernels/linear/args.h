@@ -15,16 +15,21 @@ struct LinearArgs {
   int x_dtype, w_dtype;  // bias has the dtype of the weight, y that of x
 };
 
+// Bytes of a packed row that a pass over the depth takes. Between two passes the unfinished sums
+// wait in scratch, so one pass is better as long as a block of rows fits a second-level cache.
+constexpr std::int64_t kLinearDeep = 16384;
+// Words of a row, packed for a pass.
+inline constexpr std::int64_t linear_words(std::int64_t depth) {
+  return depth < kLinearDeep / 4 ? (depth + 31) / 32 * 32 : kLinearDeep / 4;
+}
+
 struct LinearKernels {
-  // y[begin:end, first:last]
+  // y[begin:end, first:last]. scratch: linear_words for every row, and where the depth is more than
+  // that, 16 for every row and output, the outputs rounded up to 8.
   void (*linear)(const LinearArgs&, std::int64_t begin, std::int64_t end, std::int64_t first,
-                 std::int64_t last);
+                 std::int64_t last, float* scratch);
 };
 
 }  // namespace headrace
 
-extern "C" {
-extern const headrace::LinearKernels headrace_linear_scalar;
-extern const headrace::LinearKernels headrace_linear_avx2;
-extern const headrace::LinearKernels headrace_linear_avx512;
-}
+HEADRACE_TABLES(LinearKernels, linear)

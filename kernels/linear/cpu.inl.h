@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// y = x W^T + b. Each output is one dot product, added up in one fixed order: kW running sums over
-// the depth, then a fixed tree. No output knows how many rows there are, which is what makes the
-// product batch-invariant; register blocking changes which dots run together and nothing else.
+// y = x W^T + b. Each output is one dot product, added up in one fixed order: running sums over the
+// depth in the lanes of one vector, then a fixed tree. No output knows how many rows there are,
+// which is what makes the product batch-invariant; blocking changes which dots run together and
+// nothing else.
 #pragma once
 #include "args.h"
 #include "csrc/simd/vec.h"
@@ -10,107 +11,192 @@ namespace {
 
 using headrace::LinearArgs;
 
-constexpr int kM = F::registers == 32 ? 4 : 3;
-constexpr int kN = F::registers == 32 ? 6 : 3;
+// Rows of a register block against four outputs, whose sums end in one vector.
+constexpr int kM = F::registers == 32 ? 6 : 3;
 
-inline float narrow_load(const void* p, std::int64_t i, int dtype) {
-  float one[kW];
-  if (dtype == headrace::kF32) return static_cast<const float*>(p)[i];
-  if (dtype == headrace::kBF16) {
-    bf16 h[kW] = {static_cast<const bf16*>(p)[i]};
-    store(one, load(h));
-  } else {
-    fp16 h[kW] = {static_cast<const fp16*>(p)[i]};
-    store(one, load(h));
+// A vector of a row, of the elements that one multiply-add takes.
+template <class X, class W>
+struct Lanes {
+  static constexpr int width = kW;
+  using Packed = float;  // of x, widened once
+  using Vector = F;
+  template <class T>
+  static F read(const T* p) {
+    return load(p);
   }
-  return one[0];
-}
-inline void narrow_store(void* p, std::int64_t i, int dtype, float value) {
-  if (dtype == headrace::kF32) {
-    static_cast<float*>(p)[i] = value;
-  } else if (dtype == headrace::kBF16) {
-    bf16 h[kW];
-    store(h, set1(value));
-    static_cast<bf16*>(p)[i] = h[0];
-  } else {
-    fp16 h[kW];
-    store(h, set1(value));
-    static_cast<fp16*>(p)[i] = h[0];
+  static F add(F x, F w, F sum) { return fma(x, w, sum); }
+  static void pack(const X* from, float* to) { store(to, load(from)); }
+};
+#ifdef HEADRACE_DOTS
+template <>
+struct Lanes<bf16, bf16> {
+  static constexpr int width = 2 * kW;
+  using Packed = bf16;
+  using Vector = Pairs;
+  static Pairs read(const bf16* p) { return load_pairs(p); }
+  static F add(Pairs x, Pairs w, F sum) { return dot(x, w, sum); }
+  static void pack(const bf16* from, bf16* to) { std::memcpy(to, from, 2 * width); }
+};
+#endif
+
+// The last `left` elements of a row, with zeros behind.
+template <class L, class T>
+struct Tail {
+  Tail(const T* p, int left) {
+    for (int i = 0; i < left; ++i) lanes[i] = p[i];
+  }
+  T lanes[L::width] = {};
+};
+
+// out = `rows` rows of x side by side: a vector of each, then the next of each. Rows that lie a
+// power of two apart would fight for the same few lines of the cache.
+template <class L, class X>
+inline void pack_rows(const X* x, std::int64_t x_row, int rows, std::int64_t depth,
+                      typename L::Packed* out) {
+  std::int64_t k = 0;
+  for (; k + L::width <= depth; k += L::width) {
+    for (int m = 0; m < rows; ++m, out += L::width) L::pack(x + m * x_row + k, out);
+  }
+  if (k == depth) return;
+  for (int m = 0; m < rows; ++m, out += L::width) {
+    L::pack(Tail<L, X>(x + m * x_row + k, static_cast<int>(depth - k)).lanes, out);
   }
 }
 
-// The last depth % kW elements, as a full vector with zeros behind.
-template <class T>
-inline F load_tail(const T* p, int left) {
-  T lanes[kW] = {};
-  for (int i = 0; i < left; ++i) lanes[i] = p[i];
-  return load(lanes);
+inline float element(const void* p, std::int64_t i, int dtype) {
+  char one[kW * sizeof(float)] = {};
+  const int size = headrace::dtype_size(dtype);
+  std::memcpy(one, static_cast<const char*>(p) + i * size, size);
+  float wide[kW];
+  store(wide, load_any(one, 0, dtype));
+  return wide[0];
+}
+
+// M packed rows against N outputs over [begin, end) of the depth; `kept` holds their sums from one
+// visit to the next. Of the last outputs some may repeat, and only `cols` of them are written.
+// Meanwhile the row of weights at `ahead` comes nearer.
+template <int M, int N, class X, class W>
+inline void dots(const LinearArgs& a, const typename Lanes<X, W>::Packed* x, std::int64_t row,
+                 std::int64_t col, int cols, std::int64_t begin, std::int64_t end, float* kept,
+                 const W* ahead) {
+  using L = Lanes<X, W>;
+  const W* w[N];
+  for (int n = 0; n < N; ++n) {
+    w[n] = static_cast<const W*>(a.weight) + (col + (n < cols ? n : cols - 1)) * a.w_row;
+  }
+  F acc[M * N];
+  for (int m = 0; m < M; ++m) {
+    for (int n = 0; n < N; ++n) acc[m * N + n] = begin ? load(kept + (m * N + n) * kW) : zero();
+  }
+  std::int64_t k = begin;
+  for (; k + L::width <= end; k += L::width, x += M * L::width) {
+    typename L::Vector xs[M];
+    for (int m = 0; m < M; ++m) xs[m] = L::read(x + m * L::width);
+    __builtin_prefetch(ahead + k, 0, 2);
+    for (int n = 0; n < N; ++n) {
+      const auto y = L::read(w[n] + k);
+      for (int m = 0; m < M; ++m) acc[m * N + n] = L::add(xs[m], y, acc[m * N + n]);
+    }
+  }
+  if (end < a.depth) {
+    for (int m = 0; m < M; ++m) {
+      for (int n = 0; n < N; ++n) store(kept + (m * N + n) * kW, acc[m * N + n]);
+    }
+    return;
+  }
+  for (int n = 0; k < end && n < N; ++n) {
+    const auto y = L::read(Tail<L, W>(w[n] + k, static_cast<int>(end - k)).lanes);
+    for (int m = 0; m < M; ++m)
+      acc[m * N + n] = L::add(L::read(x + m * L::width), y, acc[m * N + n]);
+  }
+  alignas(64) float sums[(M * N + 15) / 16 * 16];
+  int i = 0;
+  for (; i + 16 <= M * N; i += 16) hsum16(acc + i, sums + i);
+  for (; i < M * N; i += 4) hsum4(acc + i, sums + i);
+  if (a.bias) {
+    for (int n = 0; n < cols; ++n) {
+      const float bias = element(a.bias, col + n, a.w_dtype);
+      for (int m = 0; m < M; ++m) sums[m * N + n] += bias;
+    }
+  }
+  alignas(64) char narrow[sizeof(sums)];
+  for (int j = 0; j < M * N; j += kW) store_any(narrow, j, a.x_dtype, load(sums + j));
+  const int size = headrace::dtype_size(a.x_dtype);
+  char* y = static_cast<char*>(a.y) + (row * a.outputs + col) * size;
+  for (int m = 0; m < M; ++m, y += a.outputs * size) {
+    std::memcpy(y, narrow + m * N * size, static_cast<std::size_t>(cols) * size);
+  }
+}
+
+// The last rows, fewer than a block.
+template <int M, int N, class X, class W>
+inline void rest(const LinearArgs& a, const typename Lanes<X, W>::Packed* x, int rows,
+                 std::int64_t row, std::int64_t col, int cols, std::int64_t begin, std::int64_t end,
+                 float* kept, const W* ahead) {
+  if constexpr (M > 0) {
+    if (rows == M) return dots<M, N, X, W>(a, x, row, col, cols, begin, end, kept, ahead);
+    rest<M - 1, N, X, W>(a, x, rows, row, col, cols, begin, end, kept, ahead);
+  }
 }
 
 template <int M, int N, class X, class W>
-inline void dots(const LinearArgs& a, const X* x, const W* w, std::int64_t row, std::int64_t col) {
-  F acc[M][N];
-  for (int m = 0; m < M; ++m) {
-    for (int n = 0; n < N; ++n) acc[m][n] = zero();
-  }
+inline void blocks(const LinearArgs& a, std::int64_t begin, std::int64_t end, std::int64_t first,
+                   std::int64_t last, float* scratch) {
+  using L = Lanes<X, W>;
+  using Packed = typename L::Packed;
+  const std::int64_t deep = headrace::kLinearDeep / static_cast<std::int64_t>(sizeof(Packed));
+  const std::int64_t rows = end - begin;
+  auto* packed = reinterpret_cast<Packed*>(scratch);
+  float* kept = scratch + rows * headrace::linear_words(a.depth);
+  const X* x = static_cast<const X*>(a.x) + begin * a.x_row;
+  const W* weight = static_cast<const W*>(a.weight);
   std::int64_t k = 0;
-  for (; k + kW <= a.depth; k += kW) {
-    F xs[M];
-    for (int m = 0; m < M; ++m) xs[m] = load(x + m * a.x_row + k);
-    for (int n = 0; n < N; ++n) {
-      const F y = load(w + n * a.w_row + k);
-      for (int m = 0; m < M; ++m) acc[m][n] = fma(xs[m], y, acc[m][n]);
+  do {  // a depth of 0 leaves the bias
+    const std::int64_t upto = k + deep < a.depth ? k + deep : a.depth;
+    const std::int64_t padded = (upto - k + L::width - 1) / L::width * L::width;
+    for (std::int64_t t = 0; t < rows; t += M) {
+      pack_rows<L>(x + t * a.x_row + k, a.x_row, static_cast<int>(rows - t < M ? rows - t : M),
+                   upto - k, packed + t * padded);
     }
-  }
-  if (k < a.depth) {
-    const int left = static_cast<int>(a.depth - k);
-    for (int n = 0; n < N; ++n) {
-      const F y = load_tail(w + n * a.w_row + k, left);
-      for (int m = 0; m < M; ++m)
-        acc[m][n] = fma(load_tail(x + m * a.x_row + k, left), y, acc[m][n]);
+    for (std::int64_t n = first; n < last; n += N) {
+      const int cols = static_cast<int>(last - n < N ? last - n : N);
+      float* sums = kept + (n - first) * rows * kW;
+      // Each block of rows calls for one row of the next weights.
+      std::int64_t ahead = n + N < last ? n + N : n;
+      std::int64_t t = 0;
+      for (; t + M <= rows; t += M) {
+        dots<M, N, X, W>(a, packed + t * padded, begin + t, n, cols, k, upto, sums + t * N * kW,
+                         weight + ahead * a.w_row);
+        ahead += ahead + 1 < last && ahead + 1 < n + 2 * N;
+      }
+      rest<M - 1, N, X, W>(a, packed + t * padded, static_cast<int>(rows - t), begin + t, n, cols,
+                           k, upto, sums + t * N * kW, weight + ahead * a.w_row);
     }
-  }
-  for (int m = 0; m < M; ++m) {
-    for (int n = 0; n < N; ++n) {
-      float sum = hsum(acc[m][n]);
-      if (a.bias) sum += narrow_load(a.bias, col + n, a.w_dtype);
-      narrow_store(a.y, (row + m) * a.outputs + col + n, a.x_dtype, sum);
-    }
-  }
-}
-
-template <int M, class X, class W>
-inline void columns(const LinearArgs& a, std::int64_t row, std::int64_t col, int cols) {
-  const X* x = static_cast<const X*>(a.x) + row * a.x_row;
-  const W* w = static_cast<const W*>(a.weight) + col * a.w_row;
-  if (cols == kN) return dots<M, kN>(a, x, w, row, col);
-  for (int n = 0; n < cols; ++n) dots<M, 1>(a, x, w + n * a.w_row, row, col + n);
+    k = upto;
+  } while (k < a.depth);
 }
 
 template <class X, class W>
 inline void block(const LinearArgs& a, std::int64_t begin, std::int64_t end, std::int64_t first,
-                  std::int64_t last) {
-  for (std::int64_t n = first; n < last; n += kN) {
-    const int cols = static_cast<int>(last - n < kN ? last - n : kN);
-    std::int64_t t = begin;
-    for (; t + kM <= end; t += kM) columns<kM, X, W>(a, t, n, cols);
-    for (; t < end; ++t) columns<1, X, W>(a, t, n, cols);
-  }
+                  std::int64_t last, float* scratch) {
+  // One row needs more sums at a time than four, for each to have time to end.
+  if (end - begin == 1) return blocks<1, 8, X, W>(a, begin, end, first, last, scratch);
+  blocks<kM, 4, X, W>(a, begin, end, first, last, scratch);
 }
 
 template <class X>
 inline void by_weight(const LinearArgs& a, std::int64_t begin, std::int64_t end, std::int64_t first,
-                      std::int64_t last) {
-  if (a.w_dtype == headrace::kF32) return block<X, float>(a, begin, end, first, last);
-  if (a.w_dtype == headrace::kBF16) return block<X, bf16>(a, begin, end, first, last);
-  return block<X, fp16>(a, begin, end, first, last);
+                      std::int64_t last, float* scratch) {
+  if (a.w_dtype == headrace::kF32) return block<X, float>(a, begin, end, first, last, scratch);
+  if (a.w_dtype == headrace::kBF16) return block<X, bf16>(a, begin, end, first, last, scratch);
+  return block<X, fp16>(a, begin, end, first, last, scratch);
 }
 
 void linear(const LinearArgs& a, std::int64_t begin, std::int64_t end, std::int64_t first,
-            std::int64_t last) {
-  if (a.x_dtype == headrace::kF32) return by_weight<float>(a, begin, end, first, last);
-  if (a.x_dtype == headrace::kBF16) return by_weight<bf16>(a, begin, end, first, last);
-  return by_weight<fp16>(a, begin, end, first, last);
+            std::int64_t last, float* scratch) {
+  if (a.x_dtype == headrace::kF32) return by_weight<float>(a, begin, end, first, last, scratch);
+  if (a.x_dtype == headrace::kBF16) return by_weight<bf16>(a, begin, end, first, last, scratch);
+  return by_weight<fp16>(a, begin, end, first, last, scratch);
 }
 
 }  // namespace

@@ -39,8 +39,4 @@ struct LinearAttentionKernels {
 
 }  // namespace headrace
 
-extern "C" {
-extern const headrace::LinearAttentionKernels headrace_linear_attention_scalar;
-extern const headrace::LinearAttentionKernels headrace_linear_attention_avx2;
-extern const headrace::LinearAttentionKernels headrace_linear_attention_avx512;
-}
+HEADRACE_TABLES(LinearAttentionKernels, linear_attention)

@@ -64,8 +64,4 @@ struct LoraKernels {
 
 }  // namespace headrace
 
-extern "C" {
-extern const headrace::LoraKernels headrace_lora_scalar;
-extern const headrace::LoraKernels headrace_lora_avx2;
-extern const headrace::LoraKernels headrace_lora_avx512;
-}
+HEADRACE_TABLES(LoraKernels, lora)

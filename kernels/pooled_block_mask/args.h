@@ -33,8 +33,4 @@ struct PooledBlockMaskKernels {
 
 }  // namespace headrace
 
-extern "C" {
-extern const headrace::PooledBlockMaskKernels headrace_pooled_block_mask_scalar;
-extern const headrace::PooledBlockMaskKernels headrace_pooled_block_mask_avx2;
-extern const headrace::PooledBlockMaskKernels headrace_pooled_block_mask_avx512;
-}
+HEADRACE_TABLES(PooledBlockMaskKernels, pooled_block_mask)

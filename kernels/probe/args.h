@@ -3,6 +3,8 @@
 #pragma once
 #include <cstdint>
 
+#include "csrc/simd/types.h"
+
 namespace headrace {
 
 struct ProbeKernels {
@@ -14,8 +16,4 @@ struct ProbeKernels {
 
 }  // namespace headrace
 
-extern "C" {
-extern const headrace::ProbeKernels headrace_probe_scalar;
-extern const headrace::ProbeKernels headrace_probe_avx2;
-extern const headrace::ProbeKernels headrace_probe_avx512;
-}
+HEADRACE_TABLES(ProbeKernels, probe)

@@ -43,8 +43,4 @@ struct PruneKernels {
 
 }  // namespace headrace
 
-extern "C" {
-extern const headrace::PruneKernels headrace_prune_scalar;
-extern const headrace::PruneKernels headrace_prune_avx2;
-extern const headrace::PruneKernels headrace_prune_avx512;
-}
+HEADRACE_TABLES(PruneKernels, prune)

@@ -112,8 +112,4 @@ inline std::int64_t block_scratch(const BlockScoreArgs& a) {
 
 }  // namespace headrace
 
-extern "C" {
-extern const headrace::ScoreKernels headrace_score_scalar;
-extern const headrace::ScoreKernels headrace_score_avx2;
-extern const headrace::ScoreKernels headrace_score_avx512;
-}
+HEADRACE_TABLES(ScoreKernels, score)

@@ -43,8 +43,4 @@ struct SelectKernels {
 
 }  // namespace headrace
 
-extern "C" {
-extern const headrace::SelectKernels headrace_select_scalar;
-extern const headrace::SelectKernels headrace_select_avx2;
-extern const headrace::SelectKernels headrace_select_avx512;
-}
+HEADRACE_TABLES(SelectKernels, select)

@@ -88,7 +88,12 @@ def test_every_half_number_passes_unchanged(isa, dtype):
     bits = torch.arange(-32768, 32768, dtype=torch.int32).to(torch.int16)
     x = bits.view(dtype).view(-1, 1)
     x = x[x.isfinite().squeeze(1) & (x != 0).squeeze(1)]
-    assert compare.same_bits(ops.linear(x, torch.ones(1, 1, dtype=dtype)), x)
+    want = x
+    if (
+        isa == "avx512_bf16" and dtype == torch.bfloat16
+    ):  # the instruction takes subnormals for zero
+        want = torch.where(x.abs() < torch.finfo(dtype).tiny, 0, x)
+    assert compare.same_bits(ops.linear(x, torch.ones(1, 1, dtype=dtype)), want)
     wide = x.float()
     assert torch.equal(ops.linear(wide, torch.ones(1, 1, dtype=dtype)), wide)
     special = torch.tensor([[torch.inf], [-torch.inf], [torch.nan]], dtype=dtype)
