@@ -87,4 +87,13 @@ bool plain(py::handle x, int dims, bool recorded, Described& to, int& dtype) {
          (!recorded || denied(PyObject_GetAttr(x.ptr(), requires_grad)));
 }
 
+bool dense(const Described& x) {
+  std::int64_t step = 1;
+  for (int i = x.dims - 1; i >= 0; --i) {
+    if (x.shape[i] > 1 && x.strides[i] != step) return false;
+    step *= x.shape[i];
+  }
+  return true;
+}
+
 }  // namespace headrace::bind

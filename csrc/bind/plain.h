@@ -27,4 +27,7 @@ void take_exchange(py::object capsule, py::object tensor);
 // no sign to be turned, nor, with `recorded`, a gradient.
 bool plain(py::handle x, int dims, bool recorded, Described& to, int& dtype);
 
+// Whether its elements lie one after the other.
+bool dense(const Described& x);
+
 }  // namespace headrace::bind

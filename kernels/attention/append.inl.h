@@ -15,28 +15,41 @@ void append(const AppendArgs& a, std::int64_t begin, std::int64_t end, float* sc
   return append_run<fp16>(a, begin, end, scratch);
 }
 
-void merge(const MergeArgs& a, std::int64_t begin, std::int64_t end) {
+template <class T>
+inline void merge_rows(const MergeArgs& a, std::int64_t begin, std::int64_t end) {
   for (std::int64_t r = begin; r < end; ++r) {
     const float la = a.lse_a[r], lb = a.lse_b[r];
     const float top = la > lb ? la : lb;
+    const T* x = static_cast<const T*>(a.o_a) + r * a.dim;
+    const T* y = static_cast<const T*>(a.o_b) + r * a.dim;
+    T* o = static_cast<T*>(a.o) + r * a.dim;
     if (la == -kInf && lb == -kInf) {
-      for (int d = 0; d < a.dim; d += kW) store_any(a.o, r * a.dim + d, a.dtype, zero());
+      for (int d = 0; d < a.dim; d += kW) store(o + d, zero());
       a.lse[r] = -kInf;
       continue;
     }
-    const float wa = exp2_one((la - top) * kLog2e), wb = exp2_one((lb - top) * kLog2e);
-    const float share = 1.f / (wa + wb);
+    float weights[kW] = {(la - top) * kLog2e, (lb - top) * kLog2e};
+    store(weights, exp2(load(weights)));
+    const float wa = la == -kInf ? 0.f : weights[0], wb = lb == -kInf ? 0.f : weights[1];
+    const F share_a = set1(wa / (wa + wb)), share_b = set1(wb / (wa + wb));
     // A state of weight 0 may hold anything; it is not read into the sum.
-    const bool has_a = wa > 0.f || la != la, has_b = wb > 0.f || lb != lb;
-    for (int d = 0; d < a.dim; d += kW) {
-      const std::int64_t at = r * a.dim + d;
-      F sum = zero();
-      if (has_a) sum = mul(load_any(a.o_a, at, a.dtype), set1(wa * share));
-      if (has_b) sum = fma(load_any(a.o_b, at, a.dtype), set1(wb * share), sum);
-      store_any(a.o, at, a.dtype, sum);
+    if ((wa > 0.f || la != la) && (wb > 0.f || lb != lb)) {
+      for (int d = 0; d < a.dim; d += kW) {
+        store(o + d, fma(load(y + d), share_b, mul(load(x + d), share_a)));
+      }
+    } else {
+      const T* z = wa > 0.f ? x : y;
+      const F share = wa > 0.f ? share_a : share_b;
+      for (int d = 0; d < a.dim; d += kW) store(o + d, mul(load(z + d), share));
     }
-    a.lse[r] = top + static_cast<float>(log(static_cast<double>(wa) + static_cast<double>(wb)));
+    a.lse[r] = top + logf(wa + wb);
   }
+}
+
+void merge(const MergeArgs& a, std::int64_t begin, std::int64_t end) {
+  if (a.dtype == headrace::kF32) return merge_rows<float>(a, begin, end);
+  if (a.dtype == headrace::kBF16) return merge_rows<bf16>(a, begin, end);
+  merge_rows<fp16>(a, begin, end);
 }
 
 }  // namespace

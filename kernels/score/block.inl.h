@@ -105,6 +105,13 @@ struct FloatTile {
     }
     for (int r0 = 0; r0 < a.folded; r0 += kChunk) {
       const int count = a.folded - r0 < kChunk ? a.folded - r0 : kChunk;
+      if (score_in_pairs(a)) {
+        if (r0 == 0) to_pairs(rows, n, a.dim, columns);
+        const std::int64_t words = a.dim / 2;
+        products<Doubles>(q + r0 * words, words, count, columns, n, words, false, s);
+        for (int r = 0; r < count; ++r) body(r0 + r, s + r * kScoreTile);
+        continue;
+      }
       if (r0 == 0 || a.upper) to_columns(rows, n, a.dim, columns);
       products(q + r0 * a.dim, a.dim, count, columns, n, a.dim, false, s);
       if (a.upper) {

@@ -129,7 +129,40 @@ inline void to_columns(const T* const* rows, std::int64_t n, std::int64_t dim, f
   }
 }
 
-template <int M, int N>
+// What a column is made of: a number to a word, or, with instructions for these, two of bf16.
+struct Singles {
+  using Words = F;
+  static F column(const float* p) { return load(p); }
+  static F query(const float* p) { return set1(*p); }
+  static F add(F x, F y, F sum) { return fma(x, y, sum); }
+};
+#ifdef HEADRACE_DOTS
+constexpr bool kDots = true;
+struct Doubles {
+  using Words = Pairs;
+  static Pairs column(const float* p) { return load_pairs(p); }
+  static Pairs query(const float* p) { return set1_pair(p); }
+  static F add(Pairs x, Pairs y, F sum) { return dot(x, y, sum); }
+};
+#else
+constexpr bool kDots = false;
+using Doubles = Singles;
+#endif
+
+// Whether rows of this dtype can be taken two elements at a time.
+inline bool in_pairs(int dtype, std::int64_t dim) {
+  return kDots && dtype == headrace::kBF16 && dim % (2 * kW) == 0;
+}
+
+// Columns of dim / 2 words.
+template <class T>
+inline void to_pairs(const T* const* rows, std::int64_t n, std::int64_t dim, float* columns) {
+  const float* words[kScoreTile];
+  for (int j = 0; j < kScoreTile; ++j) words[j] = reinterpret_cast<const float*>(rows[j]);
+  to_columns(words, n, dim / 2, columns);
+}
+
+template <int M, int N, class Of>
 inline void product_block(const float* q, std::int64_t q_row, const float* columns,
                           std::int64_t dim, bool more, float* s) {
   F acc[M][N];
@@ -137,11 +170,11 @@ inline void product_block(const float* q, std::int64_t q_row, const float* colum
     for (int n = 0; n < N; ++n) acc[m][n] = more ? load(s + m * kScoreTile + n * kW) : zero();
   }
   for (std::int64_t d = 0; d < dim; ++d) {
-    F row[N];
-    for (int n = 0; n < N; ++n) row[n] = load(columns + d * kScoreTile + n * kW);
+    typename Of::Words row[N];
+    for (int n = 0; n < N; ++n) row[n] = Of::column(columns + d * kScoreTile + n * kW);
     for (int m = 0; m < M; ++m) {
-      const F x = set1(q[m * q_row + d]);
-      for (int n = 0; n < N; ++n) acc[m][n] = fma(x, row[n], acc[m][n]);
+      const auto x = Of::query(q + m * q_row + d);
+      for (int n = 0; n < N; ++n) acc[m][n] = Of::add(x, row[n], acc[m][n]);
     }
   }
   for (int m = 0; m < M; ++m) {
@@ -149,36 +182,38 @@ inline void product_block(const float* q, std::int64_t q_row, const float* colum
   }
 }
 
-template <int M>
+template <int M, class Of>
 inline void product_rows(const float* q, std::int64_t q_row, const float* columns, std::int64_t n,
                          std::int64_t dim, bool more, float* s) {
   for (std::int64_t j = 0; j < n; j += kTileCols * kW) {
     if (n - j > kW) {
-      product_block<M, kTileCols>(q, q_row, columns + j, dim, more, s + j);
+      product_block<M, kTileCols, Of>(q, q_row, columns + j, dim, more, s + j);
     } else {
-      product_block<M, 1>(q, q_row, columns + j, dim, more, s + j);
+      product_block<M, 1, Of>(q, q_row, columns + j, dim, more, s + j);
     }
   }
 }
 
 // `product_rows` of 1 to M rows.
-template <int M>
+template <int M, class Of>
 inline void product_rest(const float* q, std::int64_t q_row, int count, const float* columns,
                          std::int64_t n, std::int64_t dim, bool more, float* s) {
-  if (count == M) return product_rows<M>(q, q_row, columns, n, dim, more, s);
-  if constexpr (M > 1) product_rest<M - 1>(q, q_row, count, columns, n, dim, more, s);
+  if (count == M) return product_rows<M, Of>(q, q_row, columns, n, dim, more, s);
+  if constexpr (M > 1) product_rest<M - 1, Of>(q, q_row, count, columns, n, dim, more, s);
 }
 
-// s[m][j] = q[m] . column j (added to what is there, with `more`) for m < count, j < n at least.
+// s[m][j] = q[m] . column j (added to what is there, with `more`) for m < count, j < n at least;
+// q_row and dim count words.
+template <class Of = Singles>
 inline void products(const float* q, std::int64_t q_row, int count, const float* columns,
                      std::int64_t n, std::int64_t dim, bool more, float* s) {
   int m = 0;
   for (; m + kTileRows <= count; m += kTileRows) {
-    product_rows<kTileRows>(q + m * q_row, q_row, columns, n, dim, more, s + m * kScoreTile);
+    product_rows<kTileRows, Of>(q + m * q_row, q_row, columns, n, dim, more, s + m * kScoreTile);
   }
   if (m < count) {
-    product_rest<kTileRows - 1>(q + m * q_row, q_row, count - m, columns, n, dim, more,
-                                s + m * kScoreTile);
+    product_rest<kTileRows - 1, Of>(q + m * q_row, q_row, count - m, columns, n, dim, more,
+                                    s + m * kScoreTile);
   }
 }
 

@@ -104,7 +104,7 @@ def merge_states(tokens: int, dtype: torch.dtype = torch.float32, dims: Dims = L
 
 def cases(op: str | None, quick: bool) -> Iterator[Case]:
     """Cases of one op or of all, made one at a time: some hold gigabytes."""
-    from . import adapters, evictions, masses, scores, sequences, sparse, survivors
+    from . import adapters, evictions, masses, scores, sequences, sparse, survivors, wider
 
     bf16, f32 = torch.bfloat16, torch.float32
     i8, e4m3 = torch.int8, torch.float8_e4m3fn
@@ -175,6 +175,8 @@ def cases(op: str | None, quick: bool) -> Iterator[Case]:
             *(partial(adapters.without, n, mixes[0][2]) for n in (1, 64)),
         ],
     }
+    for name, more in ({} if quick else wider.shapes()).items():
+        makers[name] += more
     for name, make in makers.items():
         if op in (None, name):
             for one in make:
