@@ -15,34 +15,51 @@ void append(const AppendArgs& a, std::int64_t begin, std::int64_t end, float* sc
   return append_run<fp16>(a, begin, end, scratch);
 }
 
+// What two states count in their union, of n rows up to kW, and the logarithm of its sum. A state
+// of weight 0 may hold anything.
+struct Shares {
+  float a[kW], b[kW];
+
+  Shares(const float* lse_a, const float* lse_b, int n, float* lse) {
+    float top[kW] = {}, sum[kW];
+    for (int i = 0; i < kW; ++i) a[i] = b[i] = 0.f;
+    for (int i = 0; i < n; ++i) {
+      top[i] = lse_a[i] > lse_b[i] ? lse_a[i] : lse_b[i];
+      a[i] = (lse_a[i] - top[i]) * kLog2e;
+      b[i] = (lse_b[i] - top[i]) * kLog2e;
+    }
+    const F wa = exp2(load(a)), wb = exp2(load(b)), all = add(wa, wb);
+    store(a, div(wa, all));
+    store(b, div(wb, all));
+    store(sum, all);
+    for (int i = 0; i < n; ++i) {
+      lse[i] = top[i] + logf(sum[i]);
+      if (lse_a[i] == -kInf && lse_b[i] == -kInf) a[i] = b[i] = 0.f, lse[i] = -kInf;
+    }
+  }
+};
+
 template <class T>
 inline void merge_rows(const MergeArgs& a, std::int64_t begin, std::int64_t end) {
-  for (std::int64_t r = begin; r < end; ++r) {
-    const float la = a.lse_a[r], lb = a.lse_b[r];
-    const float top = la > lb ? la : lb;
-    const T* x = static_cast<const T*>(a.o_a) + r * a.dim;
-    const T* y = static_cast<const T*>(a.o_b) + r * a.dim;
-    T* o = static_cast<T*>(a.o) + r * a.dim;
-    if (la == -kInf && lb == -kInf) {
-      for (int d = 0; d < a.dim; d += kW) store(o + d, zero());
-      a.lse[r] = -kInf;
-      continue;
-    }
-    float weights[kW] = {(la - top) * kLog2e, (lb - top) * kLog2e};
-    store(weights, exp2(load(weights)));
-    const float wa = la == -kInf ? 0.f : weights[0], wb = lb == -kInf ? 0.f : weights[1];
-    const F share_a = set1(wa / (wa + wb)), share_b = set1(wb / (wa + wb));
-    // A state of weight 0 may hold anything; it is not read into the sum.
-    if ((wa > 0.f || la != la) && (wb > 0.f || lb != lb)) {
-      for (int d = 0; d < a.dim; d += kW) {
-        store(o + d, fma(load(y + d), share_b, mul(load(x + d), share_a)));
+  for (std::int64_t r = begin; r < end; r += kW) {
+    const int n = static_cast<int>(end - r < kW ? end - r : kW);
+    const Shares shares(a.lse_a + r, a.lse_b + r, n, a.lse + r);
+    for (int i = 0; i < n; ++i) {
+      const std::int64_t at = (r + i) * a.dim;
+      const T *x = static_cast<const T*>(a.o_a) + at, *y = static_cast<const T*>(a.o_b) + at;
+      T* o = static_cast<T*>(a.o) + at;
+      const F share_a = set1(shares.a[i]), share_b = set1(shares.b[i]);
+      if (shares.a[i] != 0.f && shares.b[i] != 0.f) {
+        for (int d = 0; d < a.dim; d += kW) {
+          store(o + d, fma(load(y + d), share_b, mul(load(x + d), share_a)));
+        }
+      } else if (shares.a[i] == shares.b[i]) {
+        for (int d = 0; d < a.dim; d += kW) store(o + d, zero());
+      } else {
+        const T* z = shares.a[i] != 0.f ? x : y;
+        memcpy(o, z, static_cast<std::size_t>(a.dim) * sizeof(T));
       }
-    } else {
-      const T* z = wa > 0.f ? x : y;
-      const F share = wa > 0.f ? share_a : share_b;
-      for (int d = 0; d < a.dim; d += kW) store(o + d, mul(load(z + d), share));
     }
-    a.lse[r] = top + logf(wa + wb);
   }
 }
 
