@@ -14,14 +14,76 @@ struct Pairs {
 };
 
 inline Pairs load_pairs(const void* p) { return {_mm512_loadu_si512(p)}; }
-// Both elements at p, in every lane.
-inline Pairs set1_pair(const void* p) {
+// Both elements at p in every lane.
+inline Pairs set1_pair(const bf16* p) {
   int both;
   __builtin_memcpy(&both, p, 4);
   return {_mm512_set1_epi32(both)};
 }
 inline F dot(Pairs a, Pairs b, F c) {
   return {_mm512_dpbf16_ps(c.v, reinterpret_cast<__m512bh>(a.v), reinterpret_cast<__m512bh>(b.v))};
+}
+
+// Pairs from N vectors of columns of two rows. Two vectors at a time come out woven: the first
+// holds columns 0-3, 8-11, 16-19, 24-27 of the 32, the second the others. A vector without a
+// partner keeps its order.
+template <int N>
+inline void pair_rows(const bf16* even, const bf16* odd, Pairs* out) {
+  for (int n = 0; n + 1 < N; n += 2) {
+    const __m512i a = _mm512_loadu_si512(even + n * 16);
+    const __m512i b = _mm512_loadu_si512(odd + n * 16);
+    out[n] = {_mm512_unpacklo_epi16(a, b)};
+    out[n + 1] = {_mm512_unpackhi_epi16(a, b)};
+  }
+  if (N % 2) {
+    const auto wide = [](const bf16* p) {
+      return _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+    };
+    const __m512i a = wide(even + (N - 1) * 16);
+    const __m512i b = wide(odd + (N - 1) * 16);
+    out[N - 1] = {_mm512_or_si512(a, _mm512_slli_epi32(b, 16))};
+  }
+}
+// Sums of columns in order become woven as above, and back.
+template <int N>
+inline void weave(F* sums) {
+  for (int n = 0; n + 1 < N; n += 2) {
+    const __m512 a = sums[n].v, b = sums[n + 1].v;
+    sums[n] = {_mm512_shuffle_f32x4(a, b, 0x88)};
+    sums[n + 1] = {_mm512_shuffle_f32x4(a, b, 0xdd)};
+  }
+}
+template <int N>
+inline void unweave(F* sums) {
+  const __m512i low = _mm512_set_epi64(11, 10, 3, 2, 9, 8, 1, 0);
+  const __m512i high = _mm512_set_epi64(15, 14, 7, 6, 13, 12, 5, 4);
+  for (int n = 0; n + 1 < N; n += 2) {
+    const __m512d a = _mm512_castps_pd(sums[n].v), b = _mm512_castps_pd(sums[n + 1].v);
+    sums[n] = {_mm512_castpd_ps(_mm512_permutex2var_pd(a, low, b))};
+    sums[n + 1] = {_mm512_castpd_ps(_mm512_permutex2var_pd(a, high, b))};
+  }
+}
+
+// The first n of 16 pairs, and zeros.
+inline F load_first(const void* p, int n) {
+  return {_mm512_maskz_loadu_ps(static_cast<__mmask16>((1u << n) - 1u), p)};
+}
+
+// high = a rounded to bf16, and the part of it that is lost, rounded too; none of what is not
+// finite.
+inline void split(F a, bf16* high, bf16* low) {
+  const __m256i h = reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(a.v));
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(high), h);
+  const __m512 wide = _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(h), 16));
+  const __mmask16 finite =
+      _mm512_cmp_ps_mask(_mm512_abs_ps(wide), _mm512_set1_ps(__builtin_inff()), _CMP_LT_OQ);
+  const __m512 lost = _mm512_maskz_sub_ps(finite, a.v, wide);
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(low),
+                      reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(lost)));
+}
+inline void narrow(F a, bf16* to) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(to),
+                      reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(a.v)));
 }
 
 }  // namespace

@@ -123,6 +123,7 @@ struct MergeArgs {
 // Tokens that fit one register-blocked pass, and the rows that one block holds at most when the
 // group of query heads is small.
 constexpr int kTile = 64;
+constexpr int kMostDim = 256;
 constexpr int kBlockRows = 64;
 // Tokens that one call of append writes at most, and slots of a page that one thread writes: whole
 // lines of its columns.

@@ -11,24 +11,9 @@ using headrace::BlockRow;
 using headrace::DenseArgs;
 using headrace::DenseItem;
 
-// out[dim][kTile] = the transpose of `tokens` rows of k; columns up to the next vector are zero.
-template <class T>
-inline void pack_keys(const T* k, std::int64_t stride, int tokens, int dim, float* out) {
-  for (int t = 0; t < tokens; t += kW) {
-    const int full = tokens - t < kW ? tokens - t : kW;
-    for (int d = 0; d < dim; d += kW) {
-      F block[kW];
-      for (int i = 0; i < full; ++i) block[i] = load(k + (t + i) * stride + d);
-      for (int i = full; i < kW; ++i) block[i] = zero();
-      transpose(block);
-      for (int i = 0; i < kW; ++i) store(out + (d + i) * kTile + t, block[i]);
-    }
-  }
-}
-
 // Tile `tile` of the keys of one kv head, packed; blocks of queries that lie near each other find
 // it as the one before left it.
-template <class T>
+template <class P, class T>
 inline const float* packed_tile(const DenseArgs& a, float* cache, std::int64_t head,
                                 std::int64_t tile, bool sink, const T* k) {
   // Sinks have a slot of their own.
@@ -38,15 +23,15 @@ inline const float* packed_tile(const DenseArgs& a, float* cache, std::int64_t h
   float* packed = cache + 2 * ((a.cached + 7) / 8 * 8) + slot * kTile * a.dim;
   if (owners[slot] != key) {
     const std::int64_t left = a.k_len - tile * kTile;
-    pack_keys(k + tile * kTile * a.k_row, a.k_row, static_cast<int>(left < kTile ? left : kTile),
-              a.dim, packed);
+    P::pack(k + tile * kTile * a.k_row, a.k_row, static_cast<int>(left < kTile ? left : kTile),
+            a.dim, packed);
     owners[slot] = key;
   }
   return packed;
 }
 
 // As paged_pass, over contiguous keys.
-template <class T>
+template <class P, class T>
 inline void dense_pass(const DenseArgs& a, const DenseItem& it, const Rows& st, float* cache,
                        float* scratch, bool careful) {
   const int heads = it.heads, n = it.positions, rows = st.rows, dim = a.dim;
@@ -56,12 +41,16 @@ inline void dense_pass(const DenseArgs& a, const DenseItem& it, const Rows& st, 
   int* ranges = reinterpret_cast<int*>(s + rows * kTile);  // [n][2]
 
   const float cap = a.softmax.softcap;
-  const F scale = set1(cap > 0.f ? a.softmax.scale : a.softmax.scale * kLog2e);
+  const float scale = cap > 0.f ? a.softmax.scale : a.softmax.scale * kLog2e;
   for (int r = 0; r < rows; ++r) {
     const std::int64_t at = it.batch * a.q_batch + (it.head + r % heads) * a.q_head +
                             (it.position + r / heads) * a.q_row;
+    if (P::packs_pairs) {
+      P::raw_query(a.q, at, dim, q + r * dim);
+      continue;
+    }
     for (int d = 0; d < dim; d += kW) {
-      store(q + r * dim + d, mul(load_any(a.q, at + d, a.dtype), scale));
+      store(q + r * dim + d, mul(load_any(a.q, at + d, a.dtype), set1(scale)));
     }
   }
   reset(st);
@@ -88,9 +77,9 @@ inline void dense_pass(const DenseArgs& a, const DenseItem& it, const Rows& st, 
         const std::int64_t stop = (tile + 1) * kTile < end ? (tile + 1) * kTile : end;
         const int cols = static_cast<int>((stop - base + kW - 1) / kW * kW);
         const float* packed =
-            packed_tile(a, cache, (it.batch * a.kv_heads + kv_head), tile, part == 0, k);
-        product<false>(q, dim, packed + base % kTile, kTile, dim, s, kTile, rows, cols,
-                       a.v_row == dim ? v + t * dim : nullptr, (stop - t) * dim * sizeof(T));
+            packed_tile<P>(a, cache, (it.batch * a.kv_heads + kv_head), tile, part == 0, k);
+        P::packed_logits(q, dim, packed + base % kTile, s, rows, cols, scale,
+                         a.v_row == dim ? v + t * dim : nullptr, (stop - t) * dim * sizeof(T));
         for (int r = 0; r < rows; ++r) {
           const std::int64_t at = oldest + r / heads;
           const Range row =
@@ -99,26 +88,27 @@ inline void dense_pass(const DenseArgs& a, const DenseItem& it, const Rows& st, 
           const int lo = static_cast<int>(headrace::clamp(row.lo, t, stop) - base);
           const int hi = static_cast<int>(headrace::clamp(row.hi, t, stop) - base);
           softmax_row(s + r * kTile, cols, lo, hi, cap, r, st);
+          P::weights(s + r * kTile, cols);
           ranges[r / heads * 2] = lo - static_cast<int>(t - base);
           ranges[r / heads * 2 + 1] = hi - static_cast<int>(t - base);
         }
-        add_values(s + (t - base), v + t * a.v_row, a.v_row, static_cast<int>(stop - t), st, heads,
-                   careful ? ranges : nullptr);
+        add_values<P>(s, static_cast<int>(t - base), v + t * a.v_row, a.v_row,
+                      static_cast<int>(stop - t), st, heads, careful ? ranges : nullptr);
         t = stop;
       }
     }
   }
 }
 
-template <class T>
+template <class P, class T>
 inline void dense_block(const DenseArgs& a, const DenseItem& it, float* cache) {
   float* scratch = cache + headrace::cache_words(a);
   const int heads = it.heads, rows = it.positions * heads, dim = a.dim;
   float* m = scratch + rows * dim;
   const Rows st{scratch, m, m + rows, rows, dim};
   float* rest = scratch + rows * dim + (2 * rows + kW - 1) / kW * kW;
-  dense_pass<T>(a, it, st, cache, rest, false);
-  if (it.positions > 1 && !finite(st)) dense_pass<T>(a, it, st, cache, rest, true);
+  dense_pass<P, T>(a, it, st, cache, rest, false);
+  if (it.positions > 1 && !finite(st)) dense_pass<P, T>(a, it, st, cache, rest, true);
 
   if (it.share.splits > 1) return keep_partial(it.share, st);
   for (int r = 0; r < rows; ++r) {
@@ -131,9 +121,12 @@ inline void dense_block(const DenseArgs& a, const DenseItem& it, float* cache) {
 }
 
 void dense(const DenseArgs& a, const DenseItem& it, float* scratch) {
-  if (a.dtype == headrace::kF32) return dense_block<float>(a, it, scratch);
-  if (a.dtype == headrace::kBF16) return dense_block<bf16>(a, it, scratch);
-  return dense_block<fp16>(a, it, scratch);
+#ifdef HEADRACE_DOTS
+  if (a.dtype == headrace::kBF16) return dense_block<Paired, bf16>(a, it, scratch);
+#endif
+  if (a.dtype == headrace::kF32) return dense_block<Widened, float>(a, it, scratch);
+  if (a.dtype == headrace::kBF16) return dense_block<Widened, bf16>(a, it, scratch);
+  return dense_block<Widened, fp16>(a, it, scratch);
 }
 
 void dense_merge(const DenseArgs& a, const DenseItem& it) {

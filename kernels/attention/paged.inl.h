@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Attention of a block of query rows over a view of pages.
 #pragma once
+#include "products.inl.h"
 #include "scale.inl.h"
-#include "tile.inl.h"
 
 namespace {
 
@@ -25,12 +25,13 @@ inline Rows of_head(const Rows& all, int rows, int index) {
 }
 
 // The item's share of one entry, for one head: slots [begin, end) of a page. `upcoming` is what is
-// read next.
-template <class T>
+// read next. Logits are to be multiplied by `scale`; see the products for `exact`.
+template <class P, class T>
 inline void paged_slots(const PagedArgs& a, const PagedItem& it, const std::int64_t* entry,
                         const T* k, const T* v, const T* upcoming, SlotScales k_scale,
                         SlotScales v_scale, std::int64_t begin, std::int64_t end, const float* q,
-                        const Rows& st, float* s, int* ranges, bool careful) {
+                        float scale, bool exact, const Rows& st, float* s, int* ranges,
+                        bool careful) {
   const int group = a.q_heads / a.kv_heads, dim = a.dim;
   const std::int64_t slot = entry[headrace::kFirst];
   // Tiles start on a vector, so that the partial ones at the ends never leave the page.
@@ -39,8 +40,8 @@ inline void paged_slots(const PagedArgs& a, const PagedItem& it, const std::int6
     const std::int64_t stop = base + kTile < end ? base + kTile : end;
     const int cols = static_cast<int>((stop - base + kW - 1) / kW * kW);
     const std::int64_t tile_bytes = static_cast<std::int64_t>(cols) * dim * sizeof(T);
-    product<false>(q, dim, k + base, a.page_size, dim, s, kTile, st.rows, cols, v + base * dim,
-                   tile_bytes);
+    P::logits(q, dim, k + base, a.page_size, s, st.rows, cols, scale, exact, v + base * dim,
+              tile_bytes);
     for (int r = 0; r < st.rows; ++r) {
       const std::int64_t at = a.q_order[token_of(it, r / group)];
       const Range row = headrace::visible(at, at, entry[headrace::kOrder], entry[headrace::kReach],
@@ -50,11 +51,12 @@ inline void paged_slots(const PagedArgs& a, const PagedItem& it, const std::int6
       if (k_scale.at) scale_logits(s + r * kTile, k_scale, base, cols);
       softmax_row(s + r * kTile, cols, lo, hi, a.softmax.softcap, r, st);
       if (v_scale.at) scale_weights(s + r * kTile, v_scale, base, cols, lo, hi);
+      P::weights(s + r * kTile, cols);
       ranges[r / group * 2] = lo - static_cast<int>(t - base);
       ranges[r / group * 2 + 1] = hi - static_cast<int>(t - base);
     }
-    add_values(s + (t - base), v + t * dim, dim, static_cast<int>(stop - t), st, group,
-               careful ? ranges : nullptr, stop < end ? k + stop : upcoming, tile_bytes);
+    add_values<P>(s, static_cast<int>(t - base), v + t * dim, dim, static_cast<int>(stop - t), st,
+                  group, careful ? ranges : nullptr, stop < end ? k + stop : upcoming, tile_bytes);
     t = stop;
   }
 }
@@ -63,7 +65,7 @@ inline void paged_slots(const PagedArgs& a, const PagedItem& it, const std::int6
 // after the other: they lie one after the other, and a long run is what memory gives fast (1.4
 // times the rate of the same pages read head by head). careful: no row touches values that it does
 // not see (see add_values).
-template <class T>
+template <class P, class T>
 inline void paged_pass(const PagedArgs& a, const PagedItem& it, const Rows& st, float* scratch,
                        bool careful) {
   const int group = a.q_heads / a.kv_heads, n = it.positions, rows = n * group, dim = a.dim;
@@ -76,14 +78,20 @@ inline void paged_pass(const PagedArgs& a, const PagedItem& it, const Rows& st, 
   int* ranges = reinterpret_cast<int*>(sine + half);  // [n][2]
 
   const float cap = a.softmax.softcap;
-  const F scale = set1(cap > 0.f ? a.softmax.scale : a.softmax.scale * kLog2e);
+  const float scale = cap > 0.f ? a.softmax.scale : a.softmax.scale * kLog2e;
+  // Queries that are not turned go into the products as they came.
+  const bool raw = P::packs_pairs && !a.rope.inv_freq;
   const auto row_of = [=](int head, int r) { return (head * rows + r) * dim; };
   for (int head = 0; head < it.heads; ++head) {
     for (int r = 0; r < rows; ++r) {
       const std::int64_t at =
           token_of(it, r / group) * a.q_row + ((it.kv_head + head) * group + r % group) * a.q_head;
+      if (raw) {
+        P::raw_query(a.q, at, dim, plain + row_of(head, r));
+        continue;
+      }
       for (int d = 0; d < dim; d += kW) {
-        store(plain + row_of(head, r) + d, mul(load_any(a.q, at + d, a.q_dtype), scale));
+        store(plain + row_of(head, r) + d, mul(load_any(a.q, at + d, a.q_dtype), set1(scale)));
       }
     }
   }
@@ -115,6 +123,7 @@ inline void paged_pass(const PagedArgs& a, const PagedItem& it, const Rows& st, 
         for (int head = 0; head < it.heads; ++head) {
           for (int r = i * group; r < (i + 1) * group; ++r) {
             rotate(plain + row_of(head, r), cosine, sine, half, dim, turned + row_of(head, r));
+            P::query(turned + row_of(head, r), dim);
           }
         }
       }
@@ -133,10 +142,11 @@ inline void paged_pass(const PagedArgs& a, const PagedItem& it, const Rows& st, 
       const T* upcoming = head + 1 < it.heads ? keys(entry, head + 1)
                           : last              ? nullptr
                                               : keys(entry + a.fields, 0);
-      paged_slots(a, it, entry, keys(entry, head), v, upcoming,
-                  scales_of<T>(a.k_scale, entry, it.kv_head + head),
-                  scales_of<T>(a.v_scale, entry, it.kv_head + head), first + mine, first + upto,
-                  q + row_of(head, 0), of_head(st, rows, head), s, ranges, careful);
+      paged_slots<P>(a, it, entry, keys(entry, head), v, upcoming,
+                     scales_of<T>(a.k_scale, entry, it.kv_head + head),
+                     scales_of<T>(a.v_scale, entry, it.kv_head + head), first + mine, first + upto,
+                     q + row_of(head, 0), raw ? scale : 1.f, raw, of_head(st, rows, head), s,
+                     ranges, careful);
     }
   }
 }
@@ -150,15 +160,15 @@ inline headrace::Share share_of(const PagedItem& it, int rows, int dim, int head
   return share;
 }
 
-template <class T>
+template <class P, class T>
 inline void paged_block(const PagedArgs& a, const PagedItem& it, float* scratch) {
   const int group = a.q_heads / a.kv_heads, rows = it.positions * group, dim = a.dim;
   const int all = rows * it.heads;
   float* m = scratch + all * dim;
   const Rows st{scratch, m, m + all, all, dim};
   float* rest = scratch + all * dim + (2 * all + kW - 1) / kW * kW;
-  paged_pass<T>(a, it, st, rest, false);
-  if (it.positions > 1 && !finite(st)) paged_pass<T>(a, it, st, rest, true);
+  paged_pass<P, T>(a, it, st, rest, false);
+  if (it.positions > 1 && !finite(st)) paged_pass<P, T>(a, it, st, rest, true);
 
   for (int head = 0; head < it.heads; ++head) {
     const Rows own = of_head(st, rows, head);
@@ -183,11 +193,17 @@ inline void paged_block(const PagedArgs& a, const PagedItem& it, float* scratch)
 }
 
 void paged(const PagedArgs& a, const PagedItem& it, float* scratch) {
-  if (a.kv_dtype == headrace::kF32) return paged_block<float>(a, it, scratch);
-  if (a.kv_dtype == headrace::kBF16) return paged_block<bf16>(a, it, scratch);
-  if (a.kv_dtype == headrace::kI8) return paged_block<std::int8_t>(a, it, scratch);
-  if (a.kv_dtype == headrace::kE4M3) return paged_block<e4m3>(a, it, scratch);
-  return paged_block<fp16>(a, it, scratch);
+#ifdef HEADRACE_DOTS
+  // The result is rounded to bf16 too.
+  if (a.kv_dtype == headrace::kBF16 && a.q_dtype == headrace::kBF16) {
+    return paged_block<Paired, bf16>(a, it, scratch);
+  }
+#endif
+  if (a.kv_dtype == headrace::kF32) return paged_block<Widened, float>(a, it, scratch);
+  if (a.kv_dtype == headrace::kBF16) return paged_block<Widened, bf16>(a, it, scratch);
+  if (a.kv_dtype == headrace::kI8) return paged_block<Widened, std::int8_t>(a, it, scratch);
+  if (a.kv_dtype == headrace::kE4M3) return paged_block<Widened, e4m3>(a, it, scratch);
+  return paged_block<Widened, fp16>(a, it, scratch);
 }
 
 void paged_merge(const PagedArgs& a, const PagedItem& it) {

@@ -191,25 +191,6 @@ inline bool finite(const Rows& st) {
   return hsum(sum) == 0.f;
 }
 
-// Adds a tile's weighted values to the rows, `group` of them per position. s and v start at the
-// same key. A row multiplies the values that other rows of the block see by weight 0, which is
-// nothing unless they are NaN or infinite: then `ranges` holds each position's own keys [lo, hi),
-// and only those are multiplied.
-template <class T>
-inline void add_values(const float* s, const T* v, std::int64_t v_row, int tokens, const Rows& st,
-                       int group, const int* ranges, const void* next = nullptr,
-                       std::int64_t bytes = 0) {
-  if (!ranges) {
-    return product<true>(s, kTile, v, v_row, tokens, st.o, st.dim, st.rows, st.dim, next, bytes);
-  }
-  for (int i = 0; i * group < st.rows; ++i) {
-    const int lo = ranges[2 * i], hi = ranges[2 * i + 1];
-    if (lo >= hi) continue;
-    product<true>(s + i * group * kTile + lo, kTile, v + lo * v_row, v_row, hi - lo,
-                  st.o + static_cast<std::int64_t>(i) * group * st.dim, st.dim, group, st.dim);
-  }
-}
-
 // Writes one finished row. The learned sink joins the denominator here and nowhere else; lse is
 // natural and without it.
 inline void finish_row(const float* acc, float m, float l, int dim, const float* sink_logit,

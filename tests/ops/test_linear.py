@@ -91,7 +91,7 @@ def test_every_half_number_passes_unchanged(isa, dtype):
     want = x
     if (
         isa == "avx512_bf16" and dtype == torch.bfloat16
-    ):  # the instruction takes subnormals for zero
+    ):
         want = torch.where(x.abs() < torch.finfo(dtype).tiny, 0, x)
     assert compare.same_bits(ops.linear(x, torch.ones(1, 1, dtype=dtype)), want)
     wide = x.float()
