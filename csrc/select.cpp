@@ -233,6 +233,12 @@ void flat(const SelectArgs& a, std::int64_t batch, int threads) {
     std::memcpy(&x, &bits, 4);
     return x;
   };
+  if (least == 0 && total > 0) {  // no head has a share of its own: the best of all
+    std::vector<float> joined;
+    for (const std::vector<float>& x : free) joined.insert(joined.end(), x.begin(), x.end());
+    const auto size = static_cast<std::int64_t>(joined.size());
+    low = high = key_of(kernels.nth(joined.data(), size, total, -kInfinite, kInfinite));
+  }
   while (low < high) {  // the largest bound that `total` reach
     const std::uint32_t middle = low + (high - low + 1) / 2;
     if (at(number(middle)) >= total) {

@@ -384,15 +384,7 @@ def merge_plain(
     o_a: Any, lse_a: Any, o_b: Any, lse_b: Any, o: Any, lse: Any, recorded: bool, threads: int, /
 ) -> bool: ...
 def lora_plain(
-    x: Any,
-    a: Any,
-    b: Any,
-    slots: Any,
-    scale: Any,
-    y: Any,
-    recorded: bool,
-    threads: int,
-    /,
+    x: Any, a: Any, b: Any, slots: Any, scale: Any, y: Any, recorded: bool, threads: int, /
 ) -> bool: ...
 def compact_inplace_rows(y: Any, index: Any, recorded: bool, threads: int, /) -> bool: ...
 def scatter_back_rows(y: Any, x: Any, index: Any, recorded: bool, threads: int, /) -> bool: ...

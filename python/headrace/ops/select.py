@@ -110,21 +110,21 @@ def _plain(
     code = _PLAIN.get(policy, -1) if type(policy) is str else -1
     if type(score) is not Tensor or code < 0 or (k is None and policy == "top_k"):
         return None
-    for number in (k, capacity):
-        if number is not None and not (type(number) is int and 0 <= number < LIMIT):
-            return None
+    if k is not None and not (type(k) is int and 0 <= k < LIMIT):
+        return None
+    if capacity is not None and not (type(capacity) is int and 0 <= capacity < LIMIT):
+        return None
     threshold, share, mass = amounts
     if not (type(threshold) is type(share) is type(mass) is float and threshold == threshold):
         return None
     if not (0.0 <= share <= 1.0 and 0.0 <= mass <= 1.0 and type(lowest) is bool):
         return None
-    shape = score.shape
-    if len(shape) not in (1, 2):
+    *rows, size = score.shape or (0,)
+    if len(rows) > 1:
         return None
-    size = shape[-1]
     kept = capacity if capacity is not None else size if k is None or k > size else k
-    index = torch.empty((*shape[:-1], kept), dtype=torch.int32)
-    count = torch.empty(shape[:-1], dtype=torch.int32)
+    index = torch.empty((*rows, kept), dtype=torch.int32)
+    count = torch.empty(rows, dtype=torch.int32)
     limit = -1 if k is None else k
     done = _C.select_rows(
         score, code, limit, amounts, lowest, index, count, is_grad_enabled(), get_num_threads()
