@@ -115,7 +115,7 @@ def cases(op: str | None, quick: bool) -> Iterator[Case]:
     clips, rings = [(2, 220)], [(8, 1)]
     mixes, coded = [(64, 64, 1024), (256, 4, 1024)], [(64, 8), (64, 4)]
     masks, blocks = [(bf16, 2048)], [(bf16, 2048, True)]
-    hstus: list[tuple[int, ...]] = [(1024, 256)]
+    hstus: list[tuple] = [(1024, 256)]
     recalls = [(2**17, 1)]
     screens, tokens = [(270, 480, 14, 4), (270, 480, 0, 4)], (1000, 256)
     choices: list[tuple] = [(64, 196, 60), (1, 2**17, 512), (1, 2**14, 0, "mass")]
