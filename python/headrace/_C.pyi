@@ -386,6 +386,18 @@ def merge_plain(
 def lora_plain(
     x: Any, a: Any, b: Any, slots: Any, scale: Any, y: Any, recorded: bool, threads: int, /
 ) -> bool: ...
+def block_score_plain(
+    q: Any,
+    keys: Any,
+    upper: Any,
+    heads: int,
+    reduce: int,
+    scale: float,
+    out: Any,
+    recorded: bool,
+    threads: int,
+    /,
+) -> bool: ...
 def compact_inplace_rows(y: Any, index: Any, recorded: bool, threads: int, /) -> bool: ...
 def scatter_back_rows(y: Any, x: Any, index: Any, recorded: bool, threads: int, /) -> bool: ...
 def select_rows(

@@ -55,6 +55,38 @@ def test_selects_as_the_long_way(options):
         assert torch.equal(got[1].view_as(count), count)
 
 
+@pytest.mark.parametrize("heads", ["each", "group", "group_max", "sum", "max"])
+@pytest.mark.parametrize("queries", ["mean", "sum", "max"])
+def test_scores_blocks_as_the_long_way(heads, queries):
+    gen = torch.Generator().manual_seed(1)
+    q, keys = torch.randn(2, 4, 3, 32, generator=gen), torch.randn(2, 2, 70, 32, generator=gen)
+    every = torch.arange(70, dtype=torch.int32)[None]  # which is not plain
+    options = {"heads": heads, "queries": queries, "scale": 0.5}
+    for x in (keys, keys[:1], keys.bfloat16(), keys.transpose(1, 2).contiguous().transpose(1, 2)):
+        for upper in (None, x + 1):
+            want = ops.block_score(q, x, upper=upper, index=every, **options)
+            assert torch.equal(ops.block_score(q, x, upper=upper, **options), want)
+
+
+def test_merges_and_adapts_as_the_long_way():
+    gen = torch.Generator().manual_seed(2)
+    states = [torch.randn(3, 2, 16, generator=gen) for _ in "ab"]
+    sums = [torch.randn(3, 2, generator=gen) for _ in "ab"]
+    args = (states[0], sums[0], states[1], sums[1])
+    apart = tuple(torch.nn.Parameter(x, requires_grad=False) for x in args)  # which are not plain
+    for got, want in zip(ops.merge_states(*args), ops.merge_states(*apart), strict=True):
+        assert torch.equal(got, want)
+    a, b = torch.randn(2, 8, 32, generator=gen), torch.randn(2, 24, 8, generator=gen)
+    slots, scale = torch.tensor([1, -1, 0], dtype=torch.int32), torch.tensor([0.5, 2.0])
+    x = X[:3]
+    for up in (b, b.mT.contiguous().mT, torch.randn(2, 24, 16, generator=gen)[..., ::2]):
+        y, ranks = torch.ones(3, 24), torch.full((2,), 8, dtype=torch.int32)
+        want = ops.lora(x, a, up, slots, scale, y.clone(), ranks=ranks)
+        assert torch.equal(ops.lora(x, a, up, slots, scale, y), want)
+    with pytest.raises(ValueError, match=r"lora\(slots\)"):
+        ops.lora(x, a, b, slots + 1, scale)
+
+
 def test_signs_to_turn_are_seen():
     x, y = negated(X), X.clone()
     assert x.is_neg()
