@@ -141,7 +141,7 @@ constexpr bool kDots = true;
 struct Doubles {
   using Words = Pairs;
   static Pairs column(const float* p) { return load_pairs(p); }
-  static Pairs query(const float* p) { return set1_pair(p); }
+  static Pairs query(const float* p) { return set1_pair(reinterpret_cast<const bf16*>(p)); }
   static F add(Pairs x, Pairs y, F sum) { return dot(x, y, sum); }
 };
 #else
