@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <string>
 
+#include "bind/plain.h"
 #include "build_info.h"
 #include "common/isa.h"
 #include "common/pages.h"
@@ -44,6 +45,7 @@ PYBIND11_MODULE(_C, m) {
         headrace::prefer_huge_pages(reinterpret_cast<void*>(data), bytes);
       },
       py::arg("data"), py::arg("bytes"));
+  m.def("take_exchange", &headrace::bind::take_exchange, py::arg("capsule"), py::arg("tensor"));
 #define HEADRACE_BIND(family) headrace::bind::family##_family(m);
   HEADRACE_EACH_FAMILY(HEADRACE_BIND)
 #undef HEADRACE_BIND

@@ -105,8 +105,12 @@ void check(const CompactArgs& a, const char* op) {
   for (std::int64_t i = 0; i < a.batch * a.heads; ++i) {
     const Head head{a, i / a.heads, i % a.heads};
     const std::int32_t* index = head.index();
+    const std::int64_t n = head.count();
+    bool rises = n == 0 || (index[0] >= 0 && index[n - 1] < a.size);
+    for (std::int64_t c = 1; c < n; ++c) rises &= index[c] > index[c - 1];  // no branch
+    if (rises) continue;
     std::int64_t before = -1;
-    for (std::int64_t c = 0, n = head.count(); c < n; before = index[c++]) {
+    for (std::int64_t c = 0; c < n; before = index[c++]) {
       if (index[c] > before && index[c] < a.size) continue;
       throw std::invalid_argument(std::string(op) + "(index): expected ascending rows below " +
                                   std::to_string(a.size) + ", got " + std::to_string(index[c]) +
@@ -246,6 +250,48 @@ void compact(const CompactArgs& given, int threads) {
   });
 }
 
+namespace {
+
+// Rows of one element, where to copy a row is to call a function for it.
+template <class T>
+void move_elements(const Head& head, std::int64_t first, std::int64_t end, bool scatter) {
+  const CompactArgs& a = head.a;
+  const std::int32_t* index = head.index();
+  T* y = reinterpret_cast<T*>(head.y(0));
+  const T* x = scatter ? reinterpret_cast<const T*>(head.x(0)) : y;
+  const std::int64_t y_row = a.y_strides[2], x_row = scatter ? a.x_strides[2] : y_row;
+  for (std::int64_t c = first; c < end; ++c) {
+    const std::int64_t at = index[c];
+    if (scatter) {
+      y[at * y_row] = x[(a.aligned ? at : c) * x_row];
+    } else {
+      y[c * y_row] = x[at * x_row];
+    }
+  }
+}
+
+bool moved_elements(const Head& head, std::int64_t first, std::int64_t end, bool scatter) {
+  if (head.a.depth != 1) return false;
+  switch (head.a.item) {
+    case 1:
+      move_elements<std::uint8_t>(head, first, end, scatter);
+      return true;
+    case 2:
+      move_elements<std::uint16_t>(head, first, end, scatter);
+      return true;
+    case 4:
+      move_elements<std::uint32_t>(head, first, end, scatter);
+      return true;
+    case 8:
+      move_elements<std::uint64_t>(head, first, end, scatter);
+      return true;
+    default:
+      return false;
+  }
+}
+
+}  // namespace
+
 void compact_inplace(const CompactArgs& a, int threads) {
   check(a, "compact_inplace");
   // Rows move in order; strips of columns know nothing of one another.
@@ -257,6 +303,7 @@ void compact_inplace(const CompactArgs& a, int threads) {
     const Head head{a, i / strips / a.heads, i / strips % a.heads};
     const std::int64_t from = i % strips * strip;
     const auto wide = static_cast<std::size_t>(std::min(strip, bytes - from));
+    if (moved_elements(head, 0, head.count(), false)) return;
     const std::int32_t* index = head.index();
     for (std::int64_t c = 0, n = head.count(); c < n; ++c) {
       if (index[c] != c) std::memcpy(head.y(c) + from, head.y(index[c]) + from, wide);
@@ -274,6 +321,7 @@ void scatter_back(const CompactArgs& a, int threads) {
     const Head head{a, i / blocks / a.heads, i / blocks % a.heads};
     const std::int64_t first = i % blocks * block;
     const std::int64_t end = std::min(first + block, head.count());
+    if (moved_elements(head, first, end, true)) return;
     for (std::int64_t c = first; c < end; ++c) {
       const std::int64_t at = head.index()[c];
       std::memcpy(head.y(at), head.x(a.aligned ? at : c), static_cast<std::size_t>(bytes));

@@ -108,9 +108,19 @@ void attention_mass(MassArgs a, const MassPlan& plan, std::int64_t batch, int th
   constexpr std::int64_t kChunk = 1024;  // keys; cut alike whatever the threads
   const std::int64_t chunks = (a.keys + kChunk - 1) / kChunk;
   const Scratch scratch(mass_scratch(a.dim), team);
-  const auto each_chunk = [&](const auto& body) {
-    parallel(heads * chunks, team, [&](std::int64_t i, int t) {
-      const std::int64_t head = i / chunks, begin = i % chunks * kChunk;
+  // Of few rows a key costs more than its logits, which then are kept from the sums to the masses:
+  // those of as many heads at a time as a cache holds.
+  constexpr std::int64_t kCached = std::int64_t{1} << 21, kMost = std::int64_t{1} << 24;
+  const std::int64_t tiles = (a.keys + kScoreTile - 1) / kScoreTile;
+  a.head_logits = tiles * kScoreTile * rows;
+  const bool kept_logits = !plan.lse && a.head_logits > 0 && a.head_logits <= kMost;
+  const std::int64_t round =
+      kept_logits ? std::clamp<std::int64_t>(kCached / a.head_logits, 1, heads) : heads;
+  const Scratch logits(kept_logits ? round * a.head_logits : 0, 1);
+  a.logits = logits.of(0);
+  const auto each_chunk = [&](std::int64_t count, const auto& body) {
+    parallel(count * chunks, team, [&](std::int64_t i, int t) {
+      const std::int64_t head = a.first_head + i / chunks, begin = i % chunks * kChunk;
       const std::int64_t b = head / a.kv_heads;
       const std::int64_t length = lengths[b];
       const std::int64_t end = std::min(begin + kChunk, length);
@@ -125,26 +135,37 @@ void attention_mass(MassArgs a, const MassPlan& plan, std::int64_t batch, int th
           plan.lse[b * plan.lse_strides[0] + h * plan.lse_strides[1] + w * plan.lse_strides[2]] *
           kLog2e;
     }
-  } else {
-    std::vector<float> top(static_cast<std::size_t>(heads * chunks * rows), kNone);
-    std::vector<float> sum(top.size());
-    each_chunk([&](std::int64_t i, std::int64_t b, int kv, std::int64_t begin, std::int64_t end,
-                   float* own) {
-      kernels.mass_sums(a, b, kv, begin, end, top.data() + i * rows, sum.data() + i * rows, own);
-    });
-    for (std::int64_t i = 0; i < heads * rows; ++i) {
-      const std::int64_t base = i / rows * chunks * rows + i % rows;
-      float most = kNone;
-      for (std::int64_t c = 0; c < chunks; ++c) most = std::max(most, top[base + c * rows]);
-      double total = 0;
-      for (std::int64_t c = 0; c < chunks && most != kNone; ++c) {
-        total += std::exp2(static_cast<double>(top[base + c * rows]) - most) * sum[base + c * rows];
-      }
-      if (total > 0) norms[i] = static_cast<float>(most + std::log2(total));
-    }
   }
-  each_chunk([&](std::int64_t, std::int64_t b, int kv, std::int64_t begin, std::int64_t end,
-                 float* own) { kernels.mass(a, b, kv, begin, end, own); });
+  std::vector<float> top(static_cast<std::size_t>(plan.lse ? 0 : round * chunks * rows));
+  std::vector<float> sum(top.size());
+  for (a.first_head = 0; a.first_head < heads; a.first_head += round) {
+    const std::int64_t count = std::min(round, heads - a.first_head);
+    if (!plan.lse) {
+      std::fill(top.begin(), top.end(), kNone);
+      a.summing = true;
+      each_chunk(count, [&](std::int64_t i, std::int64_t b, int kv, std::int64_t begin,
+                            std::int64_t end, float* own) {
+        kernels.mass_sums(a, b, kv, begin, end, top.data() + i * rows, sum.data() + i * rows, own);
+      });
+      a.summing = false;
+      for (std::int64_t i = 0; i < count * rows; ++i) {
+        const std::int64_t base = i / rows * chunks * rows + i % rows;
+        float most = kNone;
+        for (std::int64_t c = 0; c < chunks; ++c) most = std::max(most, top[base + c * rows]);
+        double total = 0;
+        for (std::int64_t c = 0; c < chunks && most != kNone; ++c) {
+          total +=
+              std::exp2(static_cast<double>(top[base + c * rows]) - most) * sum[base + c * rows];
+        }
+        if (total > 0) {
+          norms[a.first_head * rows + i] = static_cast<float>(most + std::log2(total));
+        }
+      }
+    }
+    each_chunk(count,
+               [&](std::int64_t, std::int64_t b, int kv, std::int64_t begin, std::int64_t end,
+                   float* own) { kernels.mass(a, b, kv, begin, end, own); });
+  }
   const float part = plan.mean ? 1.f / static_cast<float>(rows) : 1.f;
   parallel(heads, useful_threads(threads, static_cast<double>(heads) * a.keys * plan.pool),
            [&](std::int64_t i, int) {

@@ -233,6 +233,12 @@ void flat(const SelectArgs& a, std::int64_t batch, int threads) {
     std::memcpy(&x, &bits, 4);
     return x;
   };
+  if (least == 0 && total > 0) {  // no head has a share of its own: the best of all
+    std::vector<float> joined;
+    for (const std::vector<float>& x : free) joined.insert(joined.end(), x.begin(), x.end());
+    const auto size = static_cast<std::int64_t>(joined.size());
+    low = high = key_of(kernels.nth(joined.data(), size, total, -kInfinite, kInfinite));
+  }
   while (low < high) {  // the largest bound that `total` reach
     const std::uint32_t middle = low + (high - low + 1) / 2;
     if (at(number(middle)) >= total) {
@@ -251,7 +257,55 @@ void flat(const SelectArgs& a, std::int64_t batch, int threads) {
   }
 }
 
+constexpr std::int64_t kShort = 2048;
+
+// Rows so short that lists of their pieces would take longer than they do, and nothing but a number
+// to go by: as `SelectRow` has it of one piece.
+bool is_short(const SelectArgs& a) {
+  const bool simple = a.policy == SelectPolicy::kTopK || a.policy == SelectPolicy::kThreshold ||
+                      a.policy == SelectPolicy::kShare;
+  return simple && a.size <= kShort && !a.budget && !a.lengths && a.ranges == 0 && a.floor == 0 &&
+         a.first == 0 && a.last == 0;
+}
+
+void short_row(const SelectArgs& a, std::int64_t i) {
+  const SelectKernels& kernels = select_kernels();
+  const std::int64_t offset = i / a.heads * a.score_strides[0] + i % a.heads * a.score_strides[1];
+  const ScoreRow row{static_cast<const char*>(a.score) + offset * dtype_size(a.dtype), a.dtype,
+                     a.lowest};
+  float kept[kShort];
+  std::int64_t over = 0, candidates = 0, above = 0, ties = 0;
+  const std::int64_t n =
+      kernels.collect(row, 0, a.size, -kInfinite, kInfinite, kept, &over, &candidates);
+  std::int64_t wanted = a.size;
+  float bound = -kInfinite;
+  if (a.policy == SelectPolicy::kThreshold) {
+    bound = static_cast<float>(a.lowest ? -a.threshold : a.threshold);
+    kernels.count(kept, n, bound, &above, &ties);
+    if (bound == -kInfinite) ties = 0;  // what is not above is never kept by score
+    wanted = above + ties;
+  } else if (a.policy == SelectPolicy::kShare) {
+    wanted = static_cast<std::int64_t>(a.share * static_cast<double>(candidates) + 0.5);
+  }
+  const std::int64_t most = std::min(a.limit < 0 ? a.size : a.limit, a.capacity);
+  const bool all = wanted <= most && a.policy == SelectPolicy::kThreshold;
+  wanted = std::min({wanted, most, candidates});
+  if (!all && wanted == candidates) {
+    bound = -kInfinite;
+    ties = 0;
+  } else if (!all && wanted > 0) {
+    bound = kernels.nth(kept, n, wanted, -kInfinite, kInfinite);
+    kernels.count(kept, n, bound, &above, &ties);
+    ties = wanted - above;
+  }
+  std::int32_t* out = a.index + i * a.capacity;
+  if (wanted > 0) kernels.emit(row, 0, a.size, bound, ties, out);
+  std::fill(out + wanted, out + a.capacity, -1);
+  a.count[i] = static_cast<std::int32_t>(wanted);
+}
+
 void one_row(const SelectArgs& a, std::int64_t i, int threads) {
+  if (is_short(a)) return short_row(a, i);
   const SelectRow row(a, i / a.heads, i % a.heads, threads);
   if (a.policy == SelectPolicy::kQuota) return by_quota(row);
   row.write(row.best(bounded(row, wanted_of(row))));

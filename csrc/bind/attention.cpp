@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "attention.h"
 
-#include "bind/bind.h"
 #include "bind/pages.h"
+#include "bind/plain.h"
 
 namespace headrace::bind {
 
@@ -139,6 +139,35 @@ void merge_states(Address o_a, Address lse_a, Address o_b, Address lse_b, Addres
   headrace::merge_states(args, rows, threads);
 }
 
+// Of plain tensors. False, with nothing done, for anything else.
+bool merge_plain(py::handle o_a, py::handle lse_a, py::handle o_b, py::handle lse_b, py::handle o,
+                 py::handle lse, bool recorded, int threads) {
+  Described states[3], sums[3];
+  int dtypes[3], kinds[3];
+  const py::handle wide[] = {o_a, o_b, o}, narrow[] = {lse_a, lse_b, lse};
+  for (int i = 0; i < 3; ++i) {
+    if (!plain(wide[i], 3, recorded, states[i], dtypes[i]) || !dense(states[i]) ||
+        !plain(narrow[i], 2, recorded, sums[i], kinds[i]) || !dense(sums[i]) ||
+        kinds[i] != headrace::kF32 || dtypes[i] != dtypes[0] || dtypes[i] > headrace::kF16 ||
+        !std::equal(states[i].shape, states[i].shape + 3, states[0].shape) ||
+        !std::equal(sums[i].shape, sums[i].shape + 2, states[0].shape)) {
+      return false;
+    }
+  }
+  if (states[0].shape[2] % 16 != 0) return false;
+  const headrace::MergeArgs args{states[0].data,
+                                 states[1].data,
+                                 static_cast<const float*>(sums[0].data),
+                                 static_cast<const float*>(sums[1].data),
+                                 states[2].data,
+                                 static_cast<float*>(sums[2].data),
+                                 static_cast<int>(states[0].shape[2]),
+                                 dtypes[0]};
+  py::gil_scoped_release nogil;
+  headrace::merge_states(args, states[0].shape[0] * states[0].shape[1], threads);
+  return true;
+}
+
 }  // namespace
 
 void attention_family(py::module_& m) {
@@ -146,6 +175,7 @@ void attention_family(py::module_& m) {
   m.def("attention", &attention);
   m.def("append", &append);
   m.def("merge_states", &merge_states);
+  m.def("merge_plain", &merge_plain);
 }
 
 }  // namespace headrace::bind

@@ -4,7 +4,7 @@
 #include <string>
 #include <utility>
 
-#include "bind/bind.h"
+#include "bind/plain.h"
 
 namespace headrace::bind {
 
@@ -95,6 +95,57 @@ void lora(const std::string& op, const std::array<Address, 17>& pointers,
   LoraCall(op, pointers, sizes, strides, dtypes, groups).run(threads);
 }
 
+// Of plain tensors, adapters stacked in the orientation in which they were trained. False, with
+// nothing done, for anything else.
+bool lora_plain(py::handle x, py::handle a, py::handle b, py::handle slots, py::handle scale,
+                py::handle y, bool recorded, int threads) {
+  Described rows, down, up, own, factors, out;
+  int dtype, pool, other, index, kind, result;
+  if (!plain(x, 2, recorded, rows, dtype) || !plain(y, 2, recorded, out, result) ||
+      !plain(a, 3, recorded, down, pool) || !plain(b, 3, recorded, up, other) ||
+      !plain(slots, 1, recorded, own, index) || !plain(scale, 1, recorded, factors, kind) ||
+      dtype > headrace::kF16 || result != dtype || pool > headrace::kF16 || other != pool ||
+      index != kPlainI32 || kind != headrace::kF32 || !dense(down)) {
+    return false;
+  }
+  const std::int64_t tokens = rows.shape[0], depth = rows.shape[1], outputs = up.shape[1];
+  const std::int64_t adapters = down.shape[0], rank = down.shape[1];
+  if (down.shape[2] != depth || up.shape[0] != adapters || up.shape[2] != rank ||
+      own.shape[0] != tokens || factors.shape[0] != adapters || out.shape[0] != tokens ||
+      out.shape[1] != outputs) {
+    return false;
+  }
+  LoraArgs args{};
+  LoraBatch batch{};
+  args.x = rows.data;
+  args.y = out.data;
+  args.a = down.data;
+  args.b = up.data;
+  args.depth = depth;
+  args.outputs = outputs;
+  args.x_row = rows.strides[0];
+  args.y_row = out.strides[0];
+  args.a_row = depth;
+  args.b_ranks = rank;
+  args.b_slot = up.strides[0];
+  args.b_col = up.strides[1];
+  args.b_rank = 1;
+  args.slices = args.a_group = args.b_group = 1;
+  args.x_dtype = dtype;
+  args.pool_dtype = pool;
+  batch.slots = static_cast<const std::int32_t*>(own.data);
+  batch.scale = static_cast<const float*>(factors.data);
+  batch.tokens = tokens;
+  batch.slots_count = adapters;
+  batch.pool_rows = adapters * rank;
+  batch.stack_rank = rank;
+  batch.width = 1;
+  batch.op = "lora";
+  py::gil_scoped_release nogil;
+  headrace::lora(args, batch, threads);
+  return true;
+}
+
 }  // namespace
 
 void lora_family(py::module_& m) {
@@ -104,6 +155,7 @@ void lora_family(py::module_& m) {
                     const std::array<std::int64_t, 8>&, std::array<int, 2>, std::array<int, 2>>())
       .def("run", &LoraCall::run_on);
   m.def("lora", &lora);
+  m.def("lora_plain", &lora_plain);
   m.def("lora_rows", &lora);
 }
 

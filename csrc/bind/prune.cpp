@@ -3,7 +3,7 @@
 
 #include <algorithm>
 
-#include "bind/bind.h"
+#include "bind/plain.h"
 
 namespace headrace::bind {
 
@@ -99,6 +99,82 @@ void scatter_back(Address x, Strides3 x_strides, Address y, Strides3 y_strides,
   headrace::scatter_back(args, threads);
 }
 
+// The ops over plain rows [N, D] and nothing optional. False, with nothing done, for anything else.
+bool similarity_rows(py::handle x, py::handle ref, int metric, double alpha, py::handle out,
+                     bool recorded, int threads) {
+  Described rows, others, scores;
+  int dtype, other, kind;
+  if (!plain(x, 2, recorded, rows, dtype) || !plain(ref, 2, recorded, others, other) ||
+      !plain(out, 1, recorded, scores, kind) || dtype > headrace::kF16 || other != dtype ||
+      others.shape[1] != rows.shape[1] ||
+      (others.shape[0] != rows.shape[0] && others.shape[0] != 1) || metric < 0 ||
+      scores.shape[0] != rows.shape[0] || kind != headrace::kF32) {
+    return false;
+  }
+  headrace::SimilarityArgs args{};
+  args.x = rows.data;
+  args.ref = others.data;
+  args.out = static_cast<float*>(scores.data);
+  args.x_strides[2] = rows.strides[0];
+  args.ref_strides[2] = others.shape[0] == 1 ? 0 : others.strides[0];
+  args.frames = args.height = args.out_height = args.patch_height = args.patch_width = 1;
+  args.width = args.out_width = rows.shape[0];
+  args.depth = rows.shape[1];
+  args.ref_rows = others.shape[0];
+  args.alpha = alpha;
+  args.metric = metric;
+  args.x_dtype = args.ref_dtype = dtype;
+  py::gil_scoped_release nogil;
+  headrace::similarity(args, threads);
+  return true;
+}
+
+constexpr std::int64_t kItems[] = {4, 2, 2, 1, 1, 1, 4, 8};  // bytes, by plain dtype
+
+// y [N, D] and index [K] as CompactArgs.
+bool moved_rows(py::handle y, py::handle index, bool recorded, headrace::CompactArgs& args,
+                int& dtype) {
+  Described rows, places;
+  int kind;
+  if (!plain(y, 2, recorded, rows, dtype) || !plain(index, 1, recorded, places, kind) ||
+      kind != kPlainI32) {
+    return false;
+  }
+  args.y = static_cast<char*>(rows.data);
+  args.y_strides[2] = rows.strides[0];
+  args.index = static_cast<const std::int32_t*>(places.data);
+  args.batch = args.heads = 1;
+  args.size = rows.shape[0];
+  args.depth = rows.shape[1];
+  args.capacity = places.shape[0];
+  args.item = kItems[dtype];
+  return true;
+}
+
+bool compact_inplace_rows(py::handle y, py::handle index, bool recorded, int threads) {
+  headrace::CompactArgs args{};
+  int dtype;
+  if (!moved_rows(y, index, recorded, args, dtype)) return false;
+  py::gil_scoped_release nogil;
+  headrace::compact_inplace(args, threads);
+  return true;
+}
+
+bool scatter_back_rows(py::handle y, py::handle x, py::handle index, bool recorded, int threads) {
+  headrace::CompactArgs args{};
+  Described rows;
+  int dtype, other;
+  if (!moved_rows(y, index, recorded, args, dtype) || !plain(x, 2, recorded, rows, other) ||
+      other != dtype || rows.shape[0] != args.capacity || rows.shape[1] != args.depth) {
+    return false;
+  }
+  args.x = static_cast<const char*>(rows.data);
+  args.x_strides[2] = rows.strides[0];
+  py::gil_scoped_release nogil;
+  headrace::scatter_back(args, threads);
+  return true;
+}
+
 }  // namespace
 
 void prune_family(py::module_& m) {
@@ -106,6 +182,9 @@ void prune_family(py::module_& m) {
   m.def("compact", &compact);
   m.def("compact_inplace", &compact_inplace);
   m.def("scatter_back", &scatter_back);
+  m.def("similarity_rows", &similarity_rows);
+  m.def("compact_inplace_rows", &compact_inplace_rows);
+  m.def("scatter_back_rows", &scatter_back_rows);
 }
 
 }  // namespace headrace::bind

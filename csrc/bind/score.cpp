@@ -3,7 +3,7 @@
 
 #include <algorithm>
 
-#include "bind/bind.h"
+#include "bind/plain.h"
 
 namespace headrace::bind {
 
@@ -42,6 +42,56 @@ void block_score(Address q, Strides3 q_strides, Address keys, Strides3 key_strid
   args.scale = scale;
   py::gil_scoped_release nogil;
   headrace::block_score(args, sizes[0], threads);
+}
+
+// Of plain floats, every row a block; `upper` may be None. False, with nothing done, for anything
+// else.
+bool block_score_plain(py::handle q, py::handle keys, py::handle upper, int heads, int reduce,
+                       double scale, py::handle out, bool recorded, int threads) {
+  Described asked, rows, most, scores;
+  int q_dtype, dtype, other, kind;
+  const bool bounds = !upper.is_none();
+  if (!plain(q, 4, recorded, asked, q_dtype) || !plain(keys, 4, recorded, rows, dtype) ||
+      !plain(out, 3, recorded, scores, kind) || q_dtype > headrace::kF16 ||
+      dtype > headrace::kF16 || kind != headrace::kF32 || !dense(scores)) {
+    return false;
+  }
+  if (bounds && (!plain(upper, 4, recorded, most, other) || other != dtype ||
+                 !std::equal(most.shape, most.shape + 4, rows.shape))) {
+    return false;
+  }
+  const std::int64_t *one = asked.shape, *stored = rows.shape;       // B Hq W D, Bk Hkv N D
+  const std::int64_t made[] = {one[1], stored[1], stored[1], 1, 1};  // heads, by ScoreHeads
+  if ((stored[0] != one[0] && stored[0] != 1) || one[1] % stored[1] != 0 || one[3] != stored[3] ||
+      one[3] % 16 != 0 || heads < 0 || reduce < 0 || scores.shape[0] != one[0] ||
+      scores.shape[1] != made[heads] || scores.shape[2] != stored[2]) {
+    return false;
+  }
+  headrace::BlockScoreArgs args{};
+  args.q = asked.data;
+  args.keys = rows.data;
+  args.upper = bounds ? most.data : nullptr;
+  args.out = static_cast<float*>(scores.data);
+  for (int i = 0; i < 3; ++i) {
+    args.q_strides[i] = asked.strides[i];
+    args.key_strides[i] = i == 0 && stored[0] == 1 ? 0 : rows.strides[i];
+    if (bounds) args.upper_strides[i] = i == 0 && stored[0] == 1 ? 0 : most.strides[i];
+  }
+  args.q_heads = static_cast<int>(one[1]);
+  args.kv_heads = static_cast<int>(stored[1]);
+  args.out_heads = static_cast<int>(made[heads]);
+  args.queries = one[2];
+  args.rows = args.stored = args.blocks = stored[2];
+  args.dim = one[3];
+  args.block_size = 1;
+  args.q_dtype = q_dtype;
+  args.dtype = dtype;
+  args.heads = heads;
+  args.reduce = reduce;
+  args.scale = static_cast<float>(scale);
+  py::gil_scoped_release nogil;
+  headrace::block_score(args, one[0], threads);
+  return true;
 }
 
 // sizes: rows, heads, dim, segments. Of total, low, high, unit: address and strides.
@@ -136,6 +186,7 @@ void assign(Address x, Strides2 x_strides, Address c, Strides2 c_strides, Addres
 
 void score_family(py::module_& m) {
   m.def("block_score", &block_score);
+  m.def("block_score_plain", &block_score_plain);
   m.def("segment_reduce", &segment_reduce);
   m.def("attention_mass", &attention_mass);
   m.def("assign", &assign);

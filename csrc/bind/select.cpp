@@ -3,7 +3,8 @@
 
 #include <algorithm>
 
-#include "bind/bind.h"
+#include "bind/plain.h"
+#include "csrc/simd/types.h"
 
 namespace headrace::bind {
 
@@ -48,8 +49,47 @@ void select(Address score, Strides2 score_strides, std::array<std::int64_t, 4> s
   headrace::select(args, threads);
 }
 
+// Of plain scores [N] or [B, N] by a policy and its number alone. False, with nothing done, for
+// anything else.
+bool select_rows(py::handle score, int policy, std::int64_t limit, std::array<double, 3> amounts,
+                 bool lowest, py::handle index, py::handle count, bool recorded, int threads) {
+  Described rows, kept, counts;
+  int dtype, kind, number;
+  const bool one = plain(score, 1, recorded, rows, dtype);
+  const int dims = one ? 1 : 2;
+  if ((!one && !plain(score, 2, recorded, rows, dtype)) || dtype > headrace::kF16 ||
+      !plain(index, dims, recorded, kept, kind) ||
+      !plain(count, dims - 1, recorded, counts, number) || kind != kPlainI32 ||
+      number != kPlainI32) {
+    return false;
+  }
+  headrace::SelectArgs args{};
+  args.score = rows.data;
+  args.score_strides[0] = one ? 0 : rows.strides[0];
+  args.dtype = dtype;
+  args.batch = one ? 1 : rows.shape[0];
+  args.heads = 1;
+  args.size = rows.shape[dims - 1];
+  args.capacity = kept.shape[dims - 1];
+  args.policy = static_cast<headrace::SelectPolicy>(policy);
+  args.limit = limit;
+  args.threshold = amounts[0];
+  args.share = amounts[1];
+  args.mass = amounts[2];
+  args.lowest = lowest;
+  args.quota = 1;
+  args.index = static_cast<std::int32_t*>(kept.data);
+  args.count = static_cast<std::int32_t*>(counts.data);
+  py::gil_scoped_release nogil;
+  headrace::select(args, threads);
+  return true;
+}
+
 }  // namespace
 
-void select_family(py::module_& m) { m.def("select", &select); }
+void select_family(py::module_& m) {
+  m.def("select", &select);
+  m.def("select_rows", &select_rows);
+}
 
 }  // namespace headrace::bind

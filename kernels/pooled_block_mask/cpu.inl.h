@@ -18,8 +18,20 @@ constexpr float kInf = __builtin_inff();
 // out[dim] = the mean of rows; every sum adds its rows in order.
 template <class T>
 inline void mean(const T* x, std::int64_t stride, std::int64_t rows, int dim, float* out) {
+  // Sums at a time, since one waits for itself.
+  constexpr int kMany = 4;
   const F count = set1(static_cast<float>(rows));
-  for (int d = 0; d < dim; d += kW) {
+  int d = 0;
+  for (; d + kMany * kW <= dim; d += kMany * kW) {
+    F sum[kMany];
+    for (int n = 0; n < kMany; ++n) sum[n] = zero();
+    for (std::int64_t r = 0; r < rows; ++r) {
+      const T* row = x + r * stride + d;
+      for (int n = 0; n < kMany; ++n) sum[n] = add(sum[n], load(row + n * kW));
+    }
+    for (int n = 0; n < kMany; ++n) store(out + d + n * kW, div(sum[n], count));
+  }
+  for (; d < dim; d += kW) {
     F sum = zero();
     for (std::int64_t r = 0; r < rows; ++r) sum = add(sum, load(x + r * stride + d));
     store(out + d, div(sum, count));

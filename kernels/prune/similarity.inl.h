@@ -98,8 +98,15 @@ template <int M, class X, class R>
 void rows_of(const SimilarityArgs& a, std::int64_t first, std::int64_t last) {
   const X* x = static_cast<const X*>(a.x);
   const R* ref = static_cast<const R*>(a.ref);
-  for (std::int64_t t = first; t < last; ++t) {
-    const std::int64_t w = t % a.width, h = t / a.width % a.height, f = t / a.width / a.height;
+  std::int64_t w = first % a.width, h = first / a.width % a.height, f = first / a.width / a.height;
+  const auto further = [&] {
+    if (++w < a.width) return;
+    w = 0;
+    if (++h < a.height) return;
+    h = 0;
+    ++f;
+  };
+  for (std::int64_t t = first; t < last; ++t, further()) {
     const X* row = x + f * a.x_strides[0] + h * a.x_strides[1] + w * a.x_strides[2];
     if (a.segments) {
       const std::int64_t s = a.segments[f * a.segment_strides[0] + h * a.segment_strides[1] +

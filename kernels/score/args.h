@@ -50,6 +50,10 @@ struct MassArgs {
   float* folds;                 // the queries in fp32, times scale and log2(e)
   float* norms;                 // [batch, q_heads, queries]: log2 of the sums of the softmax
   float* mass;                  // [batch, kv_heads, keys]
+  // Logits of kv heads from first_head on, head_logits of each, or null; summing: they are written.
+  float* logits;
+  std::int64_t first_head, head_logits;
+  bool summing;
   std::int64_t q_strides[3], k_strides[3], lengths_stride;  // batch, head, row
   std::int64_t queries, keys, dim;
   int q_heads, kv_heads, dtype;

@@ -26,6 +26,25 @@ inline void distances(const float* q, const float* columns, std::int64_t dim, fl
   for (int v = 0; v < kAll; ++v) store(s + v * kW, sub(zero(), acc[v]));
 }
 
+// Whether rows stay bf16, to meet candidates two elements at a time; lengths divide cosines then.
+inline bool assign_in_pairs(const AssignArgs& a) {
+  return in_pairs(a.dtype, a.dim) && (a.metric == headrace::kCosine || a.metric == headrace::kDot);
+}
+
+// 1 over the lengths of the rows of a tile, behind its pairs.
+inline void lengths_of_pairs(const AssignArgs& a, float* columns) {
+  float* by = columns + a.dim / 2 * kScoreTile;
+  for (int j = 0; j < kScoreTile; j += kW) {
+    F sum = zero();
+    for (std::int64_t d = 0; d < a.dim / 2; ++d) {
+      const auto x = Doubles::column(columns + d * kScoreTile + j);
+      sum = Doubles::add(x, x, sum);
+    }
+    store(by + j, sum);
+  }
+  for (int j = 0; j < kScoreTile; ++j) by[j] = by[j] > 0.f ? 1.f / __builtin_sqrtf(by[j]) : 0.f;
+}
+
 // Candidates [begin, begin + n) of a batch entry as columns; of length 1 for cosines.
 template <class T>
 inline void candidates_as(const AssignArgs& a, std::int64_t batch, std::int64_t tile,
@@ -36,6 +55,11 @@ inline void candidates_as(const AssignArgs& a, std::int64_t batch, std::int64_t 
   for (int j = 0; j < kScoreTile; ++j) {
     rows[j] = static_cast<const T*>(a.c) + batch * a.c_strides[0] +
               (begin + (j < n ? j : 0)) * a.c_strides[1];
+  }
+  if (assign_in_pairs(a)) {
+    to_pairs(rows, n, a.dim, columns);
+    if (a.metric == headrace::kCosine) lengths_of_pairs(a, columns);
+    return;
   }
   to_columns(rows, n, a.dim, columns);
   if (a.metric != headrace::kCosine) return;
@@ -79,19 +103,25 @@ void candidates(const AssignArgs& a, std::int64_t batch, std::int64_t tile) {
 }
 
 template <class T>
-inline void rows_as(const AssignArgs& a, std::int64_t batch, std::int64_t begin, int n,
-                    float* rows) {
+inline void rows_as(const AssignArgs& a, std::int64_t batch, std::int64_t begin, int n, float* rows,
+                    float* by_row) {
   for (int i = 0; i < n; ++i) {
     const T* x = static_cast<const T*>(a.x) + batch * a.x_strides[0] + (begin + i) * a.x_strides[1];
     F sum = zero();
     for (std::int64_t d = 0; d < a.dim; d += kW) {
       const F v = load(x + d);
-      store(rows + i * a.dim + d, v);
+      if (!assign_in_pairs(a)) store(rows + i * a.dim + d, v);
       sum = fma(v, v, sum);
+    }
+    const bool pairs = assign_in_pairs(a);
+    if (pairs) {
+      memcpy(rows + i * a.dim / 2, x, static_cast<std::size_t>(a.dim) * sizeof(T));
     }
     if (a.metric != headrace::kCosine) continue;
     const float total = hsum(sum);
-    const F by = set1(total > 0.f ? 1.f / __builtin_sqrtf(total) : 0.f);
+    by_row[i] = total > 0.f ? 1.f / __builtin_sqrtf(total) : 0.f;
+    if (pairs) continue;
+    const F by = set1(by_row[i]);
     for (std::int64_t d = 0; d < a.dim; d += kW) {
       store(rows + i * a.dim + d, mul(load(rows + i * a.dim + d), by));
     }
@@ -99,8 +129,8 @@ inline void rows_as(const AssignArgs& a, std::int64_t batch, std::int64_t begin,
 }
 
 // Similarities of n rows with a tile, s[n][kScoreTile].
-inline void similarities(const AssignArgs& a, const float* rows, int n, const float* columns,
-                         int there, float* s) {
+inline void similarities(const AssignArgs& a, const float* rows, const float* by_row, int n,
+                         const float* columns, int there, float* s) {
   if (a.metric == headrace::kHamming) {
     const std::uint32_t* words = reinterpret_cast<const std::uint32_t*>(columns);
     for (int i = 0; i < n; ++i) {
@@ -115,6 +145,16 @@ inline void similarities(const AssignArgs& a, const float* rows, int n, const fl
     }
   } else if (a.metric == headrace::kSquares) {
     for (int i = 0; i < n; ++i) distances(rows + i * a.dim, columns, a.dim, s + i * kScoreTile);
+  } else if (assign_in_pairs(a)) {
+    const std::int64_t words = a.dim / 2;
+    products<Doubles>(rows, words, n, columns, there, words, false, s);
+    const float* by = columns + words * kScoreTile;
+    for (int i = 0; i < n && a.metric == headrace::kCosine; ++i) {
+      for (int j = 0; j < kScoreTile; j += kW) {
+        float* p = s + i * kScoreTile + j;
+        store(p, mul(mul(load(p), set1(by_row[i])), load(by + j)));
+      }
+    }
   } else {
     products(rows, a.dim, n, columns, there, a.dim, false, s);
   }
@@ -123,7 +163,7 @@ inline void similarities(const AssignArgs& a, const float* rows, int n, const fl
 void assign(const AssignArgs& a, std::int64_t batch, std::int64_t begin, std::int64_t end,
             float* scratch) {
   float *rows = scratch, *s = rows + kAssignRows * a.dim;
-  float best[kAssignRows];
+  float best[kAssignRows], by_row[kAssignRows];
   std::int32_t id[kAssignRows];
   const int n = static_cast<int>(end - begin);
   if (a.dtype == headrace::kScoreInt) {
@@ -134,11 +174,11 @@ void assign(const AssignArgs& a, std::int64_t batch, std::int64_t begin, std::in
              static_cast<std::size_t>(a.dim) * 4);
     }
   } else if (a.dtype == headrace::kF32) {
-    rows_as<float>(a, batch, begin, n, rows);
+    rows_as<float>(a, batch, begin, n, rows, by_row);
   } else if (a.dtype == headrace::kBF16) {
-    rows_as<bf16>(a, batch, begin, n, rows);
+    rows_as<bf16>(a, batch, begin, n, rows, by_row);
   } else {
-    rows_as<fp16>(a, batch, begin, n, rows);
+    rows_as<fp16>(a, batch, begin, n, rows, by_row);
   }
   for (int i = 0; i < n; ++i) {
     best[i] = -kInf;
@@ -153,7 +193,8 @@ void assign(const AssignArgs& a, std::int64_t batch, std::int64_t begin, std::in
     const std::int64_t first = t * kScoreTile;
     const int there = static_cast<int>(length - first < kScoreTile ? length - first : kScoreTile);
     const std::int64_t shared = a.c_strides[0] == 0 ? 0 : batch;
-    similarities(a, rows, n, a.columns + (shared * a.tiles + t) * a.dim * kScoreTile, there, s);
+    similarities(a, rows, by_row, n, a.columns + (shared * a.tiles + t) * a.dim * kScoreTile, there,
+                 s);
     for (int i = 0; i < n; ++i) {
       std::int64_t m = there;
       if (a.causal && begin + i - first < m) m = begin + i - first;

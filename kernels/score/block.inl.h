@@ -56,8 +56,6 @@ inline void reduce_queries(int how, bool first, const float* s, int n, float* m)
   }
 }
 
-constexpr int kFew = 8;  // rows of queries that read a tile in place
-
 // A tile of up to kScoreTile stored rows of floats.
 template <class T>
 struct FloatTile {
@@ -90,6 +88,11 @@ struct FloatTile {
     const float* q = a.folds + (batch * a.kv_heads + kv) * size * (a.upper ? 2 : 1);
     const float* q_low = q + size;
     float *s = scratch, *columns = scratch + kChunk * kScoreTile;
+    if (a.folded <= kFew && !a.upper) {
+      dots_tile(q, a.folded, rows, n, a.dim, true, s);
+      for (int r = 0; r < a.folded; ++r) body(r, s + r * kScoreTile);
+      return;
+    }
     if (a.folded <= kFew) {
       for (int r = 0; r < a.folded; ++r) {
         for (int j = 0; j < n; j += kW) {
@@ -102,6 +105,13 @@ struct FloatTile {
     }
     for (int r0 = 0; r0 < a.folded; r0 += kChunk) {
       const int count = a.folded - r0 < kChunk ? a.folded - r0 : kChunk;
+      if (score_in_pairs(a)) {
+        if (r0 == 0) to_pairs(rows, n, a.dim, columns);
+        const std::int64_t words = a.dim / 2;
+        products<Doubles>(q + r0 * words, words, count, columns, n, words, false, s);
+        for (int r = 0; r < count; ++r) body(r0 + r, s + r * kScoreTile);
+        continue;
+      }
       if (r0 == 0 || a.upper) to_columns(rows, n, a.dim, columns);
       products(q + r0 * a.dim, a.dim, count, columns, n, a.dim, false, s);
       if (a.upper) {

@@ -1,11 +1,20 @@
 // SPDX-License-Identifier: Apache-2.0
 // What queries fold to: sums of floats, weights of sign bits.
 #pragma once
+#include <string.h>
+
 #include "tile.inl.h"
 
 namespace {
 
 using headrace::BlockScoreArgs;
+
+// Whether rows of queries are as they were given, and stay bf16, to meet keys two elements at a
+// time.
+inline bool score_in_pairs(const BlockScoreArgs& a) {
+  return in_pairs(a.dtype, a.dim) && a.q_dtype == headrace::kBF16 && !a.upper && a.folded > kFew &&
+         a.group == a.q_heads / a.kv_heads && a.folded == a.group * a.queries;
+}
 
 // Sums are folded into the queries where nothing but sums follows the product.
 template <class T>
@@ -20,6 +29,13 @@ inline void fold_as(const BlockScoreArgs& a, std::int64_t batch) {
     float* base = a.folds + (batch * a.kv_heads + kv) * size * (a.upper ? 2 : 1);
     for (int r = 0; r < a.folded; ++r) {
       float* out = base + r * a.dim;
+      if (score_in_pairs(a)) {
+        const T* one = static_cast<const T*>(a.q) + batch * a.q_strides[0] +
+                       (kv * in_group + r / a.queries) * a.q_strides[1] +
+                       r % a.queries * a.q_strides[2];
+        memcpy(base + r * a.dim / 2, one, static_cast<std::size_t>(a.dim) * sizeof(T));
+        continue;
+      }
       for (std::int64_t d = 0; d < a.dim; d += kW) {
         F sum = zero(), negative = zero();
         const int first_head = pool ? r * merged : static_cast<int>(r / a.queries);

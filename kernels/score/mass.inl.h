@@ -2,6 +2,8 @@
 // How much attention keys receive: rows of queries against a chunk of keys, first for the sums of
 // the softmax of every row, then for what every key gets.
 #pragma once
+#include <string.h>
+
 #include "tile.inl.h"
 
 namespace {
@@ -11,23 +13,50 @@ using headrace::MassArgs;
 constexpr float kLog2e = 1.44269504088896f;
 constexpr int kMassRows = 24;
 
-// Calls body(first row, rows, first key, keys, products [rows][kScoreTile]) for a chunk.
+// Whether queries stay bf16, to meet keys two elements at a time; logits are scaled then.
+inline bool mass_in_pairs(const MassArgs& a) {
+  return in_pairs(a.dtype, a.dim) && a.queries * (a.q_heads / a.kv_heads) > kFew;
+}
+
+// Calls body(first row, rows, first key, keys, products [rows][kScoreTile]) for a chunk. Products
+// that were kept are read, and those that are to be kept are left where they belong.
 template <class T, class Body>
 inline void each_tile(const MassArgs& a, std::int64_t batch, int kv, std::int64_t begin,
                       std::int64_t end, float* scratch, const Body& body) {
   float *s = scratch, *columns = scratch + kMassRows * kScoreTile;
   const T* keys = static_cast<const T*>(a.k) + batch * a.k_strides[0] + kv * a.k_strides[1];
   const std::int64_t rows = a.queries * (a.q_heads / a.kv_heads);
-  const float* q = a.folds + (batch * a.kv_heads + kv) * rows * a.dim;
+  const bool pairs = mass_in_pairs(a);
+  const std::int64_t words = pairs ? a.dim / 2 : a.dim;
+  const float* q = a.folds + (batch * a.kv_heads + kv) * rows * words;
+  const std::int64_t head = batch * a.kv_heads + kv - a.first_head;  // among those that are kept
   for (std::int64_t t = begin; t < end; t += kScoreTile) {
     const int n = static_cast<int>(end - t < kScoreTile ? end - t : kScoreTile);
-    const T* at[kScoreTile];
-    for (int j = 0; j < kScoreTile; ++j) at[j] = keys + (t + (j < n ? j : 0)) * a.k_strides[2];
-    to_columns(at, n, a.dim, columns);
+    float* kept = a.logits ? a.logits + head * a.head_logits + t * rows : nullptr;
+    const bool fresh = !kept || a.summing, few = rows <= kFew;
+    const T* at[kScoreTile + kAhead];
+    if (fresh) {
+      for (int j = 0; j < kScoreTile + kAhead; ++j) {
+        at[j] = keys + (t + j < end ? t + j : t) * a.k_strides[2];
+      }
+      if (pairs) {
+        to_pairs(at, n, a.dim, columns);
+      } else if (!few) {
+        to_columns(at, n, a.dim, columns);
+      }
+    }
     for (std::int64_t r = 0; r < rows; r += kMassRows) {
       const int count = static_cast<int>(rows - r < kMassRows ? rows - r : kMassRows);
-      products(q + r * a.dim, a.dim, count, columns, n, a.dim, false, s);
-      body(r, count, t, n, s);
+      float* to = kept ? kept + r * kScoreTile : s;
+      if (fresh && few) dots_tile(q, count, at, n, a.dim, true, to);
+      if (fresh && pairs) {
+        products<Doubles>(q + r * words, words, count, columns, n, words, false, to);
+        const F by = set1(a.scale * kLog2e);
+        for (int j = 0; j < count * kScoreTile; j += kW) store(to + j, mul(load(to + j), by));
+      } else if (fresh && !few) {
+        products(q + r * words, words, count, columns, n, words, false, to);
+      }
+      body(r, count, t, n, to);
     }
   }
 }
@@ -118,6 +147,10 @@ inline void scaled_as(const MassArgs& a, std::int64_t batch) {
       const T* q = static_cast<const T*>(a.q) + batch * a.q_strides[0] + h * a.q_strides[1] +
                    w * a.q_strides[2];
       float* out = a.folds + ((batch * a.q_heads + h) * a.queries + w) * a.dim;
+      if (mass_in_pairs(a)) {
+        memcpy(a.folds + (out - a.folds) / 2, q, static_cast<std::size_t>(a.dim) * sizeof(T));
+        continue;
+      }
       for (std::int64_t d = 0; d < a.dim; d += kW) store(out + d, mul(load(q + d), by));
     }
   }

@@ -33,6 +33,7 @@ inline void four_dots(const float* q, const T* const* rows, const T* const* late
 }
 
 constexpr int kAhead = 2 * kW;  // rows
+constexpr int kFew = 8;         // rows of queries that read a tile in place
 
 // The products of q[dim] with kW rows, each at its own address; twice, for bounds. `ahead`: rows
 // up to kAhead further on are to come.
@@ -52,6 +53,69 @@ inline F dots(const float* q, const T* const* rows, std::int64_t dim, const floa
   return acc[0];
 }
 
+// Rows of queries that meet a stored row together, which is then widened once.
+constexpr int kTogether = F::registers == 32 ? 4 : 2;
+
+// s[m][j] = q[m] . rows[j] for m < M, j < kW; the sums are those of `dots`.
+template <int M, class T>
+inline void dots_block(const float* q, const T* const* rows, std::int64_t dim, bool ahead,
+                       float* s) {
+  F all[M][kW];
+  for (int i = 0; i < kW; i += 4) {
+    F acc[M][4];
+    for (int m = 0; m < M; ++m) acc[m][0] = acc[m][1] = acc[m][2] = acc[m][3] = zero();
+    for (std::int64_t d = 0; d < dim; d += kW) {
+      if (ahead && d * sizeof(T) % 64 == 0) {
+        for (int k = 0; k < 4; ++k) __builtin_prefetch(rows[kAhead + i + k] + d);
+      }
+      const F a = load(rows[i] + d), b = load(rows[i + 1] + d);
+      const F c = load(rows[i + 2] + d), e = load(rows[i + 3] + d);
+      for (int m = 0; m < M; ++m) {
+        const F x = load(q + m * dim + d);
+        acc[m][0] = fma(x, a, acc[m][0]);
+        acc[m][1] = fma(x, b, acc[m][1]);
+        acc[m][2] = fma(x, c, acc[m][2]);
+        acc[m][3] = fma(x, e, acc[m][3]);
+      }
+    }
+    for (int m = 0; m < M; ++m) {
+      for (int k = 0; k < 4; ++k) all[m][i + k] = acc[m][k];
+    }
+  }
+  for (int m = 0; m < M; ++m) {
+    transpose(all[m]);
+    for (int step = kW / 2; step > 0; step /= 2) {
+      for (int i = 0; i < step; ++i) all[m][i] = add(all[m][i], all[m][i + step]);
+    }
+    store(s + m * kScoreTile, all[m][0]);
+  }
+}
+
+// s[m][j] = q[m] . rows[j] for m < count, j < n; straight from memory. `ahead` as in `dots`.
+template <class T>
+inline void dots_tile(const float* q, int count, const T* const* rows, int n, std::int64_t dim,
+                      bool ahead, float* s) {
+  for (int m = 0; m < count; m += kTogether) {
+    const bool first = ahead && m == 0;
+    for (int j = 0; j < n; j += kW) {
+      float* to = s + m * kScoreTile + j;
+      switch (count - m < kTogether ? count - m : kTogether) {
+        case 1:
+          dots_block<1>(q + m * dim, rows + j, dim, first, to);
+          break;
+        case 2:
+          dots_block<2>(q + m * dim, rows + j, dim, first, to);
+          break;
+        case 3:
+          dots_block < kTogether<3 ? 1 : 3>(q + m * dim, rows + j, dim, first, to);
+          break;
+        default:
+          dots_block<kTogether>(q + m * dim, rows + j, dim, first, to);
+      }
+    }
+  }
+}
+
 // columns[d][j] = rows[j][d] for j < n, 0 up to kScoreTile.
 template <class T>
 inline void to_columns(const T* const* rows, std::int64_t n, std::int64_t dim, float* columns) {
@@ -59,13 +123,46 @@ inline void to_columns(const T* const* rows, std::int64_t n, std::int64_t dim, f
     for (std::int64_t d = 0; d < dim; d += kW) {
       F block[kW];
       for (int i = 0; i < kW; ++i) block[i] = j + i < n ? load(rows[j + i] + d) : zero();
-      transpose(block);
+      if (j < n) transpose(block);
       for (int i = 0; i < kW; ++i) store(columns + (d + i) * kScoreTile + j, block[i]);
     }
   }
 }
 
-template <int M, int N>
+// What a column is made of: a number to a word, or, with instructions for these, two of bf16.
+struct Singles {
+  using Words = F;
+  static F column(const float* p) { return load(p); }
+  static F query(const float* p) { return set1(*p); }
+  static F add(F x, F y, F sum) { return fma(x, y, sum); }
+};
+#ifdef HEADRACE_DOTS
+constexpr bool kDots = true;
+struct Doubles {
+  using Words = Pairs;
+  static Pairs column(const float* p) { return load_pairs(p); }
+  static Pairs query(const float* p) { return set1_pair(reinterpret_cast<const bf16*>(p)); }
+  static F add(Pairs x, Pairs y, F sum) { return dot(x, y, sum); }
+};
+#else
+constexpr bool kDots = false;
+using Doubles = Singles;
+#endif
+
+// Whether rows of this dtype can be taken two elements at a time.
+inline bool in_pairs(int dtype, std::int64_t dim) {
+  return kDots && dtype == headrace::kBF16 && dim % (2 * kW) == 0;
+}
+
+// Columns of dim / 2 words.
+template <class T>
+inline void to_pairs(const T* const* rows, std::int64_t n, std::int64_t dim, float* columns) {
+  const float* words[kScoreTile];
+  for (int j = 0; j < kScoreTile; ++j) words[j] = reinterpret_cast<const float*>(rows[j]);
+  to_columns(words, n, dim / 2, columns);
+}
+
+template <int M, int N, class Of>
 inline void product_block(const float* q, std::int64_t q_row, const float* columns,
                           std::int64_t dim, bool more, float* s) {
   F acc[M][N];
@@ -73,11 +170,11 @@ inline void product_block(const float* q, std::int64_t q_row, const float* colum
     for (int n = 0; n < N; ++n) acc[m][n] = more ? load(s + m * kScoreTile + n * kW) : zero();
   }
   for (std::int64_t d = 0; d < dim; ++d) {
-    F row[N];
-    for (int n = 0; n < N; ++n) row[n] = load(columns + d * kScoreTile + n * kW);
+    typename Of::Words row[N];
+    for (int n = 0; n < N; ++n) row[n] = Of::column(columns + d * kScoreTile + n * kW);
     for (int m = 0; m < M; ++m) {
-      const F x = set1(q[m * q_row + d]);
-      for (int n = 0; n < N; ++n) acc[m][n] = fma(x, row[n], acc[m][n]);
+      const auto x = Of::query(q + m * q_row + d);
+      for (int n = 0; n < N; ++n) acc[m][n] = Of::add(x, row[n], acc[m][n]);
     }
   }
   for (int m = 0; m < M; ++m) {
@@ -85,24 +182,38 @@ inline void product_block(const float* q, std::int64_t q_row, const float* colum
   }
 }
 
-template <int M>
+template <int M, class Of>
 inline void product_rows(const float* q, std::int64_t q_row, const float* columns, std::int64_t n,
                          std::int64_t dim, bool more, float* s) {
-  std::int64_t j = 0;
-  for (; j + kTileCols * kW <= kScoreTile && j < n; j += kTileCols * kW) {
-    product_block<M, kTileCols>(q, q_row, columns + j, dim, more, s + j);
+  for (std::int64_t j = 0; j < n; j += kTileCols * kW) {
+    if (n - j > kW) {
+      product_block<M, kTileCols, Of>(q, q_row, columns + j, dim, more, s + j);
+    } else {
+      product_block<M, 1, Of>(q, q_row, columns + j, dim, more, s + j);
+    }
   }
 }
 
-// s[m][j] = q[m] . column j (added to what is there, with `more`) for m < count, j < n at least.
+// `product_rows` of 1 to M rows.
+template <int M, class Of>
+inline void product_rest(const float* q, std::int64_t q_row, int count, const float* columns,
+                         std::int64_t n, std::int64_t dim, bool more, float* s) {
+  if (count == M) return product_rows<M, Of>(q, q_row, columns, n, dim, more, s);
+  if constexpr (M > 1) product_rest<M - 1, Of>(q, q_row, count, columns, n, dim, more, s);
+}
+
+// s[m][j] = q[m] . column j (added to what is there, with `more`) for m < count, j < n at least;
+// q_row and dim count words.
+template <class Of = Singles>
 inline void products(const float* q, std::int64_t q_row, int count, const float* columns,
                      std::int64_t n, std::int64_t dim, bool more, float* s) {
   int m = 0;
   for (; m + kTileRows <= count; m += kTileRows) {
-    product_rows<kTileRows>(q + m * q_row, q_row, columns, n, dim, more, s + m * kScoreTile);
+    product_rows<kTileRows, Of>(q + m * q_row, q_row, columns, n, dim, more, s + m * kScoreTile);
   }
-  for (; m < count; ++m) {
-    product_rows<1>(q + m * q_row, q_row, columns, n, dim, more, s + m * kScoreTile);
+  if (m < count) {
+    product_rest<kTileRows - 1, Of>(q + m * q_row, q_row, count - m, columns, n, dim, more,
+                                    s + m * kScoreTile);
   }
 }
 

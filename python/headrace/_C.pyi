@@ -379,6 +379,42 @@ def hstu_attention(
     threads: int,
     /,
 ) -> None: ...
+def similarity_rows(
+    x: Any, ref: Any, metric: int, alpha: float, out: Any, recorded: bool, threads: int, /
+) -> bool: ...
+def merge_plain(
+    o_a: Any, lse_a: Any, o_b: Any, lse_b: Any, o: Any, lse: Any, recorded: bool, threads: int, /
+) -> bool: ...
+def lora_plain(
+    x: Any, a: Any, b: Any, slots: Any, scale: Any, y: Any, recorded: bool, threads: int, /
+) -> bool: ...
+def block_score_plain(
+    q: Any,
+    keys: Any,
+    upper: Any,
+    heads: int,
+    reduce: int,
+    scale: float,
+    out: Any,
+    recorded: bool,
+    threads: int,
+    /,
+) -> bool: ...
+def compact_inplace_rows(y: Any, index: Any, recorded: bool, threads: int, /) -> bool: ...
+def scatter_back_rows(y: Any, x: Any, index: Any, recorded: bool, threads: int, /) -> bool: ...
+def select_rows(
+    score: Any,
+    policy: int,
+    limit: int,
+    amounts: tuple[float, float, float],
+    lowest: bool,
+    index: Any,
+    count: Any,
+    recorded: bool,
+    threads: int,
+    /,
+) -> bool: ...
+def take_exchange(capsule: Any, tensor: type) -> None: ...
 def prefer_huge_pages(data: int, bytes: int) -> None: ...
 def multiply_add_rate(seconds: float, threads: int) -> float: ...
 def read_seconds(data: int, words: int, passes: int, threads: int) -> float: ...

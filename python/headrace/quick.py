@@ -153,9 +153,17 @@ def _checks(args: Sequence[Arg], alone: bool) -> tuple[list[str], list[str]]:
 def watched() -> bool:
     """Whether something of torch is to see every call: a mode, a transform, a trace, a profile."""
     return (
-        torch._C._len_torch_dispatch_stack() > 0
-        or torch._C._len_torch_function_stack() > 0
-        or torch._C._autograd._profiler_enabled()
-        or torch._C._get_tracing_state() is not None
-        or torch._C._functorch.peek_interpreter_stack() is not None
+        _dispatch_modes() > 0
+        or _function_modes() > 0
+        or _profiled()
+        or _traced() is not None
+        or _transformed() is not None
     )
+
+
+# By their own names: looking them up takes longer than they do.
+_dispatch_modes = torch._C._len_torch_dispatch_stack
+_function_modes = torch._C._len_torch_function_stack
+_profiled = torch._C._autograd._profiler_enabled
+_traced = torch._C._get_tracing_state
+_transformed = torch._C._functorch.peek_interpreter_stack

@@ -12,7 +12,7 @@ from torch import Tensor
 from .. import ops
 from ..adapters import LoraRoute, LoraSite, quantize_rows
 from ..buffers import huge
-from .case import Case, bound_call, rms_error
+from .case import Case, bound_call, dtype_name, rms_error
 from .peers import Run, peft_rows
 
 
@@ -171,9 +171,10 @@ def without(tokens: int, width: int, rank: int = 16) -> Case:
     )  # fmt: skip
 
 
-def stack(tokens: int, adapters: int, width: int, rank: int = 16) -> Case:
-    """bf16 rows over stacked adapters in turn, in the orientation in which they were trained."""
-    dtype = torch.bfloat16
+def stack(
+    tokens: int, adapters: int, width: int, rank: int = 16, dtype: torch.dtype = torch.bfloat16
+) -> Case:
+    """Rows over stacked adapters in turn, in the orientation in which they were trained."""
     a = (torch.randn(adapters, rank, width) / width**0.5).to(dtype)
     b, x = torch.randn(adapters, width, rank).to(dtype), torch.randn(tokens, width).to(dtype)
     slots, scale = (torch.arange(tokens) % adapters).int(), torch.full((adapters,), 1e-3)
@@ -198,7 +199,8 @@ def stack(tokens: int, adapters: int, width: int, rank: int = 16) -> Case:
         return y.add_(torch.bmm(down, b[own].mT)[:, 0] * scale[own, None].to(dtype))
 
     return Case(
-        "lora", f"bf16 {tokens} rows, {adapters} adapters of rank {rank}, {width} wide",
+        "lora",
+        f"{dtype_name(dtype)} {tokens} rows, {adapters} adapters of rank {rank}, {width} wide",
         lambda: ops.lora(x, a, b, slots, scale, y=y), check, spec.bytes(axes, bound),
         spec.flops(axes, bound), loop, "loop over adapters", state=(y,),
         more=lambda compile: {"gather and bmm": gathered}

@@ -114,14 +114,15 @@ def attention_mass(
     )  # fmt: skip
 
 
-def assign(rows: int, candidates: int, dim: int, metric: str) -> Case:
+def assign(
+    rows: int, candidates: int, dim: int, metric: str, dtype: torch.dtype = torch.float32
+) -> Case:
     """The nearest candidate of every row; without candidates half of the rows, as in ToMe."""
     gen = torch.Generator().manual_seed(0)
     word = lambda n: torch.randint(-(2**31), 2**31, (n, dim), generator=gen).int()  # noqa: E731
-    x = word(rows) if metric == "hamming" else torch.randn(rows, dim, generator=gen)
-    c = None
-    if candidates:
-        c = word(candidates) if metric == "hamming" else torch.randn(candidates, dim, generator=gen)
+    real = lambda n: torch.randn(n, dim, generator=gen).to(dtype)  # noqa: E731
+    made = word if metric == "hamming" else real
+    x, c = made(rows), made(candidates) if candidates else None
     options: dict[str, Any] = {"metric": metric, "bipartite": c is None}
     bound, axes = bound_call("assign", x[None], None if c is None else c[None], **options)
     spec = ops.specs()["assign"]
@@ -154,7 +155,8 @@ def assign(rows: int, candidates: int, dim: int, metric: str) -> Case:
 
     name = f"{rows} x {dim}" + (f" to {candidates}" if c is not None else ", every second")
     return Case(
-        "assign", f"{metric} {name}", lambda: ops.assign(x, c, **options), check,
+        "assign", f"{metric} {name}" + ("" if dtype == torch.float32 else f", {dtype_name(dtype)}"),
+        lambda: ops.assign(x, c, **options), check,
         spec.bytes(axes, bound), spec.flops(axes, bound), peer, "torch, eager",
         more=lambda compile: compiled(peer) if compile else {},
         results={"ours": likeness},

@@ -135,9 +135,11 @@ def bits(tokens: int, layers: int) -> Case:
     )  # fmt: skip
 
 
-def select(rows: int, size: int, k: int, policy: str = "top_k") -> Case:
+def select(
+    rows: int, size: int, k: int, policy: str = "top_k", dtype: torch.dtype = torch.float32
+) -> Case:
     """Rows of scores; the peer sorts what torch's topk gives, or all of a row."""
-    score = torch.randn(rows, size)
+    score = torch.randn(rows, size).to(dtype)
     options: dict[str, Any] = {"k": k} if policy == "top_k" else {"mass": 0.5}
     spec = ops.specs()["select"]
     bound, axes = bound_call("select", score[:, None], policy, **options)
@@ -145,7 +147,7 @@ def select(rows: int, size: int, k: int, policy: str = "top_k") -> Case:
     def peer() -> object:
         if policy == "top_k":
             return score.topk(k).indices.sort()
-        weight = (score - score.amax(-1, True)).exp()
+        weight = (score.float() - score.float().amax(-1, True)).exp()
         order = weight.argsort(dim=-1, descending=True, stable=True)
         held = weight.gather(-1, order).cumsum(-1)
         count = (held < 0.5 * held[:, -1:]).sum(-1)
@@ -170,9 +172,11 @@ def select(rows: int, size: int, k: int, policy: str = "top_k") -> Case:
         return torch.cat([row.values.flatten() for row in ([made] if policy == "top_k" else made)])
 
     return Case(
-        "select", f"{policy} {rows} x {size}" + (f", {k}" if policy == "top_k" else ""),
+        "select", f"{policy} {rows} x {size}" + (f", {k}" if policy == "top_k" else "")
+        + ("" if dtype == torch.float32 else f", {dtype_name(dtype)}"),
         lambda: ops.select(score, policy, **options), check,
         spec.bytes(axes, bound), spec.flops(axes, bound), peer, "torch, eager",
-        rivals={"numpy, argpartition": by_partition} if policy == "top_k" else {},
+        rivals={"numpy, argpartition": by_partition}
+        if policy == "top_k" and dtype == torch.float32 else {},
         results={"ours": listed, "torch, eager": told},
     )  # fmt: skip

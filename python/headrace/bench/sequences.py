@@ -13,9 +13,11 @@ from .. import ops
 from .case import DIM, Case, bound_call, dtype_name, rms_error, short
 
 
-def hstu_attention(length: int, reach: int, new: int | None = None) -> Case:
-    """A history under a window in bf16, whole or its last `new` rows. The peer masks in torch."""
-    heads, dtype = 4, torch.bfloat16
+def hstu_attention(
+    length: int, reach: int, new: int | None = None, dtype: torch.dtype = torch.bfloat16
+) -> Case:
+    """A history under a window, whole or its last `new` rows. The peer masks in torch."""
+    heads = 4
     k, v = (torch.randn(length, heads, DIM).to(dtype) for _ in range(2))
     rows = length if new is None else new
     q, ptr = torch.randn(rows, heads, DIM).to(dtype), torch.tensor([0, length], dtype=torch.int32)
@@ -39,11 +41,12 @@ def hstu_attention(length: int, reach: int, new: int | None = None) -> Case:
     wide = (q.float(), k.float(), v.float(), mask)
     return Case(
         "hstu_attention",
-        f"bf16 {short(length)} reach {reach or 'all'}" + (f" new {new}" if new else ""),
+        f"{dtype_name(dtype)} {short(length)} reach {reach or 'all'}"
+        + (f" new {new}" if new else ""),
         lambda: ops.hstu_attention(q, k, v, ptr, q_ptr, **rule), check,
         spec.bytes(axes, bound), spec.flops(axes, bound),
         lambda: dense(*wide), "torch fp32, dense mask",
-        rivals={"bf16": lambda: dense(q, k, v, mask)},
+        rivals={} if dtype == torch.float32 else {dtype_name(dtype): lambda: dense(q, k, v, mask)},
     )  # fmt: skip
 
 
@@ -125,7 +128,8 @@ def frame_delta_rule(frames: int, size: int, dtype: torch.dtype = torch.bfloat16
     return Case(
         "frame_delta_rule", f"{dtype_name(dtype)} {frames} frames of {size}", ours, check,
         spec.bytes(axes, bound), spec.flops(axes, bound), peer, "torch expression",
-        rivals={"bf16": lambda: peer(torch.bfloat16)}, state=(state, norm),
+        rivals={} if dtype == torch.float32 else {dtype_name(dtype): lambda: peer(dtype)},
+        state=(state, norm),
     )  # fmt: skip
 
 

@@ -104,7 +104,7 @@ def merge_states(tokens: int, dtype: torch.dtype = torch.float32, dims: Dims = L
 
 def cases(op: str | None, quick: bool) -> Iterator[Case]:
     """Cases of one op or of all, made one at a time: some hold gigabytes."""
-    from . import adapters, evictions, masses, scores, sequences, sparse, survivors
+    from . import adapters, evictions, masses, scores, sequences, sparse, survivors, wider
 
     bf16, f32 = torch.bfloat16, torch.float32
     i8, e4m3 = torch.int8, torch.float8_e4m3fn
@@ -115,7 +115,7 @@ def cases(op: str | None, quick: bool) -> Iterator[Case]:
     clips, rings = [(2, 220)], [(8, 1)]
     mixes, coded = [(64, 64, 1024), (256, 4, 1024)], [(64, 8), (64, 4)]
     masks, blocks = [(bf16, 2048)], [(bf16, 2048, True)]
-    hstus: list[tuple[int, ...]] = [(1024, 256)]
+    hstus: list[tuple] = [(1024, 256)]
     recalls = [(2**17, 1)]
     screens, tokens = [(270, 480, 14, 4), (270, 480, 0, 4)], (1000, 256)
     choices: list[tuple] = [(64, 196, 60), (1, 2**17, 512), (1, 2**14, 0, "mass")]
@@ -175,6 +175,8 @@ def cases(op: str | None, quick: bool) -> Iterator[Case]:
             *(partial(adapters.without, n, mixes[0][2]) for n in (1, 64)),
         ],
     }
+    for name, more in ({} if quick else wider.shapes()).items():
+        makers[name] += more
     for name, make in makers.items():
         if op in (None, name):
             for one in make:

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .. import ops
-from .case import Case, after, bound_call, rms_error
+from .case import Case, after, bound_call, dtype_name, rms_error
 from .peers import compiled
 from .scores import over
 
@@ -70,17 +70,17 @@ def pixels(height: int, width: int, patch: int, pairs: int) -> Case:
 
 
 @cache
-def _tokens(count: int, depth: int) -> tuple[Tensor, Tensor]:
+def _tokens(count: int, depth: int, dtype: torch.dtype = torch.bfloat16) -> tuple[Tensor, Tensor]:
     """Features of a frame and of the one before: most are the same but for noise."""
     gen = torch.Generator().manual_seed(1)
-    ref = torch.randn(count, depth, generator=gen).bfloat16()
+    ref = torch.randn(count, depth, generator=gen).to(dtype)
     far = torch.rand(count, 1, generator=gen) * 2
-    return (ref + far * torch.randn(count, depth, generator=gen)).bfloat16(), ref
+    return (ref + far * torch.randn(count, depth, generator=gen)).to(dtype), ref
 
 
-def features(count: int, depth: int) -> Case:
+def features(count: int, depth: int, dtype: torch.dtype = torch.bfloat16) -> Case:
     """Cosine of every token with the same place of the frame before."""
-    x, ref = _tokens(count, depth)
+    x, ref = _tokens(count, depth, dtype)
     bound, axes = bound_call("similarity", x[None, None], ref[None, None])
     spec = ops.specs()["similarity"]
 
@@ -89,7 +89,8 @@ def features(count: int, depth: int) -> Case:
         return rms_error(ops.similarity(x, ref), want), spec.tolerance(torch.float32, axes, bound)
 
     return Case(
-        "similarity", f"cos bf16 {count} x {depth}", lambda: ops.similarity(x, ref), check,
+        "similarity", f"cos {dtype_name(dtype)} {count} x {depth}",
+        lambda: ops.similarity(x, ref), check,
         spec.bytes(axes, bound), spec.flops(axes, bound),
         lambda: F.cosine_similarity(x, ref, -1), "torch, eager",
         more=lambda compile: (
@@ -189,10 +190,10 @@ def gather(count: int, depth: int, merged: bool) -> Case:
     )  # fmt: skip
 
 
-def compact_inplace(count: int, depth: int) -> Case:
+def compact_inplace(count: int, depth: int, dtype: torch.dtype = torch.bfloat16) -> Case:
     """Rows to the front of their own tensor, which over the calls keeps less and less of its own
     but moves the same bytes."""
-    x = _tokens(count, depth)[0].clone()
+    x = _tokens(count, depth, dtype)[0].clone()
     at = _listed(count)
     index = at.int()
     bound, axes = bound_call("compact_inplace", x[None, None], index[None, None])
@@ -210,7 +211,7 @@ def compact_inplace(count: int, depth: int) -> Case:
         return float((x[: len(at)] != want).any()), 0.0
 
     return Case(
-        "compact_inplace", f"bf16 {KEPT:.0%} of {count} x {depth}",
+        "compact_inplace", f"{dtype_name(dtype)} {KEPT:.0%} of {count} x {depth}",
         ours, check, spec.bytes(axes, bound), 0.0, peer,
         "torch, eager", state=(x,), results={
             name: after(run, lambda: x[: len(at)].clone())
@@ -219,9 +220,9 @@ def compact_inplace(count: int, depth: int) -> Case:
     )  # fmt: skip
 
 
-def scatter_back(count: int, depth: int) -> Case:
+def scatter_back(count: int, depth: int, dtype: torch.dtype = torch.bfloat16) -> Case:
     """Rows to their places."""
-    y, x = _tokens(count, depth)[0].clone(), _tokens(count, depth)[1]
+    y, x = _tokens(count, depth, dtype)[0].clone(), _tokens(count, depth, dtype)[1]
     at = _listed(count)
     x, index = x[: len(at)], at.int()
     bound, axes = bound_call("scatter_back", y[None, None], x[None, None], index[None, None])
@@ -238,7 +239,7 @@ def scatter_back(count: int, depth: int) -> Case:
         return float((y[at] != x).any()), 0.0
 
     return Case(
-        "scatter_back", f"bf16 {KEPT:.0%} of {count} x {depth}",
+        "scatter_back", f"{dtype_name(dtype)} {KEPT:.0%} of {count} x {depth}",
         ours, check, spec.bytes(axes, bound), 0.0, peer,
         "torch, eager", state=(y,), results={
             name: after(run, y.clone) for name, run in (("ours", ours), ("torch, eager", peer))

@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+from math import inf
+
 import torch
-from torch import Tensor, get_num_threads
+from torch import Tensor, get_num_threads, is_grad_enabled
 
 from .. import _C
 from ..kernels.score.spec import BLOCK_SCORE, HEADS, QUERIES
-from .registry import DTYPE_CODE, address, call, register
+from .registry import DTYPE_CODE, address, call, direct, register
 
 _CODES = DTYPE_CODE | {torch.int32: 5}
 
@@ -51,6 +53,10 @@ def block_score(
     the argument. Sources: ReKV and InfLLM (means), Quest (bounds), V-Rex (sign bits), ColBERT
     (MaxSim).
     """
+    if index is None and lengths is None and block_size == 1 and type(q) is Tensor and direct():
+        made = _plain(q, keys, upper, heads, queries, scale)
+        if made is not None:
+            return made
     return call(
         "block_score",
         q,
@@ -63,6 +69,27 @@ def block_score(
         block_size=block_size,
         scale=scale,
     )
+
+
+_HEADS = {name: i for i, name in enumerate(HEADS)}
+_QUERIES = {name: i for i, name in enumerate(QUERIES)}
+
+
+def _plain(
+    q: Tensor, keys: Tensor, upper: Tensor | None, heads: str, queries: str, scale: float
+) -> Tensor | None:
+    """The same for floats that are what they should be; None for others."""
+    if not (type(heads) is type(queries) is str and type(scale) is float and 0 < scale < inf):
+        return None
+    how, reduce = _HEADS.get(heads, -1), _QUERIES.get(queries, -1)
+    if type(keys) is not Tensor or len(q.shape) != 4 or len(keys.shape) != 4:
+        return None
+    batch, q_heads = q.shape[:2]
+    _, kv_heads, rows, _ = keys.shape
+    made = torch.empty((batch, (q_heads, kv_heads, kv_heads, 1, 1)[how], rows), dtype=torch.float32)
+    given = (q, keys, upper, how, reduce, scale, made)
+    done = _C.block_score_plain(*given, is_grad_enabled(), get_num_threads())
+    return made if done else None
 
 
 def _strides(x: Tensor | None) -> tuple[int, ...]:

@@ -3,12 +3,12 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from torch import Tensor, get_num_threads
+from torch import Tensor, get_num_threads, is_grad_enabled
 
 from .. import _C
 from ..errors import bad_type
 from ..kernels.lora.spec import LORA
-from .registry import DTYPE_CODE, address, call, register
+from .registry import DTYPE_CODE, address, call, direct, register, wrote
 
 POOL_CODE = {**DTYPE_CODE, torch.int8: 3, torch.uint8: 4}
 
@@ -41,6 +41,12 @@ def lora(
                 raise bad_type("lora", name, "a tensor", type(value).__name__)
         shape = (x.shape[0], b.shape[1] if b.ndim > 1 else 0)
         y = np.zeros(shape, x.dtype) if isinstance(x, np.ndarray) else x.new_zeros(shape)
+    if ranks is None and direct():
+        recorded = is_grad_enabled()
+        if _C.lora_plain(x, a, b, slots, scale, y, recorded, get_num_threads()):
+            if recorded:
+                wrote(y)
+            return y
     call("lora", x, a, b, slots, scale, y, ranks=ranks)
     return y
 

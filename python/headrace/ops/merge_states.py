@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
-from torch import Tensor, get_num_threads
+import torch
+from torch import Tensor, get_num_threads, is_grad_enabled
 
 from .. import _C
 from ..kernels.attention.spec import MERGE_STATES
-from .registry import DTYPE_CODE, call, register
+from .registry import DTYPE_CODE, call, direct, register
 
 
 def merge_states(o_a: Tensor, lse_a: Tensor, o_b: Tensor, lse_b: Tensor) -> tuple[Tensor, Tensor]:
@@ -16,6 +17,11 @@ def merge_states(o_a: Tensor, lse_a: Tensor, o_b: Tensor, lse_b: Tensor) -> tupl
     commutes and associates to rounding. Raises TypeError or ValueError naming the argument.
     Source: FlashInfer (2025), with base e instead of 2.
     """
+    if type(o_a) is Tensor and type(lse_a) is Tensor and direct():
+        o, lse = torch.empty_like(o_a), torch.empty_like(lse_a)
+        given = (o_a, lse_a, o_b, lse_b, o, lse)
+        if _C.merge_plain(*given, is_grad_enabled(), get_num_threads()):
+            return o, lse
     return call("merge_states", o_a, lse_a, o_b, lse_b)
 
 

@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.compiler import is_compiling
 
-from .. import audit, backends, quick
+from .. import _C, audit, backends, quick
 from ..contract import Axes, OpSpec
 from ..errors import BackendError, bad_type, bad_value
 
@@ -33,6 +34,20 @@ _SEEN = object()
 _KINDS_OF: dict[str, tuple[type]] = {
     "int": (int,), "float": (float,), "bool": (bool,), "str": (str,)
 }  # fmt: skip
+
+
+_C.take_exchange(getattr(Tensor, "__dlpack_c_exchange_api__", None), Tensor)
+
+
+def direct() -> bool:
+    """Whether a call on plain tensors may go straight to a kernel: no backend was named, and
+    neither the debug mode nor anything of torch is to see it."""
+    return not (is_compiling() or backends.current() != "auto" or audit.on or quick.watched())
+
+
+def wrote(*tensors: Tensor) -> None:
+    """What autograd saved of these must not pass unnoticed."""
+    torch.autograd.graph.increment_version([x for x in tensors if not x.is_inference()])
 
 
 def specs() -> dict[str, OpSpec]:

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
-from torch import Tensor, get_num_threads
+from torch import Tensor, get_num_threads, is_grad_enabled
 
 from .. import _C
 from ..kernels.prune.spec import SCATTER_BACK
 from .compact import counts_of, options, rows_of, spread
-from .registry import call, register
+from .registry import call, direct, register, wrote
 
 
 def scatter_back(
@@ -24,6 +24,12 @@ def scatter_back(
     for an index that does not ascend or is no row, before anything is written; on a GPU such a row
     is left out). Sources: STC (what was computed anew goes into what was cached), VideoLLM-MoD.
     """
+    if count is None and not aligned and direct():
+        recorded = is_grad_enabled()
+        if _C.scatter_back_rows(y, x, index, recorded, get_num_threads()):
+            if recorded:
+                wrote(y)
+            return
     op = "scatter_back"
     rows = rows_of(op, y, "y"), rows_of(op, x)
     call(op, *rows, spread(index, 3), counts_of(count), aligned=aligned)

@@ -3,11 +3,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import Tensor, get_num_threads
+import torch
+from torch import Tensor, get_num_threads, is_grad_enabled
 
 from .. import _C
 from ..kernels.select.spec import POLICIES, SELECT
-from .registry import DTYPE_CODE, address, call, register
+from ..quick import LIMIT
+from .registry import DTYPE_CODE, address, call, direct, register
 
 
 def select(
@@ -61,6 +63,12 @@ def select(
     back. Raises TypeError or ValueError naming the argument. Sources: EVS (exact counts), LiveVLM
     (quota of position buckets), AdaKV (flat with a floor), FluxMem (Otsu), V-Rex (cumulative mass).
     """
+    alone = budget is None and counts is None and buckets is None
+    alone = alone and forced is None and lengths is None
+    if alone and quota == 1 and floor == first == last == 0 and direct():
+        found = _plain(score, policy, k, (threshold, share, mass), lowest, capacity)
+        if found is not None:
+            return found
     dims = score.ndim
     index, count = call(
         "select",
@@ -85,6 +93,43 @@ def select(
     if dims == 2:
         return index[:, 0], count[:, 0]
     return (index[0, 0], count[0, 0]) if dims == 1 else (index, count)
+
+
+_PLAIN = {name: i for i, name in enumerate(POLICIES) if name not in ("quota", "flat")}
+
+
+def _plain(
+    score: Tensor,
+    policy: str,
+    k: int | None,
+    amounts: tuple[float, float, float],
+    lowest: bool,
+    capacity: int | None,
+) -> tuple[Tensor, Tensor] | None:
+    """The same for rows of scores and numbers that are what they should be; None for others."""
+    code = _PLAIN.get(policy, -1) if type(policy) is str else -1
+    if type(score) is not Tensor or code < 0 or (k is None and policy == "top_k"):
+        return None
+    if k is not None and not (type(k) is int and 0 <= k < LIMIT):
+        return None
+    if capacity is not None and not (type(capacity) is int and 0 <= capacity < LIMIT):
+        return None
+    threshold, share, mass = amounts
+    if not (type(threshold) is type(share) is type(mass) is float and threshold == threshold):
+        return None
+    if not (0.0 <= share <= 1.0 and 0.0 <= mass <= 1.0 and type(lowest) is bool):
+        return None
+    *rows, size = score.shape or (0,)
+    if len(rows) > 1:
+        return None
+    kept = capacity if capacity is not None else size if k is None or k > size else k
+    index = torch.empty((*rows, kept), dtype=torch.int32)
+    count = torch.empty(rows, dtype=torch.int32)
+    limit = -1 if k is None else k
+    done = _C.select_rows(
+        score, code, limit, amounts, lowest, index, count, is_grad_enabled(), get_num_threads()
+    )
+    return (index, count) if done else None
 
 
 def _rows(x: Any, dims: int) -> Any:

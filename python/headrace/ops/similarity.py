@@ -1,16 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+from math import inf
 from typing import Any
 
 import torch
-from torch import Tensor, get_num_threads
+from torch import Tensor, get_num_threads, is_grad_enabled
 
 from .. import _C
 from ..errors import bad_value
 from ..kernels.prune.spec import METRICS, SIMILARITY
-from .registry import DTYPE_CODE, address, call, register
+from .registry import DTYPE_CODE, address, call, direct, register
 
+_METRICS = {name: i for i, name in enumerate(METRICS)}
 _CODES = DTYPE_CODE | {torch.uint8: 5}
 
 
@@ -57,6 +59,12 @@ def similarity(
     frame), FluxMem (neighbourhood), STC (Gaussian, means), StreamDiffusion's filter (whole frames).
     """
     dims = x.ndim
+    plain = dims == 2 and index is None and patch_height == patch_width == 1 and radius == 0
+    if plain and type(x) is Tensor and type(alpha) is float and 0 < alpha < inf and direct():
+        made = torch.empty(x.shape[:1], dtype=torch.float32)
+        code = _METRICS.get(metric, -1) if type(metric) is str else -1
+        if _C.similarity_rows(x, ref, code, alpha, made, is_grad_enabled(), get_num_threads()):
+            return made
     if dims not in (2, 3, 4):
         expected = "[N, D], [F, N, D] or [F, H, W, D]"
         raise bad_value("similarity", "x", expected, f"shape {tuple(x.shape)}")

@@ -1,0 +1,99 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "bind/plain.h"
+
+#include "csrc/simd/types.h"
+
+namespace headrace::bind {
+
+namespace {
+
+// The head of DLPack's table; what follows is not used here.
+struct Exchange {
+  std::uint32_t major, minor;
+  Exchange* before;
+  void *allocate, *from_object, *to_object;
+  int (*describe)(void* object, Described* to);
+};
+
+const Exchange* exchange = nullptr;
+PyObject *tensor_type = nullptr, *is_neg = nullptr, *requires_grad = nullptr;
+
+int dtype_of(const Described& x) {
+  if (x.lanes != 1) return -1;
+  switch (x.kind << 8 | x.bits) {
+    case 2 << 8 | 32:
+      return headrace::kF32;
+    case 4 << 8 | 16:
+      return headrace::kBF16;
+    case 2 << 8 | 16:
+      return headrace::kF16;
+    case 0 << 8 | 8:
+      return headrace::kI8;
+    case 10 << 8 | 8:
+      return headrace::kE4M3;
+    case 1 << 8 | 8:
+      return kPlainU8;
+    case 0 << 8 | 32:
+      return kPlainI32;
+    case 0 << 8 | 64:
+      return kPlainI64;
+    default:
+      return -1;
+  }
+}
+
+// Whether `answer` is False; an error counts as something else.
+bool denied(PyObject* answer) {
+  if (!answer) PyErr_Clear();
+  Py_XDECREF(answer);
+  return answer == Py_False;
+}
+
+}  // namespace
+
+void take_exchange(py::object capsule, py::object tensor) {
+  constexpr std::uint32_t kMajor = 1;
+  const void* table = PyCapsule_CheckExact(capsule.ptr())
+                          ? PyCapsule_GetPointer(capsule.ptr(), PyCapsule_GetName(capsule.ptr()))
+                          : nullptr;
+  if (!table) {
+    PyErr_Clear();
+    return;
+  }
+  const auto* found = static_cast<const Exchange*>(table);
+  if (found->major != kMajor || !found->describe) return;
+  capsule.release();  // for as long as the process lives
+  tensor_type = tensor.release().ptr();
+  is_neg = PyUnicode_InternFromString("is_neg");
+  requires_grad = PyUnicode_InternFromString("requires_grad");
+  exchange = found;
+}
+
+bool plain(py::handle x, int dims, bool recorded, Described& to, int& dtype) {
+  constexpr std::int32_t kCpu = 1;
+  if (!exchange || reinterpret_cast<PyObject*>(Py_TYPE(x.ptr())) != tensor_type) return false;
+  if (exchange->describe(x.ptr(), &to) != 0) {
+    PyErr_Clear();
+    return false;
+  }
+  dtype = dtype_of(to);
+  if (to.device_type != kCpu || to.dims != dims || to.offset != 0 || dtype < 0) return false;
+  for (int i = 0; i < dims; ++i) {
+    if (to.shape[i] == 0) return false;
+  }
+  if (dims > 0 && to.strides[dims - 1] != 1) return false;
+  if (dtype > headrace::kF16) return true;  // codes and indices have no sign to turn
+  return denied(PyObject_CallMethodNoArgs(x.ptr(), is_neg)) &&
+         (!recorded || denied(PyObject_GetAttr(x.ptr(), requires_grad)));
+}
+
+bool dense(const Described& x) {
+  std::int64_t step = 1;
+  for (int i = x.dims - 1; i >= 0; --i) {
+    if (x.shape[i] > 1 && x.strides[i] != step) return false;
+    step *= x.shape[i];
+  }
+  return true;
+}
+
+}  // namespace headrace::bind

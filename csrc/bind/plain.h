@@ -1,0 +1,33 @@
+// SPDX-License-Identifier: Apache-2.0
+// Tensors of small calls, read where they are: torch's table of C functions (that of DLPack, handed
+// over as a capsule) tells of a tensor in a tenth of the time that its attributes take in Python.
+#pragma once
+#include "bind/bind.h"
+
+namespace headrace::bind {
+
+// As DLPack lays it out.
+struct Described {
+  void* data;
+  std::int32_t device_type, device;
+  std::int32_t dims;
+  std::uint8_t kind, bits;
+  std::uint16_t lanes;
+  std::int64_t *shape, *strides;
+  std::uint64_t offset;
+};
+
+// A tensor of the CPU that can be read as it lies; `dtype` is a code of types.h, or one of these.
+enum PlainDType : int { kPlainU8 = 5, kPlainI32, kPlainI64 };
+
+// Takes the capsule and torch's Tensor; nothing is plain before, nor of a table of another version.
+void take_exchange(py::object capsule, py::object tensor);
+
+// Whether x is a tensor of the CPU, not of a subclass, of `dims` axes, the last one dense, that has
+// no sign to be turned, nor, with `recorded`, a gradient.
+bool plain(py::handle x, int dims, bool recorded, Described& to, int& dtype);
+
+// Whether its elements lie one after the other.
+bool dense(const Described& x);
+
+}  // namespace headrace::bind

@@ -1,0 +1,158 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Calls on plain rows go straight to the kernels: what is not plain must not."""
+
+import numpy as np
+import pytest
+import torch
+
+import headrace
+from headrace import _C, ops
+from headrace.errors import BackendError
+
+X = torch.randn(6, 32, generator=torch.Generator().manual_seed(0))
+REF = X.flip(0) + 0.5
+INDEX = torch.tensor([1, 3, 4], dtype=torch.int32)
+
+
+def negated(x):
+    """The same numbers, told by memory of the other sign and a flag."""
+    return torch._neg_view(-x)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("metric", ["cos", "dot", "l1", "l2", "gauss"])
+def test_same_as_the_long_way(dtype, metric):
+    x, ref = X.to(dtype), REF.to(dtype)
+    for r in (ref, ref[:1]):
+        long = ops.similarity(x[None], r[None], metric, alpha=2.0)[0]
+        assert torch.equal(ops.similarity(x, r, metric, alpha=2.0), long)
+    strided = torch.randn(6, 64).to(dtype)[:, :32]
+    assert torch.equal(ops.similarity(strided, ref), ops.similarity(strided.contiguous(), ref))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"k": 3},
+        {"k": 0},
+        {"k": 99},
+        {"k": 3, "lowest": True},
+        {"k": 3, "capacity": 5},
+        {"policy": "threshold", "threshold": 0.1},
+        {"policy": "share", "share": 0.3},
+        {"policy": "mass", "mass": 0.7},
+        {"policy": "mass", "k": 2},
+        {"policy": "otsu"},
+    ],
+)
+def test_selects_as_the_long_way(options):
+    for score in (X, X[2], X[:, ::1][:4, :31]):
+        rows = score.reshape(1, -1, score.shape[-1])
+        index, count = ops.select(rows, **options)
+        got = ops.select(score, **options)
+        assert torch.equal(got[0].view_as(index), index)
+        assert got[1].shape == score.shape[:-1]
+        assert torch.equal(got[1].view_as(count), count)
+
+
+@pytest.mark.parametrize("heads", ["each", "group", "group_max", "sum", "max"])
+@pytest.mark.parametrize("queries", ["mean", "sum", "max"])
+def test_scores_blocks_as_the_long_way(heads, queries):
+    gen = torch.Generator().manual_seed(1)
+    q, keys = torch.randn(2, 4, 3, 32, generator=gen), torch.randn(2, 2, 70, 32, generator=gen)
+    every = torch.arange(70, dtype=torch.int32)[None]  # which is not plain
+    options = {"heads": heads, "queries": queries, "scale": 0.5}
+    for x in (keys, keys[:1], keys.bfloat16(), keys.transpose(1, 2).contiguous().transpose(1, 2)):
+        for upper in (None, x + 1):
+            want = ops.block_score(q, x, upper=upper, index=every, **options)
+            assert torch.equal(ops.block_score(q, x, upper=upper, **options), want)
+
+
+def test_merges_and_adapts_as_the_long_way():
+    gen = torch.Generator().manual_seed(2)
+    states = [torch.randn(3, 2, 16, generator=gen) for _ in "ab"]
+    sums = [torch.randn(3, 2, generator=gen) for _ in "ab"]
+    args = (states[0], sums[0], states[1], sums[1])
+    apart = tuple(torch.nn.Parameter(x, requires_grad=False) for x in args)  # which are not plain
+    for got, want in zip(ops.merge_states(*args), ops.merge_states(*apart), strict=True):
+        assert torch.equal(got, want)
+    a, b = torch.randn(2, 8, 32, generator=gen), torch.randn(2, 24, 8, generator=gen)
+    slots, scale = torch.tensor([1, -1, 0], dtype=torch.int32), torch.tensor([0.5, 2.0])
+    x = X[:3]
+    for up in (b, b.mT.contiguous().mT, torch.randn(2, 24, 16, generator=gen)[..., ::2]):
+        y, ranks = torch.ones(3, 24), torch.full((2,), 8, dtype=torch.int32)
+        want = ops.lora(x, a, up, slots, scale, y.clone(), ranks=ranks)
+        assert torch.equal(ops.lora(x, a, up, slots, scale, y), want)
+    with pytest.raises(ValueError, match=r"lora\(slots\)"):
+        ops.lora(x, a, b, slots + 1, scale)
+
+
+def test_signs_to_turn_are_seen():
+    x, y = negated(X), X.clone()
+    assert x.is_neg()
+    assert torch.equal(ops.similarity(x, REF), ops.similarity(X, REF))
+    assert torch.equal(ops.similarity(REF, x, "l1"), ops.similarity(REF, X, "l1"))
+    assert torch.equal(ops.select(x[0], k=4)[0], ops.select(X[0], k=4)[0])
+    ops.scatter_back(y, x[:3], INDEX)
+    assert torch.equal(y[INDEX.long()], X[:3])
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda x: ops.similarity(x, REF),
+        lambda x: ops.similarity(REF, x),
+        lambda x: ops.select(x[0], k=2),
+        lambda x: ops.compact_inplace(x, INDEX),
+        lambda x: ops.scatter_back(REF.clone(), x[:3], INDEX),
+    ],
+)
+def test_gradients_are_refused(call):
+    with pytest.raises(ValueError, match="requires_grad"):
+        call(X.clone().requires_grad_())
+    with torch.no_grad():
+        call(X.clone().requires_grad_())
+
+
+def test_autograd_learns_what_was_written():
+    for write in (
+        lambda y: ops.compact_inplace(y, INDEX),
+        lambda y: ops.scatter_back(y, REF[:3], INDEX),
+    ):
+        y, weight = X.clone(), torch.ones(32, requires_grad=True)
+        product = (y * weight).sum()
+        write(y)
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            product.backward()
+
+
+def test_modes_and_backends_are_heard():
+    with headrace.use_backend("reference"):
+        slow = ops.similarity(X, REF)
+    assert torch.allclose(slow, ops.similarity(X, REF))
+    with headrace.use_backend("cuda"), pytest.raises(BackendError):
+        ops.select(X[0], k=2)
+    seen = []
+
+    class Log(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, op, types, args=(), kwargs=None):
+            seen.append(str(op))
+            return op(*args, **(kwargs or {}))
+
+    with Log():
+        ops.similarity(X, REF)
+    assert any("headrace.similarity" in name for name in seen)
+
+
+def test_other_tensors_go_the_long_way():
+    out = torch.empty(6)
+    plain = lambda x, ref=REF, to=out: _C.similarity_rows(x, ref, 0, 1.0, to, False, 1)  # noqa: E731
+    assert plain(X)
+    for x in (
+        X.numpy(), torch.nn.Parameter(X), X.to("meta"), X.double(), X[None], X[:, :16], X[:0],
+        X.T.contiguous().T, negated(X), X.to_sparse(), None,
+    ):  # fmt: skip
+        assert not plain(x)
+    for ref, to in ((REF[:2], out), (REF.half(), out), (REF, out[:3])):
+        assert not plain(X, ref, to)
+    assert np.array_equal(ops.similarity(X.numpy(), REF.numpy()), ops.similarity(X, REF).numpy())
