@@ -37,10 +37,12 @@ class OnCpu(TorchFunctionMode):
     def __torch_function__(self, func, types, args=(), kwargs=None):
         if func is torch.Tensor.cuda:
             return args[0].clone()
-        kwargs = {n: _here(x) for n, x in (kwargs or {}).items()}
-        if func is torch.Tensor.to:
-            args = tuple(map(_here, args))
-        return func(*args, **kwargs)
+        there = {n: _here(x) for n, x in (kwargs or {}).items()}
+        if func is not torch.Tensor.to:
+            return func(*args, **there)
+        out = func(*map(_here, args), **there)
+        # A copy, as between devices: what an op changes is not what the reference is given.
+        return out.clone() if out is args[0] else out
 
 
 class NoWaiting(TorchDispatchMode):
