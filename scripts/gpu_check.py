@@ -12,7 +12,7 @@ pybind11, and no network. Stages, in this order:
 
 build     the CUDA library, where nvcc is found
 tests     tests/gpu, on all cores where pytest-xdist is found; a crash or a hang costs one test
-bench     bench/gpu, in order of value, in a process that is started anew when a kernel takes it down
+bench     bench/gpu, in order of value, in a process that is begun anew when a kernel takes it down
 sanitize  compute-sanitizer over the kernels at small shapes
 tune      choices of the Triton kernels, written to OUT/<device>.json: kernels/common/tuned ships it
 
