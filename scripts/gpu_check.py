@@ -1,27 +1,37 @@
 # SPDX-License-Identifier: Apache-2.0
 """Builds, tests, times, sanitizes and tunes on one GPU, inside a time budget.
 
-    python -m pip install --no-build-isolation --no-deps .       # once, headrace itself
     python scripts/gpu_check.py OUT --budget 9m                  # OUT/report.json and OUT/report.md
     python scripts/gpu_check.py OUT --budget 9m --resume OLD     # goes on where OLD stopped
     python scripts/gpu_check.py OUT --stages resources           # no GPU: the compilers' reports
     python scripts/gpu_check.py OUT --dry-run                    # no GPU: checks this script
 
-Stages, in this order: build (the CUDA library beside the installed package, where nvcc is found),
-tests (tests/gpu, a file at a time; a crash or a hang costs one test), bench (bench/gpu, in order of
-value, in a process that is started anew when a kernel takes it down), sanitize (compute-sanitizer
-over the CUDA kernels at small shapes), tune (choices of the Triton kernels, written to
-OUT/tuned.json). What is done is written at once; what a run did not reach, the next one does that
-resumes it, at the same commit. Not yet seen running on a GPU.
+Where headrace is not installed it is built first, for this card alone and as quickly as can be,
+into build/gpu, from the tree that the script lies in; that needs torch, scikit-build-core and
+pybind11, and no network. Stages, in this order:
+
+build     the CUDA library, where nvcc is found
+tests     tests/gpu, on all cores where pytest-xdist is found; a crash or a hang costs one test
+bench     bench/gpu, in order of value, in a process that is begun anew when a kernel takes it down
+sanitize  compute-sanitizer over the kernels at small shapes
+tune      choices of the Triton kernels, written to OUT/<device>.json: kernels/common/tuned ships it
+
+What is done is written at once; what a run did not reach, the next one does that resumes it, over
+the same sources. Not yet seen running on a GPU.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import hashlib
+import importlib.util
 import json
+import os
 import platform
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -30,15 +40,14 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
+SITE = ROOT / "build/gpu"
 sys.path.insert(0, str(ROOT))
 
 import torch  # noqa: E402
 
-from bench.gpu import stages  # noqa: E402
-from bench.gpu.table import table  # noqa: E402
-
 STAGES = ("build", "tests", "bench", "sanitize", "tune")
 EVERY = (*STAGES, "resources")
+PEERS = ("triton", "flash_attn", "flashinfer", "fla")
 
 
 class Report:
@@ -49,11 +58,11 @@ class Report:
         self.data: dict[str, Any] = {**head, "floors": {}, "units": {}}
         if earlier is not None and (earlier / "report.json").exists():
             old = json.loads((earlier / "report.json").read_text())
-            if old["commit"] == head["commit"]:
+            if old["sources"] == head["sources"]:
                 self.data |= {name: old[name] for name in ("floors", "units")}
                 self.data["earlier"] = [*old.get("earlier", []), old["date"]]
             else:
-                print(f"gpu_check: {earlier} is of commit {old['commit'][:7]}: begun anew")
+                print(f"gpu_check: {earlier} is of other sources: begun anew")
         self.out.mkdir(parents=True, exist_ok=True)
 
     @property
@@ -64,14 +73,17 @@ class Report:
     def done(self, unit: str) -> bool:
         return self.data["units"].get(unit, {}).get("state") not in (None, "unfinished")
 
-    def keep(self, unit: str, **seen: Any) -> None:
+    def keep(self, unit: str, quietly: bool = False, **seen: Any) -> None:
         """state: ok, failed, absent or unfinished; and what else was seen."""
         self.data["units"][unit] = seen
-        told = seen.get("why") or seen.get("told") or ""
-        print(f"{seen['state']:10} {unit} {told}"[:160], flush=True)
         self.write()
+        told = seen.get("why") or seen.get("told") or ""
+        if not quietly:
+            print(f"{seen['state']:10} {unit} {told}"[:160], flush=True)
 
     def write(self) -> None:
+        from bench.gpu.table import table
+
         for name, text in (
             ("report.json", json.dumps(self.data, indent=1)),
             ("report.md", table(self.data)),
@@ -90,10 +102,56 @@ def seconds(text: str) -> float:
     return float(found[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[found[2]]
 
 
-def environment(commit: str) -> dict[str, Any]:
+def sources() -> str:
+    """A digest of all that a result depends on; a report is resumed over the same alone."""
+    found = hashlib.sha256()
+    for folder in ("csrc", "kernels", "python", "bench/gpu", "tests/gpu", "tests/ops"):
+        for path in sorted((ROOT / folder).rglob("*")):
+            if path.suffix in (".py", ".h", ".cpp", ".cu", ".cuh"):
+                found.update(f"{path.relative_to(ROOT)}\0".encode() + path.read_bytes())
+    return found.hexdigest()[:16]
+
+
+def install(out: Path, end: float, digest: str) -> str:
+    """Builds headrace into SITE where it is not installed; the line that says why not, or ''."""
+    if importlib.util.find_spec("headrace"):
+        return ""
+    sys.path.insert(0, str(SITE))
+    os.environ["PYTHONPATH"] = os.pathsep.join(
+        filter(None, [str(SITE), os.environ.get("PYTHONPATH")])
+    )
+    made = SITE / "sources"
+    if not made.exists() or made.read_text() != digest:
+        shutil.rmtree(SITE, ignore_errors=True)
+        command = [sys.executable, "-m", "pip", "install", "--target", str(SITE), "--no-deps"]
+        command += ["--no-build-isolation", "-v", "-C", "cmake.define.HEADRACE_KERNEL_LEVEL=1"]
+        if torch.cuda.is_available():
+            major, minor = torch.cuda.get_device_capability()
+            arch = f"{major}{minor}{'a' if major == 9 else ''}-real"
+            command += ["-C", f"cmake.define.HEADRACE_CUDA_ARCHITECTURES={arch}"]
+        log = out / "build.log"
+        out.mkdir(parents=True, exist_ok=True)
+        print(f"gpu_check: headrace is not installed: building it, see {log}", flush=True)
+        with log.open("w") as file:
+            pip = subprocess.Popen([*command, str(ROOT)], stdout=file, stderr=subprocess.STDOUT,
+                                   stdin=subprocess.DEVNULL, start_new_session=True)  # fmt: skip
+            try:
+                status = pip.wait(max(end - time.monotonic(), 0))
+            except (subprocess.TimeoutExpired, SystemExit):
+                os.killpg(pip.pid, signal.SIGKILL)
+                return f"expected headrace to be built within the budget; see {log}"
+        if status:
+            lines = [line for line in log.read_text().splitlines() if line.strip()]
+            return f"expected headrace to build, got: {lines[-1].strip() if lines else status}"
+        made.write_text(digest)
+    importlib.invalidate_caches()
+    return ""
+
+
+def environment(commit: str, digest: str) -> dict[str, Any]:
     versions = {"python": platform.python_version(), "torch": torch.__version__}
-    for name in ("triton", "flash_attn", "flashinfer", "fla"):
-        with stages.quiet():
+    for name in PEERS:
+        with contextlib.suppress(Exception):  # whatever an import goes wrong with
             versions[name] = __import__(name).__version__
     git = shutil.which("git")
     if git and not commit:
@@ -102,6 +160,7 @@ def environment(commit: str) -> dict[str, Any]:
     return {
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "commit": commit or "unknown",
+        "sources": digest,
         "command": " ".join(["python", "scripts/gpu_check.py", *sys.argv[1:]]),
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
         "versions": versions,
@@ -133,13 +192,26 @@ def main() -> int:
             "--stages resources need none"
         )
         return 2
-    head = environment(options.commit)
-    report = Report(options.out, options.resume, head, begun + options.budget)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # processes that were begun are ended
+    digest, end = sources(), begun + options.budget
+    if wrong := install(options.out, end, digest):
+        print(f"gpu_check: {wrong}")
+        return 2
+    from bench.gpu import stages  # now that headrace is there
+    from bench.gpu.table import table
+
+    report = Report(options.out, options.resume, environment(options.commit, digest), end)
     size = "dry" if options.dry_run else options.size
     only = set(options.only.split(",")) if options.only else None
+    ahead = None
     for stage in EVERY:
-        if stage in asked:
-            stages.RUN[stage](report, size, only)
+        if stage not in asked:
+            continue
+        if stage == "tests" and "bench" in asked and size != "dry":
+            ahead = stages.warm(size, only)
+        stages.RUN[stage](report, size, only)
+        if stage == "tests" and ahead is not None:
+            ahead.end(0)
     report.write()
     print(table(report.data))
     states = [unit["state"] for unit in report.data["units"].values()]

@@ -13,10 +13,14 @@ import pytest
 import torch
 from headrace.kernels.common import tuned
 
+from bench.gpu import peers, stages
 from bench.gpu.jobs import jobs
+from bench.gpu.measure import Bench
 from bench.gpu.stages import RUN
 from bench.gpu.table import table
 from headrace import ops
+
+from .test_gpu_suite import Report
 
 ROOT = Path(__file__).parents[1]
 
@@ -37,7 +41,9 @@ def test_a_dry_run_resumes_and_leaves_nothing_out(tmp_path):
     for name, unit in old["units"].items():
         assert new["units"][name] == unit  # taken over, not timed again
     assert new["earlier"] == [old["date"]]
-    other = check(tmp_path / "c", *given[:2], "x", *given[3:], "append", "--resume", tmp_path / "a")
+    new["sources"] = "others"
+    (tmp_path / "b/report.json").write_text(json.dumps(new))
+    other = check(tmp_path / "c", *given, "append", "--resume", tmp_path / "b")
     assert "begun anew" in other.stdout
     assert "| linear |" in (tmp_path / "b/report.md").read_text()
 
@@ -78,7 +84,9 @@ def test_every_op_with_a_gpu_backend_is_timed():
 
 def test_a_wrong_result_has_no_ratio():
     row = {"op": "linear", "what": "1", "floor_us": 1.0, "us": {"triton": 2.0, "torch": 8.0}}
-    head = {n: "" for n in ("device", "date", "commit", "command", "versions")} | {"floors": {}}
+    head = {n: "" for n in ("device", "date", "commit", "sources", "command", "versions")} | {
+        "floors": {}
+    }
     for good, told in ((True, "(4.00x)"), (False, "WRONG")):
         unit = {"state": "ok", "rows": [row | {"correct": {"triton": good}}]}
         text = table({**head, "units": {"bench linear": unit}})
@@ -110,3 +118,86 @@ def test_shipped_tables_hold_candidates():
         for kernel, keys in json.loads(path.read_text()).items():
             for choice in keys.values():
                 assert choice in tuned.combinations(kernel), (path.name, kernel)
+
+
+def test_killed_at_any_time_it_goes_on(tmp_path):
+    given = [sys.executable, str(ROOT / "scripts/gpu_check.py")]
+    more = ["--dry-run", "--stages", "bench", "--only", "linear,merge_states,append"]
+    process = subprocess.Popen([*given, str(tmp_path / "a"), *more], stdout=subprocess.PIPE)
+    for line in process.stdout:
+        if b"bench" in line:
+            break
+    process.kill()
+    process.communicate()
+    old = json.loads((tmp_path / "a/report.json").read_text())
+    assert len(old["units"]) in (1, 2)
+    again = check(tmp_path / "b", *more, "--resume", str(tmp_path / "a"))
+    assert again.returncode == 0, again.stdout + again.stderr
+    new = json.loads((tmp_path / "b/report.json").read_text())
+    assert len(new["units"]) == 3
+    assert old["units"].items() <= new["units"].items()
+
+
+def test_all_but_the_store_works_without_lmdb():
+    """What a lent machine has is torch and what builds; the rest is not there."""
+    script = """if True:
+        import sys
+        for name in ("lmdb", "rich", "matplotlib", "av", "transformers", "peft", "PIL"):
+            sys.modules[name] = None
+        import headrace
+        import bench.gpu.stages, bench.gpu.worker
+        assert headrace.load_error is None, headrace.load_error
+        try:
+            headrace.AdapterStore(sys.argv[1])
+        except ImportError as error:
+            assert "pip install lmdb" in str(error)
+        else:
+            raise AssertionError
+    """
+    command = [sys.executable, "-c", script, "/nowhere/store"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_peer_that_is_broken_costs_its_own_line(monkeypatch):
+    def broken(*_, **__):
+        raise RuntimeError("no kernel image is available")
+
+    flash = type(sys)("flash_attn")
+    flash.flash_attn_with_kvcache = flash.flash_attn_func = broken
+    monkeypatch.setitem(sys.modules, "flash_attn", flash)
+    monkeypatch.setitem(sys.modules, "flashinfer", None)  # as if it were not installed
+    assert set(peers.decode(64)) == {"flash-attention"}
+    bench = Bench(dry=True)
+    x, w = torch.ones(2, 16), torch.ones(3, 16)
+    bench.add(
+        "linear", "", lambda: dict(x=x, weight=w, bias=None), {"broken": broken}, 1.0, 1.0,
+        lambda s, out: True,
+    )  # fmt: skip
+    (row,) = bench.rows
+    assert "no kernel image" in row["us"]["broken"]
+
+
+def test_what_compiles_ahead_times_nothing():
+    bench = Bench(dry=True, warm=True)
+    bench.floors = dict.fromkeys(("copy_bytes_per_s", "matrix_flops_per_s"), 1.0)
+    next(job for job in jobs("dry") if job.op == "linear").run(bench)
+    assert bench.rows[0]["us"] == {"reference": 0.0, "torch linear": 0.0}
+
+
+def test_the_table_of_a_device_holds_what_earlier_runs_found(tmp_path, monkeypatch):
+    monkeypatch.setattr(stages, "choices", lambda kernel, size: [])
+    shipped = {"linear": {"a": {"rows": 1}}, "lora": {"b": {"depth": 2}}}
+    monkeypatch.setattr(tuned, "table", lambda device: shipped)
+    told = {
+        "tune linear": {"state": "ok", "best": {"c": {"rows": 3}}},
+        "tune attention": {"state": "ok", "best": {"d": {"rows": 4}}},
+    }
+    report = Report()
+    report.out, report.data = tmp_path, {"units": told, "floors": {}, "device": "Some Card"}
+    stages.tune(report, "dry", None)
+    found = json.loads((tmp_path / "some-card.json").read_text())
+    assert found == {
+        "linear": {"a": {"rows": 1}, "c": {"rows": 3}}, "lora": {"b": {"depth": 2}},
+        "attention": {"d": {"rows": 4}},
+    }  # fmt: skip

@@ -150,9 +150,18 @@ def test_the_page_of_gpus_says_what_has_been_seen(tmp_path):
     text = gpu.gpu_page(tmp_path)
     assert "seen running on a GPU yet" in text
     assert "| `a_kernel`, Triton | 2 | 9, 11 | 2, 2 | 0, 0 | 7, 7 |" in text
+    assert "`append`" in text.split("CUDA C++, results")[1].splitlines()[0]
+    assert "- compute-sanitizer" in text
     (tmp_path / "card").mkdir()
-    seen = {**report, "device": "A Card", "units": {"tests x": {"state": "ok"}}}
+    rows = [{"op": "append", "correct": {"cuda": True, "triton": False}}]
+    units = {"tests x": {"state": "ok"}, "bench x": {"state": "failed", "rows": rows}}
+    seen = {**report, "device": "A Card", "units": units}
     (tmp_path / "card/report.json").write_text(json.dumps(seen))
     text = gpu.gpu_page(tmp_path)
     assert "seen running on a GPU yet" not in text
-    assert "A Card, 2026-01-02, commit abcdefg: 1 ok" in text
+    assert "A Card, 2026-01-02, commit abcdefg: 1 failed, 1 ok" in text
+    told = {line[:8]: line for line in text.split("What is unproved")[1].splitlines()}
+    assert "`append`" in told["- Triton"]
+    assert "`append`" not in told["- CUDA C"]
+    assert "- tests o" not in told
+    assert "- compute-sanitizer" in text

@@ -18,8 +18,10 @@ Written by `python tools/results.py` from what it recorded in `bench/results`.
 NOWHERE = """
 **Nothing here has been seen running on a GPU yet.** What is known without one: every kernel
 compiles for sm_80 and sm_90 (the table), the Triton kernels equal the references in Triton's
-interpreter on small shapes, the CUDA kernels do in an emulation of their threads, and the script
-runs through with `--dry-run`. Unproved are the speeds, CUDA graphs, and every result on the device.
+interpreter on small shapes, the CUDA kernels do in an emulation of their threads, `tests/gpu` runs
+through on a GPU that is pretended (`python -m pytest -p tests.gpu_compile.pretend tests/gpu`:
+launchers and comparisons are the real ones, and no launcher waits for the device in a capture), and
+the script with `--dry-run`.
 """
 TABLE = """
 ## What the kernels take
@@ -39,7 +41,7 @@ def gpu_page(results: Path) -> str:
     reports = {p.parent.name: json.loads(p.read_text("utf-8"))
                for p in sorted(results.glob("*/report.json"))}  # fmt: skip
     seen = {name: r for name, r in reports.items() if r["device"] != "none"}
-    text = INTRO + (_seen(seen) if seen else NOWHERE)
+    text = INTRO + (_seen(seen) if seen else NOWHERE) + _unproved(seen)
     for name, report in reports.items():
         kernels = [k for unit in report["units"].values() for k in unit.get("kernels", ())]
         if kernels:
@@ -58,6 +60,32 @@ def _seen(reports: dict[str, Any]) -> str:
             f"([table](../bench/results/{name}/report.md))"
         )
     return "\n".join(lines) + "\n"
+
+
+def _unproved(reports: dict[str, Any]) -> str:
+    """What no report of a device shows: ops by backend, and stages of the script."""
+    from headrace import ops
+
+    units = {name: unit for r in reports.values() for name, unit in r["units"].items()}
+    rows = [row for unit in units.values() for row in unit.get("rows", ())]
+    right = {(row["op"], b) for row in rows for b, good in row["correct"].items() if good}
+    lines = ["", "## What is unproved", ""]
+    for backend, told in (("triton", "Triton"), ("cuda", "CUDA C++")):
+        left = [n for n, spec in sorted(ops.specs().items())
+                if backend in spec.gpu and (n, backend) not in right]  # fmt: skip
+        if left:
+            names = ", ".join(f"`{name}`" for name in left)
+            lines.append(f"- {told}, results and speed on a device, and the floor there: {names}")
+    good = {name for name, unit in units.items() if unit["state"] == "ok"}
+    for begins, told in (
+        ("tests ", "tests on a device, CUDA graphs among them"),
+        ("sanitize ", "compute-sanitizer's four tools"),
+        ("tune ", "choices of block shapes: no table of a device is shipped"),
+        ("bench ", "peers on a GPU: flash-attention, FlashInfer, flash-linear-attention, Flex"),
+    ):
+        if not any(name.startswith(begins) for name in good):
+            lines.append(f"- {told}")
+    return "\n".join(lines) + "\n" if lines[3:] else ""
 
 
 def _by_kernel(kernels: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:

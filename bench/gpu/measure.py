@@ -30,10 +30,11 @@ def near(got: torch.Tensor, want: torch.Tensor, allowed: float = 1e-2) -> bool:
 
 
 class Bench:
-    """One run: the device, its floors, and the rows of the table."""
+    """One run: the device, its floors, and the rows of the table. warm: one that calls everything
+    once, so that it is compiled, and times nothing."""
 
-    def __init__(self, dry: bool) -> None:
-        self.dry = dry
+    def __init__(self, dry: bool, warm: bool = False) -> None:
+        self.dry, self.warm = dry, warm
         self.device = "cpu" if dry else "cuda"
         self.dtype = torch.float32 if dry else torch.bfloat16
         self.rows: list[dict[str, Any]] = []
@@ -46,6 +47,8 @@ class Bench:
         """A function that does all calls and gives their time in seconds; on a GPU as one graph."""
         for call in calls[:2]:
             call()
+        if self.warm:
+            return lambda: 0.0
         if self.dry:
 
             def run() -> float:
@@ -84,7 +87,7 @@ class Bench:
         """Median time of each, taken in turns, so that a slow spell falls on all."""
         times: dict[str, list[float]] = {name: [] for name in runs}
         spent, rounds = 0.0, 0
-        least, most = (1, 1) if self.dry else (7, 100)
+        least, most = (1, 1) if self.dry or self.warm else (7, 100)
         while rounds < least or (spent < 0.2 * len(runs) and rounds < most):
             for name, run in runs.items():
                 times[name].append(run())
@@ -126,7 +129,9 @@ class Bench:
         check: Callable[[dict, Any], bool],
     ) -> None:
         """Times op on `make()`d arguments, and its peers; bound_by is the floor in seconds."""
-        copies = 1 if self.dry else max(1, min(64, int(ROTATE // max(input_bytes, 1)) + 1))
+        copies = (
+            1 if self.dry or self.warm else max(1, min(64, int(ROTATE // max(input_bytes, 1)) + 1))
+        )
         sets = [make() for _ in range(copies)]
         us: dict[str, float | str] = {}
         correct: dict[str, bool] = {}
@@ -138,7 +143,7 @@ class Bench:
                 continue
             with headrace.use_backend(backend):
                 self.attempt(runs, us, backend, [lambda a=a: call(**a) for a in arguments])
-                correct[backend] = self.agrees(check, sets[0], call, arguments)
+                correct[backend] = self.warm or self.agrees(check, sets[0], call, arguments)
         for name, peer in () if self.alone else peers.items():
             self.attempt(runs, us, name, [lambda s=s, p=peer: p(s) for s in sets])
         us |= {name: t / copies * 1e6 for name, t in self.in_turns(runs).items()}

@@ -7,149 +7,101 @@ from __future__ import annotations
 import contextlib
 import json
 import queue
-import re
 import shutil
-import subprocess
-import sys
-import tempfile
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
 from headrace.kernels.common import cuda as library
+from headrace.kernels.common import tuned
 
 import headrace
 from headrace.errors import BackendError
 
 from .jobs import jobs
+from .processes import ROOT, Lines, Task, cores, shared, worker
+from .suite import AT_ONCE, LEAST, sanitize, tests
 from .tune import CASES, GAIN, choices
 
-ROOT = Path(__file__).resolve().parents[2]
-LEAST = 5.0  # seconds under which nothing is begun
-A_TEST, A_JOB = 120.0, 90.0  # seconds after which one counts as hanging
-TOOLS = ("memcheck", "racecheck", "initcheck", "synccheck")
+A_JOB = 90.0  # seconds after which one counts as hanging
 TARGETS = ("arch=compute_90a,code=sm_90a", "arch=compute_80,code=[sm_80,compute_80]")
 
 
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Whatever goes wrong inside is left out."""
-    with contextlib.suppress(Exception):
-        yield
-
-
-class Lines:
-    """A process, the lines that it prints, and an end that comes in time."""
-
-    def __init__(self, command: list[str]) -> None:
-        self.errors = tempfile.TemporaryFile("w+")  # noqa: SIM115
-        self.process = subprocess.Popen(
-            command, cwd=ROOT, text=True, bufsize=1,
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors,
-        )  # fmt: skip
-        self.seen: queue.Queue[str | None] = queue.Queue()
-        threading.Thread(target=self._read, daemon=True).start()
-
-    def _read(self) -> None:
-        assert self.process.stdout is not None
-        for line in self.process.stdout:
-            self.seen.put(line)
-        self.seen.put(None)
-
-    def next(self, timeout: float) -> str | None:
-        """The next line, or None at the end. Raises queue.Empty when none comes in time."""
-        return self.seen.get(timeout=max(timeout, 0.0))
-
-    def tell(self, line: str) -> None:
-        assert self.process.stdin is not None
-        with contextlib.suppress(BrokenPipeError):
-            self.process.stdin.write(line + "\n")
-            self.process.stdin.flush()
-
-    def close(self) -> str:
-        """Ends the process; the last line of its errors."""
-        self.process.kill()
-        self.process.wait()
-        self.errors.seek(0)
-        lines = [line.strip() for line in self.errors.read()[-4000:].splitlines() if line.strip()]
-        self.errors.close()
-        return lines[-1] if lines else f"exit {self.process.returncode}"
+def target() -> tuple[str, ...]:
+    """What nvcc builds for: the card that is here, which takes a fraction of the time of all."""
+    if not torch.cuda.is_available():
+        return TARGETS
+    major, minor = torch.cuda.get_device_capability()
+    arch = f"{major}{minor}{'a' if major == 9 else ''}"
+    return (f"arch=compute_{arch},code=sm_{arch}",)
 
 
 def build(report: Any, size: str, only: set[str] | None) -> None:
-    """The CUDA library, into the installed package."""
+    """The CUDA library, into the installed package, where its own build did not make one."""
     with contextlib.suppress(BackendError):
         return report.keep("build", state="ok", told=f"found {library.find().name}")
     nvcc = shutil.which("nvcc")
-    if size == "dry" or nvcc is None:
-        why = "a dry run" if nvcc else "nvcc is not on PATH, so backend cuda is left out"
+    if nvcc is None:
+        why = "nvcc is not on PATH, so backend cuda is left out"
         return report.keep("build", state="absent", why=why)
     sources = sorted(str(p) for p in (ROOT / "kernels").glob("*/*.cu"))
-    out = str(Path(headrace.__path__[0]) / library.NAME)
+    made = Path(headrace.__path__[0]) / library.NAME
+    part = made.with_suffix(".part")  # nothing half written under the name that is loaded
     options = ["-std=c++17", "-O3", "-lineinfo", "-shared", "-cudart", "static", "-t", "0"]
     options += ["-Xcompiler", "-fPIC,-fvisibility=hidden", f"-I{ROOT}"]
-    options += [f"-gencode={target}" for target in TARGETS]
+    options += [f"-gencode={each}" for each in target()]
     start = time.monotonic()
-    done = subprocess.run([nvcc, *options, *sources, "-o", out], capture_output=True, text=True)
-    if done.returncode:
-        return report.keep("build", state="failed", why=done.stderr[-500:])
+    status, text = Task([nvcc, *options, *sources, "-o", str(part)]).end(report.left - LEAST)
+    if status is None:
+        return report.keep("build", state="unfinished", why="the budget was spent")
+    if status:
+        return report.keep("build", state="failed", why=text[-500:])
+    part.replace(made)
     return report.keep("build", state="ok", told=f"built in {time.monotonic() - start:.0f} s")
 
 
-def tests(report: Any, size: str, only: set[str] | None) -> None:
-    """tests/gpu, a file at a time. After a failure, a crash or a hang the rest of the file runs in
-    a process of its own, since the device's context may be gone."""
-    for path in sorted((ROOT / "tests/gpu").glob("test_*.py")):
-        unit = f"tests {path.stem}"
-        if report.done(unit):
-            continue
-        seen: dict[str, str] = report.data["units"].get(unit, {}).get("tests", {})
-        state, why = "unfinished", "the budget was spent"
-        while report.left > LEAST:
-            ended, why = _some_tests(report, path, seen)
-            if ended:
-                bad = [name for name, outcome in seen.items() if outcome != "PASSED"]
-                skipped = [name for name in bad if seen[name] == "SKIPPED"]
-                state = "failed" if len(bad) > len(skipped) else "ok" if seen else "absent"
-                why = why if not seen else ""
-                break
-        counts = {o: list(seen.values()).count(o) for o in sorted(set(seen.values()))}
-        told = ", ".join(f"{n} {outcome.lower()}" for outcome, n in counts.items())
-        report.keep(unit, state=state, why=why, told=told, tests=seen)
+class Workers:
+    """The process that times, started anew when a kernel has taken it down."""
 
+    def __init__(self, report: Any, size: str) -> None:
+        self.report, self.size = report, size
+        self.lines: Lines | None = None
+        self.why = ""
 
-def _some_tests(report: Any, path: Path, seen: dict[str, str]) -> tuple[bool, str]:
-    """Runs what is not in `seen` until the first that does not pass; whether all have run."""
-    with tempfile.TemporaryDirectory() as folder:
-        listed = Path(folder) / "arguments"  # pytest reads them from a file: there are many
-        skip = [f"--deselect={name}" for name in seen]
-        listed.write_text("\n".join([str(path), *skip]))
-        command = [sys.executable, "-m", "pytest", "-v", "-x", "-rs", "--tb=line", f"@{listed}"]
-        run = Lines([*command, "-p", "no:cacheprovider", "--no-header", "--color=no"])
-        last, ended, reason = "", False, ""
+    def ask(self, line: str) -> dict[str, Any] | None:
+        """What it answers; None, with `why`, where there is no answer."""
+        if self.lines is None:
+            floors = self.report.data["floors"]
+            self.lines = Lines(worker(self.size, *([json.dumps(floors)] if floors else [])))
+            told = self._answer()
+            if told is None:
+                return None
+            self.report.data["floors"] = told["floors"]
+        self.lines.tell(line)
+        return self._answer()
+
+    def _answer(self) -> dict[str, Any] | None:
+        assert self.lines is not None
+        end = min(A_JOB, self.report.left - LEAST) + time.monotonic()
+        self.why = ""
         try:
-            while report.left > LEAST:
-                line = run.next(min(A_TEST, report.left - LEAST))
-                if line is None:
-                    ended = run.process.wait() in (0, 5)
-                    break
-                if found := re.match(r"(\S+::.+?) (PASSED|FAILED|ERROR|SKIPPED|XFAIL)\b", line):
-                    seen[found[1]] = found[2]
-                    last = ""
-                elif found := re.match(r"(\S+::\S+)", line):
-                    last = found[1]
-                elif line.startswith("SKIPPED"):
-                    reason = line.strip()
-            if last:  # it was running when the process died
-                seen[last] = "CRASHED"
+            while (line := self.lines.next(end - time.monotonic())) is not None:
+                if line.startswith("{"):
+                    return json.loads(line)
         except queue.Empty:
-            if report.left > LEAST:
-                seen[last or "?"] = "HUNG"
-        finally:
-            error = run.close()
-    return ended, reason or error
+            spent = self.report.left < LEAST + 1
+            self.why = "the budget was spent" if spent else f"no answer in {A_JOB:.0f} s"
+        self.why = self.why or self.lines.close()
+        self.close()
+        return None
+
+    def close(self) -> None:
+        if self.lines is not None:
+            with contextlib.suppress(ValueError):  # closed before
+                self.lines.close()
+            self.lines = None
 
 
 def bench(report: Any, size: str, only: set[str] | None) -> None:
@@ -158,43 +110,25 @@ def bench(report: Any, size: str, only: set[str] | None) -> None:
         job for job in jobs(size)
         if not report.done(f"bench {job.name}") and (only is None or job.op in only)
     ]  # fmt: skip
-    worker: Lines | None = None
+    workers, lost = Workers(report, size), 0
     for job in left:
         unit = f"bench {job.name}"
         if report.left < LEAST + 10:
             break
-        if worker is None:
-            given = [json.dumps(report.data["floors"])] if report.data["floors"] else []
-            worker = Lines([sys.executable, "-m", "bench.gpu.worker", size, *given])
-            told = _answer(worker, report)
-            if told is None:
-                report.keep("bench", state="failed", why=worker.close())
-                return
-            report.data["floors"] = told["floors"]
-        worker.tell(job.name)
-        told = _answer(worker, report)
+        told = workers.ask(job.name)
         if told is None:
-            spent = report.left < LEAST
-            why = worker.close()
-            report.keep(unit, state="unfinished" if spent else "failed", why=why, rows=[])
-            worker = None
+            spent = report.left < LEAST + 1
+            state = "unfinished" if spent else "failed"
+            report.keep(unit, state=state, why=workers.why, rows=[])
+            lost += 1
+            if lost == 3 and not report.data["floors"]:  # nothing can be timed here
+                break
             continue
         wrong = [row for row in told["rows"] if not all(row["correct"].values())]
         best = [_told(row) for row in told["rows"]]
         state = "failed" if wrong else "ok"
         report.keep(unit, state=state, told="; ".join(best), rows=told["rows"])
-    if worker is not None:
-        worker.close()
-
-
-def _answer(worker: Lines, report: Any) -> dict[str, Any] | None:
-    """The next line of JSON, or None when the worker is gone, hangs or has no time left."""
-    end = min(A_JOB, report.left - LEAST) + time.monotonic()
-    with contextlib.suppress(queue.Empty):
-        while (line := worker.next(end - time.monotonic())) is not None:
-            if line.startswith("{"):
-                return json.loads(line)
-    return None
+    workers.close()
 
 
 def _told(row: dict[str, Any]) -> str:
@@ -202,74 +136,58 @@ def _told(row: dict[str, Any]) -> str:
     return f"{', '.join(times)}, floor {row['floor_us']:.1f} us"
 
 
-def sanitize(report: Any, size: str, only: set[str] | None) -> None:
-    """compute-sanitizer over the CUDA C++ kernels at the small shapes of tests/gpu."""
-    found = shutil.which("compute-sanitizer")
-    if size == "dry" or found is None:
-        why = "a dry run" if size == "dry" else "compute-sanitizer is not on PATH"
-        return report.keep("sanitize", state="absent", why=why)
-    for tool in TOOLS:
-        unit = f"sanitize {tool}"
-        if report.done(unit):
-            continue
-        if report.left < LEAST + 30:
-            break
-        command = [found, "--tool", tool, "--error-exitcode", "9", sys.executable, "-m", "pytest"]
-        command += ["-q", "-x", "tests/gpu", "-k", "cuda and not many and not replay"]
-        try:
-            done = subprocess.run(
-                [*command, "--replays", "3"],
-                capture_output=True, text=True, cwd=ROOT, timeout=report.left - LEAST,
-            )  # fmt: skip
-        except subprocess.TimeoutExpired:
-            report.keep(unit, state="unfinished", why="the budget was spent")
-            continue
-        lines = [line for line in done.stdout.splitlines() if line.startswith("=========")]
-        told = (lines or done.stdout.splitlines() or ["no output"])[-1].strip("= ")
-        state = "ok" if done.returncode == 0 else "failed"
-        report.keep(unit, state=state, told=told, lines=lines[:40])
-    return None
-
-
 def tune(report: Any, size: str, only: set[str] | None) -> None:
-    """Every candidate of the Triton kernels that have some; the best go to OUT/tuned.json."""
-    best: dict[str, dict[str, Any]] = {}
-    worker: Lines | None = None
-    for kernel in CASES:
-        unit, times, keys = f"tune {kernel}", {}, []
-        if report.done(unit):
-            continue
-        for number, choice in enumerate(choices(kernel, size)):
-            if report.left < LEAST + 10:
+    """Every candidate of the Triton kernels that have some; the best go to OUT/<device>.json, which
+    is the table to ship, as kernels/common/tuned/<device>.json."""
+    left = [kernel for kernel in CASES if not report.done(f"tune {kernel}")]
+    workers = Workers(report, size)
+    processes = min(AT_ONCE, cores() - 2)
+    for kernel in left:
+        unit, many = f"tune {kernel}", choices(kernel, size)
+        if report.left < LEAST + 10:
+            break
+        if size != "dry" and processes > 1:  # compiled by all cores, then timed one by one
+            more = shared(processes)
+            shares = [Task(worker(size, "warm", f"tune {kernel} {i} {processes}"), more)
+                      for i in range(processes)]  # fmt: skip
+            end = time.monotonic() + (report.left - LEAST) / 2
+            for task in shares:
+                task.end(end - time.monotonic())
+        times: dict[str, float] = {}
+        keys: list[str] = []
+        for number, choice in enumerate(many):
+            if report.left < LEAST + 2:
+                report.keep(unit, state="unfinished", why="the budget was spent", times=times)
                 break
-            if worker is None:
-                given = json.dumps(report.data["floors"] or {"copy_bytes_per_s": 1.0})
-                worker = Lines([sys.executable, "-m", "bench.gpu.worker", size, given])
-                if _answer(worker, report) is None:
-                    return report.keep("tune", state="failed", why=worker.close())
-            worker.tell(f"tune {kernel} {number}")
-            told = _answer(worker, report)
+            told = workers.ask(f"tune {kernel} {number}")
             if told is None:  # a candidate that hangs or crashes is not the best
-                worker.close()
-                worker = None
                 continue
             keys += [told["key"]] if told["key"] else []
             if told["correct"] and isinstance(told["us"], float):
                 times[json.dumps(choice)] = told["us"]
         else:
             fastest = min(times, key=times.__getitem__, default="null")
-            default = times.get("null")
+            default, best = times.get("null"), {}
             if fastest != "null" and keys and (default is None or times[fastest] < GAIN * default):
-                best[kernel] = {keys[0]: json.loads(fastest)}
+                best = {keys[0]: json.loads(fastest)}
             told = f"default {default}, best {times.get(fastest)} us with {fastest}"
             report.keep(unit, state="ok" if times else "failed", told=told, times=times, best=best)
-            continue
-        report.keep(unit, state="unfinished", why="the budget was spent", times=times)
-    if worker is not None:
-        worker.close()
-    if best:
-        (report.out / "tuned.json").write_text(json.dumps(best, indent=1) + "\n")
-    return None
+    workers.close()
+    _table(report)
+
+
+def _table(report: Any) -> None:
+    """The device's table: what is shipped for it, and over that what this run and those that it
+    resumes have found."""
+    device = report.data["device"]
+    found = {k: dict(v) for k, v in tuned.table(device).items()}
+    for kernel in CASES:
+        best = report.data["units"].get(f"tune {kernel}", {}).get("best")
+        if best:
+            found[kernel] = found.get(kernel, {}) | best
+    if found:
+        text = json.dumps(found, indent=1, sort_keys=True) + "\n"
+        (report.out / tuned.file_name(device)).write_text(text)
 
 
 def resources(report: Any, size: str, only: set[str] | None) -> None:
@@ -290,6 +208,11 @@ def resources(report: Any, size: str, only: set[str] | None) -> None:
         spilling = sorted({k["kernel"] for k in found if k["spills"]})
         told = f"{len(found)} compiled, spilling: {', '.join(spilling) or 'none'}"
         report.keep(unit, state="ok", told=told, kernels=found)
+
+
+def warm(size: str, only: set[str] | None) -> Task:
+    """What the benchmarks compile, compiled in the background."""
+    return Task(worker(size, "warm", ",".join(sorted(only)) if only else ""), shared(4))
 
 
 RUN: dict[str, Callable[[Any, str, set[str] | None], None]] = {

@@ -10,13 +10,16 @@ def table(report: dict[str, Any]) -> str:
     """Units that did not go well first, then tests, then times: microseconds, the share of the
     floor that ours reaches, ratios to the peers; then what the compilers report."""
     units = report["units"]
-    head = ("device", "date", "commit", "command", "versions")
+    head = ("device", "date", "commit", "sources", "command", "versions")
     lines = ["# GPU check", "", *(f"- {name}: {report[name]}" for name in head)]
     lines += [f"- {name}: {value:.4g}" for name, value in report["floors"].items()]
     for name, unit in units.items():
         if unit["state"] != "ok" or not name.startswith("bench "):
             told = unit.get("why") or unit.get("told", "")
             lines.append(f"- {name}: {unit['state']}{', ' + told if told else ''}")
+        for test, why in unit.get("wrong", {}).items():
+            if unit["tests"].get(test) != "SKIPPED":
+                lines.append(f"  - {test.split('::')[-1]}: {' '.join(why.split())[:200]}")
     rows = [row for name, unit in units.items() for row in unit.get("rows", ())]
     if rows:
         lines += ["", "| op | what | floor us | ours us | of the floor | peers us (peer / ours) |",

@@ -3,10 +3,15 @@
 one that a kernel takes down with it takes nothing else. `tune KERNEL NUMBER` times a candidate.
 
     python -m bench.gpu.worker SIZE [FLOORS]      FLOORS: JSON of an earlier run's
+    python -m bench.gpu.worker SIZE warm WHAT     calls each once and times nothing, so that all is
+                                                  compiled: jobs of WHAT, ops separated by commas
+                                                  (all where empty), or `tune KERNEL I N`, every
+                                                  N-th candidate from the I-th
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 
@@ -17,10 +22,29 @@ from .jobs import jobs
 from .measure import Bench
 
 
+def warm(size: str, what: str) -> None:
+    """Compiles what these jobs, or these candidates, would."""
+    bench = Bench(dry=size == "dry", warm=True)
+    bench.floors = {"copy_bytes_per_s": 1.0, "matrix_flops_per_s": 1.0, "read_bytes_per_s": 1.0}
+    if what.startswith("tune "):
+        _, kernel, first, step = what.split()
+        for choice in tune.choices(kernel, size)[int(first) :: int(step)]:
+            with contextlib.suppress(Exception):  # one that cannot run is found out when timed
+                tune.timed(bench, kernel, choice)
+        return
+    for job in jobs(size):
+        if not what or job.op in what.split(","):
+            with contextlib.suppress(Exception):
+                job.run(bench)
+
+
 def main() -> None:
-    size, floors = sys.argv[1], json.loads(sys.argv[2]) if len(sys.argv) > 2 else {}
-    known = {job.name: job for job in jobs(size)}
     torch.manual_seed(0)
+    size, more = sys.argv[1], sys.argv[2:]
+    if more[:1] == ["warm"]:
+        return warm(size, more[1] if more[1:] else "")
+    floors = json.loads(more[0]) if more else {}
+    known = {job.name: job for job in jobs(size)}
     bench = Bench(dry=size == "dry")
     bench.floors = floors
     if not floors:

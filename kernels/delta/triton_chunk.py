@@ -16,12 +16,19 @@ from headrace.kernels.common.triton_pieces import first_piece, stream_of
 
 
 @triton.jit
-def unit_rows(at, mask, NORMALIZE: tl.constexpr):
-    """Rows [T, D] in fp32, of length 1 if asked for; 0 outside."""
-    x = tl.load(at, mask=mask, other=0.0).to(tl.float32)
+def slab_of(base, t, row, d, in_t, D: tl.constexpr):
+    """Columns d of rows t [T, B] in fp32; 0 outside."""
+    mask = in_t[:, None] & (d < D)[None, :]
+    return tl.load(base + t[:, None] * row + d[None, :], mask=mask, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def unit(squares, NORMALIZE: tl.constexpr):
+    """By what rows of these sums of squares become of length 1, if asked for."""
+    by = squares * 0.0 + 1.0
     if NORMALIZE:
-        x = x / tl.sqrt(tl.sum(x * x, 1) + 1e-6)[:, None]
-    return x
+        by = 1.0 / tl.sqrt(squares + 1e-6)
+    return by
 
 
 @triton.jit
@@ -63,8 +70,8 @@ def inverse(a, BT: tl.constexpr):
 def gated_delta_solve_kernel(
     q, k, log_decay, beta, solved, scores, indptr, streams, longest, scale,
     q_row, q_head, k_row, k_head,
-    HV: tl.constexpr, GROUP: tl.constexpr, D: tl.constexpr, BD: tl.constexpr, BT: tl.constexpr,
-    NORMALIZE: tl.constexpr,
+    HV: tl.constexpr, GROUP: tl.constexpr, D: tl.constexpr, BD: tl.constexpr, BS: tl.constexpr,
+    BT: tl.constexpr, NORMALIZE: tl.constexpr,
 ):  # fmt: skip
     piece = tl.program_id(0)
     head = tl.program_id(1)
@@ -77,21 +84,30 @@ def gated_delta_solve_kernel(
         return
     if start >= size:
         return
-    d, i = tl.arange(0, BD), tl.arange(0, BT)
+    i = tl.arange(0, BT)
     t, in_t = (begin + start + i).to(tl.int64), start + i < size
-    mask = in_t[:, None] & (d < D)[None, :]
     gate = t * HV + head
     g, _ = decays(log_decay, gate, in_t)
     step = tl.load(beta + gate, mask=in_t, other=0.0)
     seen = i[:, None] >= i[None, :]
     decay = tl.where(seen, tl.exp(tl.where(seen, g[:, None] - g[None, :], 0.0)), 0.0)
-    key = unit_rows(k + t[:, None] * k_row + own * k_head + d[None, :], mask, NORMALIZE)
-    ask = unit_rows(q + t[:, None] * q_row + own * q_head + d[None, :], mask, NORMALIZE)
+    asked = tl.zeros([BT, BT], tl.float32)
+    found = tl.zeros([BT, BT], tl.float32)
+    k_squares = tl.zeros([BT], tl.float32)
+    q_squares = tl.zeros([BT], tl.float32)
+    for d0 in range(0, BD, BS):
+        d = d0 + tl.arange(0, BS)
+        key = slab_of(k + own * k_head, t, k_row, d, in_t, D)
+        ask = slab_of(q + own * q_head, t, q_row, d, in_t, D)
+        k_squares += tl.sum(key * key, 1)
+        q_squares += tl.sum(ask * ask, 1)
+        asked += tl.dot(ask, tl.trans(key), input_precision="tf32x3")
+        found += tl.dot(key, tl.trans(key), input_precision="tf32x3")
+    k_unit, q_unit = unit(k_squares, NORMALIZE), unit(q_squares, NORMALIZE)
+    decay = decay * k_unit[None, :]
     place = (piece.to(tl.int64) * HV + head) * BT * BT + i[:, None] * BT + i[None, :]
-    found = tl.dot(ask, tl.trans(key), input_precision="tf32x3") * decay
-    tl.store(scores + place, scale * found)
-    found = tl.dot(key, tl.trans(key), input_precision="tf32x3") * decay
-    found = tl.where(i[:, None] > i[None, :], found * step[:, None], 0.0)
+    tl.store(scores + place, asked * decay * (scale * q_unit)[:, None])
+    found = tl.where(i[:, None] > i[None, :], found * decay * (step * k_unit)[:, None], 0.0)
     tl.store(solved + place, inverse(found, BT))
 
 
@@ -100,7 +116,7 @@ def gated_delta_chunk_kernel(
     q, k, v, log_decay, beta, solved, scores, o, state, indptr, rows, longest, scale,
     q_row, q_head, k_row, k_head, v_row, v_head,
     HV: tl.constexpr, GROUP: tl.constexpr, D: tl.constexpr, V: tl.constexpr, BD: tl.constexpr,
-    BV: tl.constexpr, BT: tl.constexpr, NORMALIZE: tl.constexpr,
+    BS: tl.constexpr, BV: tl.constexpr, BT: tl.constexpr, NORMALIZE: tl.constexpr,
 ):  # fmt: skip
     head = tl.program_id(0)
     stream = tl.program_id(2)
@@ -109,36 +125,51 @@ def gated_delta_chunk_kernel(
     size = (tl.load(indptr + stream + 1) - begin).to(tl.int32)
     if size < longest:
         return
-    d, i = tl.arange(0, BD), tl.arange(0, BT)
+    i, of_slab = tl.arange(0, BT), tl.arange(0, BS)
     n = tl.program_id(1) * BV + tl.arange(0, BV)
-    in_d, in_n = d < D, n < V
+    in_n = n < V
     row = tl.load(rows + stream).to(tl.int64)
-    owned = in_d[:, None] & in_n[None, :]
-    place = state + ((row * HV + head) * D + d[:, None]) * V + n[None, :]
-    s = tl.load(place, mask=owned, other=0.0)
+    place = state + (row * HV + head) * D * V + n[None, :]
+    s = ()  # slabs of rows of the state
+    for j in tl.static_range(BD // BS):
+        d = j * BS + of_slab[:, None]
+        s += (tl.load(place + d * V, mask=(d < D) & in_n[None, :], other=0.0),)
     piece = first_piece(indptr, stream, BT).to(tl.int64)
     square = i[:, None] * BT + i[None, :]
     for start in range(0, size, BT):
         t, in_t = begin + start + i, start + i < size
-        mask = in_t[:, None] & in_d[None, :]
         gate = t * HV + head
         g, last = decays(log_decay, gate, in_t)
         step = tl.load(beta + gate, mask=in_t, other=0.0)
         at = ((piece + start // BT) * HV + head) * BT * BT + square
-        key = unit_rows(k + t[:, None] * k_row + own * k_head + d[None, :], mask, NORMALIZE)
-        held = tl.dot(key, s, input_precision="tf32x3") * tl.exp(g)[:, None]
-        value = tl.load(
-            v + t[:, None] * v_row + head * v_head + n[None, :],
-            mask=in_t[:, None] & in_n[None, :],
-            other=0.0,
-        )
+        held = tl.zeros([BT, BV], tl.float32)
+        out = tl.zeros([BT, BV], tl.float32)
+        k_squares = tl.zeros([BT], tl.float32)
+        q_squares = tl.zeros([BT], tl.float32)
+        for j in tl.static_range(BD // BS):
+            key = slab_of(k + own * k_head, t, k_row, j * BS + of_slab, in_t, D)
+            ask = slab_of(q + own * q_head, t, q_row, j * BS + of_slab, in_t, D)
+            held += tl.dot(key, s[j], input_precision="tf32x3")
+            out += tl.dot(ask, s[j], input_precision="tf32x3")
+            k_squares += tl.sum(key * key, 1)
+            q_squares += tl.sum(ask * ask, 1)
+        k_unit = unit(k_squares, NORMALIZE)
+        held *= (k_unit * tl.exp(g))[:, None]
+        out *= (unit(q_squares, NORMALIZE) * scale * tl.exp(g))[:, None]
+        inside = in_t[:, None] & in_n[None, :]
+        value = tl.load(v + t[:, None] * v_row + head * v_head + n[None, :], mask=inside, other=0.0)
         write = step[:, None] * (value.to(tl.float32) - held)
         write = tl.dot(tl.load(solved + at), write, input_precision="tf32x3")
-        ask = unit_rows(q + t[:, None] * q_row + own * q_head + d[None, :], mask, NORMALIZE)
-        out = tl.dot(ask, s, input_precision="tf32x3") * (scale * tl.exp(g))[:, None]
         out += tl.dot(tl.load(scores + at), write, input_precision="tf32x3")
         to = o + (t[:, None] * HV + head) * V + n[None, :]
-        tl.store(to, out.to(o.dtype.element_ty), mask=in_t[:, None] & in_n[None, :])
-        key = key * tl.exp(last - g)[:, None]
-        s = s * tl.exp(last) + tl.dot(tl.trans(key), write, input_precision="tf32x3")
-    tl.store(place, s, mask=owned)
+        tl.store(to, out.to(o.dtype.element_ty), mask=inside)
+        write *= (k_unit * tl.exp(last - g))[:, None]
+        after = ()
+        for j in tl.static_range(BD // BS):
+            key = slab_of(k + own * k_head, t, k_row, j * BS + of_slab, in_t, D)
+            added = tl.dot(tl.trans(key), write, input_precision="tf32x3")
+            after += (s[j] * tl.exp(last) + added,)
+        s = after
+    for j in tl.static_range(BD // BS):
+        d = j * BS + of_slab[:, None]
+        tl.store(place + d * V, s[j], mask=(d < D) & in_n[None, :])

@@ -17,6 +17,10 @@ from .triton_chunk import gated_delta_chunk_kernel, gated_delta_solve_kernel
 
 LONG = 24  # tokens that a stream must bring for chunks; a stream's own matter, not its neighbours'
 CHUNK = 32  # tokens
+STRIP = 16  # columns of a state that a program owns
+# Columns of keys, and rows of the state, that a product takes at once, by head size: with more, the
+# three passes of tf32 leave no registers.
+SLABS, SLAB_OF_SOLVE = {16: 16, 32: 32, 64: 64, 128: 64}, 32
 
 
 @triton.jit
@@ -93,11 +97,12 @@ def gated_delta_rule(bound, axes, outs):
             solved, scores = gates[0].new_empty(2, chunks, axes["HV"], CHUNK, CHUNK)
             gated_delta_solve_kernel[(chunks, axes["HV"])](
                 q, k, *gates, solved, scores, ends[0], streams, LONG, scale, *strides, BT=CHUNK,
-                **heads, **more,
+                BS=min(SLAB_OF_SOLVE, heads["BD"]), **heads, **more,
             )  # fmt: skip
-            gated_delta_chunk_kernel[(axes["HV"], triton.cdiv(axes["V"], 32), streams)](
+            gated_delta_chunk_kernel[(axes["HV"], triton.cdiv(axes["V"], STRIP), streams)](
                 q, k, v, *gates, solved, scores, o, bound["state"], *ends, LONG, scale, *strides,
-                *v.stride()[:2], V=axes["V"], BV=32, BT=CHUNK, **heads, **more,
+                *v.stride()[:2], V=axes["V"], BV=STRIP, BT=CHUNK,
+                BS=SLABS.get(heads["BD"], 32), **heads, **more,
             )  # fmt: skip
         gated_delta_rule_kernel[(axes["HV"], triton.cdiv(axes["V"], 16), streams)](
             q, k, v, *gates, o, bound["state"], *ends, LONG, scale, *strides, *v.stride()[:2],

@@ -22,6 +22,9 @@ from .triton_chunk import (
 
 LONG = 24  # tokens that a stream must bring for chunks; a stream's own matter, not its neighbours'
 SEGMENT = 512  # tokens
+# Columns and rows of a state that a product of the chunks takes at once: with more, the three
+# passes of tf32 leave no registers.
+STRIP, SLAB = 32, 16
 
 
 @triton.jit
@@ -144,9 +147,10 @@ def linear_attention(bound, axes, outs):
                     state, norm, sums, *at[:3], LONG, HEADS=axes["Hkv"], BS=SEGMENT, BLOCK=1024,
                     **sizes, **more,
                 )  # fmt: skip
-            linear_attention_chunk_kernel[grid](
+            strips = (*grid[:2], triton.cdiv(axes["Dv"], STRIP))
+            linear_attention_chunk_kernel[strips](
                 q, k, v, state, norm, fresh, sums, *at, *end, axes["B"], LONG, *strides,
-                **heads, **forms, **tiles, **more | {"num_warps": 8},
+                BC=SLAB, **heads, **forms, **tiles | {"BV": STRIP}, **more,
             )  # fmt: skip
         linear_attention_kernel[(axes["Hkv"], axes["B"], triton.cdiv(axes["Dv"], 32))](
             q, k, v, state, norm, fresh, *at, *end, longest, *strides, BV=32,

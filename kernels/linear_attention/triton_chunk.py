@@ -160,8 +160,10 @@ def linear_attention_chunk_kernel(
     streams, longest, q_row, q_head, k_row, k_head, v_row, v_head, half, scale, eps,
     HEADS: tl.constexpr, GROUP: tl.constexpr, DIM: tl.constexpr, V_DIM: tl.constexpr,
     FEATURE: tl.constexpr, RAW: tl.constexpr, BS: tl.constexpr, BT: tl.constexpr, BD: tl.constexpr,
-    BV: tl.constexpr,
+    BC: tl.constexpr, BV: tl.constexpr,
 ):  # fmt: skip
+    """A segment. Its state stays in memory, in place, and passes by BC rows at a time: in registers
+    it would leave none for the products."""
     piece = tl.program_id(0)
     head = tl.program_id(1)
     b = stream_of(indptr, piece, streams, BS)
@@ -173,29 +175,25 @@ def linear_attention_chunk_kernel(
     if first >= size:
         return
     heads: tl.constexpr = HEADS // GROUP
-    d, i = tl.arange(0, BD), tl.arange(0, BT)
+    all_d, of_slab, i = tl.arange(0, BD), tl.arange(0, BC), tl.arange(0, BT)
     j = tl.program_id(2) * BV + tl.arange(0, BV)
-    in_d, in_j = d < DIM, j < V_DIM
+    in_d, in_j = all_d < DIM, j < V_DIM
     row = tl.load(rows + b).to(tl.int64)
-    cell = d[:, None] * V_DIM + j[None, :]
-    place = state + (row * heads + head) * DIM * V_DIM + cell
+    place = state + (row * heads + head) * DIM * V_DIM
+    home = place
     z = tl.zeros([BD], tl.float32)
-    several = d < 0
-    if sums is not None:
-        several = in_d & (d * 0 + size > BS)
-    only = in_d & ~several
-    s = tl.load(place, mask=only[:, None] & in_j[None, :], other=0.0)
+    several = size > BS
     if norm is not None:
-        z = tl.load(norm + (row * heads + head) * DIM + d, mask=only, other=0.0)
-    if sums is not None:
+        z = tl.load(norm + (row * heads + head) * DIM + all_d, mask=in_d, other=0.0)
+    if sums is not None:  # the state before this segment, which no other program reads
+        z = tl.where(several, 0.0, z)
         before = sums + (piece.to(tl.int64) * heads + head) * DIM * (V_DIM + 1)
-        s += tl.load(before + cell, mask=several[:, None] & in_j[None, :], other=0.0)
-        z += tl.load(before + DIM * V_DIM + d, mask=several, other=0.0)
+        home = tl.where(several, before, place)
+        z += tl.load(before + DIM * V_DIM + all_d, mask=in_d & several, other=0.0)
     least = eps
     if count is not None:
         least = eps * tl.load(count + row).to(tl.float32)
     by = decay_of(log_decay, head)
-    mate, sign, freq, turned = turn(d, half)
     ROPE: tl.constexpr = cosines is not None
     SAME: tl.constexpr = (not ROPE) and ((not RAW) or FEATURE == 0)  # both forms of a row
     age = (i[:, None] - i[None, :]).to(tl.float32)
@@ -204,38 +202,83 @@ def linear_attention_chunk_kernel(
     end = tl.minimum(first + BS, size)
     for start in range(first, end, BT):
         t, in_t = (begin + start + i).to(tl.int64), start + i < end
-        mask = in_t[:, None] & in_d[None, :]
-        cosine, sine = angles(cosines, sines, t, mask, freq, turned, half, BT, BD)
+        inside = in_t[:, None] & in_j[None, :]
+        whole = in_t[:, None] & in_d[None, :]
         if k is not None:
-            hat, f = form_rows(
-                k + head * k_head, k_row, t, d, mate, sign, cosine, sine, mask, ROPE, FEATURE, RAW
-            )
             at = v + t[:, None] * v_row + head * v_head + j[None, :]
-            value = tl.load(at, mask=in_t[:, None] & in_j[None, :], other=0.0).to(tl.float32)
+            value = tl.load(at, mask=inside, other=0.0).to(tl.float32)
         for g in range(GROUP):
             h = head * GROUP + g
-            ask, ask_f = form_rows(
-                q + h * q_head, q_row, t, d, mate, sign, cosine, sine, mask, ROPE, FEATURE, RAW
-            )
-            out = tl.dot(ask, s, input_precision="tf32x3")
-            under = tl.sum(ask_f * z[None, :], 1)
+            out = tl.zeros([BT, BV], tl.float32)
+            scores = tl.zeros([BT, BT], tl.float32)
+            plain = tl.zeros([BT, BT], tl.float32)
+            for c in range(0, BD, BC):
+                d = c + of_slab
+                mask = in_t[:, None] & (d < DIM)[None, :]
+                mate, sign, freq, turned = turn(d, half)
+                cosine, sine = angles(cosines, sines, t, mask, freq, turned, half, BT, BC)
+                ask, ask_f = form_rows(
+                    q + h * q_head, q_row, t, d, mate, sign, cosine, sine, mask, ROPE, FEATURE, RAW
+                )
+                owned = (d < DIM)[:, None] & in_j[None, :]
+                s = tl.load(home + d[:, None] * V_DIM + j[None, :], mask=owned, other=0.0)
+                out += tl.dot(ask, s, input_precision="tf32x3")
+                if k is not None:
+                    hat, f = form_rows(
+                        k + head * k_head, k_row, t, d, mate, sign, cosine, sine, mask, ROPE,
+                        FEATURE, RAW,
+                    )  # fmt: skip
+                    scores += tl.dot(ask, tl.trans(hat), input_precision="tf32x3")
+                    if norm is not None and not SAME:
+                        plain += tl.dot(ask_f, tl.trans(f), input_precision="tf32x3")
             if k is not None:
-                scores = tl.dot(ask, tl.trans(hat), input_precision="tf32x3") * decay
+                scores *= decay
                 out = out * since[:, None] + tl.dot(scores, value, input_precision="tf32x3")
-                if norm is not None:
-                    if not SAME:
-                        scores = tl.dot(ask_f, tl.trans(f), input_precision="tf32x3") * decay
-                    under = under * since + tl.sum(scores, 1)
             if norm is not None:
+                from_q = q + h * q_head + t[:, None] * q_row + all_d[None, :]
+                x = tl.load(from_q, mask=whole, other=0.0)
+                under = tl.sum(phi(x.to(tl.float32), FEATURE) * z[None, :], 1)
+                if k is not None:
+                    if not SAME:
+                        scores = plain * decay
+                    under = under * since + tl.sum(scores, 1)
                 out = out / tl.where(in_t, under + least, 1.0)[:, None]
             else:
                 out = out * scale
             at = o + (t[:, None] * HEADS + h) * V_DIM + j[None, :]
-            tl.store(at, out.to(o.dtype.element_ty), mask=in_t[:, None] & in_j[None, :])
+            tl.store(at, out.to(o.dtype.element_ty), mask=inside)
         if k is not None:
-            s, z = add_chunk(s, z, hat, f, value, in_t, i, tl.minimum(end - start, BT), by)
+            n = tl.minimum(end - start, BT)
+            left = tl.where(in_t, tl.exp(by * tl.maximum(n - 1 - i, 0).to(tl.float32)), 0.0)
+            total = tl.exp(by * n)
+            tl.debug_barrier()  # other threads have read what is written now
+            for c in range(0, BD, BC):
+                d = c + of_slab
+                mask = in_t[:, None] & (d < DIM)[None, :]
+                mate, sign, freq, turned = turn(d, half)
+                cosine, sine = angles(cosines, sines, t, mask, freq, turned, half, BT, BC)
+                hat, f = form_rows(
+                    k + head * k_head, k_row, t, d, mate, sign, cosine, sine, mask, ROPE, FEATURE,
+                    RAW,
+                )  # fmt: skip
+                owned = (d < DIM)[:, None] & in_j[None, :]
+                spot = home + d[:, None] * V_DIM + j[None, :]
+                s = tl.load(spot, mask=owned, other=0.0) * total
+                s += tl.dot(tl.trans(hat * left[:, None]), value, input_precision="tf32x3")
+                tl.store(spot, s, mask=owned)
+            if norm is not None:
+                from_k = k + head * k_head + t[:, None] * k_row + all_d[None, :]
+                x = tl.load(from_k, mask=whole, other=0.0)
+                f = tl.where(whole, phi(x.to(tl.float32), FEATURE), 0.0)
+                z = z * total + tl.sum(f * left[:, None], 0)
+            tl.debug_barrier()
     if k is not None:
-        last = in_d & (d * 0 + end == size)
-        tl.store(place, s, mask=last[:, None] & in_j[None, :])
+        if several & (end == size):
+            for c in range(0, BD, BC):
+                d = c + of_slab
+                owned = (d < DIM)[:, None] & in_j[None, :]
+                cell = d[:, None] * V_DIM + j[None, :]
+                tl.store(place + cell, tl.load(home + cell, mask=owned, other=0.0), mask=owned)
         if norm is not None:  # into a copy: other programs still read the old sums
-            tl.store(new_norm + (row * heads + head) * DIM + d, z, mask=last)
+            last = in_d & (end == size)
+            tl.store(new_norm + (row * heads + head) * DIM + all_d, z, mask=last)

@@ -60,7 +60,10 @@ def test_gated_delta_rule(dtype):
             dict(lengths=(65, 63), normalize=False, layout="rows", dim=16),
         )
     ):
-        check("gated_delta_rule", sequences.gated_delta_rule(i, dtype=dtype, **case))
+        call = sequences.gated_delta_rule(i, dtype=dtype, **case)
+        if not case.get("normalize", True):
+            call[0][1].mul_(case["dim"] ** -0.5)  # longer keys push the state out of bounds
+        check("gated_delta_rule", call)
 
 
 @pytest.mark.parametrize("dtype", samples.DTYPES, ids=str)
@@ -189,4 +192,4 @@ def test_a_graph_absorbs_through_wraps(request):
             if t % 97 == 0 or t > replays - 10:
                 for x, y in zip((*pages, *sums, count), more, strict=True):
                     assert torch.equal(x, y), t
-        assert int(count) == replays - ring * size
+        assert int(count) == max(0, replays - ring * size)

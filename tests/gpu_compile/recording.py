@@ -25,6 +25,7 @@ from triton.runtime.jit import JITFunction
 import headrace
 
 SHARED_LIMIT = {80: 163 * 1024, 90: 227 * 1024}  # bytes a block may take
+OPTIONS = {"num_warps", "num_stages", "enable_fp_fusion"}
 TYPES = {
     torch.float32: "*fp32",
     torch.float16: "*fp16",
@@ -80,10 +81,10 @@ def recorder():
             setattr(owner, name, value)
 
 
-def compile_launch(fn, args, kwargs, capability):
-    options = {"num_warps", "num_stages", "enable_fp_fusion"}
+def arguments(fn, args, kwargs):
+    """Of a launch: {name: type}, {name: constant} and attributes, as the compiler takes them."""
     values = dict(zip(fn.arg_names, args, strict=False))
-    values |= {k: v for k, v in kwargs.items() if k not in options}
+    values |= {k: v for k, v in kwargs.items() if k not in OPTIONS}
     signature, constants, attributes = {}, {}, {}
     for i, param in enumerate(fn.params):
         value = values[param.name]
@@ -102,8 +103,21 @@ def compile_launch(fn, args, kwargs, capability):
             signature[param.name] = "i32" if abs(value) < 2**31 else "i64"
             if value % 16 == 0 and not param.do_not_specialize:
                 attributes[(i,)] = [["tt.divisibility", 16]]
+    return signature, constants, attributes
+
+
+def described(fn, args, kwargs):
+    """A line that tells two launches apart which compile to different kernels."""
+    signature, constants, attributes = arguments(fn, args, kwargs)
+    options = {k: v for k, v in kwargs.items() if k in OPTIONS}
+    aligned = [i for (i,) in attributes]
+    return f"{fn.__name__} {list(signature.values())} {constants} {aligned} {options}"
+
+
+def compile_launch(fn, args, kwargs, capability):
+    signature, constants, attributes = arguments(fn, args, kwargs)
     source = ASTSource(fn=fn, signature=signature, constexprs=constants, attrs=attributes)
-    picked = {k: v for k, v in kwargs.items() if k in options}
+    picked = {k: v for k, v in kwargs.items() if k in OPTIONS}
     return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=picked)
 
 

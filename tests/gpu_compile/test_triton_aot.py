@@ -13,7 +13,7 @@ if os.environ.get("TRITON_INTERPRET") == "1":
     pytest.skip("TRITON_INTERPRET=1 turns the compiler off", allow_module_level=True)
 
 from .launches import CASES, DTYPES, PATHS
-from .recording import SHARED_LIMIT, compile_launch, kernels, recorder
+from .recording import SHARED_LIMIT, assembled, compile_launch, kernels, recorder
 
 
 @pytest.fixture
@@ -45,6 +45,18 @@ def test_every_path_compiles(path, record):
                 fn.__name__,
                 binary.metadata,
             )
+
+
+@pytest.mark.parametrize(
+    "path", ["gated-delta-128", "gated-delta-wide", "linear-attention-turned",
+             "linear-attention-wide"],
+)  # fmt: skip
+def test_long_states_leave_registers(path, record):
+    """Three passes of tf32 over a wide state: all at once spilled up to 14,000 bytes a thread."""
+    for fn, args, kwargs in record(lambda: PATHS[path](torch.bfloat16)):
+        if "chunk" in fn.__name__ or "solve" in fn.__name__:
+            report = assembled(compile_launch(fn, args, kwargs, 90).asm["ptx"])
+            assert " 0 bytes spill stores, 0 bytes spill loads" in report, (fn.__name__, report)
 
 
 def test_every_kernel_has_a_case(record):

@@ -26,6 +26,9 @@ from tests.ops import compare, sequences
         dict(lengths=(40,)),
         dict(lengths=(67, 0, 1), dim=48, group=1, scale=0.5),
         dict(lengths=(33,), normalize=False, layout="wide"),
+        # Several slabs of the head dimension, the last of them not whole.
+        dict(lengths=(40,), dim=80, heads=1),
+        dict(lengths=(35,), dim=208, heads=1, group=1, v_dim=32),
     ],
     ids=str,
 )

@@ -35,9 +35,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import lmdb
-
 from ..errors import bad_value
+
+try:
+    import lmdb
+except ImportError:  # a package put in place without its dependencies runs all but the store
+    lmdb = None  # type: ignore[assignment]
 
 FORMAT = b"headrace.adapters.2"
 TABLES = (
@@ -129,6 +132,10 @@ class Catalog:
 
 
 def _environment(path: Path, map_size: int, create: bool) -> Any:
+    if lmdb is None:
+        raise ImportError(
+            "AdapterStore(path): expected the package lmdb, found none; pip install lmdb"
+        )
     with _told("open", str(path)):
         env = lmdb.open(
             str(path), map_size=map_size, max_dbs=len(TABLES), create=create, max_readers=1024

@@ -126,8 +126,12 @@ def _dress(
     ax.tick_params(labelsize=8)
     for side in ("top", "right"):
         ax.spines[side].set_visible(False)
-    if ax.get_legend_handles_labels()[1]:
-        ax.legend(fontsize=6.5, frameon=False)
+    named = len(ax.get_legend_handles_labels()[1])
+    if named > 4:  # so many cover what is drawn, wherever they stand: room for them above
+        low, high = ax.get_ylim()
+        ax.set_ylim(low, high * (high / low) ** (0.09 * named))
+    if named:
+        ax.legend(fontsize=6.5, frameon=False, loc="upper left" if named > 4 else "best")
 
 
 def _count(at: int) -> str:
