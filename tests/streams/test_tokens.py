@@ -1,12 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Token ids come from all that callers hold them in, the same on the short way and on the long."""
 
+import unittest.mock
+
 import hypothesis.strategies as st
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 
+from headrace import _C
 from headrace.streams import tokens
 
 CPU = torch.device("cpu")
@@ -18,21 +21,29 @@ KINDS = {
 IDS = st.lists(st.integers(0, 255), min_size=1, max_size=6)
 
 
+def made(count):
+    return torch.empty(count, dtype=torch.int64)
+
+
+def nothing(*_):
+    return None
+
+
 @pytest.fixture(params=["short", "long"])
 def way(request, monkeypatch):
     """Through compiled code, where torch lets it look, and without it."""
-    if request.param == "short" and tokens.EXCHANGE is None:
+    if request.param == "short" and _C.join_ids([torch.tensor([1])], 2, made) is None:
         pytest.skip("this torch does not show its tensors to compiled code")
     if request.param == "long":
-        monkeypatch.setattr(tokens, "EXCHANGE", None)
+        monkeypatch.setattr(_C, "join_ids", nothing)
     return request.param
 
 
 @given(st.lists(st.tuples(st.sampled_from(list(KINDS)), IDS), max_size=5))
 def test_ids_in_a_row(held):
-    exchange = tokens.EXCHANGE
-    for tokens.EXCHANGE in (None, exchange):
-        counts, joined = tokens.ids_of_each([KINDS[kind](x) for kind, x in held], 256, CPU)
+    for way in (nothing, _C.join_ids):
+        with unittest.mock.patch.object(_C, "join_ids", way):
+            counts, joined = tokens.ids_of_each([KINDS[kind](x) for kind, x in held], 256, CPU)
         assert counts == [len(x) for _, x in held]
         assert joined.dtype == torch.int64
         assert joined.tolist() == [i for _, x in held for i in x]

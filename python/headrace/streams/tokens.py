@@ -18,9 +18,6 @@ BYTES = 256
 
 HOST = torch.device("cpu")
 
-EXCHANGE = getattr(Tensor, "__dlpack_c_exchange_api__", None)
-"""How torch shows tensors to compiled code; None before it did."""
-
 Tokens = Tensor | np.ndarray | Sequence[int] | bytes | bytearray | memoryview | str
 
 
@@ -37,8 +34,8 @@ def ids_of_each(
     given: Sequence[Any], vocab: int, device: torch.device, op: str = "feed"
 ) -> tuple[list[int], Tensor]:
     """How many `ids` each has, and all of them in a row, a copy; with one look at the values."""
-    if device == HOST and EXCHANGE is not None:
-        made = _C.join_ids(list(given), Tensor, EXCHANGE, vocab, _empty)
+    if device == HOST:
+        made = _C.join_ids(list(given), vocab, _empty)
         if made is not None:
             return made
     parts = list(given)
