@@ -19,7 +19,7 @@ MOVED = (*PAGES, torch.uint8, torch.int32, torch.int64)
 
 def _fits(op, bound, axes, name, names):
     """The leading axes of an optional argument are those of the rows, or 1."""
-    if bound[name] is None:
+    if bound[name] is None or names[0] not in axes:  # there are none of a call of one head alone
         return
     shape = bound[name].shape
     for axis, size in zip(names, shape, strict=False):
@@ -121,7 +121,7 @@ def _compact_values(bound, axes):
     if bound["target"] is not None and bound["x"].dtype not in FLOATS:
         raise unsupported(op, "x", "float32, bfloat16, float16 to merge", f"{bound['x'].dtype}"[6:])
     if index is not None:
-        axes["K"] = index.shape[2]
+        axes["K"] = index.shape[-1]
     else:
         axes["K"] = axes["N"] if capacity is None else capacity
 
@@ -206,7 +206,7 @@ def _scatter_values(bound, axes):
     for name in ("index", "count"):
         _fits(op, bound, axes, name, "BH")
     name = "N" if bound["aligned"] else "C"
-    if bound["x"].shape[2] != axes[name]:
+    if bound["x"].shape[-2] != axes[name]:
         got = f"shape {tuple(bound['x'].shape)}"
         as_what = "y" if bound["aligned"] else "index"
         raise bad_value(op, "x", f"{axes[name]} rows, as {as_what}", got)

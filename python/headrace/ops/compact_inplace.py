@@ -5,8 +5,8 @@ from torch import Tensor, get_num_threads
 
 from .. import _C
 from ..kernels.prune.spec import COMPACT_INPLACE
-from .compact import counts_of, options, rows_of, spread
-from .registry import call, register
+from .compact import STILL, addresses, counts_of, options, rows_of, spread
+from .registry import UNUSUAL, alone, call, register
 
 
 def compact_inplace(x: Tensor, index: Tensor, count: Tensor | None = None) -> None:
@@ -21,6 +21,8 @@ def compact_inplace(x: Tensor, index: Tensor, count: Tensor | None = None) -> No
     for an index that does not ascend or is no row, before anything moves; on a GPU such a row does
     not move).
     """
+    if x.ndim == 2 and _alone(x, index, count) is not UNUSUAL:
+        return
     call("compact_inplace", rows_of("compact_inplace", x), spread(index, 3), counts_of(count))
 
 
@@ -36,4 +38,18 @@ def _cpu(bound, axes, outs):
     )
 
 
+def _cpu_alone(bound, axes, outs):
+    x = bound["x"]
+    _C.compact_inplace(
+        x.data_ptr(),
+        (0, 0, x.stride(0)),
+        addresses(bound),
+        STILL,
+        (1, 1, axes["N"], axes["K"], axes["D"]),
+        x.element_size(),
+        get_num_threads(),
+    )
+
+
 register(COMPACT_INPLACE, _cpu)
+_alone = alone(COMPACT_INPLACE, _cpu_alone)

@@ -5,8 +5,8 @@ from torch import Tensor, get_num_threads
 
 from .. import _C
 from ..kernels.prune.spec import SCATTER_BACK
-from .compact import counts_of, options, rows_of, spread
-from .registry import call, register
+from .compact import STILL, addresses, counts_of, options, rows_of, spread
+from .registry import UNUSUAL, alone, call, register
 
 
 def scatter_back(
@@ -24,6 +24,8 @@ def scatter_back(
     for an index that does not ascend or is no row, before anything is written; on a GPU such a row
     is left out). Sources: STC (what was computed anew goes into what was cached), VideoLLM-MoD.
     """
+    if y.ndim == x.ndim == 2 and _alone(y, x, index, count, aligned) is not UNUSUAL:
+        return
     op = "scatter_back"
     rows = rows_of(op, y, "y"), rows_of(op, x)
     call(op, *rows, spread(index, 3), counts_of(count), aligned=aligned)
@@ -44,4 +46,21 @@ def _cpu(bound, axes, outs):
     )
 
 
+def _cpu_alone(bound, axes, outs):
+    x, y = bound["x"], bound["y"]
+    _C.scatter_back(
+        x.data_ptr(),
+        (0, 0, x.stride(0)),
+        y.data_ptr(),
+        (0, 0, y.stride(0)),
+        addresses(bound),
+        STILL,
+        (1, 1, axes["N"], axes["K"], axes["D"]),
+        x.element_size(),
+        bound["aligned"],
+        get_num_threads(),
+    )
+
+
 register(SCATTER_BACK, _cpu)
+_alone = alone(SCATTER_BACK, _cpu_alone)
