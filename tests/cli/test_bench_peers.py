@@ -232,3 +232,30 @@ def test_what_codes_stand_for():
     for bits, bound in ((8, 0.01), (4, 0.15)):
         error = rms_error(restored(*quantize_rows(weights, bits), bits), weights)
         assert bound / 20 < error < bound
+
+
+@pytest.mark.parametrize(("length", "heads"), [(300, None), (256, 2)])
+def test_a_block_mask_is_the_one_that_torch_makes(length, heads):
+    from torch.nn.attention.flex_attention import create_block_mask
+
+    from headrace.bench.flex import block_mask
+
+    chosen = torch.rand(2, 5, 5) < 0.4
+
+    def seen(b, h, t, j):
+        whole = (t - j < 150) | (j < 4)
+        return (j <= t) & (chosen[h, t // 64, j // 64] | (t > 200) if heads else whole)
+
+    got = block_mask(seen, heads, length, 64)
+    want = create_block_mask(
+        seen, 1 if heads else None, heads, length, length, device="cpu", BLOCK_SIZE=64
+    )
+    assert torch.equal(got.to_dense(), want.to_dense())
+    assert got.shape == want.shape
+    for part in ("", "full_"):
+        counts = getattr(got, f"{part}kv_num_blocks")
+        assert counts.sum()
+        assert torch.equal(counts, getattr(want, f"{part}kv_num_blocks"))
+        mine, theirs = (getattr(x, f"{part}kv_indices") for x in (got, want))
+        used = torch.arange(mine.shape[-1]) < counts[..., None]
+        assert torch.equal(mine[used], theirs[used])
