@@ -144,7 +144,7 @@ def test_autograd_hears_of_what_is_written():
 
 def of_one_head(name):
     """Arguments [N, D] of an op that takes batches and heads too, and the same with both axes."""
-    x, y = torch.randn(9, 5), torch.randn(9, 5)
+    x, y = torch.randn(9, 7)[:, :5], torch.randn(9, 6)[:, :5]  # rows that do not lie side by side
     index, count = torch.tensor([1, 4, 7], dtype=torch.int32), torch.tensor(2, dtype=torch.int32)
     if name == "compact":
         target, weights = torch.full((9,), 4, dtype=torch.int32), torch.rand(9)

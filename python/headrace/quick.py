@@ -16,6 +16,10 @@ if TYPE_CHECKING:
 LIMIT = 2**63
 """Of torch's integers."""
 
+_modes, _functions = torch._C._len_torch_dispatch_stack, torch._C._len_torch_function_stack
+_profiled, _traced = torch._C._autograd._profiler_enabled, torch._C._get_tracing_state
+_transforms = torch._C._functorch.peek_interpreter_stack
+
 
 def check(args: Sequence[Arg]) -> Callable[[Mapping[str, Any]], dict[str, int] | None]:
     """A function that gives the axes of good arguments, or None for those to look at closer.
@@ -55,7 +59,7 @@ def entry(
     made = []
     for i, out in enumerate(results):
         dtype = f"given_{out.dtype}.dtype" if isinstance(out.dtype, str) else f"kinds[{i}]"
-        made.append(_empty([f"x_{axis}" for axis in out.axes.split()], dtype))
+        made.append(_empty([f"x_{axis}" for axis in out.axes.split()], dtype, i))
     bound = ", ".join(f"'{name}': given_{name}" for name in parameters)
     told = all(axis in axes for out in results for axis in out.axes.split())
     outs = f"[{', '.join(made)}]" if told else "None"
@@ -76,12 +80,14 @@ def outs(
     made = []
     for i, out in enumerate(results):
         dtype = f"b['{out.dtype}'].dtype" if isinstance(out.dtype, str) else f"kinds[{i}]"
-        made.append(_empty([f"x['{axis}']" for axis in out.axes.split()], dtype))
+        made.append(_empty([f"x['{axis}']" for axis in out.axes.split()], dtype, i))
     return _made("b, x", [f" return [{', '.join(made)}]"], args, [out.dtype for out in results])
 
 
-def _empty(sizes: Sequence[str], dtype: str) -> str:
-    """Sizes one by one: torch takes half as long for them as for a tuple."""
+def _empty(sizes: Sequence[str], dtype: str, i: int) -> str:
+    """The quickest of torch's ways: sizes one by one and not as a tuple, a number as another."""
+    if not sizes and dtype.startswith("kinds"):
+        return f"empty_like(numbers[{i}])"
     return f"empty({', '.join(sizes) or '()'}, dtype={dtype})"
 
 
@@ -92,7 +98,9 @@ def _table(axes: Sequence[str]) -> str:
 def _made(head: str, lines: Sequence[str], args: Sequence[Arg], kinds: Sequence[Any]) -> Any:
     scope: dict[str, Any] = {
         "Tensor": Tensor, "Parameter": Parameter, "is_grad_enabled": torch.is_grad_enabled,
-        "empty": torch.empty, "dtypes": {a.name: a.dtypes for a in args}, "kinds": kinds,
+        "empty": torch.empty, "empty_like": torch.empty_like,
+        "numbers": [torch.empty((), dtype=None if isinstance(k, str) else k) for k in kinds],
+        "dtypes": {a.name: a.dtypes for a in args}, "kinds": kinds,
     }  # fmt: skip
     exec("\n".join([f"def quick({head}):", *lines]), scope)
     return scope["quick"]
@@ -157,9 +165,9 @@ def _checks(args: Sequence[Arg], alone: bool) -> tuple[list[str], list[str]]:
 def watched() -> bool:
     """Whether something of torch is to see every call: a mode, a transform, a trace, a profile."""
     return (
-        torch._C._len_torch_dispatch_stack() > 0
-        or torch._C._len_torch_function_stack() > 0
-        or torch._C._autograd._profiler_enabled()
-        or torch._C._get_tracing_state() is not None
-        or torch._C._functorch.peek_interpreter_stack() is not None
+        _modes() > 0
+        or _functions() > 0
+        or _profiled()
+        or _traced() is not None
+        or _transforms() is not None
     )
