@@ -177,18 +177,18 @@ def test_what_takes_long_is_called_less(clock):
 
 
 def test_one_series_stands_for_both_caches_where_they_cannot_differ(clock):
-    """25 times what it takes to write the buffer, which here is 1 ms."""
-    runs = {name: lambda s=s: clock(s) for name, s in (("at", 0.02), ("beyond", 0.05))}
+    """12 times what it takes to write the buffer, which here is 1 ms."""
+    runs = {name: lambda s=s: clock(s) for name, s in (("at", 0.01), ("beyond", 0.05))}
     taken = timing.by_cache(runs, 0.2)
     warm, cold = taken["warm"], taken["cold"]
     assert warm["beyond"] is cold["beyond"]
     assert warm["at"] is not cold["at"]
-    assert len(warm["at"]) == 5  # each after one that is not timed
-    assert len(cold["at"]) == 10
+    assert len(warm["at"]) == 10  # each after one that is not timed
+    assert len(cold["at"]) == 17
     assert len(warm["beyond"]) == 5
-    known = timing.by_cache(runs, 0.2, {"beyond": [0.07] * 5, "at": [0.02] * 5})
+    known = timing.by_cache(runs, 0.2, {"beyond": [0.07] * 5, "at": [0.01] * 5})
     assert known["warm"]["beyond"] == [0.07] * 5  # they took their 0.2 s
-    assert len(known["warm"]["at"]) == 5
+    assert len(known["warm"]["at"]) == 10
     few = timing.by_cache(runs, 0.2, {"beyond": [0.07]})["cold"]["beyond"]
     assert few == [0.07, *(pytest.approx(0.051),) * 4]
 

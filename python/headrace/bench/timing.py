@@ -13,9 +13,9 @@ import torch
 
 from .. import _C
 
-LONG = 25.0
+LONG = 12.0
 """A call that takes as many times as long as to write twice the last cache cannot tell a cold one
-by more than a hundredth: to fill the cache anew takes a quarter of that writing, or less."""
+by more than a fiftieth: to fill the cache anew takes a quarter of that writing, or less."""
 PATIENCE = 3.0
 """A callable has its least number of calls, unless they take as many times its seconds."""
 
