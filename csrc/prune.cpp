@@ -239,14 +239,20 @@ void compact(const CompactArgs& given, int threads) {
     const float* w = a.weights
                          ? a.weights + head.b * a.weight_strides[0] + head.h * a.weight_strides[1]
                          : nullptr;
-    for (std::int64_t c = first; c < std::min(first + block, a.capacity); ++c) {
-      if (c < n) {
-        std::memcpy(head.y(c), head.x(index[c]), static_cast<std::size_t>(bytes));
-      } else {
-        std::memset(head.y(c), 0, static_cast<std::size_t>(bytes));
-      }
-      sizes_of(head, c, c >= n ? 0.f : w ? w[index[c]] : 1.f);
+    const std::int64_t end = std::min(first + block, a.capacity), some = std::clamp(n, first, end);
+    // Of small rows most of the time would go into finding them.
+    const char* x = head.x(0);
+    char* y = head.y(first);
+    const std::int64_t x_step = a.x_strides[2] * a.item, y_step = a.y_strides[2] * a.item;
+    for (std::int64_t c = first; c < some; ++c, y += y_step) {
+      std::memcpy(y, x + index[c] * x_step, static_cast<std::size_t>(bytes));
     }
+    for (std::int64_t c = some; c < end; ++c, y += y_step) {
+      std::memset(y, 0, static_cast<std::size_t>(bytes));
+    }
+    float* sizes = a.sizes + (head.b * a.heads + head.h) * a.capacity;
+    for (std::int64_t c = first; c < some; ++c) sizes[c] = w ? w[index[c]] : 1.f;
+    std::fill(sizes + some, sizes + end, 0.f);
   });
 }
 

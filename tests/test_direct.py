@@ -3,12 +3,14 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import headrace
-from headrace import ops
+from headrace import backends, ops
 from headrace.ops import registry
 from tests.ops.samples import SAMPLES
 
@@ -30,7 +32,7 @@ def test_a_direct_call_has_the_bits_of_a_dispatched_one(name):
         args, kwargs = make()
         (args_d, kwargs_d), (args_t, kwargs_t) = copied(args, kwargs), copied(args, kwargs)
         got = registry._DIRECT[name](args_d, kwargs_d)
-        assert got is not registry._SEEN
+        assert got is not registry.UNUSUAL
         want = getattr(torch.ops.headrace, name)(*args_t, **kwargs_t)
         got, want = (x if isinstance(x, tuple) else (x,) for x in (got, want))
         pairs = [
@@ -51,7 +53,7 @@ def linear():
 
 
 def is_direct(*args, name="linear", **kwargs):
-    return registry._DIRECT[name](args, kwargs) is not registry._SEEN
+    return registry._DIRECT[name](args, kwargs) is not registry.UNUSUAL
 
 
 class Watching(TorchDispatchMode):
@@ -138,3 +140,63 @@ def test_autograd_hears_of_what_is_written():
         product.backward()
     with torch.inference_mode():
         ops.compact_inplace(torch.randn(1, 1, 4, 8), index, count)
+
+
+def of_one_head(name):
+    """Arguments [N, D] of an op that takes batches and heads too, and the same with both axes."""
+    x, y = torch.randn(9, 7)[:, :5], torch.randn(9, 6)[:, :5]  # rows that do not lie side by side
+    index, count = torch.tensor([1, 4, 7], dtype=torch.int32), torch.tensor(2, dtype=torch.int32)
+    if name == "compact":
+        target, weights = torch.full((9,), 4, dtype=torch.int32), torch.rand(9)
+        return (x, index, count), {"target": target, "weights": weights}
+    return ((x, index, count), {}) if name == "compact_inplace" else ((y, x[:3], index, count), {})
+
+
+ALONE = ("compact", "compact_inplace", "scatter_back")
+
+
+@pytest.mark.parametrize("name", ALONE)
+def test_a_call_of_one_head_has_the_bits_of_a_dispatched_one(name, monkeypatch):
+    args, kwargs = of_one_head(name)
+    args_t = tuple(x[None, None].clone() for x in args)
+    want = getattr(torch.ops.headrace, name)(
+        *args_t, **{key: x[None, None] for key, x in kwargs.items()}
+    )
+
+    def call(*args, **kwargs):
+        raise AssertionError("not alone")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sys.modules[f"headrace.ops.{name}"], "call", call)
+        got = getattr(ops, name)(*args, **kwargs)
+        with pytest.raises(AssertionError, match="not alone"), backends.use_backend("cpu"):
+            getattr(ops, name)(*args, **kwargs)
+    pairs = zip((*args, *(got or ())), (*args_t, *(want or ())), strict=True)
+    for mine, other in pairs:
+        assert mine.dtype == other.dtype
+        assert torch.equal(mine, other.reshape(mine.shape))
+
+
+@pytest.mark.parametrize("name", ALONE)
+def test_a_mode_sees_a_call_of_one_head(name):
+    args, kwargs = of_one_head(name)
+    with Watching() as mode:
+        getattr(ops, name)(*args, **kwargs)
+    assert f"headrace.{name}.default" in mode.seen
+
+
+@pytest.mark.parametrize("name", ALONE)
+def test_wrong_calls_of_one_head_are_refused(name):
+    args, kwargs = of_one_head(name)
+    op, index = getattr(ops, name), len(args) - 2
+    for wrong, error in (
+        (args[index].long(), TypeError),
+        (args[index].flip(0), ValueError),
+        (args[index] + 7, ValueError),
+        (None, (TypeError, ValueError)),
+    ):
+        given = [*args[:index], wrong, *args[index + 1 :]]
+        with pytest.raises(error, match=rf"{name}\(index\)"):
+            op(*given, **kwargs)
+    with pytest.raises(ValueError, match="count"):
+        op(*args[:-1], torch.tensor([1, 2], dtype=torch.int32), **kwargs)

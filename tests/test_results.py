@@ -61,13 +61,13 @@ def test_another_figure_gives_another_table(found):
 
 
 def test_the_page_of_speed_says_what_was_recorded():
-    one = {"warm_s": 1e-3, "cold_s": 2e-3, "ok": True, "name": "ours"}
-    peer = one | {"name": "a peer", "warm_s": 3e-3, "cold_s": 4e-3}
+    one = {"warm_s": 1e-3, "cold_s": 2e-3, "ok": True, "name": "ours", "calls": [200, 9]}
+    peer = one | {"name": "a peer", "warm_s": 3e-3, "cold_s": 4e-3, "calls": [3]}
     wrong = one | {"name": "a wrong peer", "ok": False}
     row = {"ok": True, "beside": [one, one | {"name": "floor", "warm_s": 5e-4}, peer, wrong]}
     found = {"bench-linear.json": {"rows": [row, row | {"ok": False}]}}
     text = speed.speed_page(found)
-    assert "| `linear` | a peer | 1 | 3.00x | 2.00x | 50%, 100% |" in text
+    assert "| `linear` | a peer | 1 | 3.00x | 2.00x | 3 | 50%, 100% |" in text
     assert "a wrong peer" not in text
     assert text.count(speed.NONE) == 2  # neither loops nor scaling
     assert speed.plots(found) == {}
@@ -100,14 +100,30 @@ def test_the_page_of_speed_says_what_was_recorded():
 
 def test_no_op_may_be_slower_than_its_peer():
     (aim,) = [aim for aim in aims.AIMS if aim.what.startswith("`linear`, every shape")]
-    rows = [{"speedup": 1.4, "peer_name": "torch"}, {"speedup": 0.4, "peer_name": "ours, bf16"}]
+    linear = {"op": "linear", "peer_name": "torch"}
+    rows = [linear | {"speedup": 1.4}, linear | {"speedup": 0.4, "peer_name": "ours, bf16"}]
     assert aim.met(aim.measure({"rows": rows}))
-    assert not aim.met(aim.measure({"rows": [*rows, {"speedup": 0.99, "peer_name": "torch"}]}))
+    assert not aim.met(aim.measure({"rows": [*rows, linear | {"speedup": 0.99}]}))
 
 
 def test_an_aim_without_its_record_says_so(found):
     without = {k: v for k, v in found.items() if k != "bench-lora_rows.json"}
     assert "not recorded yet" in _line(results.aims(without), "256 int4 adapters")
+
+
+def test_small_shapes_are_no_slower_either(found):
+    rows = [
+        {"op": op, "peer_name": "torch", "speedup": 1 + i}
+        for i, op in enumerate(["linear", "lora"])
+    ]
+    told = results.aims(found | {"quick.json": {"rows": rows}})
+    assert "| 1x | met |" in _line(told, "`linear`, quick shapes")
+    assert "| 2x | met |" in _line(told, "`lora`, quick shapes")
+    assert "not recorded yet" in _line(told, "`select`, quick shapes")
+    rows[0]["speedup"] = 0.99
+    told = results.aims(found | {"quick.json": {"rows": rows}})
+    assert "**short**" in _line(told, "`linear`, quick shapes")
+    assert "**short**" not in _line(told, "`linear`, every shape")
 
 
 @pytest.mark.parametrize("aim", aims.AIMS, ids=lambda aim: aim.what)

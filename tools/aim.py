@@ -13,14 +13,14 @@ Record = dict[str, Any]
 
 @dataclass(frozen=True)
 class Aim:
-    """One bar. `least` or `most` bounds what `measure` finds in the record; `why` explains a
-    shortfall and is shown only beside one.
+    """One bar. `least` or `most` bounds what `measure` finds in the record, None where that is not
+    in it; `why` explains a shortfall and is shown only beside one.
     """
 
     family: str
     what: str
     file: str
-    measure: Callable[[Record], float]
+    measure: Callable[[Record], float | None]
     least: float | None = None
     most: float | None = None
     unit: str = "x"

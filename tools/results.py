@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -115,9 +115,9 @@ def aims(found: dict[str, dict[str, Any]], aims: Iterable[Aim] = AIMS) -> str:
 def _cells(aim: Aim, found: dict[str, dict[str, Any]]) -> tuple[str, ...]:
     bar = f"{_value(aim.least, aim.unit)} or more" if aim.least is not None else None
     bar = bar or f"{_value(aim.most or 0, aim.unit)} or less"
-    if aim.file not in found:
+    value = aim.measure(found[aim.file]) if aim.file in found else None
+    if value is None:
         return aim.family, aim.what, bar, "", "not recorded yet", f"`{aim.file}`"
-    value = aim.measure(found[aim.file])
     verdict = "met" if aim.met(value) else "**short**" + (f": {aim.why}" if aim.why else "")
     return aim.family, aim.what, bar, _value(value, aim.unit), verdict, f"`{aim.file}`"
 
@@ -140,7 +140,7 @@ def page(folder: Path, found: dict[str, dict[str, Any]]) -> str:
         lines.append(f"| `{name}` | `{command}` | {record['commit'][:12]} | {at[:16]} |")
     parts.append("\n".join(lines) + "\n")
     for name, record in found.items():
-        if name.startswith("bench-"):
+        if name.startswith(("bench-", "quick")):
             known = [f.name for f in fields(Row)]
             shown = [Row(**{k: row[k] for k in known if k in row}) for row in record["rows"]]
             parts.append(f"```\n{table(shown)}\n```\n")
@@ -201,9 +201,9 @@ def written() -> dict[Path, str]:
     return texts
 
 
-def main() -> None:
+def main(arguments: Sequence[str]) -> None:
     stale = []
-    check = "--check" in sys.argv[1:]
+    check = "--check" in arguments
     for path, text in written().items():
         if not path.exists() or path.read_text("utf-8") != text:
             stale.append(str(path.relative_to(ROOT)))
@@ -220,4 +220,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

@@ -35,7 +35,8 @@ def speed_page(found: Found) -> str:
         "`headrace bench OP --peers`. Peers that are not installed are named by the command, with"
         " how to get\nthem. Warm: the call before was the same one; cold: a buffer twice the size"
         " of the last cache was\nwritten in between. Means are geometric, over the shapes; in"
-        " brackets the least and the most.\n",
+        " brackets the least and the most. Calls:"
+        " how many of a peer were timed, warm and cold of\na shape together; slow ones are few.\n",
         _peers(found),
         "## Loops\n\n"
         "`headrace bench --loops [NAME]`: whole steps of an engine, over a size that grows. Lag is"
@@ -53,18 +54,21 @@ def speed_page(found: Found) -> str:
 
 def _peers(found: Found) -> str:
     lines = [
-        "| op | beside | shapes | ours is, warm | ours is, cold | from the floor, warm and cold |",
-        "|---|---|---|---|---|---|",
+        "| op | beside | shapes | ours is, warm | ours is, cold | calls |"
+        " from the floor, warm and cold |",
+        "|---|---|---|---|---|---|---|",
     ]
     for name, record in sorted(found.items()):
         rows = [row for row in record.get("rows", ()) if row.get("beside") and row["ok"]]
         ratios: dict[str, list[tuple[float, float]]] = {}
+        calls: dict[str, list[int]] = {}
         for row in rows if name.startswith("bench-") else ():
             ours = row["beside"][0]
             for one in row["beside"][1:]:
                 if one["ok"] and one["warm_s"]:
                     pair = one["warm_s"] / ours["warm_s"], one["cold_s"] / ours["cold_s"]
                     ratios.setdefault(one["name"], []).append(pair)
+                    calls.setdefault(one["name"], []).append(sum(one["calls"]))
         floor = ratios.pop("floor", [])
         share = ", ".join(
             f"{100 * geometric(list(each)):.0f}%" for each in zip(*floor, strict=True)
@@ -72,7 +76,9 @@ def _peers(found: Found) -> str:
         for peer, pairs in ratios.items():
             warm, cold = zip(*pairs, strict=True)
             op = name.removeprefix("bench-").removesuffix(".json")
-            cells = (f"`{op}`", peer, str(len(pairs)), _range(warm), _range(cold), share)
+            low, high = min(calls[peer]), max(calls[peer])
+            many = f"{low} to {high}" if low < high else f"{low}"
+            cells = (f"`{op}`", peer, str(len(pairs)), _range(warm), _range(cold), many, share)
             lines.append("| " + " | ".join(cells) + " |")
             share = ""
     return "\n".join(lines) + "\n" if len(lines) > 2 else NONE

@@ -116,12 +116,13 @@ def _compact_values(bound, axes):
         raise bad_value(op, "capacity", "0 or more", capacity)
     if index is not None and capacity is not None:
         raise bad_value(op, "capacity", "None with an index, whose last axis it is", capacity)
-    for name in ("index", "count", "mask", "target", "weights"):
-        _fits(op, bound, axes, name, "BH")
+    if "B" in axes:  # not of a call of one head alone
+        for name in ("index", "count", "mask", "target", "weights"):
+            _fits(op, bound, axes, name, "BH")
     if bound["target"] is not None and bound["x"].dtype not in FLOATS:
         raise unsupported(op, "x", "float32, bfloat16, float16 to merge", f"{bound['x'].dtype}"[6:])
     if index is not None:
-        axes["K"] = index.shape[2]
+        axes["K"] = index.shape[-1]
     else:
         axes["K"] = axes["N"] if capacity is None else capacity
 
@@ -175,7 +176,7 @@ COMPACT = OpSpec(
 
 def _inplace_values(bound, axes):
     axes["K"] = axes["C"]
-    for name in ("index", "count"):
+    for name in ("index", "count") if "B" in axes else ():
         _fits("compact_inplace", bound, axes, name, "BH")
 
 
@@ -203,10 +204,10 @@ COMPACT_INPLACE = OpSpec(
 def _scatter_values(bound, axes):
     op = "scatter_back"
     axes["K"] = axes["C"]
-    for name in ("index", "count"):
+    for name in ("index", "count") if "B" in axes else ():
         _fits(op, bound, axes, name, "BH")
     name = "N" if bound["aligned"] else "C"
-    if bound["x"].shape[2] != axes[name]:
+    if bound["x"].shape[-2] != axes[name]:
         got = f"shape {tuple(bound['x'].shape)}"
         as_what = "y" if bound["aligned"] else "index"
         raise bad_value(op, "x", f"{axes[name]} rows, as {as_what}", got)

@@ -10,76 +10,106 @@ namespace {
 
 using headrace::SegmentArgs;
 
-// body(first column, values) for the columns of a row; lanes beyond the last are 0.
-template <class T, class Body>
-inline void each_column(const T* row, std::int64_t dim, const Body& body) {
-  std::int64_t d = 0;
-  for (; d + kW <= dim; d += kW) body(d, load(row + d), kW);
-  if (d == dim) return;
+constexpr int kSegmentRows = 8;  // that share a load and a store of what they add to
+
+// The first `lanes` of kW values, 0 behind them.
+template <class T>
+inline F load_some(const T* from, int lanes) {
   T rest[kW];
   memset(rest, 0, sizeof rest);
-  memcpy(rest, row + d, static_cast<std::size_t>(dim - d) * sizeof(T));
-  body(d, load(rest), static_cast<int>(dim - d));
+  memcpy(rest, from, static_cast<std::size_t>(lanes) * sizeof(T));
+  return load(rest);
 }
 
-// state[d] = f(state[d], row[d]).
+template <class T>
+inline void store_some(T* to, F x, int lanes) {
+  T rest[kW];
+  store(rest, x);
+  memcpy(to, rest, static_cast<std::size_t>(lanes) * sizeof(T));
+}
+
+// state = f(state, row, i) for n rows, one after another: a strip of columns stays in registers.
 template <class S, class T, class Body>
-inline void update(S* state, const T* row, std::int64_t dim, const Body& f) {
-  each_column(row, dim, [&](std::int64_t d, F x, int lanes) {
-    if (lanes == kW) return store(state + d, f(load(state + d), x));
-    S rest[kW];
-    memset(rest, 0, sizeof rest);
-    memcpy(rest, state + d, static_cast<std::size_t>(lanes) * sizeof(S));
-    store(rest, f(load(rest), x));
-    memcpy(state + d, rest, static_cast<std::size_t>(lanes) * sizeof(S));
-  });
+inline void update(S* state, const T* const* rows, int n, std::int64_t dim, const Body& f) {
+  constexpr int kN = 4;
+  std::int64_t d = 0;
+  for (; d + kN * kW <= dim; d += kN * kW) {
+    F acc[kN];
+    for (int k = 0; k < kN; ++k) acc[k] = load(state + d + k * kW);
+    for (int i = 0; i < n; ++i) {
+      for (int k = 0; k < kN; ++k) acc[k] = f(acc[k], load(rows[i] + d + k * kW), i);
+    }
+    for (int k = 0; k < kN; ++k) store(state + d + k * kW, acc[k]);
+  }
+  for (; d < dim; d += kW) {
+    const int lanes = static_cast<int>(dim - d < kW ? dim - d : kW);
+    F acc = load_some(state + d, lanes);
+    for (int i = 0; i < n; ++i) acc = f(acc, load_some(rows[i] + d, lanes), i);
+    store_some(state + d, acc, lanes);
+  }
+}
+
+// Rows side by side are no stream to a processor.
+template <class T>
+inline void prefetch(const T* row, std::int64_t dim) {
+  for (std::int64_t d = 0; d < dim; d += 64 / sizeof(T)) __builtin_prefetch(row + d);
 }
 
 template <class T>
 inline float length_of(const T* row, std::int64_t dim) {
   F sum = zero();
-  each_column(row, dim, [&](std::int64_t, F x, int) { sum = fma(x, x, sum); });
+  std::int64_t d = 0;
+  for (; d + kW <= dim; d += kW) {
+    const F x = load(row + d);
+    sum = fma(x, x, sum);
+  }
+  if (d < dim) {
+    const F x = load_some(row + d, static_cast<int>(dim - d));
+    sum = fma(x, x, sum);
+  }
   const float total = hsum(sum);
   return total > 0.f ? 1.f / __builtin_sqrtf(total) : 0.f;
 }
 
-template <class T>
-inline void extremes(const SegmentArgs& a, std::int64_t at, const T* row, std::int64_t dim) {
-  const auto least = [](F old, F x) { return min(old, x); };
-  const auto most = [](F old, F x) { return max(old, x); };
-  for (int which = 0; which < 2; ++which) {
-    void* state = which ? a.high : a.low;
-    if (!state) continue;
-    const std::int64_t start =
-        which ? a.high_strides[0] * (at / a.heads) + a.high_strides[1] * (at % a.heads)
-              : a.low_strides[0] * (at / a.heads) + a.low_strides[1] * (at % a.heads);
-    const int dtype = which ? a.high_dtype : a.low_dtype;
-    const auto run = [&](auto* s) {
-      which ? update(s + start, row, dim, most) : update(s + start, row, dim, least);
-    };
-    if (dtype == headrace::kF32) {
-      run(static_cast<float*>(state));
-    } else {
-      run(static_cast<T*>(state));  // the dtype of the rows
-    }
-  }
+// One of the two bounds, in fp32 or the dtype of the rows.
+template <class T, class Body>
+inline void bound(void* state, std::int64_t start, int dtype, const T* const* rows, int n,
+                  std::int64_t dim, const Body& f) {
+  if (!state) return;
+  if (dtype == headrace::kF32) return update(static_cast<float*>(state) + start, rows, n, dim, f);
+  update(static_cast<T*>(state) + start, rows, n, dim, f);
 }
 
 template <class T>
 inline void segment_as(const SegmentArgs& a, std::int64_t segment, int first, int last,
                        const std::int32_t* rows, std::int64_t n) {
-  for (std::int64_t i = 0; i < n; ++i) {
+  const auto start = [&](const std::int64_t* strides, int head) {
+    return segment * strides[0] + head * strides[1];
+  };
+  for (std::int64_t i = 0; i < n; i += kSegmentRows) {
+    const int few = static_cast<int>(n - i < kSegmentRows ? n - i : kSegmentRows);
     for (int head = first; head < last; ++head) {
-      const T* row = static_cast<const T*>(a.x) + rows[i] * a.x_strides[0] + head * a.x_strides[1];
-      if (a.total) {
-        float* total = a.total + segment * a.total_strides[0] + head * a.total_strides[1];
-        update(total, row, a.dim, [](F old, F x) { return add(old, x); });
+      const T* at[kSegmentRows];
+      for (int k = 0; k < few; ++k) {
+        at[k] = static_cast<const T*>(a.x) + rows[i + k] * a.x_strides[0] + head * a.x_strides[1];
       }
-      extremes(a, segment * a.heads + head, row, a.dim);
+      for (std::int64_t k = i + few; k < n && k < i + 2 * kSegmentRows; ++k) {
+        prefetch(static_cast<const T*>(a.x) + rows[k] * a.x_strides[0] + head * a.x_strides[1],
+                 a.dim);
+      }
+      if (a.total) {
+        update(a.total + start(a.total_strides, head), at, few, a.dim,
+               [](F old, F x, int) { return add(old, x); });
+      }
+      bound(a.low, start(a.low_strides, head), a.low_dtype, at, few, a.dim,
+            [](F old, F x, int) { return min(old, x); });
+      bound(a.high, start(a.high_strides, head), a.high_dtype, at, few, a.dim,
+            [](F old, F x, int) { return max(old, x); });
       if (a.unit) {
-        float* unit = a.unit + segment * a.unit_strides[0] + head * a.unit_strides[1];
-        const F by = set1(length_of(row, a.dim));
-        update(unit, row, a.dim, [&](F old, F x) { return fma(x, by, old); });
+        F by[kSegmentRows];
+        for (int k = 0; k < few; ++k) by[k] = set1(length_of(at[k], a.dim));
+        update(a.unit + start(a.unit_strides, head), at, few, a.dim,
+               [&](F old, F x, int k) { return fma(x, by[k], old); });
       }
     }
   }

@@ -54,9 +54,8 @@ def entry(
     checks, axes = _checks(args, alone=True)
     made = []
     for i, out in enumerate(results):
-        sizes = "".join(f"x_{axis}, " for axis in out.axes.split())
         dtype = f"given_{out.dtype}.dtype" if isinstance(out.dtype, str) else f"kinds[{i}]"
-        made.append(f"empty(({sizes}), dtype={dtype})")
+        made.append(_empty([f"x_{axis}" for axis in out.axes.split()], dtype, i))
     bound = ", ".join(f"'{name}': given_{name}" for name in parameters)
     told = all(axis in axes for out in results for axis in out.axes.split())
     outs = f"[{', '.join(made)}]" if told else "None"
@@ -76,10 +75,16 @@ def outs(
     that makes unwritten results on the CPU."""
     made = []
     for i, out in enumerate(results):
-        sizes = "".join(f"x['{axis}'], " for axis in out.axes.split())
         dtype = f"b['{out.dtype}'].dtype" if isinstance(out.dtype, str) else f"kinds[{i}]"
-        made.append(f"empty(({sizes}), dtype={dtype})")
+        made.append(_empty([f"x['{axis}']" for axis in out.axes.split()], dtype, i))
     return _made("b, x", [f" return [{', '.join(made)}]"], args, [out.dtype for out in results])
+
+
+def _empty(sizes: Sequence[str], dtype: str, i: int) -> str:
+    """The quickest of torch's ways: sizes one by one and not as a tuple, a number as another."""
+    if not sizes and dtype.startswith("kinds"):
+        return f"empty_like(numbers[{i}])"
+    return f"empty({', '.join(sizes) or '()'}, dtype={dtype})"
 
 
 def _table(axes: Sequence[str]) -> str:
@@ -89,7 +94,9 @@ def _table(axes: Sequence[str]) -> str:
 def _made(head: str, lines: Sequence[str], args: Sequence[Arg], kinds: Sequence[Any]) -> Any:
     scope: dict[str, Any] = {
         "Tensor": Tensor, "Parameter": Parameter, "is_grad_enabled": torch.is_grad_enabled,
-        "empty": torch.empty, "dtypes": {a.name: a.dtypes for a in args}, "kinds": kinds,
+        "empty": torch.empty, "empty_like": torch.empty_like,
+        "numbers": [torch.empty((), dtype=None if isinstance(k, str) else k) for k in kinds],
+        "dtypes": {a.name: a.dtypes for a in args}, "kinds": kinds,
     }  # fmt: skip
     exec("\n".join([f"def quick({head}):", *lines]), scope)
     return scope["quick"]
@@ -105,7 +112,7 @@ def _checks(args: Sequence[Arg], alone: bool) -> tuple[list[str], list[str]]:
             pad = "  "
         lines.append(f"{pad}if type({v}) is not Tensor and type({v}) is not Parameter: return None")
         names, checks = a.axes.split(), []
-        last = names.pop()[:-1] if names[-1].endswith("?") else None
+        last = names.pop()[:-1] if names and names[-1].endswith("?") else None
         targets = []
         for i, axis in enumerate(names):
             base = axis.removesuffix("+1")
@@ -130,7 +137,8 @@ def _checks(args: Sequence[Arg], alone: bool) -> tuple[list[str], list[str]]:
         if last:
             lines.append(f"{pad}if shape[{len(names)}:] == ({last},): shape = shape[:-1]")
         lines.append(f"{pad}if len(shape) != {len(names)}: return None")
-        lines.append(f"{pad}{', '.join(targets)}{',' if len(targets) == 1 else ''} = shape")
+        if targets:
+            lines.append(f"{pad}{', '.join(targets)}{',' if len(targets) == 1 else ''} = shape")
         dtype = f"d_{a.name}"
         lines.append(f"{pad}{dtype} = {v}.dtype")
         checks.append(f"{dtype} is d_{a.like}" if a.like else f"{dtype} in dtypes['{a.name}']")

@@ -3,6 +3,7 @@
 
 import json
 import re
+import time
 from pathlib import Path
 
 import pytest
@@ -75,23 +76,27 @@ def line(out, name):
     return found
 
 
+def ratios(line):
+    return re.findall(r"[0-9]x", line)
+
+
 def test_no_ratio_to_a_peer_that_computes_something_else(monkeypatch, capsys):
     status, out = shown(toy(), monkeypatch, capsys)
     assert status == 0
-    assert len(re.findall(r"[0-9]x", line(out, "right"))) == 2
+    assert len(ratios(line(out, "right"))) == 2
     assert "\N{BALLOT X} 5.0e-02" in line(out, "wrong")
     assert "\N{BALLOT X} inf" in line(out, "cut short")
     (row,) = json.loads(Path("p.json").read_text())["rows"]
     assert [b["ok"] for b in row["beside"]] == [True, True, True, False, False]
     assert row["beside"][-1]["error"] is None
-    assert not line(out, "wrong").rstrip().endswith("x")
+    assert not ratios(line(out, "wrong"))
     assert "at " in line(out, "floor")
 
 
 def test_no_ratio_where_ours_is_wrong(monkeypatch, capsys):
     status, out = shown(toy(check=lambda: (1.0, 1e-6)), monkeypatch, capsys)
     assert status == 1
-    assert not line(out, "right").rstrip().endswith("x")
+    assert not ratios(line(out, "right"))
     assert "at " not in line(out, "floor")
 
 
@@ -110,7 +115,7 @@ def test_a_peer_that_fails_leaves_the_rest(monkeypatch, capsys):
         assert status == 0
         assert told in line(out, name)
         assert "and more" not in out
-        assert line(out, "right").rstrip().endswith("x")
+        assert ratios(line(out, "right"))
 
 
 def test_peers_that_are_not_there_are_named(monkeypatch):
@@ -129,12 +134,94 @@ def test_warm_and_cold_are_told_apart():
     """Warm: the call before is the same one. Cold: something else was written in between."""
     called = []
     runs = {name: lambda name=name: called.append(name) for name in ("a", "b")}
-    taken = timing.by_cache(runs, 0.0)
+    taken = timing.by_cache(runs, 1.0, most=3)
     assert {kind: len(times["a"]) for kind, times in taken.items()} == {"warm": 3, "cold": 3}
-    warm_up, rest = ["a", "b"], called[2:]
-    assert called[:2] == warm_up
-    assert rest == ["a", "a", "b", "b"] * 3 + warm_up + ["a", "b"] * 3
+    once = ["a", "b"]
+    assert called == 2 * once + ["a", "a", "b", "b"] * 3 + once + once * 3
+    assert taken["warm"]["a"] is not taken["cold"]["a"]
     assert timing.last_cache() >= 1 << 18
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """A time of its own: what is called says how long it took, and each look takes 1 ms."""
+    now = [0.0]
+
+    def look():
+        now[0] += 1e-3
+        return now[0]
+
+    def wait(seconds):
+        now[0] += seconds
+
+    monkeypatch.setattr(timing.time, "perf_counter", look)
+    monkeypatch.setattr(timing, "last_cache", lambda: 8)
+    return wait
+
+
+def test_what_takes_long_is_called_less(clock):
+    called = []
+
+    def taking(name, seconds):
+        return lambda: (called.append(name), clock(seconds))
+
+    runs = {"fast": taking("fast", 0.009), "middling": taking("middling", 0.4)}
+    runs["slow"] = taking("slow", 8.0)
+    taken = timing.samples(runs, 1.0)
+    assert {name: len(each) for name, each in taken.items()} == {"fast": 100, "middling": 3,
+                                                                 "slow": 1}  # fmt: skip
+    assert taken["slow"] == [pytest.approx(8.001)]
+    assert called[:6] == ["fast", "middling", "slow"] * 2  # the first time to warm up
+    assert len(timing.samples(runs, 5.0, warm=True)["slow"]) == 2
+    assert len(timing.samples(runs, 1.0, most=7)["fast"]) == 7
+
+
+def test_one_series_stands_for_both_caches_where_they_cannot_differ(clock):
+    """12 times what it takes to write the buffer, which here is 1 ms."""
+    runs = {name: lambda s=s: clock(s) for name, s in (("at", 0.01), ("beyond", 0.05))}
+    taken = timing.by_cache(runs, 0.2)
+    warm, cold = taken["warm"], taken["cold"]
+    assert warm["beyond"] is cold["beyond"]
+    assert warm["at"] is not cold["at"]
+    assert len(warm["at"]) == 10  # each after one that is not timed
+    assert len(cold["at"]) == 17
+    assert len(warm["beyond"]) == 5
+    known = timing.by_cache(runs, 0.2, {"beyond": [0.07] * 5, "at": [0.01] * 5})
+    assert known["warm"]["beyond"] == [0.07] * 5  # they took their 0.2 s
+    assert len(known["warm"]["at"]) == 10
+    few = timing.by_cache(runs, 0.2, {"beyond": [0.07]})["cold"]["beyond"]
+    assert few == [0.07, *(pytest.approx(0.051),) * 4]
+
+
+def test_the_table_says_how_many_calls(monkeypatch, capsys):
+    def sleep():
+        time.sleep(0.35)
+        return torch.zeros(3)
+
+    monkeypatch.setattr(timing, "last_cache", lambda: 8)
+    _, out = shown(toy(rivals={"slow": sleep}), monkeypatch, capsys)
+    assert line(out, "slow").endswith("  1")
+    assert "\N{PLUS-MINUS SIGN}" not in line(out, "slow")
+    assert re.search("[0-9]+ [+] [0-9]+$", line(out, "right"))
+    assert "\N{PLUS-MINUS SIGN}" in line(out, "right")
+    (row,) = json.loads(Path("p.json").read_text())["rows"]
+    assert [len(b["calls"]) for b in row["beside"]] == [2, 2, 2, 1]
+
+
+@pytest.mark.parametrize("budget", ["0", "-1", "nan", "inf"])
+def test_a_budget_is_time(budget, capsys):
+    assert main(["bench", "linear", "--quick", f"--budget={budget}"]) == 1
+    assert "bench(budget): expected seconds, above 0" in capsys.readouterr().err
+
+
+def test_the_command_says_what_goes_on(monkeypatch):
+    said = []
+    monkeypatch.setattr(bench, "cases", lambda *_: [toy()])
+    bench.run("linear", True, said.append, peers=True, budget=1e-3)
+    assert [line.removeprefix("linear 1: a shape: ") for line in said] == [
+        "right, its result", "wrong, its result", "cut short, its result", "its result",
+        "in turns with the peer and the floor", "beside every peer, with warm and with cold caches",
+    ]  # fmt: skip
 
 
 def test_what_codes_stand_for():
@@ -145,3 +232,30 @@ def test_what_codes_stand_for():
     for bits, bound in ((8, 0.01), (4, 0.15)):
         error = rms_error(restored(*quantize_rows(weights, bits), bits), weights)
         assert bound / 20 < error < bound
+
+
+@pytest.mark.parametrize(("length", "heads"), [(300, None), (256, 2)])
+def test_a_block_mask_is_the_one_that_torch_makes(length, heads):
+    from torch.nn.attention.flex_attention import create_block_mask
+
+    from headrace.bench.flex import block_mask
+
+    chosen = torch.rand(2, 5, 5) < 0.4
+
+    def seen(b, h, t, j):
+        whole = (t - j < 150) | (j < 4)
+        return (j <= t) & (chosen[h, t // 64, j // 64] | (t > 200) if heads else whole)
+
+    got = block_mask(seen, heads, length, 64)
+    want = create_block_mask(
+        seen, 1 if heads else None, heads, length, length, device="cpu", BLOCK_SIZE=64
+    )
+    assert torch.equal(got.to_dense(), want.to_dense())
+    assert got.shape == want.shape
+    for part in ("", "full_"):
+        counts = getattr(got, f"{part}kv_num_blocks")
+        assert counts.sum()
+        assert torch.equal(counts, getattr(want, f"{part}kv_num_blocks"))
+        mine, theirs = (getattr(x, f"{part}kv_indices") for x in (got, want))
+        used = torch.arange(mine.shape[-1]) < counts[..., None]
+        assert torch.equal(mine[used], theirs[used])

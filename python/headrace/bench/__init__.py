@@ -61,21 +61,31 @@ class Row:
         return self.floor_s / self.ours_s if self.ok else None
 
 
-def measure(case: Case, seconds: float, fma: float, matmul: float) -> Row:
-    """Checks one case against its reference and times it beside its peer and its bytes."""
+def measure(
+    case: Case,
+    seconds: float,
+    fma: float,
+    matmul: float,
+    told: beside.Compared | None = None,
+    say: Callable[[str], object] = str,
+) -> Row:
+    """Checks one case against its reference and times it beside its peer and its bytes: `seconds`
+    for each. told: the peers to measure it beside as well. say: is told what goes on."""
+    say("its result")
     error, tolerance = case.check()
+    say("in turns with the peer and the floor")
     runs: dict[str, Callable[[], object]] = {"ours": case.ours, "read": reader(case.bytes)}
     if case.peer is not None:
         runs["peer"] = case.peer
-    taken = samples(runs, seconds)
+    taken = samples(runs, seconds, warm=told is not None)
     times = {name: median(each) for name, each in taken.items()}
     # Variants take turns of their own with ours: each finds the cache as the other left it.
-    variants = case.others | case.rivals
+    variants = case.others | ({} if told else case.rivals)
     pairs = interleaved({"ours": case.ours, **variants}, seconds / 2) if variants else {}
     notes = {f"time over {name}": pairs["ours"] / pairs[name] for name in variants}
     if case.flops / fma > times["read"]:
         notes["share of matmul rate"] = case.flops / times["ours"] / matmul
-    return Row(
+    row = Row(
         case.op,
         case.shape,
         times["ours"],
@@ -91,39 +101,56 @@ def measure(case: Case, seconds: float, fma: float, matmul: float) -> Row:
         quartiles(taken["ours"]),
         (case.bytes / times["read"], fma),
     )
+    if told:
+        say("beside every peer, with warm and with cold caches")
+        known = {"ours": taken["ours"], case.peer_name: taken.get("peer", [])}
+        row.beside.extend(beside.measure(case, told, seconds / 2, fma, known))
+    return row
 
 
 def run(
     op: str | None = None,
     quick: bool = False,
-    progress: Callable[[Row], None] | None = None,
+    progress: Callable[[str], None] | None = None,
     shapes: str | None = None,
     peers: bool = False,
+    budget: float | None = None,
 ) -> list[Row]:
     """Benchmarks one op or all of them. quick: few shapes, under half a minute. shapes: those of a
     model of `MODELS`, for the ops whose shapes a model has. peers: beside every peer that is there,
     with warm and with cold caches; those that need torch's compiler are left out of what is quick.
+    budget: seconds for the calls of each of ours, the peer and the floor of a shape (1, or 0.1 if
+    quick), and half as many for each peer and state of the cache; few calls are enough of what
+    takes long. progress: is told what goes on.
 
-    Raises ValueError for an unknown op or model.
+    Raises ValueError for an unknown op or model, or a budget that is no time.
     """
     if op is not None and op not in ops.specs():
         raise bad_value("bench", "op", "one of " + ", ".join(sorted(ops.specs())), repr(op))
     if shapes is not None and shapes not in MODELS:
         raise bad_value("bench", "shapes", "one of " + ", ".join(MODELS), repr(shapes))
+    if budget is not None and not 0 < budget < math.inf:
+        raise bad_value("bench", "budget", "seconds, above 0", budget)
+    seconds = budget or (0.1 if quick else 1.0)
     chosen = cases(op, quick) if shapes is None else of_model(MODELS[shapes], op, quick)
     rows: list[Row] = []
     with torch.no_grad():
         fma, matmul = multiply_add_rate(), matmul_rate(1024 if quick else 2048)
         for case in chosen:
-            told = beside.compared(case, compile=not quick) if peers else None
-            rows.append(measure(case, 0.3 if quick else 3.0, fma, matmul))
-            if told:
-                rows[-1].beside.extend(beside.measure(case, told, 0.3 if quick else 1.5, fma))
-            if progress is not None:
-                progress(rows[-1])
+            say = _saying(case, len(rows) + 1, progress)
+            told = beside.compared(case, not quick, say) if peers else None
+            rows.append(measure(case, seconds, fma, matmul, told, say))
     if not rows:
         raise bad_value("bench", "op", "one whose shapes follow from a model", repr(op))
     return rows
+
+
+def _saying(case: Case, nth: int, progress: Callable[[str], None] | None) -> Callable[[str], None]:
+    def say(what: str) -> None:
+        if progress is not None:
+            progress(f"{case.op} {nth}: {case.shape}: {what}")
+
+    return say
 
 
 def table(rows: Iterable[Row]) -> str:

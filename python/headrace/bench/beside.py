@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from statistics import median
 from typing import TYPE_CHECKING
@@ -28,8 +28,9 @@ Half = tuple[float, float]
 @dataclass(frozen=True)
 class Beside:
     """One contestant of a shape. Times are medians in seconds by the state of the cache; half:
-    between which seconds half of them lie. error: from ours, relative; None of ours and the floor.
-    ok: that it computed the same. why: the reason for no time at all.
+    between which seconds half of them lie. calls: how many were timed, warm and cold; one number
+    where the same ones stand for both. error: from ours, relative; None of ours and the floor. ok:
+    that it computed the same. why: the reason for no time at all.
     """
 
     name: str
@@ -37,6 +38,7 @@ class Beside:
     warm_half: Half | None = None
     cold_s: float | None = None
     cold_half: Half | None = None
+    calls: tuple[int, ...] = ()
     error: float | None = None
     ok: bool = True
     why: str = ""
@@ -85,11 +87,13 @@ class Compared:
     failed: list[Beside]
 
 
-def compared(case: Case, compile: bool = False) -> Compared:
-    """To be done before anything is timed: what adds to its state would drown the differences."""
+def compared(case: Case, compile: bool = False, say: Callable[[str], object] = str) -> Compared:
+    """To be done before anything is timed: what adds to its state would drown the differences.
+    say: is told whose turn it is."""
     peers, why = every_peer(case, compile)
     told = Compared({}, {}, [])
     for name, run in peers.items():
+        say(f"{name}, its result")
         try:
             told.errors[name] = difference(case, name, run)
             told.peers[name] = run
@@ -105,20 +109,29 @@ def _reason(error: Exception) -> str:
     return f"{type(error).__name__}: {lines[0] if lines else ''}"
 
 
-def measure(case: Case, told: Compared, seconds: float, fma: float) -> list[Beside]:
-    """Ours, the floor and every peer in turns; `seconds` for each state of the cache."""
+def measure(
+    case: Case,
+    told: Compared,
+    seconds: float,
+    fma: float,
+    known: Mapping[str, list[float]] | None = None,
+) -> list[Beside]:
+    """Ours, the floor and every peer in turns, each with `seconds` for each state of the cache.
+    known: what some of their calls took before."""
     errors = told.errors
     runs = {"ours": case.ours, "floor": reader(case.bytes)}
-    taken = by_cache(runs | told.peers, seconds)
+    taken = by_cache(runs | told.peers, seconds, known)
     made = []
     for name in taken["warm"]:
         least = case.flops / fma if name == "floor" else 0.0
         times = {kind: [max(t, least) for t in taken[kind][name]] for kind in taken}
         error = errors.get(name)
+        lists = [taken["warm"][name], taken["cold"][name]]
+        calls = tuple(len(each) for each in lists[: 1 if lists[0] is lists[1] else 2])
         made.append(
             Beside(
                 name, median(times["warm"]), quartiles(times["warm"]),
-                median(times["cold"]), quartiles(times["cold"]),
+                median(times["cold"]), quartiles(times["cold"]), calls,
                 error, error is None or error <= ALIKE,
             )
         )  # fmt: skip
@@ -128,7 +141,9 @@ def measure(case: Case, told: Compared, seconds: float, fma: float) -> list[Besi
 def table(rows: Iterable[Row], aside: Iterable[str] = ()) -> str:
     """A line for each contestant of each shape. No ratio where ours is wrong, and none to a peer
     that computes something else. aside: peers that are not there."""
-    head = ("op", "shape", "", "check", "warm", "half within", "ours is", "cold", "ours is")
+    head = (
+        "op", "shape", "", "check", "warm", "half within", "ours is", "cold", "ours is", "calls"
+    )  # fmt: skip
     lines: list[tuple[str, ...]] = [head]
     for row in rows:
         ours = next((b for b in row.beside if b.name == "ours"), None)
@@ -146,7 +161,7 @@ def table(rows: Iterable[Row], aside: Iterable[str] = ()) -> str:
 
 def _cells(row: Row, ours: Beside | None, one: Beside) -> tuple[str, ...]:
     if one.warm_s is None or one.cold_s is None or one.warm_half is None:
-        return (one.name, "\u2717 " + one.why, "", "", "", "", "")
+        return (one.name, "\u2717 " + one.why, "", "", "", "", "", "")
     error = row.error if one.name == "ours" else one.error
     ok = row.ok if one.name == "ours" else one.ok
     check = "" if error is None else ("\u2713" if ok else "\u2717") + f" {error:.1e}"
@@ -158,10 +173,10 @@ def _cells(row: Row, ours: Beside | None, one: Beside) -> tuple[str, ...]:
             elif mine:
                 ratios[i] = f"{their / mine:.2f}x"
     low, high = one.warm_half
-    spread = f"{(high - low) / one.warm_s / 2:.0%}"
+    spread = f"\u00b1 {(high - low) / one.warm_s / 2:.0%}" if min(one.calls) > 2 else ""
     return (
-        one.name, check, time_of(one.warm_s), f"\u00b1 {spread}", ratios[0],
-        time_of(one.cold_s), ratios[1],
+        one.name, check, time_of(one.warm_s), spread, ratios[0],
+        time_of(one.cold_s), ratios[1], " + ".join(map(str, one.calls)),
     )  # fmt: skip
 
 

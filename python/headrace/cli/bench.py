@@ -25,6 +25,10 @@ def add(parser: argparse.ArgumentParser) -> None:
         "--peers", action="store_true",
         help="beside every peer that is there, with warm and with cold caches",
     )  # fmt: skip
+    parser.add_argument(
+        "--budget", type=float, metavar="SECONDS",
+        help="for the calls of each side of a shape (default: 1, with --quick 0.1)",
+    )  # fmt: skip
     for name, what in (("loops", "whole loops"), ("scaling", "cost as work grows")):
         parser.add_argument(
             f"--{name}", nargs="?", const="all", metavar="NAME", help=f"{what}, one or all"
@@ -53,8 +57,8 @@ def run(args: argparse.Namespace) -> int:
         if args.op is not None and args.op not in ops.specs():
             raise Fail(f"bench(OP): expected one of {', '.join(ops.specs())}, got {args.op!r}")
         then = _recorded(args.compare) if args.compare else []
-        told = _progress if sys.stderr.isatty() else None
-        rows = bench.run(args.op, args.quick, told, args.shapes, args.peers)
+        told = bench_loops.progress()
+        rows = bench.run(args.op, args.quick, told, args.shapes, args.peers, args.budget)
         shown = beside.table(rows, peers.missing()) if args.peers else bench.table(rows)
         print(shown, flush=True)
         if args.json:
@@ -84,7 +88,3 @@ def _recorded(path: Path) -> list[dict[str, Any]]:
     except (ValueError, KeyError, TypeError):
         raise Fail(f"bench(--compare): expected what --json wrote, got {path}") from None
     return list(rows)
-
-
-def _progress(row: object) -> None:
-    print(f"\r{row.op} {row.shape}\x1b[K", end="\r", file=sys.stderr, flush=True)  # type: ignore[attr-defined]

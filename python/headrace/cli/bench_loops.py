@@ -12,7 +12,7 @@ from typing import Any
 from . import report
 from .fail import Fail
 
-EXCLUDED = ("op", "shapes", "peers", "compare")
+EXCLUDED = ("op", "shapes", "peers", "compare", "budget")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -32,7 +32,7 @@ def run(args: argparse.Namespace) -> int:
         raise Fail(f"bench(--{kind}): expected one of {', '.join(known)}, got {wanted!r}")
     names = [] if wanted == "all" else [wanted]
     part: Any = loops if args.loops else scaling
-    found = part.run(names, args.quick, _progress())
+    found = part.run(names, args.quick, progress())
     print(part.table(found), flush=True)
     if args.loops and not names:
         for name, how in loops.missing().items():
@@ -45,7 +45,7 @@ def run(args: argparse.Namespace) -> int:
     return 0 if right else 1
 
 
-def _progress() -> Callable[[str], None] | None:
+def progress() -> Callable[[str], None] | None:
     """A line that is drawn again, ten times a second at most; None where nobody looks."""
     if not sys.stderr.isatty():
         return None

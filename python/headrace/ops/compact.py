@@ -8,7 +8,10 @@ from torch import Tensor, get_num_threads
 from .. import _C
 from ..errors import bad_value
 from ..kernels.prune.spec import COMPACT
-from .registry import DTYPE_CODE, call, register
+from .registry import DTYPE_CODE, UNUSUAL, alone, call, register
+
+OPTIONS = ("index", "count", "target", "weights", "mask")
+STILL = [(0, 0)] * len(OPTIONS)  # one batch entry, one head
 
 
 class Compacted(NamedTuple):
@@ -55,6 +58,10 @@ def compact(
     and VisionZip (merges).
     """
     dims = x.ndim
+    if dims == 2:
+        out = _alone(x, index, count, mask, target, weights, capacity)
+        if out is not UNUSUAL:
+            return Compacted(*out)
     out = call(
         "compact",
         rows_of("compact", x),
@@ -102,14 +109,17 @@ def strides(x: Tensor) -> tuple[int, int]:
     return (0 if batch == 1 else b, 0 if heads == 1 else h)
 
 
+def addresses(bound: Any) -> list[int]:
+    """Of index, count, target, weights and mask, of which an op has some."""
+    get = bound.get
+    return [0 if (x := get(name)) is None else x.data_ptr() for name in OPTIONS]
+
+
 def options(bound: Any) -> tuple[list[int], list[tuple[int, int]]]:
-    """Addresses and strides of index, count, target, weights and mask, of which an op has some."""
-    addresses, steps, get = [], [], bound.get
-    for name in ("index", "count", "target", "weights", "mask"):
-        x = get(name)
-        addresses.append(0 if x is None else x.data_ptr())
-        steps.append((0, 0) if x is None else strides(x))
-    return addresses, steps
+    """`addresses`, and strides of batch and head."""
+    get = bound.get
+    steps = [(0, 0) if (x := get(name)) is None else strides(x) for name in OPTIONS]
+    return addresses(bound), steps
 
 
 def _cpu(bound, axes, outs):
@@ -128,4 +138,23 @@ def _cpu(bound, axes, outs):
     )
 
 
+def _cpu_alone(bound, axes, outs):
+    x, (y, sizes, index, count) = bound["x"], outs
+    kept, depth = axes["K"], axes["D"]
+    _C.compact(
+        x.data_ptr(),
+        (0, 0, x.stride(0)),
+        y.data_ptr(),
+        (0, 0, depth),
+        addresses(bound),
+        STILL,
+        (1, 1, axes["N"], kept, depth),
+        x.element_size(),
+        DTYPE_CODE.get(x.dtype, -1),
+        (sizes.data_ptr(), index.data_ptr(), count.data_ptr()),
+        get_num_threads(),
+    )
+
+
 register(COMPACT, _cpu)
+_alone = alone(COMPACT, _cpu_alone)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from importlib import import_module
 from typing import Any
 
@@ -30,7 +31,8 @@ DTYPE_CODE = {
 _LIBRARY = torch.library.Library("headrace", "DEF")
 _SPECS: dict[str, OpSpec] = {}
 _DIRECT: dict[str, Callable[[Any, Any], Any]] = {}
-_SEEN = object()
+UNUSUAL = object()
+"""What a path past torch's dispatcher gives for a call that it leaves to the dispatcher."""
 _KINDS_OF: dict[str, tuple[type]] = {
     "int": (int,), "float": (float,), "bool": (bool,), "str": (str,)
 }  # fmt: skip
@@ -106,8 +108,8 @@ def _returned(outs: list[Tensor]) -> Any:
 def _direct(spec: OpSpec, cpu: Kernel) -> Callable[[Any, Any], Any]:
     """The CPU kernel without torch's dispatcher, which takes as long as a small call itself.
 
-    Gives `_SEEN`, having done nothing, where anything is unusual, or where torch or the debug mode
-    is to see the call.
+    Gives `UNUSUAL`, having done nothing, where anything is out of the ordinary, or where torch or
+    the debug mode is to see the call.
     """
     names = {arg.name for arg in spec.args}
     kinds = {
@@ -121,10 +123,10 @@ def _direct(spec: OpSpec, cpu: Kernel) -> Callable[[Any, Any], Any]:
 
     def run(args: Any, kwargs: Any) -> Any:
         if backends.current() != "auto" or audit.on or quick.watched():
-            return _SEEN
+            return UNUSUAL
         found = entry(*args, **kwargs)
         if found is None:
-            return _SEEN
+            return UNUSUAL
         bound, axes, outs = found
         values(bound, axes)
         if scaled and bound["scale"] is None:
@@ -138,6 +140,23 @@ def _direct(spec: OpSpec, cpu: Kernel) -> Callable[[Any, Any], Any]:
         return _returned(outs)
 
     return run
+
+
+def alone(spec: OpSpec, cpu: Kernel, lead: int = 2) -> Callable[..., Any]:
+    """An op by its CPU kernel for tensors without the first `lead` axes, which would be 1: they are
+    checked, and results made, without a view of any. The op's `values` do not find those axes.
+    It takes every argument in the order of the schema.
+
+    Gives `UNUSUAL`, having done nothing, where the call is to go by `call`.
+    """
+    args = tuple(replace(a, axes=" ".join(a.axes.split()[lead:])) for a in spec.args)
+    outs = tuple(replace(o, axes=" ".join(o.axes.split()[lead:])) for o in spec.outs)
+    run = _direct(replace(spec, args=args, outs=outs), cpu)
+
+    def one(*args: Any) -> Any:
+        return UNUSUAL if torch.compiler.is_compiling() else run(args, {})
+
+    return one
 
 
 def _reference(spec: OpSpec, bound: Mapping[str, Any]) -> Any:
@@ -181,7 +200,7 @@ def call(name: str, *args: Any, **kwargs: Any) -> Any:
     """
     if not torch.compiler.is_compiling():
         out = _DIRECT[name](args, kwargs)
-        if out is not _SEEN:
+        if out is not UNUSUAL:
             return out
     if isinstance(args[0], np.ndarray):
         given = dict(zip(_SPECS[name].parameters, args, strict=False)) | kwargs

@@ -83,7 +83,7 @@ def cached(quick: bool, told: Told) -> Iterator[Point]:
             raise ValueError(f"cached: {case.shape}: off by {error:.1e}, more than {tolerance:.1e}")
         runs = {"score and select": case.ours, "reading as many bytes": reader(case.bytes)}
         runs |= {f"the same, {name}": run for name, run in case.rivals.items()}
-        for name, taken in samples(runs, 0.3 if quick else 3.0).items():
+        for name, taken in samples(runs, 0.1 if quick else 1.0).items():
             yield name, tokens, [seconds / count for seconds in taken]
 
 
