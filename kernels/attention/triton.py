@@ -38,8 +38,9 @@ def blocks_of(kernel: str, x: Tensor, dim: int, low: bool) -> tuple[int, int, in
         default = dict(rows=16, keys=64 if padded <= 128 else 32, warps=warps, stages=2)
     elif low:
         default = dict(rows=64 if padded <= 128 else 32, keys=64, warps=warps, stages=2)
-    else:
-        default = dict(rows=32 if padded <= 128 else 16, keys=32, warps=warps, stages=1)
+    else:  # without tensor cores a product keeps whole tiles in registers
+        wide = padded > (64 if kernel == "paged_attention" else 128)
+        default = dict(rows=16, keys=16, warps=8 if wide else 4, stages=1)
     made = choice(kernel, f"{dim} {'16-bit' if low else 'fp32'}", x, default)
     return made["rows"], made["keys"], padded, made["warps"], made["stages"]
 

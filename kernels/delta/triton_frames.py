@@ -135,7 +135,8 @@ def frame_delta_rule(bound, axes, outs):
     gates = (bound["beta"], bound["log_decay"])
     heads = {"V_HEADS": axes["HV"], "GROUP": axes["HV"] // axes["H"], "DIM": axes["K"]}
     heads |= {"UPDATE": bound["update"], "BK": power_of_two(axes["K"])}
-    strip = 32 if heads["BK"] <= 128 else 16
+    low = low_precision(q, k, v)
+    strip, rows = (32 if low and heads["BK"] <= 128 else 16), (32 if low else 16)
     with on_device("frame_delta_rule", q):
         frame_norms_kernel[(axes["HV"], axes["B"])](
             q, k, *gates, bound["norm"], divisors, *at, *q.stride()[:2], *k.stride()[:2],
@@ -144,6 +145,6 @@ def frame_delta_rule(bound, axes, outs):
         frame_strip_kernel[(axes["HV"], axes["B"], triton.cdiv(axes["V"], strip))](
             q_hat, k_hat, v, *gates, bound["state"], divisors, o, *at,
             *q_hat.stride()[:2], *k_hat.stride()[:2], *v.stride()[:2],
-            V_DIM=axes["V"], LOW=low_precision(q, k, v), BT=32, BV=strip, num_warps=4,
+            V_DIM=axes["V"], LOW=low, BT=rows, BV=strip, num_warps=4,
             **heads, **FUSION,
         )  # fmt: skip

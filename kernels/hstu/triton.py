@@ -173,8 +173,7 @@ def hstu_attention(bound, axes, outs):
         return
     low = low_precision(q)
     dims = power_of_two(axes["D"]), power_of_two(axes["Dv"])
-    wide = max(dims) > 128
-    block_m, block_n = (64 if low and not wide else 32), 32
+    block_m, block_n = (32 if low else 16), 32
     # No sequence leaves more than one block that is not full.
     blocks = triton.cdiv(axes["Lq"], block_m) + axes["B"]
     with on_device("hstu_attention", q):

@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 from headrace.kernels.common.triton import FUSION, low_precision, on_device, power_of_two, product
 
-ROWS, KEYS = 32, 64  # queries and keys of a tile
+ROWS, KEYS = 32, 64  # queries and keys of a tile, half as many where it stays in registers
 LOG2E = 1.4426950408889634
 
 
@@ -99,19 +99,21 @@ def attention_mass(bound, axes, outs):
     lengths = torch.full((batch,), keys, dtype=torch.int32, device=q.device)
     if bound["lengths"] is not None:
         lengths = bound["lengths"].clamp(0, keys)
-    shape = dict(D=axes["D"], BD=power_of_two(axes["D"]), BR=ROWS, BN=KEYS)
-    options = dict(CAUSAL=bound["causal"], LOW=low_precision(q, k), num_warps=4, **FUSION)
+    low = low_precision(q, k)
+    tile_rows, tile_keys = (ROWS, KEYS) if low else (ROWS // 2, KEYS // 2)
+    shape = dict(D=axes["D"], BD=power_of_two(axes["D"]), BR=tile_rows, BN=tile_keys)
+    options = dict(CAUSAL=bound["causal"], LOW=low, num_warps=4, **FUSION)
     mass = q.new_empty((batch, heads, keys), dtype=torch.float32)
     strides = (*q.stride()[:3], *k.stride()[:3], bound["scale"] * LOG2E)
     with on_device("attention_mass", q):
         if bound["lse"] is None:
             norms = q.new_empty((batch, axes["Hq"], queries), dtype=torch.float32)
-            mass_sums_kernel[(triton.cdiv(queries * group, ROWS), heads, batch)](
+            mass_sums_kernel[(triton.cdiv(queries * group, tile_rows), heads, batch)](
                 q, k, lengths, norms, queries, group, keys, heads, *strides, **shape, **options
             )
         else:
             norms = (bound["lse"] * LOG2E).contiguous()
-        mass_kernel[(triton.cdiv(keys, KEYS), heads, batch)](
+        mass_kernel[(triton.cdiv(keys, tile_keys), heads, batch)](
             q, k, lengths, norms, mass, queries, group, keys, heads, *strides,
             LARGEST=bound["reduce"] == "max", **shape, **options,
         )  # fmt: skip
