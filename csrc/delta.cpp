@@ -14,9 +14,7 @@
 namespace headrace {
 namespace {
 
-const DeltaKernels& level() {
-  return HEADRACE_PICK(delta);
-}
+const DeltaKernels& level() { return HEADRACE_PICK(delta); }
 
 void check_rising(const char* name, const std::int32_t* p, std::int64_t n, std::int64_t total) {
   bool rises = p[0] == 0 && p[n] == total;

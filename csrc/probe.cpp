@@ -12,9 +12,7 @@
 namespace headrace {
 namespace {
 
-const ProbeKernels& kernels() {
-  return HEADRACE_PICK(probe);
-}
+const ProbeKernels& kernels() { return HEADRACE_PICK(probe); }
 
 double now() {
   using Clock = std::chrono::steady_clock;

@@ -6,9 +6,7 @@
 
 namespace headrace {
 
-inline const ScoreKernels& score_kernels() {
-  return HEADRACE_PICK_BF16(score);
-}
+inline const ScoreKernels& score_kernels() { return HEADRACE_PICK_BF16(score); }
 
 // Whether the processor counts the bits of the elements of a vector.
 inline bool counts_bits_of_vectors() {

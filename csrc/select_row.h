@@ -29,9 +29,7 @@ struct SelectCut {
   std::int64_t wanted = 0, ties = 0;       // in all, forced ones too; of the equal ones
 };
 
-inline const SelectKernels& select_kernels() {
-  return HEADRACE_PICK(select);
-}
+inline const SelectKernels& select_kernels() { return HEADRACE_PICK(select); }
 
 class SelectRow {
  public:

@@ -136,7 +136,7 @@ inline int block_positions(int group) {
 
 // fp32 words of scratch that one item needs.
 inline std::int64_t attention_scratch(int positions, int rows, int dim, int half) {
-  return static_cast<std::int64_t>(rows) * (3 * dim + kTile + 2) + 2 * positions + 2 * half +
+  return static_cast<std::int64_t>(rows) * (3 * dim + kTile + 4) + 2 * positions + 2 * half +
          dim * kTile + 64;
 }
 

@@ -88,11 +88,11 @@ inline void dense_pass(const DenseArgs& a, const DenseItem& it, const Rows& st, 
           const int lo = static_cast<int>(headrace::clamp(row.lo, t, stop) - base);
           const int hi = static_cast<int>(headrace::clamp(row.hi, t, stop) - base);
           softmax_row(s + r * kTile, cols, lo, hi, cap, r, st);
-          P::weights(s + r * kTile, cols);
+          P::weights(s + r * kTile, cols, nullptr);
           ranges[r / heads * 2] = lo - static_cast<int>(t - base);
           ranges[r / heads * 2 + 1] = hi - static_cast<int>(t - base);
         }
-        add_values<P>(s, static_cast<int>(t - base), v + t * a.v_row, a.v_row,
+        add_values<P>(s, nullptr, static_cast<int>(t - base), v + t * a.v_row, a.v_row,
                       static_cast<int>(stop - t), st, heads, careful ? ranges : nullptr);
         t = stop;
       }

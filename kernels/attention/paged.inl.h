@@ -30,8 +30,8 @@ template <class P, class T>
 inline void paged_slots(const PagedArgs& a, const PagedItem& it, const std::int64_t* entry,
                         const T* k, const T* v, const T* upcoming, SlotScales k_scale,
                         SlotScales v_scale, std::int64_t begin, std::int64_t end, const float* q,
-                        float scale, bool exact, const Rows& st, float* s, int* ranges,
-                        bool careful) {
+                        const float* q_units, float* units, float scale, bool exact, const Rows& st,
+                        float* s, int* ranges, bool careful) {
   const int group = a.q_heads / a.kv_heads, dim = a.dim;
   const std::int64_t slot = entry[headrace::kFirst];
   // Tiles start on a vector, so that the partial ones at the ends never leave the page.
@@ -40,8 +40,8 @@ inline void paged_slots(const PagedArgs& a, const PagedItem& it, const std::int6
     const std::int64_t stop = base + kTile < end ? base + kTile : end;
     const int cols = static_cast<int>((stop - base + kW - 1) / kW * kW);
     const std::int64_t tile_bytes = static_cast<std::int64_t>(cols) * dim * sizeof(T);
-    P::logits(q, dim, k + base, a.page_size, s, st.rows, cols, scale, exact, v + base * dim,
-              tile_bytes);
+    P::logits(q, q_units, dim, k + base, a.page_size, s, st.rows, cols, scale, exact,
+              v + base * dim, tile_bytes);
     for (int r = 0; r < st.rows; ++r) {
       const std::int64_t at = a.q_order[token_of(it, r / group)];
       const Range row = headrace::visible(at, at, entry[headrace::kOrder], entry[headrace::kReach],
@@ -51,12 +51,13 @@ inline void paged_slots(const PagedArgs& a, const PagedItem& it, const std::int6
       if (k_scale.at) scale_logits(s + r * kTile, k_scale, base, cols);
       softmax_row(s + r * kTile, cols, lo, hi, a.softmax.softcap, r, st);
       if (v_scale.at) scale_weights(s + r * kTile, v_scale, base, cols, lo, hi);
-      P::weights(s + r * kTile, cols);
+      P::weights(s + r * kTile, cols, units + r);
       ranges[r / group * 2] = lo - static_cast<int>(t - base);
       ranges[r / group * 2 + 1] = hi - static_cast<int>(t - base);
     }
-    add_values<P>(s, static_cast<int>(t - base), v + t * dim, dim, static_cast<int>(stop - t), st,
-                  group, careful ? ranges : nullptr, stop < end ? k + stop : upcoming, tile_bytes);
+    add_values<P>(s, units, static_cast<int>(t - base), v + t * dim, dim,
+                  static_cast<int>(stop - t), st, group, careful ? ranges : nullptr,
+                  stop < end ? k + stop : upcoming, tile_bytes);
     t = stop;
   }
 }
@@ -72,7 +73,9 @@ inline void paged_pass(const PagedArgs& a, const PagedItem& it, const Rows& st, 
   float* plain = scratch;                 // [heads][rows][dim], scaled queries
   float* turned = plain + st.rows * dim;  // [heads][rows][dim], rotated for the current origin
   float* s = turned + st.rows * dim;      // [rows][kTile]
-  float* cosine = s + rows * kTile;       // [half]
+  float* q_units = s + rows * kTile;      // [heads][rows]
+  float* units = q_units + st.rows;       // [rows]
+  float* cosine = units + rows;           // [half]
   const int half = a.rope.half;
   float* sine = cosine + half;
   int* ranges = reinterpret_cast<int*>(sine + half);  // [n][2]
@@ -93,6 +96,7 @@ inline void paged_pass(const PagedArgs& a, const PagedItem& it, const Rows& st, 
       for (int d = 0; d < dim; d += kW) {
         store(plain + row_of(head, r) + d, mul(load_any(a.q, at + d, a.q_dtype), set1(scale)));
       }
+      if (!a.rope.inv_freq) P::query(plain + row_of(head, r), dim, q_units + head * rows + r);
     }
   }
   reset(st);
@@ -123,7 +127,7 @@ inline void paged_pass(const PagedArgs& a, const PagedItem& it, const Rows& st, 
         for (int head = 0; head < it.heads; ++head) {
           for (int r = i * group; r < (i + 1) * group; ++r) {
             rotate(plain + row_of(head, r), cosine, sine, half, dim, turned + row_of(head, r));
-            P::query(turned + row_of(head, r), dim);
+            P::query(turned + row_of(head, r), dim, q_units + head * rows + r);
           }
         }
       }
@@ -145,8 +149,8 @@ inline void paged_pass(const PagedArgs& a, const PagedItem& it, const Rows& st, 
       paged_slots<P>(a, it, entry, keys(entry, head), v, upcoming,
                      scales_of<T>(a.k_scale, entry, it.kv_head + head),
                      scales_of<T>(a.v_scale, entry, it.kv_head + head), first + mine, first + upto,
-                     q + row_of(head, 0), raw ? scale : 1.f, raw, of_head(st, rows, head), s,
-                     ranges, careful);
+                     q + row_of(head, 0), q_units + head * rows, units, raw ? scale : 1.f, raw,
+                     of_head(st, rows, head), s, ranges, careful);
     }
   }
 }
@@ -197,6 +201,9 @@ void paged(const PagedArgs& a, const PagedItem& it, float* scratch) {
   // The result is rounded to bf16 too.
   if (a.kv_dtype == headrace::kBF16 && a.q_dtype == headrace::kBF16) {
     return paged_block<Paired, bf16>(a, it, scratch);
+  }
+  if (a.kv_dtype == headrace::kI8 && a.q_dtype == headrace::kBF16) {
+    return paged_block<Coded, std::int8_t>(a, it, scratch);
   }
 #endif
   if (a.kv_dtype == headrace::kF32) return paged_block<Widened, float>(a, it, scratch);

@@ -89,9 +89,7 @@ def test_every_half_number_passes_unchanged(isa, dtype):
     x = bits.view(dtype).view(-1, 1)
     x = x[x.isfinite().squeeze(1) & (x != 0).squeeze(1)]
     want = x
-    if (
-        isa == "avx512_bf16" and dtype == torch.bfloat16
-    ):
+    if isa == "avx512_bf16" and dtype == torch.bfloat16:
         want = torch.where(x.abs() < torch.finfo(dtype).tiny, 0, x)
     assert compare.same_bits(ops.linear(x, torch.ones(1, 1, dtype=dtype)), want)
     wide = x.float()
