@@ -106,11 +106,11 @@ def cases(op: str | None, quick: bool) -> Iterator[Case]:
     """Cases of one op or of all, made one at a time: some hold gigabytes."""
     from . import adapters, evictions, masses, scores, sequences, sparse, survivors, wider
 
-    bf16, f32 = torch.bfloat16, torch.float32
+    bf16, f16, f32 = torch.bfloat16, torch.float16, torch.float32
     i8, e4m3 = torch.int8, torch.float8_e4m3fn
     decodes: list[tuple] = [(1, 4096), (8, 4096), (1, 4096, bf16, i8)]
     prefills = [(bf16, 2048, 512)]
-    linears = [(1, 2048, 2048), (256, 256, 1024)]
+    linears: list[tuple] = [(1, 2048, 2048), (256, 256, 1024), (64, 2048, 2048, bf16)]
     chunks = [256]
     clips, rings = [(2, 220)], [(8, 1)]
     mixes, coded = [(64, 64, 1024), (256, 4, 1024)], [(64, 8), (64, 4)]
@@ -124,6 +124,8 @@ def cases(op: str | None, quick: bool) -> Iterator[Case]:
         decodes += [(b, 65536, bf16, c) for b in (1, 2, 4) for c in (i8, e4m3)]
         prefills = [(d, n, w) for d in (bf16, f32) for n in (4096, 16384) for w in (512, 2048)]
         linears = [(1, 256, 1024), (256, 256, 1024), (1, 4096, 4096), (64, 4096, 4096)]
+        linears += [(*shape, d) for shape in linears for d in (bf16, f16)]
+        linears += [(512, 2048, 2048, d) for d in (bf16, f32)]
         chunks = [1, 256, 4096]
         clips = [(1, 220), (1, 880), (4, 880)]
         rings = [(64, 1), (8, 64), (1, 1)]
