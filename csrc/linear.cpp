@@ -25,7 +25,9 @@ void linear(const LinearArgs& args, int threads) {
   std::int64_t strip = passes ? 96 : 384;
   const auto across = [&] { return (args.outputs + strip - 1) / strip; };
   while (strip > 96 && down * across() < 4 * team) strip -= 96;
-  const Scratch scratch(rows * (linear_words(args.depth) + (passes ? strip * 16 : 0)), team);
+  const Scratch scratch(
+      std::max<std::int64_t>(rows, 12) * (linear_words(args.depth) + (passes ? strip * 16 : 0)),
+      team);
   parallel(down * across(), team, [&](std::int64_t i, int thread) {
     const std::int64_t t = i % down * rows, n = i / down * strip;
     k.linear(args, t, std::min(args.tokens, t + rows), n, std::min(args.outputs, n + strip),

@@ -101,6 +101,31 @@ inline void hsum4(const F* a, float* out) {
   _MM_TRANSPOSE4_PS(t[0], t[1], t[2], t[3]);
   _mm_storeu_ps(out, _mm_add_ps(_mm_add_ps(t[0], t[2]), _mm_add_ps(t[1], t[3])));
 }
+// A vector as four lanes of four: rows of lanes become columns of them, as in a transpose.
+#define HEADRACE_LANES
+inline void transpose_lanes(F* v) {
+  const auto some = [&](int i, int j, int which) {
+    return which ? _mm512_shuffle_f32x4(v[i].v, v[j].v, 0xee)
+                 : _mm512_shuffle_f32x4(v[i].v, v[j].v, 0x44);
+  };
+  const __m512 a = some(0, 1, 0), b = some(0, 1, 1), c = some(2, 3, 0), d = some(2, 3, 1);
+  v[0] = {_mm512_shuffle_f32x4(a, c, 0x88)};
+  v[1] = {_mm512_shuffle_f32x4(a, c, 0xdd)};
+  v[2] = {_mm512_shuffle_f32x4(b, d, 0x88)};
+  v[3] = {_mm512_shuffle_f32x4(b, d, 0xdd)};
+}
+// Four elements in every lane.
+inline F spread(const float* p) { return {_mm512_broadcast_f32x4(_mm_loadu_ps(p))}; }
+// The sums of the lanes of p and q, side by side in every lane, with the end of hsum's tree.
+inline F sum_lanes(F p, F q) {
+  const __m512 u = _mm512_add_ps(_mm512_unpacklo_ps(p.v, q.v), _mm512_unpackhi_ps(p.v, q.v));
+  return {_mm512_add_ps(u, _mm512_permute_ps(u, 0xee))};
+}
+// The first halves of the lanes of two.
+inline F join_lanes(F a, F b) {
+  return {_mm512_castpd_ps(_mm512_unpacklo_pd(_mm512_castps_pd(a.v), _mm512_castps_pd(b.v)))};
+}
+
 // out[i] = hsum(a[i]) for eight and for sixteen, in the same tree.
 inline void hsum8(const F* a, float* out) {
   __m512 t[4];

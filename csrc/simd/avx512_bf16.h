@@ -14,6 +14,10 @@ struct Pairs {
 };
 
 inline Pairs load_pairs(const void* p) { return {_mm512_loadu_si512(p)}; }
+// Four pairs in every lane of four.
+inline Pairs spread_pairs(const void* p) {
+  return {_mm512_broadcast_i32x4(_mm_loadu_si128(static_cast<const __m128i*>(p)))};
+}
 // Both elements at p in every lane.
 inline Pairs set1_pair(const void* p) {
   int both;

@@ -24,8 +24,8 @@ inline constexpr std::int64_t linear_words(std::int64_t depth) {
 }
 
 struct LinearKernels {
-  // y[begin:end, first:last]. scratch: linear_words for every row, and where the depth is more than
-  // that, 16 for every row and output, the outputs rounded up to 8.
+  // y[begin:end, first:last]. scratch: linear_words for every row, 12 rows at least, and where the
+  // depth is more than that, 16 for every row and output, the outputs rounded up to 8.
   void (*linear)(const LinearArgs&, std::int64_t begin, std::int64_t end, std::int64_t first,
                  std::int64_t last, float* scratch);
 };

@@ -4,49 +4,12 @@
 // which is what makes the product batch-invariant; blocking changes which dots run together and
 // nothing else.
 #pragma once
-#include "args.h"
-#include "csrc/simd/vec.h"
+#include "quads.inl.h"
 
 namespace {
 
-using headrace::LinearArgs;
-
 // Rows of a register block against four outputs, whose sums end in one vector.
 constexpr int kM = F::registers == 32 ? 6 : 3;
-
-// A vector of a row, of the elements that one multiply-add takes.
-template <class X, class W>
-struct Lanes {
-  static constexpr int width = kW;
-  using Packed = float;  // of x, widened once
-  using Vector = F;
-  template <class T>
-  static F read(const T* p) {
-    return load(p);
-  }
-  static F add(F x, F w, F sum) { return fma(x, w, sum); }
-  static void pack(const X* from, float* to) { store(to, load(from)); }
-};
-#ifdef HEADRACE_DOTS
-template <>
-struct Lanes<bf16, bf16> {
-  static constexpr int width = 2 * kW;
-  using Packed = bf16;
-  using Vector = Pairs;
-  static Pairs read(const bf16* p) { return load_pairs(p); }
-  static F add(Pairs x, Pairs w, F sum) { return dot(x, w, sum); }
-  static void pack(const bf16* from, bf16* to) { std::memcpy(to, from, 2 * width); }
-};
-#endif
-
-// The last `left` elements of a row, with zeros behind.
-template <class L, class T>
-struct Tail {
-  Tail(const T* p, int left) {
-    for (int i = 0; i < left; ++i) lanes[i] = p[i];
-  }
-  T lanes[L::width] = {};
-};
 
 // out = `rows` rows of x side by side: a vector of each, then the next of each. Rows that lie a
 // power of two apart would fight for the same few lines of the cache.
@@ -61,15 +24,6 @@ inline void pack_rows(const X* x, std::int64_t x_row, int rows, std::int64_t dep
   for (int m = 0; m < rows; ++m, out += L::width) {
     L::pack(Tail<L, X>(x + m * x_row + k, static_cast<int>(depth - k)).lanes, out);
   }
-}
-
-inline float element(const void* p, std::int64_t i, int dtype) {
-  char one[kW * sizeof(float)] = {};
-  const int size = headrace::dtype_size(dtype);
-  std::memcpy(one, static_cast<const char*>(p) + i * size, size);
-  float wide[kW];
-  store(wide, load_any(one, 0, dtype));
-  return wide[0];
 }
 
 // M packed rows against N outputs over [begin, end) of the depth; `kept` holds their sums from one
@@ -114,19 +68,7 @@ inline void dots(const LinearArgs& a, const typename Lanes<X, W>::Packed* x, std
   for (; i + 16 <= M * N; i += 16) hsum16(acc + i, sums + i);
   for (; i + 8 <= M * N; i += 8) hsum8(acc + i, sums + i);
   for (; i < M * N; i += 4) hsum4(acc + i, sums + i);
-  if (a.bias) {
-    for (int n = 0; n < cols; ++n) {
-      const float bias = element(a.bias, col + n, a.w_dtype);
-      for (int m = 0; m < M; ++m) sums[m * N + n] += bias;
-    }
-  }
-  alignas(64) char narrow[sizeof(sums)];
-  for (int j = 0; j < M * N; j += kW) store_any(narrow, j, a.x_dtype, load(sums + j));
-  const int size = headrace::dtype_size(a.x_dtype);
-  char* y = static_cast<char*>(a.y) + (row * a.outputs + col) * size;
-  for (int m = 0; m < M; ++m, y += a.outputs * size) {
-    std::memcpy(y, narrow + m * N * size, static_cast<std::size_t>(cols) * size);
-  }
+  finish<N, sizeof(sums) / sizeof(float)>(a, sums, M, row, col, cols);
 }
 
 // The last rows, fewer than a block.
@@ -182,6 +124,13 @@ inline void block(const LinearArgs& a, std::int64_t begin, std::int64_t end, std
                   std::int64_t last, float* scratch) {
   // One row needs more sums at a time than four, for each to have time to end.
   if (end - begin == 1) return blocks<1, 8, X, W>(a, begin, end, first, last, scratch);
+#ifdef HEADRACE_LANES
+  if constexpr (kQuads<X, W>) {
+    if (end - begin > 8 && a.depth * static_cast<std::int64_t>(sizeof(X)) <= kShort) {
+      return blocks_of_quads<X>(a, begin, end, first, last, scratch);
+    }
+  }
+#endif
   blocks<kM, 4, X, W>(a, begin, end, first, last, scratch);
 }
 

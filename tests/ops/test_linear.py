@@ -210,3 +210,17 @@ def test_errors(args, kind, text):
 def test_no_grad_lets_a_parameter_pass():
     with torch.no_grad():
         assert ops.linear(X.clone().requires_grad_(), W).shape == (3, 5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("depth", [1, 31, 64, 250, 512])
+def test_short_depths_have_the_bits_of_rows_alone(isa, depth, dtype):
+    """Many rows of a short depth end their sums together; the sums are those of one row."""
+    for rows, outputs in ((9, 4), (12, 7), (13, 96), (79, 33)):
+        x, w, bias = (
+            torch.randn(*s).to(dtype) for s in ((rows, depth), (outputs, depth), (outputs,))
+        )
+        y = ops.linear(x, w, bias)
+        compare.check("linear", (x, w, bias), {}, (depth, rows, outputs), got=(y,))
+        for row in (0, 8, rows - 1):
+            assert compare.same_bits(ops.linear(x[row : row + 1], w, bias)[0], y[row])
