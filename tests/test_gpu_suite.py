@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from bench.gpu import processes, stages, suite
 
@@ -167,3 +168,31 @@ def test_the_library_is_built_whole_or_not_at_all(nvcc, tmp_path, monkeypatch):
     assert (tmp_path / "_cuda.so").exists() == (nvcc == "builds")
     if nvcc == "fails":
         assert "no such thing" in unit["why"]
+
+
+def test_the_gpu_tests_run_on_a_gpu_that_is_pretended():
+    """What a lent GPU would be asked for has run once: launchers, captures, comparisons."""
+    pytest.importorskip("triton", reason="triton is not installed; pip install triton")
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "tests.gpu_compile.pretend"]
+    command += ["-p", "no:cacheprovider", "tests/gpu", "--replays", "40"]
+    command += ["-k", "graph_of_scoring or graph_of_the_whole or graph_absorbs or alone_and_beside"]
+    env = os.environ | {"HEADRACE_PRETEND_CUDA": "0", "OMP_NUM_THREADS": "1"}
+    env.pop("TRITON_INTERPRET", None)
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=env)
+    assert done.returncode == 0, done.stdout[-3000:]
+    assert "skipped" not in done.stdout
+
+
+def test_a_launcher_that_waits_in_a_capture_is_seen():
+    pytest.importorskip("triton", reason="triton is not installed; pip install triton")
+    from tests.gpu_compile.pretend import Graph, NoWaiting, capture
+
+    x, graph = torch.ones(2), Graph()
+    with capture(graph):
+        y = x + 1
+    x += 1
+    graph.replay()
+    assert y.tolist() == [3.0, 3.0]
+    for mode in (NoWaiting(), capture(Graph())):
+        with mode, pytest.raises(RuntimeError, match="capturing"):
+            x.sum().item()
