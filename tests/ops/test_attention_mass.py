@@ -232,3 +232,12 @@ ERRORS = [
 def test_errors(args, kwargs, kind, told):
     with pytest.raises(kind, match=re.escape(told)):
         ops.attention_mass(*args, **kwargs)
+
+
+@pytest.mark.parametrize("dim", [32, 80, 128])
+def test_many_queries_in_bf16(isa, dim):
+    gen = torch.Generator().manual_seed(dim)
+    q = torch.randn(2, 4, 9, dim, generator=gen).bfloat16()
+    k = torch.randn(2, 2, 70, dim, generator=gen).bfloat16()
+    for options in ({}, {"causal": False}):
+        compare.check("attention_mass", (q, k), options, (dim, options))

@@ -241,3 +241,12 @@ ERRORS = [
 def test_errors(args, kwargs, kind, told):
     with pytest.raises(kind, match=re.escape(told)):
         ops.block_score(*args, **kwargs)
+
+
+@pytest.mark.parametrize("dim", [32, 80, 128])
+def test_many_queries_in_bf16(isa, dim):
+    gen = torch.Generator().manual_seed(dim)
+    q = torch.randn(2, 4, 9, dim, generator=gen).bfloat16()
+    k = torch.randn(2, 2, 70, dim, generator=gen).bfloat16()
+    for options in ({}, {"heads": "each", "queries": "max"}, {"queries": "sum", "block_size": 7}):
+        compare.check("block_score", (q, k), options, (dim, options))
