@@ -51,7 +51,8 @@ FRONT = (
         "block-sparse attention, 20% of the blocks, bf16", "bench-attention.json", "blocks bf16",
         "compiled FlexAttention",
     ),
-    ("batch-invariant linear, fp32, 1 to 256 rows", "bench-linear.json", "fp32", "torch linear"),
+    ("batch-invariant linear, fp32, 1 to 512 rows", "bench-linear.json", "fp32", "torch linear"),
+    ("the same in bf16", "bench-linear.json", "bf16", "torch linear"),
     (
         "gated delta rule, 256 and 4,096 tokens, 8 heads of 128 x 128",
         "bench-gated_delta_rule.json", ("bf16 256", "bf16 4096"), "torch, token by token",

@@ -133,7 +133,8 @@ def gated_delta_chunk_kernel(
     s = ()  # slabs of rows of the state
     for j in tl.static_range(BD // BS):
         d = j * BS + of_slab[:, None]
-        s += (tl.load(place + d * V, mask=(d < D) & in_n[None, :], other=0.0),)
+        inside = (d < D) & in_n[None, :]
+        s += (tl.load(place + d * V, mask=inside, other=0.0),)  # type: ignore[assignment]
     piece = first_piece(indptr, stream, BT).to(tl.int64)
     square = i[:, None] * BT + i[None, :]
     for start in range(0, size, BT):
@@ -168,7 +169,7 @@ def gated_delta_chunk_kernel(
         for j in tl.static_range(BD // BS):
             key = slab_of(k + own * k_head, t, k_row, j * BS + of_slab, in_t, D)
             added = tl.dot(tl.trans(key), write, input_precision="tf32x3")
-            after += (s[j] * tl.exp(last) + added,)
+            after += (s[j] * tl.exp(last) + added,)  # type: ignore[assignment]
         s = after
     for j in tl.static_range(BD // BS):
         d = j * BS + of_slab[:, None]
