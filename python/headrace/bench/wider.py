@@ -62,11 +62,13 @@ def shapes() -> dict[str, list[Callable[[], Case]]]:
         ],
         "pooled_block_mask": [partial(sparse.pooled_block_mask, n, f16) for n in (1024, 4096)],
         "lora": [
-            partial(adapters.stack, *mix, 16, d)
-            for d in (f32, f16)
-            for mix in ((1, 1, 4096), (8, 8, 3584), (64, 4, 1536), (256, 1, 4096))
-        ]
-        + [partial(adapters.stack, 512, 1, 4096, rank) for rank in (16, 64)],
+            *(
+                partial(adapters.stack, *mix, 16, d)
+                for d in (f32, f16)
+                for mix in ((1, 1, 4096), (8, 8, 3584), (64, 4, 1536), (256, 1, 4096))
+            ),
+            *(partial(adapters.stack, 512, 1, 4096, rank) for rank in (16, 64)),
+        ],
         "block_score": [
             partial(scores.retrieve, n, 1, kind, d)
             for kind in scores.KINDS
