@@ -133,8 +133,8 @@ def gated_delta_chunk_kernel(
     s = ()  # slabs of rows of the state
     for j in tl.static_range(BD // BS):
         d = j * BS + of_slab[:, None]
-        inside = (d < D) & in_n[None, :]
-        s += (tl.load(place + d * V, mask=inside, other=0.0),)  # type: ignore[assignment]
+        fits = (d < D) & in_n[None, :]
+        s += (tl.load(place + d * V, mask=fits, other=0.0),)  # type: ignore[assignment]
     piece = first_piece(indptr, stream, BT).to(tl.int64)
     square = i[:, None] * BT + i[None, :]
     for start in range(0, size, BT):
