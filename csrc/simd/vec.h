@@ -6,6 +6,7 @@
 #include <cstring>
 
 #if defined(HEADRACE_AVX512_BF16)
+#define HEADRACE_AVX512  // what that level has, this one has
 #include "avx512_bf16.h"
 #define HEADRACE_LEVEL avx512_bf16
 #elif defined(HEADRACE_AVX512)
