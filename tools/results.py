@@ -67,7 +67,7 @@ FRONT = (
     ),
     (
         "score a million cached tokens by block means, 4 layers, and select",
-        "bench-block_score.json", "mean bf16", "torch, head by head",
+        "bench-block_score.json", "mean bf16 1000000", "torch, head by head",
     ),
     ("append to pages, bf16, 1 to 4,096 tokens", "bench-append.json", "bf16", "rotate and copy"),
 )  # fmt: skip
