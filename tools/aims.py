@@ -25,9 +25,9 @@ def _attention() -> Iterator[Aim]:
     yield Aim(
         "attention", f"{decode}: time over re-indexing off, worst shape", file,
         note("decode bf16", "time over re-indexing off"), most=1.03,
-        why="a turned query is multiplied as two bf16, so that lse keeps its digits, another as one:"
-        " 14 to 17% of the time where keys come from the cache, at most 9% from 16k on; both are"
-        " quicker than the one kernel that they had before",
+        why="a turned query is multiplied as two bf16, so that lse keeps its digits, another as"
+        " one: 14 to 17% of the time where keys come from the cache, at most 9% from 16k on; both"
+        " are quicker than the one kernel that they had before",
     )  # fmt: skip
     yield Aim(
         "attention", "decode from int8 pages, 64k cached: time of bf16 pages over it, mean", file,
