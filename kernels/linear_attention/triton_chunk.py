@@ -189,7 +189,8 @@ def linear_attention_chunk_kernel(
         z = tl.where(several, 0.0, z)
         before = sums + (piece.to(tl.int64) * heads + head) * DIM * (V_DIM + 1)
         home = tl.where(several, before, place)
-        z += tl.load(before + DIM * V_DIM + all_d, mask=in_d & several, other=0.0)
+        held = all_d < tl.where(several, DIM, 0)
+        z += tl.load(before + DIM * V_DIM + all_d, mask=held, other=0.0)
     least = eps
     if count is not None:
         least = eps * tl.load(count + row).to(tl.float32)
@@ -280,5 +281,5 @@ def linear_attention_chunk_kernel(
                 cell = d[:, None] * V_DIM + j[None, :]
                 tl.store(place + cell, tl.load(home + cell, mask=owned, other=0.0), mask=owned)
         if norm is not None:  # into a copy: other programs still read the old sums
-            last = in_d & (end == size)
+            last = all_d < tl.where(end == size, DIM, 0)
             tl.store(new_norm + (row * heads + head) * DIM + all_d, z, mask=last)

@@ -32,7 +32,7 @@ from tests.ops import compare, sequences
         {"lengths": (600,), "keys": False, "heads": 1, "kv_heads": 1, "dim": 16},
         {"lengths": (9, 1100, 512, 70), "decay": True, "heads": 1, "kv_heads": 1, "dim": 16},
         {"lengths": (513,), "rope": True, "raw": True, "heads": 1, "kv_heads": 1, "dim": 16},
-        {"lengths": (600,), "rope": True, "decay": True, "heads": 1, "kv_heads": 1, "dim": 40},
+        {"lengths": (600,), "rope": True, "decay": True, "heads": 1, "kv_heads": 1, "dim": 48},
         {"lengths": (1025,), "normed": False, "heads": 1, "kv_heads": 1, "v_dim": 80},
     ],
     ids=str,
