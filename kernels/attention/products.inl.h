@@ -8,21 +8,6 @@
 
 namespace {
 
-// out[dim][kTile] = the transpose of `tokens` rows of k; columns up to the next vector are zero.
-template <class T>
-inline void pack_keys(const T* k, std::int64_t stride, int tokens, int dim, float* out) {
-  for (int t = 0; t < tokens; t += kW) {
-    const int full = tokens - t < kW ? tokens - t : kW;
-    for (int d = 0; d < dim; d += kW) {
-      F block[kW];
-      for (int i = 0; i < full; ++i) block[i] = load(k + (t + i) * stride + d);
-      for (int i = full; i < kW; ++i) block[i] = zero();
-      transpose(block);
-      for (int i = 0; i < kW; ++i) store(out + (d + i) * kTile + t, block[i]);
-    }
-  }
-}
-
 // Rows of queries and weights are fp32. (Others may keep a unit of each row, of what it counts in.)
 struct Widened {
   static constexpr bool packs_pairs = false;

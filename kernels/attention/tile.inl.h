@@ -97,6 +97,21 @@ inline void product(const float* a, std::int64_t lda, const T* b, std::int64_t l
   }
 }
 
+// out[dim][kTile] = the transpose of `tokens` rows of k; columns up to the next vector are zero.
+template <class T>
+inline void pack_keys(const T* k, std::int64_t stride, int tokens, int dim, float* out) {
+  for (int t = 0; t < tokens; t += kW) {
+    const int full = tokens - t < kW ? tokens - t : kW;
+    for (int d = 0; d < dim; d += kW) {
+      F block[kW];
+      for (int i = 0; i < full; ++i) block[i] = load(k + (t + i) * stride + d);
+      for (int i = full; i < kW; ++i) block[i] = zero();
+      transpose(block);
+      for (int i = 0; i < kW; ++i) store(out + (d + i) * kTile + t, block[i]);
+    }
+  }
+}
+
 inline float first(F a) {
   float lanes[kW];
   store(lanes, a);

@@ -36,21 +36,6 @@ inline Range part_of(const HstuSeen& s, int part) {
   return {s.self, s.self < 0 ? s.self : s.self + 1};
 }
 
-// out[dim][kTile] = the transpose of `tokens` rows; columns up to the next vector are zero.
-template <class T>
-inline void turn_keys(const T* k, std::int64_t stride, int tokens, int dim, float* out) {
-  for (int t = 0; t < tokens; t += kW) {
-    const int full = tokens - t < kW ? tokens - t : kW;
-    for (int d = 0; d < dim; d += kW) {
-      F block[kW];
-      for (int i = 0; i < full; ++i) block[i] = load(k + (t + i) * stride + d);
-      for (int i = full; i < kW; ++i) block[i] = zero();
-      transpose(block);
-      for (int i = 0; i < kW; ++i) store(out + (d + i) * kTile + t, block[i]);
-    }
-  }
-}
-
 struct HstuBlock {
   HstuSeen seen[kHstuRows];
   Range hull[kParts];  // of every part, over the rows
@@ -63,7 +48,7 @@ inline void hstu_tile(const HstuArgs& a, const HstuItem& it, const HstuBlock& b,
                       int part, std::int64_t at, std::int64_t order, int tokens, bool careful) {
   const int cols = (tokens + kW - 1) / kW * kW;
   const T* v = static_cast<const T*>(a.v) + at * a.v_row + it.head * a.v_head;
-  turn_keys(static_cast<const T*>(a.k) + at * a.k_row + it.head * a.k_head, a.k_row, tokens, a.dim,
+  pack_keys(static_cast<const T*>(a.k) + at * a.k_row + it.head * a.k_head, a.k_row, tokens, a.dim,
             b.keys);
   product<false>(b.q, a.dim, b.keys, kTile, a.dim, b.s, kTile, it.rows, cols);
   for (int r = 0; r < it.rows; ++r) {
