@@ -201,7 +201,7 @@ def test_the_command_shows_its_progress(toys, monkeypatch, capsys):
     screen = Screen()
     monkeypatch.setattr("sys.stderr", screen)
     clock = iter(range(1000))
-    monkeypatch.setattr("headrace.cli.bench_loops.time.perf_counter", lambda: float(next(clock)))
+    monkeypatch.setattr("headrace.cli.gather.time.perf_counter", lambda: float(next(clock)))
     main(["bench", "--loops", "rings", "--quick"])
     assert "toy: sizes 8, turn 3 of 3" in screen.getvalue()
 

@@ -41,7 +41,7 @@ def test_the_last_part_has_a_slope_of_its_own():
 
 @pytest.mark.parametrize("name", ["streams", "adapters", "cached"])
 def test_work_that_grows_is_measured(name):
-    found = scaling.run([name], quick=True)
+    found = list(scaling.each([name], quick=True))
     for series in found[0]["series"]:
         assert len(series["at"]) >= 2
         assert series["at"] == sorted(series["at"])
@@ -107,7 +107,7 @@ def test_a_wide_spread_is_noise(monkeypatch, capsys):
         half = (seconds / within, seconds * within)
         row = bench.Row("linear", "a shape", seconds, "torch", 5e-3, 5e-4, 0.0, 1e-6, True, {}, 1e6,
                         1e6, half)  # fmt: skip
-        monkeypatch.setattr(bench, "run", lambda *_: [row])
+        monkeypatch.setattr(bench, "each", lambda *_: [row])
 
     for within, verdict in ((1.02, "slower"), (1.4, "noise")):
         run(1e-3, within)

@@ -113,7 +113,7 @@ def test_bench_of_one_op(capsys):
 
 def test_bench_of_a_wrong_op(capsys, monkeypatch):
     row = bench.Row("linear", "a shape", 1e-3, "torch", 5e-3, 5e-4, 1.0, 1e-6, ok=False)
-    monkeypatch.setattr(bench, "run", lambda *_: [row])
+    monkeypatch.setattr(bench, "each", lambda *_: [row])
     assert main(["bench", "linear"]) == 1
     out = capsys.readouterr().out
     assert "a shape" in out
@@ -140,10 +140,10 @@ def measured():
 
 
 def test_bench_draws_rooflines(measured, monkeypatch, capsys):
-    monkeypatch.setattr(bench, "run", lambda *_: measured)
+    monkeypatch.setattr(bench, "each", lambda *_: measured)
     assert main(["bench", "--plot", "roof.png"]) == 1  # for the wrong row
     assert Path("roof.png").read_bytes().startswith(b"\x89PNG")
-    monkeypatch.setattr(bench, "run", lambda *_: measured[1:])
+    monkeypatch.setattr(bench, "each", lambda *_: measured[1:])
     assert main(["bench", "--plot", "none.png"]) == 1
     assert "expected a shape with FLOPs and bytes" in capsys.readouterr().err
     assert not Path("none.png").exists()
@@ -153,7 +153,7 @@ def test_bench_tells_a_change_from_noise(measured, monkeypatch, capsys):
     def run(scale, floor=1.0):
         row = replace(measured[0], ours_s=1e-3 * scale, floor_s=5e-4 * floor)
         row = replace(row, half=(0.98e-3 * scale, 1.02e-3 * scale))
-        monkeypatch.setattr(bench, "run", lambda *_: [row])
+        monkeypatch.setattr(bench, "each", lambda *_: [row])
         return row
 
     run(1.0)
@@ -180,6 +180,91 @@ def test_bench_compares_with_what_it_wrote_only(capsys):
         err = capsys.readouterr().err
         assert text in err
         assert err.count("\n") == 1
+
+
+@pytest.fixture
+def stopped(measured, monkeypatch):
+    """A run that ends after one shape."""
+
+    def by(error, at=1):
+        def each(*_):
+            yield from measured[:at]
+            raise error
+
+        monkeypatch.setattr(bench, "each", each)
+
+    return by
+
+
+def test_what_was_measured_before_ctrl_c_is_shown_and_written(stopped, capsys):
+    stopped(KeyboardInterrupt())
+    assert main(["bench", "--json", "b.json", "--plot", "b.png"]) == 130
+    out, err = capsys.readouterr()
+    assert "5.00x" in out
+    assert err == "headrace bench: interrupted, after 1 shapes\n"
+    made = json.loads(Path("b.json").read_text())
+    assert made["stopped"] == "bench: interrupted, after 1 shapes"
+    assert [row["shape"] for row in made["rows"]] == ["a shape"]
+    assert Path("b.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_an_error_half_way_loses_nothing(stopped, capsys):
+    stopped(MemoryError("no room for\nthis shape"))
+    assert main(["bench", "--json", "b.json"]) == 1
+    out, err = capsys.readouterr()
+    assert "5.00x" in out
+    assert err == "headrace bench: no room for this shape; after 1 shapes\n"
+    assert len(json.loads(Path("b.json").read_text())["rows"]) == 1
+
+
+def test_ctrl_c_before_the_first_shape(stopped, capsys):
+    stopped(KeyboardInterrupt(), at=0)
+    assert main(["bench", "--json", "b.json"]) == 130
+    out, err = capsys.readouterr()
+    assert (out, err) == ("", "headrace bench: interrupted, after 0 shapes\n")
+    assert not Path("b.json").exists()
+
+
+def test_a_full_disk_leaves_what_was_there(measured, monkeypatch, capsys):
+    monkeypatch.setattr(bench, "each", lambda *_: measured[:1])
+    for name, option in (("b.json", "--json"), ("b.png", "--plot")):
+        Path(name).write_text("before")
+
+        def full(*_):
+            raise OSError(28, "No space left on device")
+
+        with monkeypatch.context() as patched:
+            patched.setattr("os.replace", full)
+            assert main(["bench", option, name]) == 1
+        out, err = capsys.readouterr()
+        assert "5.00x" in out  # what was measured is told before
+        assert "No space left on device" in err
+        assert err.count("\n") == 1
+        assert Path(name).read_text() == "before"
+    assert {f.name for f in Path().iterdir()} == {"b.json", "b.png"}
+
+
+def test_bench_compares_on_one_machine_only(measured, monkeypatch, capsys):
+    monkeypatch.setattr(bench, "each", lambda *_: measured[:1])
+    assert main(["bench", "--json", "then.json"]) == 0
+    then = json.loads(Path("then.json").read_text())
+    for what, other in (("cpu", "Another"), ("processors", 96)):
+        there = then | {"host": then["host"] | {what: other}}
+        Path("there.json").write_text(json.dumps(there))
+        capsys.readouterr()
+        assert main(["bench", "--compare", "there.json"]) == 2
+        out, err = capsys.readouterr()
+        assert out == ""  # nothing is measured before
+        assert "bench(--compare): expected figures of this machine, got those of " in err
+        assert str(other) in err
+        assert err.count("\n") == 1
+    there = then | {"host": then["host"] | {"isa": "neon"}, "versions": {"torch": "1.0"}}
+    Path("there.json").write_text(json.dumps(there))
+    assert main(["bench", "--compare", "there.json"]) == 0
+    told = capsys.readouterr().out.splitlines()
+    assert any(line.startswith("then: isa neon, now ") for line in told)
+    assert any(line.startswith("then: torch 1.0, now ") for line in told)
+    assert not any("threads" in line for line in told)
 
 
 def test_bench_by_the_sizes_of_a_model():

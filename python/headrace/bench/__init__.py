@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from statistics import median
 from typing import Any
@@ -19,7 +19,18 @@ from .case import MODELS, Case, dtype_name, finite
 from .shapes import cases, of_model
 from .timing import MultiplyAdds, by_cache, interleaved, matmul_rate, quartiles, reader
 
-__all__ = ["MODELS", "Beside", "Row", "cases", "measure", "of_model", "run", "table", "to_json"]
+__all__ = [
+    "MODELS",
+    "Beside",
+    "Row",
+    "cases",
+    "each",
+    "measure",
+    "of_model",
+    "run",
+    "table",
+    "to_json",
+]
 
 
 @dataclass
@@ -112,15 +123,15 @@ def measure(
     )
 
 
-def run(
+def each(
     op: str | None = None,
     quick: bool = False,
     progress: Callable[[str], None] | None = None,
     shapes: str | None = None,
     peers: bool = False,
     budget: float | None = None,
-) -> list[Row]:
-    """Benchmarks one op or all of them. quick: few shapes, under half a minute. shapes: those of a
+) -> Iterator[Row]:
+    """Benchmarks one op or all of them, a shape at a time. quick: few shapes, under half a minute. shapes: those of a
     model of `MODELS`, for the ops whose shapes a model has. peers: beside every peer that is there,
     with warm and with cold caches; those that need torch's compiler are left out of what is quick.
     budget: seconds for the calls of each of ours, the floor and every peer of a shape (1, or 0.1 if
@@ -137,17 +148,21 @@ def run(
         raise bad_value("bench", "budget", "seconds, above 0", budget)
     seconds = budget or (0.1 if quick else 1.0)
     chosen = cases(op, quick) if shapes is None else of_model(MODELS[shapes], op, quick)
-    rows: list[Row] = []
-    with torch.no_grad():
-        most, matmul = MultiplyAdds(), matmul_rate(1024 if quick else 2048)
-        for case in chosen:
-            say = _saying(case, len(rows) + 1, progress)
+    most, matmul, nth = MultiplyAdds(), matmul_rate(1024 if quick else 2048), 0
+    for nth, case in enumerate(chosen, 1):
+        with torch.no_grad():
+            say = _saying(case, nth, progress)
             told = beside.compared(case, peers, not quick, say)
             fma = most.rate(case.product)
-            rows.append(measure(case, seconds, fma, matmul, told, peers, say))
-    if not rows:
+            row = measure(case, seconds, fma, matmul, told, peers, say)
+        yield row
+    if not nth:
         raise bad_value("bench", "op", "one whose shapes follow from a model", repr(op))
-    return rows
+
+
+def run(*args: Any, **kwargs: Any) -> list[Row]:
+    """All that `each` gives; it takes the same."""
+    return list(each(*args, **kwargs))
 
 
 def _saying(case: Case, nth: int, progress: Callable[[str], None] | None) -> Callable[[str], None]:

@@ -50,6 +50,20 @@ def changes(now: Iterable[Mapping[str, Any]], then: Iterable[Mapping[str, Any]])
     return found
 
 
+def other(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """What was not as it is now, of two files of figures: level, threads, versions."""
+    lines = []
+    for part, names in (
+        ("host", ("isa", "threads", "python")),
+        ("versions", ("headrace", "torch")),
+    ):
+        for name in names:
+            was, is_ = then[part].get(name), now[part].get(name)
+            if was != is_:
+                lines.append(f"{name} {was}, now {is_}")
+    return lines
+
+
 def _spread(row: Mapping[str, Any]) -> float:
     low, high = row.get("half") or (1.0, LEAST**2)
     return high / low

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -52,7 +53,7 @@ def loops(found: Sequence[dict[str, Any]], path: Path, source: str = "") -> None
         _dress(gain, "ours over it, times", loop["axis"], amounts)
         _dress(lag, "lag, ms; dotted p99", loop["axis"], amounts)
         _dress(kept, "kept between steps, MiB", loop["axis"], amounts)
-    _save(figure, path, source)
+    save(figure, path, source)
 
 
 def scaling(found: Sequence[dict[str, Any]], path: Path, source: str = "") -> None:
@@ -81,7 +82,7 @@ def scaling(found: Sequence[dict[str, Any]], path: Path, source: str = "") -> No
         _dress(ax, f"{work['name']}: time of {work['of']}", work["axis"], amounts, _time)
     for ax in flat[len(shown) :]:
         ax.set_visible(False)
-    _save(figure, path, source)
+    save(figure, path, source)
 
 
 def _figure(down: int, across: int, height: float) -> tuple[Any, Iterable[Any]]:
@@ -143,6 +144,15 @@ def _count(at: int) -> str:
     return str(at)
 
 
-def _save(figure: Any, path: Path, source: str) -> None:
-    kept = {"Comment": source} if source and path.suffix == ".png" else {}
-    figure.savefig(path, metadata={"Software": "headrace", **kept})
+def save(figure: Any, path: Path, source: str = "") -> None:
+    """The file appears whole or not at all. source: a mark of what was drawn. OSError when it
+    cannot be written, ValueError for a suffix that stands for no picture."""
+    told = {"Software": "headrace"} if path.suffix in ("", ".png") else {}
+    if told and source:
+        told["Comment"] = source
+    part = path.with_name(path.name + ".part")
+    try:
+        figure.savefig(part, format=path.suffix[1:] or "png", metadata=told)
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)

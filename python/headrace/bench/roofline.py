@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .. import ops
+from .pictures import save
 
 if TYPE_CHECKING:
     from . import Row
@@ -47,7 +48,7 @@ def plot(rows: Sequence[Row], path: Path) -> None:
         ax.set_visible(False)
     handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False, fontsize=9)
-    figure.savefig(path)
+    save(figure, path)
 
 
 def _panel(ax: Any, family: str, rows: Sequence[Row]) -> None:

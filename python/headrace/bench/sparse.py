@@ -70,6 +70,7 @@ def pooled_block_mask(length: int, dtype: torch.dtype) -> Case:
     blocks = length // SIZE
     i = torch.arange(blocks)
     count = (SHARE * (i + 1.0) + 0.5).long().clamp(min=1)[:, None]
+    most = int(count[-1])
 
     def scores(q: Tensor, k: Tensor) -> Tensor:
         a = q.view(1, HEADS, blocks, SIZE, DIM).mean(3)
@@ -84,7 +85,7 @@ def pooled_block_mask(length: int, dtype: torch.dtype) -> Case:
 
     def chosen(score: Tensor) -> Tensor:
         score = score.masked_fill(i > i[:, None], -torch.inf)
-        order = score.topk(int(count[-1]), -1).indices
+        order = score.topk(most, -1).indices
         kept = (torch.arange(order.shape[-1]) < count).expand(order.shape)
         return torch.zeros(score.shape, dtype=torch.bool).scatter(-1, order, kept)
 

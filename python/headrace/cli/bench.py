@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from .fail import Fail, one_line_errors, reason
+from .gather import ERRORS, gather, progress
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -41,7 +42,8 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Prints the table; 1 when a result does not match its reference, 2 for an unknown op."""
+    """Prints the table; 1 when a result does not match its reference, 2 for an unknown op, 130
+    after Ctrl-C, when what was done by then is shown and written all the same."""
     from .. import bench, ops
     from ..bench import beside, compare, peers, roofline
     from . import bench_loops, report
@@ -56,35 +58,49 @@ def run(args: argparse.Namespace) -> int:
             return bench_loops.run(args)
         if args.op is not None and args.op not in ops.specs():
             raise Fail(f"bench(OP): expected one of {', '.join(ops.specs())}, got {args.op!r}")
-        then = _recorded(args.compare) if args.compare else []
-        told = bench_loops.progress()
-        rows = bench.run(args.op, args.quick, told, args.shapes, args.peers, args.budget)
+        then = _recorded(args.compare) if args.compare else {}
+        told = progress()
+        coming = bench.each(args.op, args.quick, told, args.shapes, args.peers, args.budget)
+        rows, ended = gather(coming, "shapes")
         shown = beside.table(rows, peers.missing()) if args.peers else bench.table(rows)
         print(shown, flush=True)
         if args.json:
-            report.write(report.taken() | bench.to_json(rows), args.json)
+            report.write(report.taken(ended) | bench.to_json(rows), args.json)
         if args.compare:
-            found = compare.changes(bench.to_json(rows)["rows"], then)
+            found = compare.changes(bench.to_json(rows)["rows"], then["rows"])
             print(f"\nsince {args.compare.name}:\n{compare.table(found)}")
+            for line in compare.other(then, report.taken()):
+                print(f"then: {line}")
         if args.plot:
             roofline.plot(rows, args.plot)
+        if ended is not None:
+            raise ended
     except Fail as fail:
         print(f"headrace {fail}", file=sys.stderr)
         return fail.status
-    except (ValueError, RuntimeError, MemoryError, ImportError, OSError) as error:
+    except ERRORS as error:
         print(f"headrace bench: {reason(error)}", file=sys.stderr)
         return 1
     return 0 if all(row.ok for row in rows) else 1
 
 
-def _recorded(path: Path) -> list[dict[str, Any]]:
-    """The rows that an earlier run wrote with --json."""
+def _recorded(path: Path) -> dict[str, Any]:
+    """What an earlier run wrote with --json, on this machine."""
+    from . import report
+
     try:
-        rows = json.loads(path.read_text("utf-8"))["rows"]
-        for row in rows:
+        found: dict[str, Any] = json.loads(path.read_text("utf-8"))
+        for row in found["rows"]:
             row["op"], row["shape"], row["ok"], float(row["ours_s"]), float(row["floor_s"])
+            row["product"]  # before floors went by it they were others
+        there, here = found["host"], report.machine()
+        for what in ("cpu", "processors"):
+            if there[what] != here[what]:
+                got = f"those of {there['cpu']}, {there['processors']} processors"
+                hint = "times of two machines do not tell a change"
+                raise Fail(f"bench(--compare): expected figures of this machine, got {got}; {hint}")
     except OSError as error:
         raise Fail(f"bench(--compare): cannot read {path}: {reason(error)}") from None
     except (ValueError, KeyError, TypeError):
-        raise Fail(f"bench(--compare): expected what --json wrote, got {path}") from None
-    return list(rows)
+        raise Fail(f"bench(--compare): expected what --json writes now, got {path}") from None
+    return found

@@ -4,13 +4,11 @@
 from __future__ import annotations
 
 import argparse
-import sys
-import time
-from collections.abc import Callable
 from typing import Any
 
 from . import report
 from .fail import Fail
+from .gather import gather, progress
 
 EXCLUDED = ("op", "shapes", "peers", "compare", "budget")
 
@@ -32,30 +30,16 @@ def run(args: argparse.Namespace) -> int:
         raise Fail(f"bench(--{kind}): expected one of {', '.join(known)}, got {wanted!r}")
     names = [] if wanted == "all" else [wanted]
     part: Any = loops if args.loops else scaling
-    found = part.run(names, args.quick, progress())
+    found, ended = gather(part.each(names, args.quick, progress()), kind)
     print(part.table(found), flush=True)
     if args.loops and not names:
         for name, how in loops.missing().items():
             print(f"not here: {name}, {how}")
     if args.json:
-        report.write(report.taken() | {kind: finite(found)}, args.json)
+        report.write(report.taken(ended) | {kind: finite(found)}, args.json)
     if args.plot:
         (pictures.loops if args.loops else pictures.scaling)(found, args.plot)
+    if ended is not None:
+        raise ended
     right = all(point["ok"] for loop in found for point in loop.get("points", ()))
     return 0 if right else 1
-
-
-def progress() -> Callable[[str], None] | None:
-    """A line that is drawn again, ten times a second at most; None where nobody looks."""
-    if not sys.stderr.isatty():
-        return None
-    began = last = time.perf_counter()
-
-    def told(line: str) -> None:
-        nonlocal last
-        now = time.perf_counter()
-        if now - last > 0.1:
-            last = now
-            print(f"\r{now - began:4.0f} s  {line}\x1b[K", end="\r", file=sys.stderr, flush=True)
-
-    return told

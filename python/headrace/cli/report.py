@@ -143,9 +143,11 @@ def command() -> list[str]:
     return [Path(word).name if os.path.isabs(word) else word for word in typed]
 
 
-def taken() -> dict[str, Any]:
-    """What every file of figures begins with: command, time, commit, versions, machine."""
+def taken(ended: Fail | None = None) -> dict[str, Any]:
+    """What every file of figures begins with: command, time, commit, versions, machine. ended: what
+    stopped it before it had all."""
     return {
+        **({} if ended is None else {"stopped": str(ended)}),
         "command": command(),
         "taken": now(),
         "commit": commit(),

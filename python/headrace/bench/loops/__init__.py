@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
 from typing import Any
 
@@ -19,19 +19,21 @@ LOOPS: dict[str, Loop] = {
     )
 }  # fmt: skip
 
-__all__ = ["LOOPS", "Loop", "measure", "missing", "run", "table"]
+__all__ = ["LOOPS", "Loop", "each", "measure", "missing", "table"]
 
 
-def run(
+def each(
     names: Sequence[str] = (), quick: bool = False, told: Told | None = None
-) -> list[dict[str, Any]]:
-    """Measures these loops, or all whose packages are there. Raises ImportError for a loop that was
+) -> Iterator[dict[str, Any]]:
+    """Measures these loops, or all whose packages are there, one at a time. Raises ImportError for a loop that was
     named and lacks its package."""
     absent = missing()
     for name in names:
         if name in absent:
             raise ImportError(f"bench(--loops): {name} needs {LOOPS[name].needs}; {absent[name]}")
-    return [measure(LOOPS[name], quick, told) for name in names or LOOPS if name not in absent]
+    for name in names or LOOPS:
+        if name not in absent:
+            yield measure(LOOPS[name], quick, told)
 
 
 def missing() -> dict[str, str]:

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from ..beside import time_of
@@ -18,14 +18,15 @@ WORKS: dict[str, Work] = {
     )
 }  # fmt: skip
 
-__all__ = ["WORKS", "Fit", "Work", "fit", "measure", "run", "table"]
+__all__ = ["WORKS", "Fit", "Work", "each", "fit", "measure", "table"]
 
 
-def run(
+def each(
     names: Sequence[str] = (), quick: bool = False, told: Told | None = None
-) -> list[dict[str, Any]]:
-    """Measures these works, or all. Raises ValueError after a wrong result."""
-    return [measure(WORKS[name], quick, told) for name in names or WORKS]
+) -> Iterator[dict[str, Any]]:
+    """Measures these works, or all, one at a time. Raises ValueError after a wrong result."""
+    for name in names or WORKS:
+        yield measure(WORKS[name], quick, told)
 
 
 def table(found: Sequence[dict[str, Any]]) -> str:
