@@ -175,7 +175,10 @@ def test_bench_tells_a_change_from_noise(measured, monkeypatch, capsys):
 
 def test_bench_compares_with_what_it_wrote_only(capsys):
     Path("other.json").write_text('{"rows": [{"op": "linear"}]}')
-    for path, text in (("none.json", "cannot read"), ("other.json", "expected what --json wrote")):
+    for path, text in (
+        ("none.json", "cannot read"),
+        ("other.json", "expected what --json writes now"),
+    ):
         assert main(["bench", "linear", "--quick", "--compare", path]) == 2
         err = capsys.readouterr().err
         assert text in err

@@ -25,8 +25,8 @@ __all__ = ["LOOPS", "Loop", "each", "measure", "missing", "table"]
 def each(
     names: Sequence[str] = (), quick: bool = False, told: Told | None = None
 ) -> Iterator[dict[str, Any]]:
-    """Measures these loops, or all whose packages are there, one at a time. Raises ImportError for a loop that was
-    named and lacks its package."""
+    """Measures these loops, or all whose packages are there, one at a time. Raises
+    ImportError for a loop that was named and lacks its package."""
     absent = missing()
     for name in names:
         if name in absent:
