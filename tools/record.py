@@ -8,20 +8,23 @@ quick   headrace bench --quick --json quick.json, the small shapes of all ops
 
 Without names it takes them all, each in a process of its own. Files are kept under
 build/records/<commit> until all that were named are there, so that a run that was stopped goes on
-where it was; then they go to bench/results/<machine>, and tools/results.py writes the pages. A
-command that fails, or finds a wrong result, leaves no file, and then nothing goes anywhere. Nothing
-is taken from files that differ from the commit: nobody could take it again.
+where it was; then they go to bench/results/<machine>, the folder of this processor or a new one,
+and tools/results.py writes the pages. A command that fails, or finds a wrong result, leaves no
+file, and then nothing goes anywhere. Nothing is taken from files that differ from the commit:
+nobody could take it again.
 """
 
 from __future__ import annotations
 
 import argparse
+import re
 import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import results
 
@@ -48,6 +51,24 @@ def run(words: Sequence[str], folder: Path) -> bool:
     """Runs the command line there; whether all went well."""
     told = subprocess.run([sys.executable, "-c", HEADRACE, *words], cwd=folder, check=False)
     return told.returncode == 0
+
+
+def machine_folder() -> Path:
+    """Where the figures of this machine are: the folder whose files say so, else a new one."""
+    here = report.machine()
+    known = results.ROOT / "bench/results"
+    for folder in sorted(known.iterdir()):
+        if any(_same(record.get("host"), here) for record in results.load(folder).values()):
+            return folder
+    words = re.sub("[^a-z0-9]+", "-", str(here["cpu"]).lower()).strip("-")
+    made = known / f"{words}-{here['processors']}-processors"
+    made.mkdir()
+    (made / "notes.md").write_text(f"# {here['cpu']}, {here['processors']} processors\n", "utf-8")
+    return made
+
+
+def _same(there: Mapping[str, Any] | None, here: Mapping[str, Any]) -> bool:
+    return there is not None and all(there.get(x) == here[x] for x in ("cpu", "processors"))
 
 
 def take(names: Sequence[str], folder: Path, budget: float | None) -> list[str]:
@@ -84,8 +105,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     folder = results.ROOT / "build/records" / commit
     if failed := take(names, folder, args.budget):
         sys.exit(f"record: {', '.join(failed)} failed; nothing was written")
+    target = machine_folder()
     for name in names:
-        shutil.copy(folder / file_of(name), results.ROOT / "bench/results" / results.MACHINE)
+        shutil.copy(folder / file_of(name), target)
     results.main([])
 
 

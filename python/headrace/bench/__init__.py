@@ -132,8 +132,9 @@ def each(
     budget: float | None = None,
 ) -> Iterator[Row]:
     """Benchmarks one op or all of them, a shape at a time. quick: few shapes, under half a minute.
-    shapes: those of a model of `MODELS`, for the ops whose shapes a model has. peers: beside every peer that is there,
-    with warm and with cold caches; those that need torch's compiler are left out of what is quick.
+    shapes: those of a model of `MODELS`, for the ops whose shapes a model has. peers: beside every
+    peer that is there, with warm and with cold caches; those that need torch's compiler are left
+    out of what is quick.
     budget: seconds for the calls of each of ours, the floor and every peer of a shape (1, or 0.1 if
     quick), for each state of the cache; few calls are enough of what takes long. progress: is told
     what goes on.

@@ -141,9 +141,8 @@ def linear_attention(tokens: int, dtype: torch.dtype = torch.bfloat16) -> Case:
     ways: dict[str, Run] = {"torch expression": peer}
     if tokens > 64:
         ways["torch, chunks of 64"] = by_chunks
-    first = (
-        list(ways)[-1] if tokens > 256 else "torch expression"
-    )  # squares of a long chunk are slow
+    # The square of a long chunk takes longer than its parts.
+    first = list(ways)[-1] if tokens > 256 else "torch expression"
     return Case(
         "linear_attention", f"{dtype_name(dtype)} {tokens} tokens", ours, check,
         spec.bytes(axes, bound), spec.flops(axes, bound), ways.pop(first), first, rivals=ways,
