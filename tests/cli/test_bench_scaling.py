@@ -89,7 +89,8 @@ def test_what_varies_by_chance_is_seldom_called_a_change():
         ours *= 1e-3 * scale
         half = timing.quartiles(ours.tolist())
         return {"op": "linear", "shape": "a", "ok": True, "ours_s": float(np.median(ours)),
-                "floor_s": 5e-4 * float(np.median(floor)), "half": half}  # fmt: skip
+                "floor_s": 5e-4 * float(np.median(floor)), "half": half,
+                "peer_name": "", "peer_s": None}  # fmt: skip
 
     def verdicts(scale):
         found = [compare.changes([row(scale)], [row(1.0)])[0].verdict for _ in range(300)]
@@ -116,3 +117,41 @@ def test_a_wide_spread_is_noise(monkeypatch, capsys):
         capsys.readouterr()
         assert main(["bench", "--compare", "then.json"]) == 0
         assert capsys.readouterr().out.splitlines()[-1].endswith(verdict)
+
+
+def change(time, peer=None, noise=1.05):
+    return compare.Change("linear", "a", time, time, noise, peer)
+
+
+@pytest.mark.parametrize(
+    ("first", "then", "verdict"),
+    [
+        (1.10, (1.10, 1.11), "slower"),
+        (0.90, (0.91, 0.90), "faster"),
+        (1.80, (1.01,), "noise"),  # a slow spell that has passed
+        (1.80, (1.20, 1.10), "noise"),  # three times something else: no change of the code
+        (1.14, (0.83, 1.14), "noise"),
+    ],
+)
+def test_what_seems_a_change_is_measured_again(first, then, verdict):
+    row = {"op": "linear", "shape": "a", "ok": True, "ours_s": 1.0, "floor_s": 0.5,
+           "half": (1.0, 1.0), "peer_name": "", "peer_s": None}  # fmt: skip
+    found, asked = iter(then), []
+
+    def again(op, shapes):
+        asked.append((op, shapes))
+        return [row | {"ours_s": next(found)}]
+
+    (made,) = compare.confirmed([change(first)], [row], again)
+    assert made.verdict == verdict
+    assert asked == [("linear", {"a"})] * len(asked)
+    assert asked
+    (same,) = compare.confirmed([change(1.04)], [row], again=None)  # nothing to doubt
+    assert same.verdict == "noise"
+
+
+def test_a_peer_that_is_as_much_slower_drops_out():
+    assert change(1.5, peer=1.5).verdict == "slower"
+    assert change(1.5, peer=1.02).verdict == "noise"
+    assert change(0.5, peer=0.99).verdict == "noise"
+    assert change(0.5, peer=0.5).verdict == "faster"

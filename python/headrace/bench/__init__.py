@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from statistics import median
 from typing import Any
@@ -130,6 +130,7 @@ def each(
     shapes: str | None = None,
     peers: bool = False,
     budget: float | None = None,
+    only: Container[str] | None = None,
 ) -> Iterator[Row]:
     """Benchmarks one op or all of them, a shape at a time. quick: few shapes, under half a minute.
     shapes: those of a model of `MODELS`, for the ops whose shapes a model has. peers: beside every
@@ -137,7 +138,7 @@ def each(
     out of what is quick.
     budget: seconds for the calls of each of ours, the floor and every peer of a shape (1, or 0.1 if
     quick), for each state of the cache; few calls are enough of what takes long. progress: is told
-    what goes on.
+    what goes on. only: shapes of these names.
 
     Raises ValueError for an unknown op or model, or a budget that is no time.
     """

@@ -4,19 +4,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
+Rows = Mapping[str, Any]
 LEAST = 1.05
 """A ratio of times nearer to 1 than this is never called a change."""
+AGAIN = 2
+"""What seems a change is measured so many times more: a spell that falls on ours alone passes."""
 
 
 @dataclass(frozen=True)
 class Change:
-    """One shape in both runs. time: ours now over ours then. share: the same of the times over
-    their floors, from which a slower day of the machine drops out. noise: how far either may be
-    from 1 by the spread of the two runs alone.
+    """One shape in both runs. time: ours now over ours then. share, peer: the same of the times
+    over their floors and over their peers, from which a slower spell of the machine drops out; peer
+    is None where there was none. noise: how far each may be from 1 by the spread of the two runs
+    alone.
     """
 
     op: str
@@ -24,18 +28,25 @@ class Change:
     time: float
     share: float
     noise: float
+    peer: float | None = None
+
+    @property
+    def least(self) -> float:
+        """How many times as slow it is by the kindest of the three; below 1 where all are."""
+        ratios = [self.time, self.share, *([] if self.peer is None else [self.peer])]
+        if min(ratios) > 1:
+            return min(ratios)
+        return max(ratios) if max(ratios) < 1 else 1.0
 
     @property
     def verdict(self) -> str:
-        """A change shows in both ratios, on the same side, beyond the noise."""
-        if min(self.time, self.share) > self.noise:
+        """A change shows in all ratios, on the same side, beyond the noise."""
+        if self.least > self.noise:
             return "slower"
-        if max(self.time, self.share) < 1 / self.noise:
-            return "faster"
-        return "noise"
+        return "faster" if self.least < 1 / self.noise else "noise"
 
 
-def changes(now: Iterable[Mapping[str, Any]], then: Iterable[Mapping[str, Any]]) -> list[Change]:
+def changes(now: Iterable[Rows], then: Iterable[Rows]) -> list[Change]:
     """Every shape that both have and that was right in both; rows as `to_json` gives them."""
     before = {(row["op"], row["shape"]): row for row in then if row["ok"]}
     found = []
@@ -45,9 +56,35 @@ def changes(now: Iterable[Mapping[str, Any]], then: Iterable[Mapping[str, Any]])
             continue
         time = row["ours_s"] / old["ours_s"]
         share = time * old["floor_s"] / row["floor_s"]
+        same = row["peer_name"] == old["peer_name"] and row["peer_s"] and old["peer_s"]
+        peer = time * old["peer_s"] / row["peer_s"] if same else None
         noise = max(LEAST, math.sqrt(_spread(row) * _spread(old)))
-        found.append(Change(row["op"], row["shape"], time, share, noise))
+        found.append(Change(row["op"], row["shape"], time, share, noise, peer))
     return found
+
+
+def confirmed(
+    found: Iterable[Change],
+    then: Sequence[Rows],
+    again: Callable[[str, set[str]], Iterable[Rows]],
+    times: int = AGAIN,
+) -> list[Change]:
+    """The changes with what seems one measured anew, so many times: of each shape the measurement
+    that says the least stays, and noise is at least what lies between them. again: rows of some
+    shapes of an op."""
+    kept = {(c.op, c.shape): c for c in found}
+    for _ in range(times):
+        doubted: dict[str, set[str]] = {}
+        for c in kept.values():
+            if c.verdict != "noise":
+                doubted.setdefault(c.op, set()).add(c.shape)
+        for op, shapes in doubted.items():
+            for c in changes(again(op, shapes), then):
+                was = kept[c.op, c.shape]
+                apart = max(c.least / was.least, was.least / c.least)
+                nearer = min(was, c, key=lambda one: abs(math.log(one.least)))
+                kept[c.op, c.shape] = replace(nearer, noise=max(was.noise, c.noise, apart))
+    return list(kept.values())
 
 
 def other(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
@@ -64,17 +101,19 @@ def other(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def _spread(row: Mapping[str, Any]) -> float:
+def _spread(row: Rows) -> float:
     low, high = row.get("half") or (1.0, LEAST**2)
     return high / low
 
 
 def table(found: Iterable[Change]) -> str:
     """One line per shape."""
-    head = ("op", "shape", "time over then", "of floor, then over now", "")
+    head = ("op", "shape", "time over then", "over the floor's", "over the peer's", "noise", "")
     lines = [head]
     for c in found:
-        lines.append((c.op, c.shape, f"{c.time:.2f}", f"{c.share:.2f}", c.verdict))
+        peer = "" if c.peer is None else f"{c.peer:.2f}"
+        lines.append((c.op, c.shape, f"{c.time:.2f}", f"{c.share:.2f}", peer, f"{c.noise:.2f}",
+                      c.verdict))  # fmt: skip
     widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
     texts = [
         "  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip() for line in lines
