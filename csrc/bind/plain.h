@@ -18,7 +18,7 @@ struct Described {
 };
 
 // A tensor of the CPU that can be read as it lies; `dtype` is a code of types.h, or one of these.
-enum PlainDType : int { kPlainU8 = 5, kPlainI32, kPlainI64, kPlainF64, kPlainBool };
+enum PlainDType : int { kPlainU8 = 5, kPlainI32, kPlainI64, kPlainBool, kPlainF64 };
 
 // Takes the capsule, torch's Tensor and its Parameter; nothing is plain before, nor of a table of
 // another version.

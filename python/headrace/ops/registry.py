@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.compiler import is_compiling
+from torch.compiler import is_dynamo_compiling
 from torch.nn import Parameter
 
 from .. import _C, audit, backends, compiled, quick
@@ -43,7 +43,7 @@ _C.take_exchange(getattr(Tensor, "__dlpack_c_exchange_api__", None), Tensor, Par
 def direct() -> bool:
     """Whether a call on plain tensors may go straight to a kernel: no backend was named, and
     neither the debug mode nor anything of torch is to see it."""
-    return not (is_compiling() or backends.current() != "auto" or audit.on or quick.watched())
+    return not (is_dynamo_compiling() or backends.current() != "auto" or audit.on or quick.watched())
 
 
 def wrote(*tensors: Tensor) -> None:
@@ -61,19 +61,22 @@ def address(x: Tensor | None) -> int:
     return 0 if x is None else x.data_ptr()
 
 
-def register(spec: OpSpec, cpu: Kernel | None = None) -> None:
+def register(spec: OpSpec, cpu: Kernel | None = None) -> Callable[..., Any]:
     """Defines `torch.ops.headrace.<name>` with CPU and CUDA kernels and a fake function.
 
     Without a CPU kernel it is the one of `_C` that takes the arguments as they are, and small calls
-    are read there too.
+    are read there too. Gives the way past torch's dispatcher, of all arguments of the schema in its
+    order: not to be gone under torch.compile, and giving `UNUSUAL` for what is left to `call`.
     """
     _LIBRARY.define(spec.name + spec.schema)
     _SPECS[spec.name] = spec
     if cpu is None:
         cpu = _compiled(spec)
-        _DIRECT[spec.name] = compiled.direct(spec, _kinds(spec), UNUSUAL, wrote)
+        by_name, in_order = compiled.direct(spec, _kinds(spec), UNUSUAL, wrote)
     else:
-        _DIRECT[spec.name] = _direct(spec, cpu)
+        by_name = _direct(spec, cpu)
+        in_order = lambda *args: by_name(args, {})  # noqa: E731
+    _DIRECT[spec.name] = by_name
 
     def bind(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[dict[str, Any], Axes]:
         bound = spec.bind(*args, **kwargs)
@@ -106,6 +109,7 @@ def register(spec: OpSpec, cpu: Kernel | None = None) -> None:
     _LIBRARY.impl(spec.name, on("cpu"), "CPU")
     _LIBRARY.impl(spec.name, on("cuda"), "CUDA")
     torch.library.register_fake(f"headrace::{spec.name}", fake, lib=_LIBRARY)
+    return in_order
 
 
 def _returned(outs: list[Tensor]) -> Any:
@@ -178,7 +182,7 @@ def alone(spec: OpSpec, cpu: Kernel, lead: int = 2) -> Callable[..., Any]:
     run = _direct(replace(spec, args=args, outs=outs), cpu)
 
     def one(*args: Any) -> Any:
-        return UNUSUAL if torch.compiler.is_compiling() else run(args, {})
+        return UNUSUAL if is_dynamo_compiling() else run(args, {})
 
     return one
 
@@ -222,7 +226,7 @@ def call(name: str, *args: Any, **kwargs: Any) -> Any:
 
     Raises ValueError when autograd would have to record it: the ops have no backward.
     """
-    if not torch.compiler.is_compiling():
+    if not is_dynamo_compiling():
         out = _DIRECT[name](args, kwargs)
         if out is not UNUSUAL:
             return out
