@@ -37,6 +37,8 @@ int dtype_of(const Described& x) {
       return kPlainI32;
     case 0 << 8 | 64:
       return kPlainI64;
+    case 6 << 8 | 8:
+      return kPlainBool;
     default:
       return -1;
   }
@@ -85,6 +87,34 @@ bool plain(py::handle x, int dims, bool recorded, Described& to, int& dtype) {
   if (dtype > headrace::kF16) return true;  // codes and indices have no sign to turn
   return denied(PyObject_CallMethodNoArgs(x.ptr(), is_neg)) &&
          (!recorded || denied(PyObject_GetAttr(x.ptr(), requires_grad)));
+}
+
+bool plain_rows(py::handle x, int inner, const std::int64_t* lead, bool recorded, Described& to,
+                int& dtype, std::int64_t* strides) {
+  int more = 0;
+  while (more <= 2 && !plain(x, inner + more, recorded, to, dtype)) ++more;
+  if (more > 2) return false;
+  strides[0] = strides[1] = 0;
+  for (int i = 0; i < more; ++i) {
+    if (to.shape[i] != lead[i] && to.shape[i] != 1) return false;
+    if (to.shape[i] > 1) strides[i] = to.strides[i];
+  }
+  to.shape += more;
+  to.strides += more;
+  return true;
+}
+
+bool whole(py::handle x, std::int64_t least, std::int64_t& to) {
+  if (!PyLong_CheckExact(x.ptr())) return false;
+  int over = 0;
+  to = PyLong_AsLongLongAndOverflow(x.ptr(), &over);
+  return over == 0 && to >= least;
+}
+
+bool number(py::handle x, double& to) {
+  if (!PyFloat_CheckExact(x.ptr())) return false;
+  to = PyFloat_AS_DOUBLE(x.ptr());
+  return true;
 }
 
 bool dense(const Described& x) {

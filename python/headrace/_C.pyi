@@ -402,12 +402,10 @@ def block_score_plain(
 ) -> bool: ...
 def compact_inplace_rows(y: Any, index: Any, recorded: bool, threads: int, /) -> bool: ...
 def scatter_back_rows(y: Any, x: Any, index: Any, recorded: bool, threads: int, /) -> bool: ...
-def select_rows(
+def select_plain(
     score: Any,
     policy: int,
-    limit: int,
-    amounts: tuple[float, float, float],
-    lowest: bool,
+    given: tuple[Any, ...],
     index: Any,
     count: Any,
     recorded: bool,
