@@ -31,6 +31,28 @@ def test_same_as_the_long_way(dtype, metric):
     assert torch.equal(ops.similarity(strided, ref), ops.similarity(strided.contiguous(), ref))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_compares_frames_as_the_long_way(dtype):
+    gen = torch.Generator().manual_seed(3)
+    x = torch.randn(3, 2, 5, 33, generator=gen).to(dtype)
+    ref, tall = torch.randn(3, 2, 5, 33, generator=gen), torch.ops.headrace.similarity
+    for r in (ref.to(dtype), ref, ref[:1], ref[:, :, :1], ref[:, :1]):
+        assert torch.equal(ops.similarity(x, r), tall(x, r, "cos"))
+    assert torch.equal(ops.similarity(x, ref[0]), tall(x, ref[:1], "cos"))
+    assert torch.equal(ops.similarity(x, ref[0, 0]), tall(x, ref[:1, :1], "cos"))
+    assert torch.equal(ops.similarity(x, ref[0, 0, 0]), tall(x, ref[:1, :1, :1], "cos"))
+    frames = x[:, 1]
+    for r in (ref[:, 0], ref[:1, 0], ref[:, 0, :1]):
+        got = ops.similarity(frames, r, "l1")
+        assert torch.equal(got, tall(frames[:, None], r[:, None], "l1")[:, 0])
+    index = torch.randint(-1, 6, (3, 2, 5), generator=gen).int()
+    for at in (index, index[:1], index[..., :1]):
+        got = ops.similarity(x, ref[0, 0], "gauss", index=at)
+        assert torch.equal(got, tall(x, ref[:1, :1], "gauss", index=at))
+    got = ops.similarity(x[0, 0], ref[0, 0], index=index[0, 0])
+    assert torch.equal(got, tall(x[:1, :1], ref[:1, :1], "cos", index=index[:1, :1])[0, 0])
+
+
 @pytest.mark.parametrize(
     "options",
     [
@@ -164,7 +186,7 @@ def test_modes_and_backends_are_heard():
 
 def test_other_tensors_go_the_long_way():
     out = torch.empty(6)
-    plain = lambda x, ref=REF, to=out: _C.similarity_rows(x, ref, 0, 1.0, to, False, 1)  # noqa: E731
+    plain = lambda x, ref=REF, to=out: _C.similarity_plain(x, ref, 0, None, 1.0, to, False, 1)  # noqa: E731
     assert plain(X)
     for x in (
         X.numpy(), torch.nn.Parameter(X), X.to("meta"), X.double(), X[None], X[:, :16], X[:0],

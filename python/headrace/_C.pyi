@@ -379,8 +379,8 @@ def hstu_attention(
     threads: int,
     /,
 ) -> None: ...
-def similarity_rows(
-    x: Any, ref: Any, metric: int, alpha: float, out: Any, recorded: bool, threads: int, /
+def similarity_plain(
+    x: Any, ref: Any, metric: int, index: Any, alpha: Any, out: Any, recorded: bool, threads: int, /
 ) -> bool: ...
 def merge_plain(
     o_a: Any, lse_a: Any, o_b: Any, lse_b: Any, o: Any, lse: Any, recorded: bool, threads: int, /
