@@ -235,8 +235,8 @@ def linear(
     threads: int,
     /,
 ) -> None: ...
-def similarity_rows(
-    x: Any, ref: Any, metric: int, alpha: float, out: Any, recorded: bool, threads: int, /
+def similarity_plain(
+    x: Any, ref: Any, metric: int, index: Any, alpha: Any, out: Any, recorded: bool, threads: int, /
 ) -> bool: ...
 def merge_plain(
     o_a: Any, lse_a: Any, o_b: Any, lse_b: Any, o: Any, lse: Any, recorded: bool, threads: int, /
@@ -258,12 +258,10 @@ def block_score_plain(
 ) -> bool: ...
 def compact_inplace_rows(y: Any, index: Any, recorded: bool, threads: int, /) -> bool: ...
 def scatter_back_rows(y: Any, x: Any, index: Any, recorded: bool, threads: int, /) -> bool: ...
-def select_rows(
+def select_plain(
     score: Any,
     policy: int,
-    limit: int,
-    amounts: tuple[float, float, float],
-    lowest: bool,
+    given: tuple[Any, ...],
     index: Any,
     count: Any,
     recorded: bool,
