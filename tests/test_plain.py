@@ -12,6 +12,7 @@ from headrace.errors import BackendError
 X = torch.randn(6, 32, generator=torch.Generator().manual_seed(0))
 REF = X.flip(0) + 0.5
 INDEX = torch.tensor([1, 3, 4], dtype=torch.int32)
+BUCKETS = [-1 if i == 7 else i * 7 % 32 // 3 for i in range(32)]
 
 
 def negated(x):
@@ -30,6 +31,28 @@ def test_same_as_the_long_way(dtype, metric):
     assert torch.equal(ops.similarity(strided, ref), ops.similarity(strided.contiguous(), ref))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_compares_frames_as_the_long_way(dtype):
+    gen = torch.Generator().manual_seed(3)
+    x = torch.randn(3, 2, 5, 33, generator=gen).to(dtype)
+    ref, tall = torch.randn(3, 2, 5, 33, generator=gen), torch.ops.headrace.similarity
+    for r in (ref.to(dtype), ref, ref[:1], ref[:, :, :1], ref[:, :1]):
+        assert torch.equal(ops.similarity(x, r), tall(x, r, "cos"))
+    assert torch.equal(ops.similarity(x, ref[0]), tall(x, ref[:1], "cos"))
+    assert torch.equal(ops.similarity(x, ref[0, 0]), tall(x, ref[:1, :1], "cos"))
+    assert torch.equal(ops.similarity(x, ref[0, 0, 0]), tall(x, ref[:1, :1, :1], "cos"))
+    frames = x[:, 1]
+    for r in (ref[:, 0], ref[:1, 0], ref[:, 0, :1]):
+        got = ops.similarity(frames, r, "l1")
+        assert torch.equal(got, tall(frames[:, None], r[:, None], "l1")[:, 0])
+    index = torch.randint(-1, 6, (3, 2, 5), generator=gen).int()
+    for at in (index, index[:1], index[..., :1]):
+        got = ops.similarity(x, ref[0, 0], "gauss", index=at)
+        assert torch.equal(got, tall(x, ref[:1, :1], "gauss", index=at))
+    got = ops.similarity(x[0, 0], ref[0, 0], index=index[0, 0])
+    assert torch.equal(got, tall(x[:1, :1], ref[:1, :1], "cos", index=index[:1, :1])[0, 0])
+
+
 @pytest.mark.parametrize(
     "options",
     [
@@ -43,13 +66,30 @@ def test_same_as_the_long_way(dtype, metric):
         {"policy": "mass", "mass": 0.7},
         {"policy": "mass", "k": 2},
         {"policy": "otsu"},
+        {"policy": "otsu", "forced": [[3, 5], [9, 10]], "k": 12},
+        {"policy": "quota", "buckets": BUCKETS},
+        {"policy": "quota", "buckets": BUCKETS, "quota": 2, "floor": 5, "first": 2},
+        {"policy": "mass", "mass": 0.6, "counts": [1.0 + i % 3 for i in range(32)]},
+        {"budget": [7]},
+        {"budget": [9], "lengths": [20], "last": 4},
+        {"k": 5, "first": 3, "last": 4, "lengths": [30]},
     ],
 )
 def test_selects_as_the_long_way(options):
-    for score in (X, X[2], X[:, ::1][:4, :31]):
+    def tensor(x, size):
+        if not isinstance(x, list):
+            return x
+        made = torch.tensor(x, dtype=torch.float32 if isinstance(x[0], float) else torch.int32)
+        return made[:size] if made.shape == (32,) else made
+
+    for score in (X, X[2], X[:, ::1][:4, :31], X[None], X.view(2, 3, 32).transpose(0, 1)):
+        given = {name: tensor(x, score.shape[-1]) for name, x in options.items()}
+        want = {name: x[None] if isinstance(x, torch.Tensor) else x for name, x in given.items()}
+        if "forced" in given or "counts" in given or "buckets" in given:
+            want = {n: x[None] if isinstance(x, torch.Tensor) else x for n, x in want.items()}
         rows = score.reshape(1, -1, score.shape[-1])
-        index, count = ops.select(rows, **options)
-        got = ops.select(score, **options)
+        index, count = torch.ops.headrace.select(rows, **want)
+        got = ops.select(score, **given)
         assert torch.equal(got[0].view_as(index), index)
         assert got[1].shape == score.shape[:-1]
         assert torch.equal(got[1].view_as(count), count)
@@ -146,7 +186,7 @@ def test_modes_and_backends_are_heard():
 
 def test_other_tensors_go_the_long_way():
     out = torch.empty(6)
-    plain = lambda x, ref=REF, to=out: _C.similarity_rows(x, ref, 0, 1.0, to, False, 1)  # noqa: E731
+    plain = lambda x, ref=REF, to=out: _C.similarity_plain(x, ref, 0, None, 1.0, to, False, 1)  # noqa: E731
     assert plain(X)
     for x in (
         X.numpy(), torch.nn.Parameter(X), X.to("meta"), X.double(), X[None], X[:, :16], X[:0],

@@ -127,6 +127,34 @@ void described(py::handle x, Described& to, int& dtype, std::int64_t* room, int 
   }
 }
 
+bool plain_rows(py::handle x, int inner, const std::int64_t* lead, bool recorded, Described& to,
+                int& dtype, std::int64_t* strides) {
+  int more = 0;
+  while (more <= 2 && !plain(x, inner + more, recorded, to, dtype)) ++more;
+  if (more > 2) return false;
+  strides[0] = strides[1] = 0;
+  for (int i = 0; i < more; ++i) {
+    if (to.shape[i] != lead[i] && to.shape[i] != 1) return false;
+    if (to.shape[i] > 1) strides[i] = to.strides[i];
+  }
+  to.shape += more;
+  to.strides += more;
+  return true;
+}
+
+bool whole(py::handle x, std::int64_t least, std::int64_t& to) {
+  if (!PyLong_CheckExact(x.ptr())) return false;
+  int over = 0;
+  to = PyLong_AsLongLongAndOverflow(x.ptr(), &over);
+  return over == 0 && to >= least;
+}
+
+bool number(py::handle x, double& to) {
+  if (!PyFloat_CheckExact(x.ptr())) return false;
+  to = PyFloat_AS_DOUBLE(x.ptr());
+  return true;
+}
+
 bool dense(const Described& x) {
   if (std::find(x.shape, x.shape + x.dims, 0) != x.shape + x.dims) return true;
   std::int64_t step = 1;

@@ -35,6 +35,17 @@ bool plain(py::handle x, int dims, bool recorded, Described& to, int& dtype);
 // has `most` places for each.
 void described(py::handle x, Described& to, int& dtype, std::int64_t* room, int most);
 
+// The same of x with `inner` axes behind none, one or both of batch and head, which are those of
+// `lead` or 1; strides of these two, 0 along what there is once. Shape and strides of `to` are then
+// of the inner axes.
+bool plain_rows(py::handle x, int inner, const std::int64_t* lead, bool recorded, Described& to,
+                int& dtype, std::int64_t* strides);
+
+// Whether x is a Python int (no bool) from `least` up; nothing is raised.
+bool whole(py::handle x, std::int64_t least, std::int64_t& to);
+// Whether x is a Python float.
+bool number(py::handle x, double& to);
+
 // Whether its elements lie one after the other.
 bool dense(const Described& x);
 
