@@ -110,8 +110,8 @@ void described(py::handle x, Described& to, int& dtype, std::int64_t* room, int 
     return;
   }
   PyErr_Clear();
-  static const char* const kNames[] = {"float32", "bfloat16", "float16", "int8",    "float8_e4m3fn",
-                                       "uint8",   "int32",    "int64",   "bool",    "float64"};
+  static const char* const kNames[] = {"float32", "bfloat16", "float16", "int8", "float8_e4m3fn",
+                                       "uint8",   "int32",    "int64",   "bool", "float64"};
   const auto shape = x.attr("shape").cast<std::vector<std::int64_t>>();
   const auto strides = x.attr("stride")().cast<std::vector<std::int64_t>>();
   const std::string kind = py::str(x.attr("dtype"));

@@ -56,7 +56,7 @@ def paged_attention(
     changes rounding. Raises TypeError, ValueError or NotImplementedError naming the argument.
     """
     if not is_dynamo_compiling():
-        out: Any = _paged_attention(
+        out = _paged_attention(
             q, k_pages, v_pages, entries, entry_indptr, q_indptr, q_pos, q_order, inv_freq, scale,
             softcap, sink_logits, freq_axis, rope_gain, k_scale, v_scale, split,
         )  # fmt: skip

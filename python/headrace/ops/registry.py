@@ -43,7 +43,8 @@ _C.take_exchange(getattr(Tensor, "__dlpack_c_exchange_api__", None), Tensor, Par
 def direct() -> bool:
     """Whether a call on plain tensors may go straight to a kernel: no backend was named, and
     neither the debug mode nor anything of torch is to see it."""
-    return not (is_dynamo_compiling() or backends.current() != "auto" or audit.on or quick.watched())
+    named = backends.current() != "auto"
+    return not (is_dynamo_compiling() or named or audit.on or quick.watched())
 
 
 def wrote(*tensors: Tensor) -> None:
