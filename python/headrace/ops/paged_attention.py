@@ -61,7 +61,7 @@ def paged_attention(
             softcap, sink_logits, freq_axis, rope_gain, k_scale, v_scale, split,
         )  # fmt: skip
         if out is not UNUSUAL:
-            return out  # type: ignore[no-any-return]
+            return out
     return call(
         "paged_attention",
         q,
