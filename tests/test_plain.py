@@ -95,6 +95,26 @@ def test_selects_as_the_long_way(options):
         assert torch.equal(got[1].view_as(count), count)
 
 
+@pytest.mark.parametrize("metric", ["cos", "dot", "l2", "hamming"])
+def test_assigns_as_the_long_way(metric):
+    gen = torch.Generator().manual_seed(4)
+    real = lambda *shape: torch.randn(*shape, 32, generator=gen)  # noqa: E731
+    word = lambda *shape: torch.randint(-99, 99, (*shape, 2), generator=gen).int()  # noqa: E731
+    made = word if metric == "hamming" else real
+    x, c, tall = made(2, 9), made(2, 70), torch.ops.headrace.assign
+    for options in ({}, {"threshold": 0.1}, {"causal": True}):
+        for other in (c, c[:1], c[0], c[:, ::2]):
+            got = ops.assign(x, other, metric=metric, **options)
+            want = tall(x, other if other.ndim == 3 else other[None], metric=metric, **options)
+            assert all(torch.equal(g, w) for g, w in zip(got, want, strict=True))
+    for rows in (x, x[:1], x[:, :8], x[1:, ::2]):
+        for options in ({"causal": True}, {"bipartite": True}):
+            got, want = (f(rows, metric=metric, **options) for f in (ops.assign, tall))
+            assert all(torch.equal(g, w) for g, w in zip(got, want, strict=True))
+            got = ops.assign(rows[0], metric=metric, **options)
+            assert all(torch.equal(g, w[0]) for g, w in zip(got, want, strict=True))
+
+
 @pytest.mark.parametrize("heads", ["each", "group", "group_max", "sum", "max"])
 @pytest.mark.parametrize("queries", ["mean", "sum", "max"])
 def test_scores_blocks_as_the_long_way(heads, queries):

@@ -19,6 +19,7 @@ struct Described {
 
 // A tensor of the CPU that can be read as it lies; `dtype` is a code of types.h, or one of these.
 enum PlainDType : int { kPlainU8 = 5, kPlainI32, kPlainI64, kPlainBool };
+constexpr std::int64_t kItems[] = {4, 2, 2, 1, 1, 1, 4, 8, 1};  // bytes of an element
 
 // Takes the capsule and torch's Tensor; nothing is plain before, nor of a table of another version.
 void take_exchange(py::object capsule, py::object tensor);

@@ -156,8 +156,6 @@ bool similarity_plain(py::handle x, py::handle ref, int metric, py::handle index
   return true;
 }
 
-constexpr std::int64_t kItems[] = {4, 2, 2, 1, 1, 1, 4, 8};  // bytes, by plain dtype
-
 // y [N, D] and index [K] as CompactArgs.
 bool moved_rows(py::handle y, py::handle index, bool recorded, headrace::CompactArgs& args,
                 int& dtype) {

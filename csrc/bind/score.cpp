@@ -2,6 +2,7 @@
 #include "score.h"
 
 #include <algorithm>
+#include <limits>
 
 #include "bind/plain.h"
 
@@ -182,6 +183,68 @@ void assign(Address x, Strides2 x_strides, Address c, Strides2 c_strides, Addres
   headrace::assign(args, sizes[0], threads);
 }
 
+// Of plain tensors, x and c [N, D] or [B, N, D]; c may be None. False, with nothing done, for
+// anything else.
+bool assign_plain(py::handle x, py::handle c, int metric, py::handle threshold, bool causal,
+                  bool bipartite, py::handle id, py::handle similarity, bool recorded,
+                  int threads) {
+  headrace::AssignArgs args{};
+  Described rows, others, ids, likeness;
+  int dtype, other, kind, float_kind, dims = 2;
+  double least = -std::numeric_limits<double>::infinity();
+  while (dims <= 3 && !plain(x, dims, recorded, rows, dtype)) ++dims;
+  const bool bits = metric == headrace::kHamming;
+  if (dims > 3 || metric < 0 || (bits ? dtype != kPlainI32 : dtype > headrace::kF16) ||
+      (!threshold.is_none() && !number(threshold, least)) || !(least == least) ||
+      !plain(id, dims - 1, recorded, ids, kind) || kind != kPlainI32 ||
+      !plain(similarity, dims - 1, recorded, likeness, float_kind) ||
+      float_kind != headrace::kF32 || !dense(ids) || !dense(likeness)) {
+    return false;
+  }
+  const std::int64_t batch = dims == 3 ? rows.shape[0] : 1, all = rows.shape[dims - 2],
+                     dim = rows.shape[dims - 1], step = bipartite ? 2 : 1;
+  if (bits ? dim > 16 : dim % 16 != 0) return false;
+  args.x = args.c = rows.data;
+  args.dim = dim;
+  args.rows = bipartite ? (all + 1) / 2 : all;
+  args.candidates = bipartite ? all / 2 : all;
+  args.x_strides[0] = dims == 3 ? rows.strides[0] : 0;
+  args.x_strides[1] = step * rows.strides[dims - 2];
+  std::copy_n(args.x_strides, 2, args.c_strides);
+  if (batch == 1) args.c_strides[0] = 0;
+  if (!c.is_none()) {
+    int of = 2;
+    while (of <= 3 && !plain(c, of, recorded, others, other)) ++of;
+    if (of > 3 || bipartite || other != dtype || others.shape[of - 1] != dim ||
+        (of == 3 && others.shape[0] != 1 && others.shape[0] != batch)) {
+      return false;
+    }
+    args.c = others.data;
+    args.candidates = others.shape[of - 2];
+    args.c_strides[0] = of == 3 && others.shape[0] > 1 ? others.strides[0] : 0;
+    args.c_strides[1] = others.strides[of - 2];
+  } else if (causal == bipartite) {
+    return false;
+  } else if (bipartite) {  // rows 1, 3, 5... of x
+    args.c = static_cast<const char*>(rows.data) + rows.strides[dims - 2] * kItems[dtype];
+  }
+  if (ids.shape[dims - 2] != args.rows || likeness.shape[dims - 2] != args.rows ||
+      (dims == 3 && (ids.shape[0] != batch || likeness.shape[0] != batch))) {
+    return false;
+  }
+  args.id = static_cast<std::int32_t*>(ids.data);
+  args.similarity = static_cast<float*>(likeness.data);
+  args.dtype = bits ? headrace::kScoreInt : dtype;
+  args.metric = metric;
+  args.threshold = static_cast<float>(least);
+  args.causal = causal;
+  args.id_step = static_cast<int>(step);
+  args.id_first = bipartite ? 1 : 0;
+  py::gil_scoped_release nogil;
+  headrace::assign(args, batch, threads);
+  return true;
+}
+
 }  // namespace
 
 void score_family(py::module_& m) {
@@ -190,6 +253,7 @@ void score_family(py::module_& m) {
   m.def("segment_reduce", &segment_reduce);
   m.def("attention_mass", &attention_mass);
   m.def("assign", &assign);
+  m.def("assign_plain", &assign_plain);
 }
 
 }  // namespace headrace::bind

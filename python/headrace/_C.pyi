@@ -400,6 +400,19 @@ def block_score_plain(
     threads: int,
     /,
 ) -> bool: ...
+def assign_plain(
+    x: Any,
+    c: Any,
+    metric: int,
+    threshold: Any,
+    causal: bool,
+    bipartite: bool,
+    id: Any,
+    similarity: Any,
+    recorded: bool,
+    threads: int,
+    /,
+) -> bool: ...
 def compact_inplace_rows(y: Any, index: Any, recorded: bool, threads: int, /) -> bool: ...
 def scatter_back_rows(y: Any, x: Any, index: Any, recorded: bool, threads: int, /) -> bool: ...
 def select_plain(
