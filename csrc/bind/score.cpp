@@ -183,6 +183,63 @@ void assign(Address x, Strides2 x_strides, Address c, Strides2 c_strides, Addres
   headrace::assign(args, sizes[0], threads);
 }
 
+// Of plain tensors; states: total, low, high, unit, count, each may be None. False, with nothing
+// done, for anything else.
+bool segment_plain(py::handle x, py::handle ids, py::tuple states, bool recorded, int threads) {
+  headrace::SegmentArgs args{};
+  Described rows, segment, state;
+  int dtype, kind;
+  std::int64_t segments = -1, count_stride = 0;
+  if (!plain(x, 3, recorded, rows, dtype) || dtype > headrace::kF16 ||
+      !plain(ids, 1, recorded, segment, kind) || kind != kPlainI32 ||
+      segment.shape[0] != rows.shape[0] || states.size() != 5) {
+    return false;
+  }
+  void* found[5] = {};
+  std::int64_t* strides[] = {args.total_strides, args.low_strides, args.high_strides,
+                             args.unit_strides};
+  int kinds[5] = {};
+  for (int i = 0; i < 5; ++i) {
+    const py::handle given = PyTuple_GET_ITEM(states.ptr(), i);
+    if (given.is_none()) continue;
+    if (!plain(given, i < 4 ? 3 : 1, recorded, state, kinds[i])) return false;
+    if (segments >= 0 && state.shape[0] != segments) return false;
+    for (int d = 0; d < state.dims; ++d) {  // memory of its own for all
+      if (state.shape[d] > 1 && state.strides[d] == 0) return false;
+    }
+    segments = state.shape[0];
+    found[i] = state.data;
+    if (i == 4) {
+      if (kinds[i] != kPlainI32) return false;
+      count_stride = state.strides[0];
+      continue;
+    }
+    const bool bound = i == 1 || i == 2;
+    if (state.shape[1] != rows.shape[1] || state.shape[2] != rows.shape[2] ||
+        (kinds[i] != headrace::kF32 && !(bound && kinds[i] == dtype))) {
+      return false;
+    }
+    std::copy_n(state.strides, 2, strides[i]);
+  }
+  if (segments < 0) return false;
+  args.x = rows.data;
+  std::copy_n(rows.strides, 2, args.x_strides);
+  args.total = static_cast<float*>(found[0]);
+  args.low = found[1];
+  args.high = found[2];
+  args.unit = static_cast<float*>(found[3]);
+  args.low_dtype = kinds[1];
+  args.high_dtype = kinds[2];
+  args.heads = static_cast<int>(rows.shape[1]);
+  args.dim = rows.shape[2];
+  args.dtype = dtype;
+  py::gil_scoped_release nogil;
+  headrace::segment_reduce(args, static_cast<const std::int32_t*>(segment.data), segment.strides[0],
+                           rows.shape[0], segments, static_cast<std::int32_t*>(found[4]),
+                           count_stride, threads);
+  return true;
+}
+
 // Of plain tensors, x and c [N, D] or [B, N, D]; c may be None. False, with nothing done, for
 // anything else.
 bool assign_plain(py::handle x, py::handle c, int metric, py::handle threshold, bool causal,
@@ -253,6 +310,7 @@ void score_family(py::module_& m) {
   m.def("segment_reduce", &segment_reduce);
   m.def("attention_mass", &attention_mass);
   m.def("assign", &assign);
+  m.def("segment_plain", &segment_plain);
   m.def("assign_plain", &assign_plain);
 }
 

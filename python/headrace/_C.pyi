@@ -400,6 +400,9 @@ def block_score_plain(
     threads: int,
     /,
 ) -> bool: ...
+def segment_plain(
+    x: Any, ids: Any, states: tuple[Any, ...], recorded: bool, threads: int, /
+) -> bool: ...
 def assign_plain(
     x: Any,
     c: Any,
@@ -409,6 +412,17 @@ def assign_plain(
     bipartite: bool,
     id: Any,
     similarity: Any,
+    recorded: bool,
+    threads: int,
+    /,
+) -> bool: ...
+def compact_plain(
+    x: Any,
+    options: tuple[Any, ...],
+    y: Any,
+    sizes: Any,
+    kept: Any,
+    number: Any,
     recorded: bool,
     threads: int,
     /,

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from importlib import import_module
 from typing import Any
 
@@ -140,23 +139,6 @@ def _direct(spec: OpSpec, cpu: Kernel) -> Callable[[Any, Any], Any]:
         return _returned(outs)
 
     return run
-
-
-def alone(spec: OpSpec, cpu: Kernel, lead: int = 2) -> Callable[..., Any]:
-    """An op by its CPU kernel for tensors without the first `lead` axes, which would be 1: they are
-    checked, and results made, without a view of any. The op's `values` do not find those axes.
-    It takes every argument in the order of the schema.
-
-    Gives `UNUSUAL`, having done nothing, where the call is to go by `call`.
-    """
-    args = tuple(replace(a, axes=" ".join(a.axes.split()[lead:])) for a in spec.args)
-    outs = tuple(replace(o, axes=" ".join(o.axes.split()[lead:])) for o in spec.outs)
-    run = _direct(replace(spec, args=args, outs=outs), cpu)
-
-    def one(*args: Any) -> Any:
-        return UNUSUAL if torch.compiler.is_compiling() else run(args, {})
-
-    return one
 
 
 def _reference(spec: OpSpec, bound: Mapping[str, Any]) -> Any:
