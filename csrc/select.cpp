@@ -4,6 +4,7 @@
 #include <cstring>
 
 #include "select_row.h"
+#include "select_short.h"
 
 namespace headrace {
 
@@ -19,48 +20,6 @@ std::vector<float> scores_of(const SelectRow& row) {
   row.each_piece(
       [&](std::int64_t, const SelectPiece& p) { row.read(p.begin, p.end, x.data() + p.begin); });
   return x;
-}
-
-// Orders as the numbers do; both zeros are one.
-std::uint32_t key_of(float x) {
-  x += 0.f;
-  std::uint32_t bits;
-  std::memcpy(&bits, &x, 4);
-  return bits & 0x80000000u ? ~bits : bits | 0x80000000u;
-}
-
-struct Weighed {
-  std::uint32_t key;
-  float weight;
-};
-
-// How many of the largest keys, equal ones in order, it takes until their weights add up to `need`.
-std::int64_t reach(std::vector<Weighed> left, double need) {
-  std::int64_t taken = 0;
-  double sum = 0;
-  for (const int shift : {21, 10, 0}) {
-    const std::uint32_t mask = shift == 21 || shift == 10 ? 0x7ffu : 0x3ffu;
-    std::vector<double> mass(mask + 1);
-    std::vector<std::int64_t> count(mask + 1);
-    for (const Weighed& w : left) {
-      mass[(w.key >> shift) & mask] += w.weight;
-      ++count[(w.key >> shift) & mask];
-    }
-    std::int64_t bin = mask;
-    for (; bin >= 0 && sum + mass[bin] < need; --bin) {
-      sum += mass[bin];
-      taken += count[bin];
-    }
-    if (bin < 0) return taken;
-    const auto other = [&](const Weighed& w) { return ((w.key >> shift) & mask) != bin; };
-    left.erase(std::remove_if(left.begin(), left.end(), other), left.end());
-  }
-  for (const Weighed& w : left) {
-    if (sum >= need) break;
-    sum += w.weight;
-    ++taken;
-  }
-  return taken;
 }
 
 std::int64_t by_mass(const SelectRow& row) {
@@ -101,30 +60,13 @@ std::int64_t by_otsu(const SelectRow& row) {
   for (const SelectPiece& p : row.pieces()) {
     for (std::int64_t i = p.begin; i < p.end; ++i) {
       if (x[i] == -kInfinite) continue;
-      const float place = (x[i] - t.low) * scale;
-      const int bin = place < 255.f ? static_cast<int>(place) : 255;
+      const int bin = bin_of(x[i], t.low, scale);
       ++all[bin];
       free[bin] += !p.forced;
     }
   }
-  double n = 0, sum = 0, n0 = 0, s0 = 0, best = -1;
-  for (int b = 0; b < 256; ++b) {
-    n += static_cast<double>(all[b]);
-    sum += static_cast<double>(all[b]) * b;
-  }
-  int cut = 0;
-  for (int b = 0; b < 256; ++b) {
-    n0 += static_cast<double>(all[b]);
-    s0 += static_cast<double>(all[b]) * b;
-    const double n1 = n - n0, apart = (sum - s0) / n1 - s0 / n0;
-    const double between = n0 > 0 && n1 > 0 ? n0 * n1 * apart * apart : 0.0;
-    if (between > best) {
-      best = between;
-      cut = b;
-    }
-  }
   std::int64_t kept = row.forced();
-  for (int b = cut + 1; b < 256; ++b) kept += free[b];
+  for (int b = otsu_cut(all) + 1; b < 256; ++b) kept += free[b];
   return kept;
 }
 
@@ -145,52 +87,51 @@ std::int64_t wanted_of(const SelectRow& row) {
   return std::max(n, std::min(a.floor, row.length()));
 }
 
-// The best of every bucket, by a stable sort of the scores.
 void by_quota(const SelectRow& row) {
   const SelectArgs& a = row.args();
-  const std::int32_t* buckets = row.buckets();
-  const std::vector<float> x = scores_of(row);
-  std::vector<std::int64_t> used(static_cast<std::size_t>(a.size));
-  std::vector<unsigned char> marks(x.size());
-  struct Keyed {
-    std::uint32_t key;
-    std::int32_t at;
-  };
-  std::vector<Keyed> order;
-  order.reserve(x.size());
-  const auto known = [&](std::int64_t i) { return buckets[i] >= 0 && buckets[i] < a.size; };
-  std::int64_t left = bounded(row, row.length()), place = row.forced();
+  std::vector<float> x = scores_of(row);
+  std::vector<Words> must((x.size() + 63) / 64), kept(must.size());
   for (const SelectPiece& p : row.pieces()) {
-    for (std::int64_t i = p.begin; i < p.end; ++i) {
-      if (p.forced) {
-        if (known(i)) ++used[buckets[i]];
-        marks[i] = left > 0;
-        left -= left > 0;
-      } else if (x[i] > -kInfinite && known(i)) {
-        order.push_back({~key_of(x[i]), static_cast<std::int32_t>(i)});
-      }
+    for (std::int64_t i = p.begin; i < p.end && p.forced; ++i) {
+      set_bit(must.data(), i);
+      x[i] = -kInfinite;
     }
   }
-  std::vector<Keyed> next(order.size());
-  for (const int shift : {0, 11, 22}) {
-    std::vector<std::size_t> start(2049);
-    for (const Keyed& k : order) ++start[((k.key >> shift) & 0x7ff) + 1];
-    for (std::size_t b = 1; b < start.size(); ++b) start[b] += start[b - 1];
-    for (const Keyed& k : order) next[start[(k.key >> shift) & 0x7ff]++] = k;
-    order.swap(next);
+  const Scratch scratch(2 * a.size, 1);
+  quota_of(a, x.data(), row.length(), must.data(), row.forced(), row.buckets(),
+           bounded(row, row.length()), scratch.of(0), kept.data());
+  row.write_marked(kept.data());
+}
+
+// Heads side by side without a share of their own are one row. False for others.
+bool flat_run(const SelectArgs& a, std::int64_t batch, int threads) {
+  const bool plain = a.floor == 0 && a.first == 0 && a.last == 0 && a.ranges == 0 && !a.lengths;
+  if (!plain || a.capacity < a.size || (a.heads > 1 && a.score_strides[1] != a.size)) return false;
+  SelectArgs one = a;
+  one.score = static_cast<const char*>(a.score) + batch * a.score_strides[0] * dtype_size(a.dtype);
+  one.size = one.capacity = a.heads * a.size;
+  one.batch = one.heads = 1;
+  one.budget = nullptr;
+  if (a.limit < 0) one.limit = a.size * a.heads;
+  if (a.budget) one.limit = std::max(a.budget[batch * a.budget_strides[0]], 0);
+  one.limit = std::min(one.limit, one.size);
+  const SelectCut cut = SelectRow(one, 0, 0, threads).best(one.limit);
+  std::int64_t ties = cut.ties;
+  for (std::int64_t h = 0; h < a.heads; ++h) {
+    const ScoreRow row{static_cast<const char*>(one.score) + h * a.size * dtype_size(a.dtype),
+                       a.dtype, a.lowest};
+    std::int32_t* out = a.index + (batch * a.heads + h) * a.capacity;
+    const std::int64_t made =
+        cut.wanted ? select_kernels().emit(row, 0, a.size, cut.bound, &ties, out) : 0;
+    std::fill(out + made, out + a.capacity, -1);
+    a.count[batch * a.heads + h] = static_cast<std::int32_t>(made);
   }
-  for (const Keyed& k : order) {
-    if (left == 0) break;
-    const bool fits = used[buckets[k.at]]++ < a.quota || place < a.floor;
-    ++place;
-    marks[k.at] = fits;
-    left -= fits;
-  }
-  row.write_marked(marks);
+  return true;
 }
 
 // The best of all heads of a batch entry, `floor` of each at least.
 void flat(const SelectArgs& a, std::int64_t batch, int threads) {
+  if (flat_run(a, batch, threads)) return;
   std::vector<SelectRow> rows;
   std::vector<std::vector<float>> free;
   std::vector<std::int64_t> base, valid;
@@ -257,55 +198,10 @@ void flat(const SelectArgs& a, std::int64_t batch, int threads) {
   }
 }
 
-constexpr std::int64_t kShort = 2048;
-
-// Rows so short that lists of their pieces would take longer than they do, and nothing but a number
-// to go by: as `SelectRow` has it of one piece.
-bool is_short(const SelectArgs& a) {
-  const bool simple = a.policy == SelectPolicy::kTopK || a.policy == SelectPolicy::kThreshold ||
-                      a.policy == SelectPolicy::kShare;
-  return simple && a.size <= kShort && !a.budget && !a.lengths && a.ranges == 0 && a.floor == 0 &&
-         a.first == 0 && a.last == 0;
-}
-
-void short_row(const SelectArgs& a, std::int64_t i) {
-  const SelectKernels& kernels = select_kernels();
-  const std::int64_t offset = i / a.heads * a.score_strides[0] + i % a.heads * a.score_strides[1];
-  const ScoreRow row{static_cast<const char*>(a.score) + offset * dtype_size(a.dtype), a.dtype,
-                     a.lowest};
-  float kept[kShort];
-  std::int64_t over = 0, candidates = 0, above = 0, ties = 0;
-  const std::int64_t n =
-      kernels.collect(row, 0, a.size, -kInfinite, kInfinite, kept, &over, &candidates);
-  std::int64_t wanted = a.size;
-  float bound = -kInfinite;
-  if (a.policy == SelectPolicy::kThreshold) {
-    bound = static_cast<float>(a.lowest ? -a.threshold : a.threshold);
-    kernels.count(kept, n, bound, &above, &ties);
-    if (bound == -kInfinite) ties = 0;  // what is not above is never kept by score
-    wanted = above + ties;
-  } else if (a.policy == SelectPolicy::kShare) {
-    wanted = static_cast<std::int64_t>(a.share * static_cast<double>(candidates) + 0.5);
-  }
-  const std::int64_t most = std::min(a.limit < 0 ? a.size : a.limit, a.capacity);
-  const bool all = wanted <= most && a.policy == SelectPolicy::kThreshold;
-  wanted = std::min({wanted, most, candidates});
-  if (!all && wanted == candidates) {
-    bound = -kInfinite;
-    ties = 0;
-  } else if (!all && wanted > 0) {
-    bound = kernels.nth(kept, n, wanted, -kInfinite, kInfinite);
-    kernels.count(kept, n, bound, &above, &ties);
-    ties = wanted - above;
-  }
-  std::int32_t* out = a.index + i * a.capacity;
-  if (wanted > 0) kernels.emit(row, 0, a.size, bound, ties, out);
-  std::fill(out + wanted, out + a.capacity, -1);
-  a.count[i] = static_cast<std::int32_t>(wanted);
-}
-
 void one_row(const SelectArgs& a, std::int64_t i, int threads) {
-  if (is_short(a)) return short_row(a, i);
+  if (a.size <= kShort) {
+    return ShortRow(a, i / a.heads, i % a.heads).keep(a.index + i * a.capacity, a.count + i);
+  }
   const SelectRow row(a, i / a.heads, i % a.heads, threads);
   if (a.policy == SelectPolicy::kQuota) return by_quota(row);
   row.write(row.best(bounded(row, wanted_of(row))));

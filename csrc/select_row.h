@@ -180,21 +180,19 @@ class SelectRow {
       if (p.forced) {
         for (std::int64_t j = 0; j < ties[i]; ++j) to[j] = static_cast<std::int32_t>(p.begin + j);
       } else if (cut.above[i] + ties[i] > 0) {
-        kernels_.emit(score_, p.begin, p.end, cut.bound, ties[i], to);
+        std::int64_t equal = ties[i];
+        kernels_.emit(score_, p.begin, p.end, cut.bound, &equal, to);
       }
     });
     std::fill(out + at, out + args_.capacity, -1);
     args_.count[row] = static_cast<std::int32_t>(at);
   }
 
-  // Writes those of a list of marks.
-  void write_marked(const std::vector<unsigned char>& marks) const {
+  // Writes those whose bits are set.
+  void write_marked(const std::uint64_t* words) const {
     const std::int64_t row = batch_ * args_.heads + head_;
     std::int32_t* out = args_.index + row * args_.capacity;
-    std::int64_t at = 0;
-    for (std::int64_t i = 0; i < length_; ++i) {
-      if (marks[static_cast<std::size_t>(i)]) out[at++] = static_cast<std::int32_t>(i);
-    }
+    const std::int64_t at = kernels_.list(words, length_, out);
     std::fill(out + at, out + args_.capacity, -1);
     args_.count[row] = static_cast<std::int32_t>(at);
   }

@@ -12,6 +12,7 @@ from headrace.errors import BackendError
 X = torch.randn(6, 32, generator=torch.Generator().manual_seed(0))
 REF = X.flip(0) + 0.5
 INDEX = torch.tensor([1, 3, 4], dtype=torch.int32)
+BUCKETS = [-1 if i == 7 else i * 7 % 32 // 3 for i in range(32)]
 
 
 def negated(x):
@@ -30,6 +31,28 @@ def test_same_as_the_long_way(dtype, metric):
     assert torch.equal(ops.similarity(strided, ref), ops.similarity(strided.contiguous(), ref))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_compares_frames_as_the_long_way(dtype):
+    gen = torch.Generator().manual_seed(3)
+    x = torch.randn(3, 2, 5, 33, generator=gen).to(dtype)
+    ref, tall = torch.randn(3, 2, 5, 33, generator=gen), torch.ops.headrace.similarity
+    for r in (ref.to(dtype), ref, ref[:1], ref[:, :, :1], ref[:, :1]):
+        assert torch.equal(ops.similarity(x, r), tall(x, r, "cos"))
+    assert torch.equal(ops.similarity(x, ref[0]), tall(x, ref[:1], "cos"))
+    assert torch.equal(ops.similarity(x, ref[0, 0]), tall(x, ref[:1, :1], "cos"))
+    assert torch.equal(ops.similarity(x, ref[0, 0, 0]), tall(x, ref[:1, :1, :1], "cos"))
+    frames = x[:, 1]
+    for r in (ref[:, 0], ref[:1, 0], ref[:, 0, :1]):
+        got = ops.similarity(frames, r, "l1")
+        assert torch.equal(got, tall(frames[:, None], r[:, None], "l1")[:, 0])
+    index = torch.randint(-1, 6, (3, 2, 5), generator=gen).int()
+    for at in (index, index[:1], index[..., :1]):
+        got = ops.similarity(x, ref[0, 0], "gauss", index=at)
+        assert torch.equal(got, tall(x, ref[:1, :1], "gauss", index=at))
+    got = ops.similarity(x[0, 0], ref[0, 0], index=index[0, 0])
+    assert torch.equal(got, tall(x[:1, :1], ref[:1, :1], "cos", index=index[:1, :1])[0, 0])
+
+
 @pytest.mark.parametrize(
     "options",
     [
@@ -43,16 +66,112 @@ def test_same_as_the_long_way(dtype, metric):
         {"policy": "mass", "mass": 0.7},
         {"policy": "mass", "k": 2},
         {"policy": "otsu"},
+        {"policy": "otsu", "forced": [[3, 5], [9, 10]], "k": 12},
+        {"policy": "quota", "buckets": BUCKETS},
+        {"policy": "quota", "buckets": BUCKETS, "quota": 2, "floor": 5, "first": 2},
+        {"policy": "mass", "mass": 0.6, "counts": [1.0 + i % 3 for i in range(32)]},
+        {"budget": [7]},
+        {"budget": [9], "lengths": [20], "last": 4},
+        {"k": 5, "first": 3, "last": 4, "lengths": [30]},
     ],
 )
 def test_selects_as_the_long_way(options):
-    for score in (X, X[2], X[:, ::1][:4, :31]):
+    def tensor(x, size):
+        if not isinstance(x, list):
+            return x
+        made = torch.tensor(x, dtype=torch.float32 if isinstance(x[0], float) else torch.int32)
+        return made[:size] if made.shape == (32,) else made
+
+    for score in (X, X[2], X[:, ::1][:4, :31], X[None], X.view(2, 3, 32).transpose(0, 1)):
+        given = {name: tensor(x, score.shape[-1]) for name, x in options.items()}
+        want = {name: x[None] if isinstance(x, torch.Tensor) else x for name, x in given.items()}
+        if "forced" in given or "counts" in given or "buckets" in given:
+            want = {n: x[None] if isinstance(x, torch.Tensor) else x for n, x in want.items()}
         rows = score.reshape(1, -1, score.shape[-1])
-        index, count = ops.select(rows, **options)
-        got = ops.select(score, **options)
+        index, count = torch.ops.headrace.select(rows, **want)
+        got = ops.select(score, **given)
         assert torch.equal(got[0].view_as(index), index)
         assert got[1].shape == score.shape[:-1]
         assert torch.equal(got[1].view_as(count), count)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.uint8, torch.int64])
+@pytest.mark.parametrize("depth", [1, 2, 5, 32, 64])
+def test_compacts_as_the_long_way(dtype, depth):
+    gen = torch.Generator().manual_seed(5)
+    x = (torch.randn(2, 3, 20, depth, generator=gen) * 9).abs().to(dtype)
+    tall = torch.ops.headrace.compact
+    index = torch.stack([torch.randperm(20, generator=gen)[:7].sort().values for _ in range(6)])
+    index, count = index.view(2, 3, 7).int(), torch.tensor([[7, 0, 3], [1, 7, 9]]).int()
+    mask, place = torch.rand(2, 3, 20, generator=gen) > 0.5, index[..., torch.arange(20) % 7]
+    weights = torch.rand(2, 3, 20, generator=gen)
+    merge = {"target": place, "weights": weights} if dtype.is_floating_point else {}
+    for args, options in (
+        ((index,), {}),
+        ((index, count), {"weights": weights}),
+        ((index[:1], count[:, :1]), merge),
+        ((index,), merge),
+        ((), {"mask": mask, "capacity": 12} | merge),
+        ((), {"mask": mask}),
+        ((), {"mask": mask[:, :1], "capacity": 25}),
+    ):
+        for rows in (
+            x,
+            torch.cat([x, x], -1)[..., :depth],
+            x.transpose(1, 2).contiguous().transpose(1, 2),
+        ):
+            whole = tall(rows, *args, **options)
+            for got, want in zip(ops.compact(rows, *args, **options), whole, strict=True):
+                assert torch.equal(got, want)
+            one = lambda t, b, h: t[b % len(t), h % t.shape[1]] if hasattr(t, "shape") else t  # noqa: E731
+            for b, h in ((0, 0), (1, 2)):
+                alone = {n: one(t, b, h) for n, t in options.items()}
+                made = ops.compact(rows[b, h], *(one(t, b, h) for t in args), **alone)
+                for got, want in zip(made, whole, strict=True):
+                    assert torch.equal(got, want[b, h])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dim", [1, 5, 40, 64])
+def test_reduces_as_the_long_way(dtype, dim):
+    gen = torch.Generator().manual_seed(6)
+    x = torch.randn(50, 3, dim, generator=gen).to(dtype)
+    ids = torch.randint(-1, 6, (50,), generator=gen).int()
+    kinds = {"total": torch.float32, "low": dtype, "high": torch.float32, "unit": torch.float32}
+    for names in (("total",), ("low", "high"), ("unit", "total"), ("count",), tuple(kinds)):
+        made, want = (
+            {n: torch.ones(5, 3, dim, dtype=kinds[n]) for n in names if n != "count"}
+            | {"count": torch.ones(10).int()[::2]}
+            for _ in "ab"
+        )
+        before = [state._version for state in made.values()]
+        ops.segment_reduce(x, ids, **made)
+        torch.ops.headrace.segment_reduce(x, ids, **want)
+        for name, state in made.items():
+            assert torch.equal(state, want[name]), name
+        assert all(s._version > b for s, b in zip(made.values(), before, strict=True))
+    with pytest.raises(ValueError, match="memory of its own"):
+        ops.segment_reduce(x, ids, torch.ones(1, 3, dim).expand(5, 3, dim))
+
+
+@pytest.mark.parametrize("metric", ["cos", "dot", "l2", "hamming"])
+def test_assigns_as_the_long_way(metric):
+    gen = torch.Generator().manual_seed(4)
+    real = lambda *shape: torch.randn(*shape, 32, generator=gen)  # noqa: E731
+    word = lambda *shape: torch.randint(-99, 99, (*shape, 2), generator=gen).int()  # noqa: E731
+    made = word if metric == "hamming" else real
+    x, c, tall = made(2, 9), made(2, 70), torch.ops.headrace.assign
+    for options in ({}, {"threshold": 0.1}, {"causal": True}):
+        for other in (c, c[:1], c[0], c[:, ::2]):
+            got = ops.assign(x, other, metric=metric, **options)
+            want = tall(x, other if other.ndim == 3 else other[None], metric=metric, **options)
+            assert all(torch.equal(g, w) for g, w in zip(got, want, strict=True))
+    for rows in (x, x[:1], x[:, :8], x[1:, ::2]):
+        for options in ({"causal": True}, {"bipartite": True}):
+            got, want = (f(rows, metric=metric, **options) for f in (ops.assign, tall))
+            assert all(torch.equal(g, w) for g, w in zip(got, want, strict=True))
+            got = ops.assign(rows[0], metric=metric, **options)
+            assert all(torch.equal(g, w[0]) for g, w in zip(got, want, strict=True))
 
 
 @pytest.mark.parametrize("heads", ["each", "group", "group_max", "sum", "max"])
@@ -146,7 +265,7 @@ def test_modes_and_backends_are_heard():
 
 def test_other_tensors_go_the_long_way():
     out = torch.empty(6)
-    plain = lambda x, ref=REF, to=out: _C.similarity_rows(x, ref, 0, 1.0, to, False, 1)  # noqa: E731
+    plain = lambda x, ref=REF, to=out: _C.similarity_plain(x, ref, 0, None, 1.0, to, False, 1)  # noqa: E731
     assert plain(X)
     for x in (
         X.numpy(), torch.nn.Parameter(X), X.to("meta"), X.double(), X[None], X[:, :16], X[:0],

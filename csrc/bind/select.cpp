@@ -49,35 +49,93 @@ void select(Address score, Strides2 score_strides, std::array<std::int64_t, 4> s
   headrace::select(args, threads);
 }
 
-// Of plain scores [N] or [B, N] by a policy and its number alone. False, with nothing done, for
-// anything else.
-bool select_rows(py::handle score, int policy, std::int64_t limit, std::array<double, 3> amounts,
-                 bool lowest, py::handle index, py::handle count, bool recorded, int threads) {
-  Described rows, kept, counts;
-  int dtype, kind, number;
-  const bool one = plain(score, 1, recorded, rows, dtype);
-  const int dims = one ? 1 : 2;
-  if ((!one && !plain(score, 2, recorded, rows, dtype)) || dtype > headrace::kF16 ||
-      !plain(index, dims, recorded, kept, kind) ||
-      !plain(count, dims - 1, recorded, counts, number) || kind != kPlainI32 ||
-      number != kPlainI32) {
+// What a call in Python gives beside the scores and the policy, in this order.
+enum Given : int {
+  kK,
+  kThreshold,
+  kShare,
+  kMass,
+  kBudget,
+  kCounts,
+  kBuckets,
+  kForced,
+  kLengths,
+  kQuota,
+  kFloor,
+  kFirst,
+  kLast,
+  kLowest,
+  kGiven
+};
+
+// Of plain tensors. False, with nothing done, for anything else.
+bool select_plain(py::handle score, int policy, py::tuple given, py::handle index, py::handle count,
+                  bool recorded, int threads) {
+  using headrace::SelectPolicy;
+  if (given.size() != kGiven) return false;
+  const auto of = [&](int i) { return py::handle(PyTuple_GET_ITEM(given.ptr(), i)); };
+  headrace::SelectArgs args{};
+  args.policy = static_cast<SelectPolicy>(policy);
+  args.limit = -1;
+  const bool named = args.policy == SelectPolicy::kTopK || args.policy == SelectPolicy::kFlat;
+  const bool k = !of(kK).is_none(), budget = !of(kBudget).is_none();
+  if ((named && !k && !budget) || (k && (budget || !whole(of(kK), 0, args.limit))) ||
+      (args.policy == SelectPolicy::kQuota && of(kBuckets).is_none()) ||
+      !number(of(kThreshold), args.threshold) || !(args.threshold == args.threshold) ||
+      !number(of(kShare), args.share) || !(args.share >= 0 && args.share <= 1) ||
+      !number(of(kMass), args.mass) || !(args.mass >= 0 && args.mass <= 1) ||
+      !whole(of(kQuota), 0, args.quota) || !whole(of(kFloor), 0, args.floor) ||
+      !whole(of(kFirst), 0, args.first) || !whole(of(kLast), 0, args.last) ||
+      !PyBool_Check(of(kLowest).ptr())) {
     return false;
   }
-  headrace::SelectArgs args{};
+  args.lowest = of(kLowest).ptr() == Py_True;
+  Described rows, kept, counts, option;
+  int dtype, kind, other, dims = 1;
+  while (dims <= 3 && !plain(score, dims, recorded, rows, dtype)) ++dims;
+  if (dims > 3 || dtype > headrace::kF16 || !plain(index, dims, recorded, kept, kind) ||
+      !plain(count, dims - 1, recorded, counts, other) || kind != kPlainI32 || other != kPlainI32) {
+    return false;
+  }
   args.score = rows.data;
-  args.score_strides[0] = one ? 0 : rows.strides[0];
   args.dtype = dtype;
-  args.batch = one ? 1 : rows.shape[0];
-  args.heads = 1;
+  args.batch = dims > 1 ? rows.shape[0] : 1;
+  args.heads = dims > 2 ? rows.shape[1] : 1;
   args.size = rows.shape[dims - 1];
   args.capacity = kept.shape[dims - 1];
-  args.policy = static_cast<headrace::SelectPolicy>(policy);
-  args.limit = limit;
-  args.threshold = amounts[0];
-  args.share = amounts[1];
-  args.mass = amounts[2];
-  args.lowest = lowest;
-  args.quota = 1;
+  for (int i = 0; i + 1 < dims; ++i) args.score_strides[i] = rows.strides[i];
+  const std::int64_t lead[] = {args.batch, args.heads};
+  // Whether an option is absent, or plain and of `inner` axes that end in `size`.
+  const auto fits = [&](int which, int inner, int dtype_wanted, std::int64_t size,
+                        std::int64_t* strides) {
+    if (of(which).is_none()) {
+      option.data = nullptr;
+      return true;
+    }
+    return plain_rows(of(which), inner, lead, recorded, option, kind, strides) &&
+           kind == dtype_wanted && (inner == 0 || option.shape[inner - 1] == size);
+  };
+  const auto numbered = [&](int which, std::int64_t* strides) {
+    return fits(which, 0, kPlainI32, 0, strides) && (!option.data || option.dims > 0);
+  };
+  if (!numbered(kBudget, args.budget_strides)) return false;
+  args.budget = static_cast<const std::int32_t*>(option.data);
+  if (args.policy == headrace::SelectPolicy::kFlat && args.budget && args.budget_strides[1] != 0) {
+    return false;
+  }
+  if (!fits(kCounts, 1, headrace::kF32, args.size, args.counts_strides)) return false;
+  args.counts = static_cast<const float*>(option.data);
+  if (!fits(kBuckets, 1, kPlainI32, args.size, args.buckets_strides)) return false;
+  args.buckets = static_cast<const std::int32_t*>(option.data);
+  if (!fits(kForced, 2, kPlainI32, 2, args.forced_strides)) return false;
+  args.forced = static_cast<const std::int32_t*>(option.data);
+  if (args.forced) {
+    args.ranges = option.shape[0];
+    args.forced_strides[2] = option.strides[0];
+    args.forced_strides[3] = option.strides[1];
+  }
+  if (!numbered(kLengths, args.lengths_strides)) return false;
+  args.lengths = static_cast<const std::int32_t*>(option.data);
   args.index = static_cast<std::int32_t*>(kept.data);
   args.count = static_cast<std::int32_t*>(counts.data);
   py::gil_scoped_release nogil;
@@ -89,7 +147,7 @@ bool select_rows(py::handle score, int policy, std::int64_t limit, std::array<do
 
 void select_family(py::module_& m) {
   m.def("select", &select);
-  m.def("select_rows", &select_rows);
+  m.def("select_plain", &select_plain);
 }
 
 }  // namespace headrace::bind

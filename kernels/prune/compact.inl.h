@@ -4,6 +4,7 @@
 #include <type_traits>
 
 #include "args.h"
+#include "csrc/simd/part.h"
 #include "csrc/simd/vec.h"
 
 namespace {
@@ -24,18 +25,20 @@ void blend_of(const T* x, std::int64_t row_stride, const std::int32_t* rows, con
     }
     for (int n = 0; n < kN; ++n) store(out + d + n * kW, div(acc[n], sum));
   }
-  for (; d < depth; d += kW) {
-    const int left = static_cast<int>(depth - d < kW ? depth - d : kW);
+  for (; d + kW <= depth; d += kW) {
     F acc = zero();
     for (std::int64_t i = 0; i < count; ++i) {
-      T lanes[kW] = {};
-      for (int l = 0; l < left; ++l) lanes[l] = x[rows[i] * row_stride + d + l];
-      acc = fma(set1(weights[i]), load(lanes), acc);
+      acc = fma(set1(weights[i]), load(x + rows[i] * row_stride + d), acc);
     }
-    T lanes[kW];
-    store(lanes, div(acc, sum));
-    for (int l = 0; l < left; ++l) out[d + l] = lanes[l];
+    store(out + d, div(acc, sum));
   }
+  if (d == depth) return;
+  const int left = static_cast<int>(depth - d);
+  F acc = zero();
+  for (std::int64_t i = 0; i < count; ++i) {
+    acc = fma(set1(weights[i]), load_part(x + rows[i] * row_stride + d, left), acc);
+  }
+  store_part(out + d, div(acc, sum), left);
 }
 
 void blend(const void* x, std::int64_t row_stride, const std::int32_t* rows, const float* weights,

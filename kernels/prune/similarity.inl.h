@@ -2,7 +2,10 @@
 // Rows against rows, one pass over both. Every sum runs over its row in one fixed order, kW lanes
 // at a time, and is added up in fp64 from there, so a score knows nothing of other rows.
 #pragma once
+#include <type_traits>
+
 #include "bytes.inl.h"
+#include "csrc/simd/part.h"
 #include "finish.h"
 
 namespace {
@@ -13,13 +16,6 @@ using headrace::kL1;
 using headrace::kL2;
 using headrace::kSums;
 using headrace::SimilarityArgs;
-
-template <class T>
-inline F load_part(const T* p, int left) {
-  T lanes[kW] = {};
-  for (int i = 0; i < left; ++i) lanes[i] = p[i];
-  return load(lanes);
-}
 
 template <int M>
 inline void step(F x, F r, F* acc) {
@@ -35,10 +31,13 @@ inline void step(F x, F r, F* acc) {
   }
 }
 
-// sums += those of n neighbouring elements.
+template <int M>
+constexpr int kTotals = M == kCos ? 3 : 1;
+
+// Sums of n neighbouring elements, in lanes.
 template <int M, class X, class R>
-inline void run(const X* x, const R* r, std::int64_t n, double* sums) {
-  constexpr int kN = M == kCos ? 3 : 1, kU = M == kCos ? 2 : 4;
+inline void lanes_of(const X* x, const R* r, std::int64_t n, F* totals) {
+  constexpr int kN = kTotals<M>, kU = M == kCos ? 2 : 4;
   F acc[kU][kN];
   for (int u = 0; u < kU; ++u) {
     for (int j = 0; j < kN; ++j) acc[u][j] = zero();
@@ -53,10 +52,17 @@ inline void run(const X* x, const R* r, std::int64_t n, double* sums) {
     step<M>(load_part(x + i, left), load_part(r + i, left), acc[0]);
   }
   for (int j = 0; j < kN; ++j) {
-    F sum = add(acc[0][j], acc[1][j]);
-    if (kU == 4) sum = add(sum, add(acc[2 % kU][j], acc[3 % kU][j]));
-    sums[j] += hsum(sum);
+    totals[j] = add(acc[0][j], acc[1][j]);
+    if (kU == 4) totals[j] = add(totals[j], add(acc[2 % kU][j], acc[3 % kU][j]));
   }
+}
+
+// sums += those of n neighbouring elements.
+template <int M, class X, class R>
+inline void run(const X* x, const R* r, std::int64_t n, double* sums) {
+  F totals[kTotals<M>];
+  lanes_of<M>(x, r, n, totals);
+  for (int j = 0; j < kTotals<M>; ++j) sums[j] += hsum(totals[j]);
 }
 template <int M>
 inline void run_bytes(const u8* x, const u8* r, std::int64_t n, double* sums) {
@@ -94,20 +100,64 @@ inline float around(const SimilarityArgs& a, const X* x, const R* r, std::int64_
   return best;
 }
 
+// Four rows at once: what follows the sums of a short row takes as long as they do.
+template <int M, class X, class R>
+inline void four_rows(const SimilarityArgs& a, const X* const* x, const R* const* r, float* out) {
+  constexpr int kN = kTotals<M>;
+  F totals[kN][4];
+  for (int i = 0; i < 4; ++i) {
+    F one[kN];
+    lanes_of<M>(x[i], r[i], a.depth, one);
+    for (int j = 0; j < kN; ++j) totals[j][i] = one[j];
+  }
+  float sums[kN][4];
+  for (int j = 0; j < kN; ++j) hsum4(totals[j], sums[j]);
+  for (int i = 0; i < 4; ++i) {
+    if (M == kDot) {
+      out[i] = sums[0][i];
+      continue;
+    }
+    double own[kSums] = {};
+    for (int j = 0; j < kN; ++j) own[j] = sums[j][i];
+    out[i] = similarity_of(a, own, static_cast<double>(a.depth));
+  }
+}
+
 template <int M, class X, class R>
 void rows_of(const SimilarityArgs& a, std::int64_t first, std::int64_t last) {
   const X* x = static_cast<const X*>(a.x);
   const R* ref = static_cast<const R*>(a.ref);
   std::int64_t w = first % a.width, h = first / a.width % a.height, f = first / a.width / a.height;
+  const X* row;
+  const R* other;
+  const auto place = [&] {
+    row = x + f * a.x_strides[0] + h * a.x_strides[1] + w * a.x_strides[2];
+    other = ref + f * a.ref_strides[0] + h * a.ref_strides[1] + w * a.ref_strides[2];
+  };
   const auto further = [&] {
+    row += a.x_strides[2];
+    other += a.ref_strides[2];
     if (++w < a.width) return;
     w = 0;
-    if (++h < a.height) return;
-    h = 0;
-    ++f;
+    if (++h == a.height) {
+      h = 0;
+      ++f;
+    }
+    place();
   };
-  for (std::int64_t t = first; t < last; ++t, further()) {
-    const X* row = x + f * a.x_strides[0] + h * a.x_strides[1] + w * a.x_strides[2];
+  place();
+  std::int64_t t = first;
+  constexpr bool kBytes = std::is_same<X, u8>::value && std::is_same<R, u8>::value && M == kL1;
+  for (; !kBytes && !a.segments && !a.radius && t + 4 <= last; t += 4) {
+    const X* four[4];
+    const R* others[4];
+    for (int i = 0; i < 4; ++i, further()) {
+      four[i] = row;
+      others[i] = other;
+    }
+    four_rows<M>(a, four, others, a.out + t);
+  }
+  for (; t < last; ++t, further()) {
     if (a.segments) {
       const std::int64_t s = a.segments[f * a.segment_strides[0] + h * a.segment_strides[1] +
                                         w * a.segment_strides[2]];
@@ -117,8 +167,7 @@ void rows_of(const SimilarityArgs& a, std::int64_t first, std::int64_t last) {
     } else if (a.radius) {
       a.out[t] = around<M>(a, row, ref + f * a.ref_strides[0], h, w);
     } else {
-      a.out[t] = score_of<M>(
-          a, row, ref + f * a.ref_strides[0] + h * a.ref_strides[1] + w * a.ref_strides[2]);
+      a.out[t] = score_of<M>(a, row, other);
     }
   }
 }

@@ -2,31 +2,14 @@
 // What segments of rows add up to. A segment adds its rows in order to what is there, so that it
 // does not matter in how many calls they come.
 #pragma once
-#include <string.h>
-
+#include "csrc/simd/part.h"
 #include "tile.inl.h"
 
 namespace {
 
 using headrace::SegmentArgs;
 
-constexpr int kSegmentRows = 8;  // that share a load and a store of what they add to
-
-// The first `lanes` of kW values, 0 behind them.
-template <class T>
-inline F load_some(const T* from, int lanes) {
-  T rest[kW];
-  memset(rest, 0, sizeof rest);
-  memcpy(rest, from, static_cast<std::size_t>(lanes) * sizeof(T));
-  return load(rest);
-}
-
-template <class T>
-inline void store_some(T* to, F x, int lanes) {
-  T rest[kW];
-  store(rest, x);
-  memcpy(to, rest, static_cast<std::size_t>(lanes) * sizeof(T));
-}
+constexpr int kSegmentRows = 4;  // that share a load and a store of what they add to
 
 // state = f(state, row, i) for n rows, one after another: a strip of columns stays in registers.
 template <class S, class T, class Body>
@@ -41,12 +24,16 @@ inline void update(S* state, const T* const* rows, int n, std::int64_t dim, cons
     }
     for (int k = 0; k < kN; ++k) store(state + d + k * kW, acc[k]);
   }
-  for (; d < dim; d += kW) {
-    const int lanes = static_cast<int>(dim - d < kW ? dim - d : kW);
-    F acc = load_some(state + d, lanes);
-    for (int i = 0; i < n; ++i) acc = f(acc, load_some(rows[i] + d, lanes), i);
-    store_some(state + d, acc, lanes);
+  for (; d + kW <= dim; d += kW) {
+    F acc = load(state + d);
+    for (int i = 0; i < n; ++i) acc = f(acc, load(rows[i] + d), i);
+    store(state + d, acc);
   }
+  if (d == dim) return;
+  const int lanes = static_cast<int>(dim - d);
+  F acc = load_part(state + d, lanes);
+  for (int i = 0; i < n; ++i) acc = f(acc, load_part(rows[i] + d, lanes), i);
+  store_part(state + d, acc, lanes);
 }
 
 // Rows side by side are no stream to a processor.
@@ -64,7 +51,7 @@ inline float length_of(const T* row, std::int64_t dim) {
     sum = fma(x, x, sum);
   }
   if (d < dim) {
-    const F x = load_some(row + d, static_cast<int>(dim - d));
+    const F x = load_part(row + d, static_cast<int>(dim - d));
     sum = fma(x, x, sum);
   }
   const float total = hsum(sum);

@@ -34,11 +34,19 @@ struct SelectKernels {
   // How many of x[n] are above a bound, and how many equal to it.
   void (*count)(const float* x, std::int64_t n, float bound, std::int64_t* above,
                 std::int64_t* equal);
-  // Indices of the scores above a bound and of the first `ties` equal to it; how many.
+  // Indices of the scores above a bound and of the first `ties` equal to it, which it takes off;
+  // how many.
   std::int64_t (*emit)(const ScoreRow&, std::int64_t begin, std::int64_t end, float bound,
-                       std::int64_t ties, std::int32_t* out);
+                       std::int64_t* ties, std::int32_t* out);
   // w = counts * exp(x - top), 0 for x = -infinity; counts may be null.
   void (*weigh)(const float* x, const float* counts, std::int64_t n, float top, float* w);
+  // Of short rows, by comparing each with each; see short.inl.h.
+  std::uint64_t (*few)(const float* x, std::int64_t n, std::int64_t rank);
+  void (*order)(const float* x, std::int64_t n, std::int32_t* at);
+  // Bits of what is kept, and their indices.
+  void (*mark)(const float* x, std::int64_t n, float bound, std::int64_t* ties,
+               std::uint64_t* words);
+  std::int64_t (*list)(const std::uint64_t* words, std::int64_t n, std::int32_t* out);
 };
 
 }  // namespace headrace

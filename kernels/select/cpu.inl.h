@@ -5,8 +5,9 @@
 #include <string.h>
 
 #include "args.h"
+#include "csrc/simd/lanes.h"
 #include "csrc/simd/vec.h"
-#include "lanes.h"
+#include "short.inl.h"
 
 namespace {
 
@@ -136,9 +137,9 @@ float nth(const float* x, std::int64_t n, std::int64_t rank, float lo, float hi)
 }
 
 std::int64_t emit(const ScoreRow& row, std::int64_t begin, std::int64_t end, float bound,
-                  std::int64_t ties, std::int32_t* out) {
+                  std::int64_t* left, std::int32_t* out) {
   const F b = set1(bound);
-  std::int64_t made = 0;
+  std::int64_t made = 0, ties = *left;
   each(row, begin, end, [&](std::int64_t i, F s, int lanes) {
     const unsigned enough = reached(s, b) & ((1u << lanes) - 1u);
     if (!enough) return;
@@ -150,6 +151,7 @@ std::int64_t emit(const ScoreRow& row, std::int64_t begin, std::int64_t end, flo
     pack_index(i, taken, out + made);
     made += bits_of(taken);
   });
+  *left = ties;
   return made;
 }
 
@@ -175,4 +177,4 @@ void weigh(const float* x, const float* counts, std::int64_t n, float top, float
 }  // namespace
 
 extern "C" const headrace::SelectKernels HEADRACE_JOIN(headrace_select_, HEADRACE_LEVEL) = {
-    read, tally, collect, nth, count, emit, weigh};
+    read, tally, collect, nth, count, emit, weigh, few, order, mark, list};

@@ -3,12 +3,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
-from torch import Tensor, get_num_threads, is_grad_enabled
+from torch import Tensor, empty, empty_like, get_num_threads, int32, is_grad_enabled
 
 from .. import _C
 from ..kernels.select.spec import POLICIES, SELECT
-from ..quick import LIMIT
 from .registry import DTYPE_CODE, address, call, direct, register
 
 
@@ -63,12 +61,21 @@ def select(
     back. Raises TypeError or ValueError naming the argument. Sources: EVS (exact counts), LiveVLM
     (quota of position buckets), AdaKV (flat with a floor), FluxMem (Otsu), V-Rex (cumulative mass).
     """
-    alone = budget is None and counts is None and buckets is None
-    alone = alone and forced is None and lengths is None
-    if alone and quota == 1 and floor == first == last == 0 and direct():
-        found = _plain(score, policy, k, (threshold, share, mass), lowest, capacity)
-        if found is not None:
-            return found
+    if type(score) is Tensor and type(policy) is str and policy in _CODES and direct():
+        sizes, kept = score.shape, capacity
+        if kept is None and len(sizes):
+            kept = sizes[-1]
+            if type(k) is int and 0 <= k < kept and policy != "flat":
+                kept = k
+        if type(kept) is int and 0 < kept < 2**31 and 0 < len(sizes) < 4:
+            *lead, _ = sizes
+            index = empty(*lead, kept, dtype=int32)
+            count = empty(*lead, dtype=int32) if lead else empty_like(_NUMBER)
+            given = (k, threshold, share, mass, budget, counts, buckets, forced, lengths,
+                     quota, floor, first, last, lowest)  # fmt: skip
+            code, recorded = _CODES[policy], is_grad_enabled()
+            if _C.select_plain(score, code, given, index, count, recorded, get_num_threads()):
+                return index, count
     dims = score.ndim
     index, count = call(
         "select",
@@ -95,41 +102,8 @@ def select(
     return (index[0, 0], count[0, 0]) if dims == 1 else (index, count)
 
 
-_PLAIN = {name: i for i, name in enumerate(POLICIES) if name not in ("quota", "flat")}
-
-
-def _plain(
-    score: Tensor,
-    policy: str,
-    k: int | None,
-    amounts: tuple[float, float, float],
-    lowest: bool,
-    capacity: int | None,
-) -> tuple[Tensor, Tensor] | None:
-    """The same for rows of scores and numbers that are what they should be; None for others."""
-    code = _PLAIN.get(policy, -1) if type(policy) is str else -1
-    if type(score) is not Tensor or code < 0 or (k is None and policy == "top_k"):
-        return None
-    if k is not None and not (type(k) is int and 0 <= k < LIMIT):
-        return None
-    if capacity is not None and not (type(capacity) is int and 0 <= capacity < LIMIT):
-        return None
-    threshold, share, mass = amounts
-    if not (type(threshold) is type(share) is type(mass) is float and threshold == threshold):
-        return None
-    if not (0.0 <= share <= 1.0 and 0.0 <= mass <= 1.0 and type(lowest) is bool):
-        return None
-    *rows, size = score.shape or (0,)
-    if len(rows) > 1:
-        return None
-    kept = capacity if capacity is not None else size if k is None or k > size else k
-    index = torch.empty((*rows, kept), dtype=torch.int32)
-    count = torch.empty(rows, dtype=torch.int32)
-    limit = -1 if k is None else k
-    done = _C.select_rows(
-        score, code, limit, amounts, lowest, index, count, is_grad_enabled(), get_num_threads()
-    )
-    return (index, count) if done else None
+_CODES = {name: i for i, name in enumerate(POLICIES)}
+_NUMBER = empty((), dtype=int32)
 
 
 def _rows(x: Any, dims: int) -> Any:

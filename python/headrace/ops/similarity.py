@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
-from math import inf
 from typing import Any
 
 import torch
-from torch import Tensor, get_num_threads, is_grad_enabled
+from torch import Tensor, empty, float32, get_num_threads, is_grad_enabled
 
 from .. import _C
 from ..errors import bad_value
@@ -58,13 +57,14 @@ def similarity(
     NotImplementedError naming the argument. Sources: TimeChat-Online's DTD and EVS (previous
     frame), FluxMem (neighbourhood), STC (Gaussian, means), StreamDiffusion's filter (whole frames).
     """
-    dims = x.ndim
-    plain = dims == 2 and index is None and patch_height == patch_width == 1 and radius == 0
-    if plain and type(x) is Tensor and type(alpha) is float and 0 < alpha < inf and direct():
-        made = torch.empty(x.shape[:1], dtype=torch.float32)
-        code = _METRICS.get(metric, -1) if type(metric) is str else -1
-        if _C.similarity_rows(x, ref, code, alpha, made, is_grad_enabled(), get_num_threads()):
+    rows = patch_height == patch_width == 1 and radius == 0
+    if rows and type(x) is Tensor and type(metric) is str and metric in _METRICS and direct():
+        *lead, _ = x.shape or (0,)
+        made = empty(*lead, dtype=float32) if lead else x
+        code, recorded = _METRICS[metric], is_grad_enabled()
+        if _C.similarity_plain(x, ref, code, index, alpha, made, recorded, get_num_threads()):
             return made
+    dims = x.ndim
     if dims not in (2, 3, 4):
         expected = "[N, D], [F, N, D] or [F, H, W, D]"
         raise bad_value("similarity", "x", expected, f"shape {tuple(x.shape)}")

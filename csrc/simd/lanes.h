@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// Comparisons of lanes as bit masks, and indices of set bits. Included after csrc/simd/vec.h.
+// Comparisons of lanes as bit masks, and indices of set bits.
 #pragma once
+#include "vec.h"
 
 namespace {
 
@@ -25,6 +26,90 @@ inline unsigned reached(F a, F b) {
   for (int i = 0; i < kW; ++i) bits |= static_cast<unsigned>(a.v[i] >= b.v[i]) << i;
   return bits;
 }
+#endif
+
+// The first `n` of kW lanes.
+inline unsigned first_of(std::int64_t n) {
+  return n < kW ? (1u << n) - 1u : (1u << (kW - 1) << 1) - 1u;
+}
+
+inline float largest(F a) {
+#if defined(HEADRACE_AVX512)
+  return _mm512_reduce_max_ps(a.v);
+#else
+  float x[kW];
+  store(x, a);
+  for (int i = 1; i < kW; ++i) x[0] = x[i] > x[0] ? x[i] : x[0];
+  return x[0];
+#endif
+}
+
+// Whole numbers in lanes that count comparisons. Ordered: what is equal counts in lanes beyond j.
+#if defined(HEADRACE_AVX512)
+struct Tally {
+  __m512i v;
+};
+inline Tally no_tally() { return {_mm512_setzero_si512()}; }
+inline Tally tally_lanes(Tally t, unsigned lanes) {
+  return {_mm512_mask_sub_epi32(t.v, static_cast<__mmask16>(lanes), t.v, _mm512_set1_epi32(-1))};
+}
+inline Tally tally_above(Tally t, F a, F b) { return tally_lanes(t, above(a, b)); }
+inline Tally tally_reached(Tally t, F a, F b) { return tally_lanes(t, reached(a, b)); }
+inline Tally tally_ordered(Tally t, F a, F b, int j) {
+  return tally_lanes(t, above(a, b) | (reached(a, b) & (~1u << j)));
+}
+inline unsigned below(Tally t, int n) { return _mm512_cmplt_epi32_mask(t.v, _mm512_set1_epi32(n)); }
+inline void store(std::int32_t* p, Tally t) { _mm512_storeu_si512(p, t.v); }
+#elif defined(HEADRACE_AVX2)
+struct Tally {
+  __m256i v;
+};
+inline Tally no_tally() { return {_mm256_setzero_si256()}; }
+inline Tally tally_lanes(Tally t, __m256 lanes) {
+  return {_mm256_sub_epi32(t.v, _mm256_castps_si256(lanes))};
+}
+inline Tally tally_above(Tally t, F a, F b) {
+  return tally_lanes(t, _mm256_cmp_ps(a.v, b.v, _CMP_GT_OQ));
+}
+inline Tally tally_reached(Tally t, F a, F b) {
+  return tally_lanes(t, _mm256_cmp_ps(a.v, b.v, _CMP_GE_OQ));
+}
+inline Tally tally_ordered(Tally t, F a, F b, int j) {
+  const __m256i lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+  const __m256 later = _mm256_castsi256_ps(_mm256_cmpgt_epi32(lane, _mm256_set1_epi32(j)));
+  const __m256 equal = _mm256_and_ps(_mm256_cmp_ps(a.v, b.v, _CMP_GE_OQ), later);
+  return tally_lanes(t, _mm256_or_ps(_mm256_cmp_ps(a.v, b.v, _CMP_GT_OQ), equal));
+}
+inline unsigned below(Tally t, int n) {
+  const __m256i less = _mm256_cmpgt_epi32(_mm256_set1_epi32(n), t.v);
+  return static_cast<unsigned>(_mm256_movemask_ps(_mm256_castsi256_ps(less)));
+}
+inline void store(std::int32_t* p, Tally t) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), t.v);
+}
+#else
+struct Tally {
+  std::int32_t v[kW];
+};
+inline Tally no_tally() { return {}; }
+inline Tally tally_above(Tally t, F a, F b) {
+  for (int i = 0; i < kW; ++i) t.v[i] += a.v[i] > b.v[i];
+  return t;
+}
+inline Tally tally_reached(Tally t, F a, F b) {
+  for (int i = 0; i < kW; ++i) t.v[i] += a.v[i] >= b.v[i];
+  return t;
+}
+inline Tally tally_ordered(Tally t, F a, F b, int j) {
+  for (int i = 0; i < kW; ++i) t.v[i] += i > j ? a.v[i] >= b.v[i] : a.v[i] > b.v[i];
+  return t;
+}
+inline unsigned below(Tally t, int n) {
+  unsigned bits = 0;
+  for (int i = 0; i < kW; ++i) bits |= static_cast<unsigned>(t.v[i] < n) << i;
+  return bits;
+}
+inline void store(std::int32_t* p, Tally t) { memcpy(p, t.v, sizeof t.v); }
 #endif
 
 inline int bits_of(unsigned mask) { return __builtin_popcount(mask); }
