@@ -116,8 +116,8 @@ def test_the_page_of_speed_says_what_was_recorded():
              "speedup": {"recomputation": gain}, "notes": {}}  # fmt: skip
     loop = {"name": "streaming", "title": "a title", "equals": "it", "axis": "window",
             "unit": "tokens/s", "points": [point]}  # fmt: skip
-    series = {"name": "sinks and a window", "at": [10, 1000], "seconds": [1e-3, 1e-3],
-              "half": [[1e-3, 1e-3]] * 2, "slope": 0.0123, "slope_error": 0.001}  # fmt: skip
+    series = {"name": "sinks and a window", "at": [10, 100, 1000], "seconds": [1e-3] * 3,
+              "half": [[1e-3, 1e-3]] * 3, "slope": 0.0123, "slope_error": 0.001}  # fmt: skip
     work = {"name": "length", "title": "a title", "axis": "tokens", "of": "a token",
             "ideal": 0.0, "series": [series]}  # fmt: skip
     found |= {"loop-streaming.json": {"loops": [loop]}, "scale-length.json": {"scaling": [work]}}

@@ -37,6 +37,7 @@ def test_the_last_part_has_a_slope_of_its_own():
     assert series["slope"] < 0.5
     assert series["last_slope"] > 0.75
     assert f"{series['slope']:+.2f} \N{PLUS-MINUS SIGN} " in scaling.table([scaling.measure(work)])
+    assert scaling.slope(series | {"at": at[:2]}) == f"{series['slope']:+.2f}"  # no error of two
 
 
 @pytest.mark.parametrize("name", ["streams", "adapters", "cached"])

@@ -53,7 +53,8 @@ def table(found: Sequence[dict[str, Any]]) -> str:
 
 
 def slope(series: dict[str, Any]) -> str:
-    """With its standard error."""
+    """With its standard error, which two points do not have."""
     if "slope" not in series:
         return ""
-    return f"{series['slope']:+.2f} \u00b1 {series['slope_error']:.2f}"
+    error = f" \u00b1 {series['slope_error']:.2f}" if len(series["at"]) > 2 else ""
+    return f"{series['slope']:+.2f}{error}"
