@@ -80,18 +80,16 @@ inline void dense_pass(const DenseArgs& a, const DenseItem& it, const Rows& st, 
             packed_tile<P>(a, cache, (it.batch * a.kv_heads + kv_head), tile, part == 0, k);
         P::packed_logits(q, dim, packed + base % kTile, s, rows, cols, scale,
                          a.v_row == dim ? v + t * dim : nullptr, (stop - t) * dim * sizeof(T));
-        for (int r = 0; r < rows; ++r) {
-          const std::int64_t at = oldest + r / heads;
+        for (int i = 0; i < n; ++i) {
+          const std::int64_t at = oldest + i;
           const Range row =
               part == 0 ? headrace::visible_sinks(at, a.sinks, a.k_len, a.causal)
                         : headrace::visible_window(at, at, a.sinks, a.window, a.k_len, a.causal);
-          const int lo = static_cast<int>(headrace::clamp(row.lo, t, stop) - base);
-          const int hi = static_cast<int>(headrace::clamp(row.hi, t, stop) - base);
-          softmax_row(s + r * kTile, cols, lo, hi, cap, r, st);
-          P::weights(s + r * kTile, cols, nullptr);
-          ranges[r / heads * 2] = lo - static_cast<int>(t - base);
-          ranges[r / heads * 2 + 1] = hi - static_cast<int>(t - base);
+          ranges[2 * i] = static_cast<int>(headrace::clamp(row.lo, t, stop) - t);
+          ranges[2 * i + 1] = static_cast<int>(headrace::clamp(row.hi, t, stop) - t);
         }
+        softmax(s, cols, static_cast<int>(t - base), ranges, n, heads, cap, st);
+        for (int r = 0; r < rows; ++r) P::weights(s + r * kTile, cols, nullptr);
         add_values<P>(s, nullptr, static_cast<int>(t - base), v + t * a.v_row, a.v_row,
                       static_cast<int>(stop - t), st, heads, careful ? ranges : nullptr);
         t = stop;

@@ -24,58 +24,85 @@ inline Rows of_head(const Rows& all, int rows, int index) {
   return {all.o + at * all.dim, all.m + at, all.l + at, rows, all.dim};
 }
 
-// The item's share of one entry, for one head: slots [begin, end) of a page. `upcoming` is what is
-// read next. Logits are to be multiplied by `scale`; see the products for `exact`.
+// Keys of an entry's page, from the item's first head on.
+template <class T>
+inline const T* keys_of(const PagedArgs& a, const PagedItem& it, const std::int64_t* entry) {
+  return static_cast<const T*>(a.k) + entry[headrace::kPage] * a.k_page + it.kv_head * a.k_head;
+}
+
+// The item's share of one entry: slots [begin, end) of a page. Logits, weights and values are each
+// taken head after head, as heads lie in a page: a long run is what memory gives fast. `upcoming`
+// is what is read next. Logits are to be multiplied by `scale`; see the products for `exact`.
 template <class P, class T>
 inline void paged_slots(const PagedArgs& a, const PagedItem& it, const std::int64_t* entry,
-                        const T* k, const T* v, const T* upcoming, SlotScales k_scale,
-                        SlotScales v_scale, std::int64_t begin, std::int64_t end, const float* q,
+                        const T* upcoming, std::int64_t begin, std::int64_t end, const float* q,
                         const float* q_units, float* units, float scale, bool exact, const Rows& st,
                         float* s, int* ranges, bool careful) {
-  const int group = a.q_heads / a.kv_heads, dim = a.dim;
+  const int group = a.q_heads / a.kv_heads, dim = a.dim, rows = it.positions * group;
   const std::int64_t slot = entry[headrace::kFirst];
+  const T* k = keys_of<T>(a, it, entry);
+  const T* v =
+      static_cast<const T*>(a.v) + entry[headrace::kPage] * a.v_page + it.kv_head * a.v_head;
   // Tiles start on a vector, so that the partial ones at the ends never leave the page.
   for (std::int64_t t = begin; t < end;) {
     const std::int64_t base = t - t % kW;
     const std::int64_t stop = base + kTile < end ? base + kTile : end;
     const int cols = static_cast<int>((stop - base + kW - 1) / kW * kW);
+    const int column = static_cast<int>(t - base);
     const std::int64_t tile_bytes = static_cast<std::int64_t>(cols) * dim * sizeof(T);
-    P::logits(q, q_units, dim, k + base, a.page_size, s, st.rows, cols, scale, exact,
-              v + base * dim, tile_bytes);
-    for (int r = 0; r < st.rows; ++r) {
-      const std::int64_t at = a.q_order[token_of(it, r / group)];
+    for (int i = 0; i < it.positions; ++i) {
+      const std::int64_t at = a.q_order[token_of(it, i)];
       const Range row = headrace::visible(at, at, entry[headrace::kOrder], entry[headrace::kReach],
                                           entry[headrace::kCount]);
-      const int lo = static_cast<int>(headrace::clamp(slot + row.lo, t, stop) - base);
-      const int hi = static_cast<int>(headrace::clamp(slot + row.hi, t, stop) - base);
-      if (k_scale.at) scale_logits(s + r * kTile, k_scale, base, cols);
-      softmax_row(s + r * kTile, cols, lo, hi, a.softmax.softcap, r, st);
-      if (v_scale.at) scale_weights(s + r * kTile, v_scale, base, cols, lo, hi);
-      P::weights(s + r * kTile, cols, units + r);
-      ranges[r / group * 2] = lo - static_cast<int>(t - base);
-      ranges[r / group * 2 + 1] = hi - static_cast<int>(t - base);
+      ranges[2 * i] = static_cast<int>(headrace::clamp(slot + row.lo, t, stop) - t);
+      ranges[2 * i + 1] = static_cast<int>(headrace::clamp(slot + row.hi, t, stop) - t);
     }
-    add_values<P>(s, units, static_cast<int>(t - base), v + t * dim, dim,
-                  static_cast<int>(stop - t), st, group, careful ? ranges : nullptr,
-                  stop < end ? k + stop : upcoming, tile_bytes);
+    for (int head = 0; head < it.heads; ++head) {
+      const T* own = k + head * a.k_head + base;
+      const T* next = head + 1 < it.heads ? own + a.k_head : v + base * dim;
+      P::logits(q + head * rows * dim, q_units + head * rows, dim, own, a.page_size,
+                s + head * rows * kTile, rows, cols, scale, exact, next, tile_bytes);
+    }
+    for (int head = 0; head < it.heads; ++head) {
+      float* own = s + head * rows * kTile;
+      const SlotScales k_scale = scales_of<T>(a.k_scale, entry, it.kv_head + head);
+      const SlotScales v_scale = scales_of<T>(a.v_scale, entry, it.kv_head + head);
+      for (int r = 0; k_scale.at && r < rows; ++r) {
+        scale_logits(own + r * kTile, k_scale, base, cols);
+      }
+      softmax(own, cols, column, ranges, it.positions, group, a.softmax.softcap,
+              of_head(st, rows, head));
+      for (int r = 0; r < rows; ++r) {
+        const int* seen = ranges + r / group * 2;
+        if (v_scale.at) {
+          scale_weights(own + r * kTile, v_scale, base, cols, column + seen[0], column + seen[1]);
+        }
+        P::weights(own + r * kTile, cols, units + head * rows + r);
+      }
+    }
+    for (int head = 0; head < it.heads; ++head) {
+      const T* own = v + head * a.v_head + t * dim;
+      const T* next = head + 1 < it.heads ? own + a.v_head : stop < end ? k + stop : upcoming;
+      add_values<P>(s + head * rows * kTile, units + head * rows, column, own, dim,
+                    static_cast<int>(stop - t), of_head(st, rows, head), group,
+                    careful ? ranges : nullptr, next, tile_bytes);
+    }
     t = stop;
   }
 }
 
-// Reads the item's share of the view into the state of its rows. The heads of a page are taken one
-// after the other: they lie one after the other, and a long run is what memory gives fast (1.4
-// times the rate of the same pages read head by head). careful: no row touches values that it does
-// not see (see add_values).
+// Reads the item's share of the view into the state of its rows. careful: no row touches values
+// that it does not see (see add_values).
 template <class P, class T>
 inline void paged_pass(const PagedArgs& a, const PagedItem& it, const Rows& st, float* scratch,
                        bool careful) {
   const int group = a.q_heads / a.kv_heads, n = it.positions, rows = n * group, dim = a.dim;
   float* plain = scratch;                 // [heads][rows][dim], scaled queries
   float* turned = plain + st.rows * dim;  // [heads][rows][dim], rotated for the current origin
-  float* s = turned + st.rows * dim;      // [rows][kTile]
-  float* q_units = s + rows * kTile;      // [heads][rows]
-  float* units = q_units + st.rows;       // [rows]
-  float* cosine = units + rows;           // [half]
+  float* s = turned + st.rows * dim;      // [heads][rows][kTile]
+  float* q_units = s + st.rows * kTile;   // [heads][rows]
+  float* units = q_units + st.rows;       // [heads][rows]
+  float* cosine = units + st.rows;        // [half]
   const int half = a.rope.half;
   float* sine = cosine + half;
   int* ranges = reinterpret_cast<int*>(sine + half);  // [n][2]
@@ -134,24 +161,11 @@ inline void paged_pass(const PagedArgs& a, const PagedItem& it, const Rows& st, 
       q = turned;
     }
 
-    const auto keys = [&](const std::int64_t* of, int head) {
-      return static_cast<const T*>(a.k) + of[headrace::kPage] * a.k_page +
-             (it.kv_head + head) * a.k_head;
-    };
     const bool last = e + 1 == it.entry + it.entries;
     const std::int64_t first = entry[headrace::kFirst] + seen.lo;
-    for (int head = 0; head < it.heads; ++head) {
-      const T* v = static_cast<const T*>(a.v) + entry[headrace::kPage] * a.v_page +
-                   (it.kv_head + head) * a.v_head;
-      const T* upcoming = head + 1 < it.heads ? keys(entry, head + 1)
-                          : last              ? nullptr
-                                              : keys(entry + a.fields, 0);
-      paged_slots<P>(a, it, entry, keys(entry, head), v, upcoming,
-                     scales_of<T>(a.k_scale, entry, it.kv_head + head),
-                     scales_of<T>(a.v_scale, entry, it.kv_head + head), first + mine, first + upto,
-                     q + row_of(head, 0), q_units + head * rows, units, raw ? scale : 1.f, raw,
-                     of_head(st, rows, head), s, ranges, careful);
-    }
+    paged_slots<P, T>(a, it, entry, last ? nullptr : keys_of<T>(a, it, entry + a.fields),
+                      first + mine, first + upto, q, q_units, units, raw ? scale : 1.f, raw, st, s,
+                      ranges, careful);
   }
 }
 

@@ -27,11 +27,6 @@ struct Upcoming {
   void next_block() { at += part; }
 };
 
-template <int N>
-struct Width {
-  static constexpr int value = N;
-};
-
 // Rows [begin, end) of bf16, begin 0 or 1, paired up along the depth as they are read. A row
 // without a partner comes twice; what multiplies the partner is 0.
 struct RowPairs {
@@ -111,8 +106,8 @@ inline void dots(const bf16* a, std::int64_t lda, std::int64_t low, const Source
                  std::int64_t bytes) {
   Upcoming ahead(next, bytes, depth, (cols + 4 * kW - 1) / (4 * kW));
   const auto some = [&](auto width, int n) {
-    row_dots<kRows, decltype(width)::value, Accumulate, Terms>(a, lda, low, b.columns(n), depth,
-                                                               c + n, ldc, rows, scale, ahead);
+    row_dots<6, decltype(width)::value, Accumulate, Terms>(a, lda, low, b.columns(n), depth, c + n,
+                                                           ldc, rows, scale, ahead);
     ahead.next_block();
   };
   int n = 0;

@@ -18,14 +18,27 @@ constexpr float kLog2e = 1.44269504088896f;
 constexpr double kLn2 = 0.693147180559945309;
 constexpr float kInf = __builtin_inff();
 
-// Rows and vectors of a register block: 6 x 4 fills 24 of 32 registers, 6 x 2 fills 12 of 16.
-constexpr int kRows = 6;
+// Vectors of a register block, and its rows: enough sums to hide the latency of multiply-adds, and
+// a divisor of the 64 rows that a block of queries mostly has.
 constexpr int kCols = F::registers == 32 ? 4 : 2;
+constexpr int rows_of(int cols) { return cols == 1 ? 8 : (F::registers == 32 ? 16 : 12) / cols; }
 
-// Bytes to pull towards the cache while a product runs: `step` of them at each step of its depth.
+template <int N>
+struct Width {
+  static constexpr int value = N;
+};
+
+// What to pull towards the cache while a product runs: `step` bytes of it at each step of depth of
+// each register block. All at once they would be in the way of the product's own loads.
 struct Ahead {
   const char* at;
   std::int64_t step;
+
+  void call(int i) const {
+    for (std::int64_t line = (i * step + 63) / 64 * 64; line < (i + 1) * step; line += 64) {
+      __builtin_prefetch(at + line);
+    }
+  }
 };
 
 // c[M][N * kW] (+)= a[M][depth] * b[depth][N * kW]; b is widened as it is read.
@@ -39,9 +52,7 @@ inline void block_product(const float* a, std::int64_t lda, const T* b, std::int
   for (int i = 0; i < depth; ++i) {
     F row[N];
     load_row<N>(b + i * ldb, row);
-    for (std::int64_t line = 0; line < ahead.step; line += 64) {
-      __builtin_prefetch(ahead.at + i * ahead.step + line);
-    }
+    ahead.call(i);
     for (int m = 0; m < M; ++m) {
       const F x = set1(a[m * lda + i]);
       for (int n = 0; n < N; ++n) acc[m][n] = fma(x, row[n], acc[m][n]);
@@ -52,28 +63,15 @@ inline void block_product(const float* a, std::int64_t lda, const T* b, std::int
   }
 }
 
-template <int N, bool Accumulate, class T>
+template <int M, int N, bool Accumulate, class T>
 inline void row_blocks(const float* a, std::int64_t lda, const T* b, std::int64_t ldb, int depth,
-                       float* c, std::int64_t ldc, int rows, Ahead ahead) {
-  int m = 0;
-  for (; m + kRows <= rows; m += kRows, ahead.step = 0) {
-    block_product<kRows, N, Accumulate>(a + m * lda, lda, b, ldb, depth, c + m * ldc, ldc, ahead);
+                       float* c, std::int64_t ldc, int rows, Ahead& ahead) {
+  for (; rows >= M; rows -= M, a += M * lda, c += M * ldc) {
+    block_product<M, N, Accumulate>(a, lda, b, ldb, depth, c, ldc, ahead);
+    ahead.at += depth * ahead.step;
   }
-  a += m * lda;
-  c += m * ldc;
-  switch (rows - m) {
-    case 1:
-      return block_product<1, N, Accumulate>(a, lda, b, ldb, depth, c, ldc, ahead);
-    case 2:
-      return block_product<2, N, Accumulate>(a, lda, b, ldb, depth, c, ldc, ahead);
-    case 3:
-      return block_product<3, N, Accumulate>(a, lda, b, ldb, depth, c, ldc, ahead);
-    case 4:
-      return block_product<4, N, Accumulate>(a, lda, b, ldb, depth, c, ldc, ahead);
-    case 5:
-      return block_product<5, N, Accumulate>(a, lda, b, ldb, depth, c, ldc, ahead);
-    default:
-      return;
+  if constexpr (M > 1) {
+    if (rows) row_blocks<M - 1, N, Accumulate>(a, lda, b, ldb, depth, c, ldc, rows, ahead);
   }
 }
 
@@ -84,16 +82,19 @@ template <bool Accumulate, class T>
 inline void product(const float* a, std::int64_t lda, const T* b, std::int64_t ldb, int depth,
                     float* c, std::int64_t ldc, int rows, int cols, const void* next = nullptr,
                     std::int64_t bytes = 0) {
-  Ahead ahead{static_cast<const char*>(next), next ? bytes / depth / 64 * 64 : 0};
+  const int blocks = (rows + rows_of(kCols) - 1) / rows_of(kCols) * (cols / (kCols * kW));
+  Ahead ahead{static_cast<const char*>(next), next && blocks ? bytes / (depth * blocks) : 0};
+  const auto some = [&](auto width, int n) {
+    constexpr int N = decltype(width)::value;
+    row_blocks<rows_of(N), N, Accumulate>(a, lda, b + n, ldb, depth, c + n, ldc, rows, ahead);
+  };
   int n = 0;
-  for (; n + kCols * kW <= cols; n += kCols * kW, ahead.step = 0) {
-    row_blocks<kCols, Accumulate>(a, lda, b + n, ldb, depth, c + n, ldc, rows, ahead);
-  }
+  for (; n + kCols * kW <= cols; n += kCols * kW) some(Width<kCols>{}, n);
   const int left = (cols - n) / kW;
-  if (left == 1) row_blocks<1, Accumulate>(a, lda, b + n, ldb, depth, c + n, ldc, rows, ahead);
+  if (left == 1) some(Width<1>{}, n);
   if constexpr (kCols == 4) {
-    if (left == 2) row_blocks<2, Accumulate>(a, lda, b + n, ldb, depth, c + n, ldc, rows, ahead);
-    if (left == 3) row_blocks<3, Accumulate>(a, lda, b + n, ldb, depth, c + n, ldc, rows, ahead);
+    if (left == 2) some(Width<2>{}, n);
+    if (left == 3) some(Width<3>{}, n);
   }
 }
 
@@ -152,40 +153,96 @@ struct Rows {
   int rows, dim;
 };
 
-// Turns one row of logits into weights, in place; columns outside [lo, hi) get weight 0.
-inline void softmax_row(float* s, int cols, int lo, int hi, float cap, int row, const Rows& st) {
-  if (lo >= hi) {
-    for (int j = 0; j < cols; j += kW) store(s + j, zero());
-    return;
-  }
-  const bool whole = lo <= 0 && hi >= cols;
+// A row's state follows the largest logit that it has seen only when that has grown by more than
+// this, in base 2: weights then reach 2^8, and hardly a tile scales its rows.
+constexpr float kGrowth = 8.f;
+
+inline F largest(const float* s, int cols) {
   F top = set1(-kInf);
+  for (int j = 0; j < cols; j += kW) top = max(load(s + j), top);
+  return top;
+}
+
+// By how much logits outgrow the state of their row, above 0. NaN comes out as `than`.
+inline F outgrown(F logits, float m, F than) { return max(sub(logits, set1(m + kGrowth)), than); }
+
+inline void grow(const Rows& st, int row, float seen) {
+  const float shrink = exp2_one(st.m[row] - seen);
+  st.m[row] = seen;
+  st.l[row] *= shrink;
+  const F by = set1(shrink);
+  float* o = st.o + static_cast<std::int64_t>(row) * st.dim;
+  for (int d = 0; d < st.dim; d += kW) store(o + d, mul(load(o + d), by));
+}
+
+// Turns N rows of logits, kTile apart, into weights, in place, and adds them to their sums.
+template <int N, bool Whole>
+inline void weigh(float* s, int cols, int lo, int hi, int row, const Rows& st) {
+  F bias[N], sums[N];
+  for (int i = 0; i < N; ++i) {
+    bias[i] = set1(st.m[row + i] == -kInf ? 0.f : st.m[row + i]);
+    sums[i] = zero();
+  }
   for (int j = 0; j < cols; j += kW) {
-    F x = load(s + j);
-    if (cap > 0.f) x = soft_cap(x, cap);
-    if (!whole) x = keep(x, set1(-kInf), lo - j, hi - j);
-    if (cap > 0.f || !whole) store(s + j, x);
-    top = max(top, x);
+    F p[N];
+    for (int i = 0; i < N; ++i) p[i] = sub(load(s + i * kTile + j), bias[i]);
+    exp2<N>(p);
+    for (int i = 0; i < N; ++i) {
+      if (!Whole) p[i] = keep(p[i], zero(), lo - j, hi - j);
+      store(s + i * kTile + j, p[i]);
+      sums[i] = add(sums[i], p[i]);
+    }
   }
-  const float seen = hmax(top);
-  float m = st.m[row];
-  if (seen > m) {
-    const float shrink = exp2_one(m - seen);
-    st.l[row] *= shrink;
-    const F by = set1(shrink);
-    float* o = st.o + static_cast<std::int64_t>(row) * st.dim;
-    for (int d = 0; d < st.dim; d += kW) store(o + d, mul(load(o + d), by));
-    m = st.m[row] = seen;
+  float total[4];
+  if (N == 4) hsum4(sums, total);
+  for (int i = 0; i < N; ++i) st.l[row + i] += N == 4 ? total[i] : hsum(sums[i]);
+}
+
+// Turns `count` rows of logits from `row` on into weights, in place; columns outside [lo, hi) get
+// weight 0. Every step is one for all rows, so that none waits for its own.
+template <bool Whole>
+inline void softmax_rows(float* s, int cols, int lo, int hi, float cap, int row, int count,
+                         const Rows& st) {
+  F over = zero();
+  for (int r = 0; r < count; ++r) {
+    float* own = s + r * kTile;
+    for (int j = 0; (cap > 0.f || !Whole) && j < cols; j += kW) {
+      const F x = cap > 0.f ? soft_cap(load(own + j), cap) : load(own + j);
+      store(own + j, Whole ? x : keep(x, set1(-kInf), lo - j, hi - j));
+    }
+    over = outgrown(largest(own, cols), st.m[row + r], over);
   }
-  const F bias = set1(m == -kInf ? 0.f : m);
-  F sum = zero();
-  for (int j = 0; j < cols; j += kW) {
-    F p = exp2(sub(load(s + j), bias));
-    if (!whole) p = keep(p, zero(), lo - j, hi - j);
-    store(s + j, p);
-    sum = add(sum, p);
+  if (hmax(over) > 0.f) {
+    for (int r = 0; r < count; ++r) {
+      const F top = largest(s + r * kTile, cols);
+      if (hmax(outgrown(top, st.m[row + r], zero())) > 0.f) grow(st, row + r, hmax(top));
+    }
   }
-  st.l[row] += hsum(sum);
+  int r = 0;
+  for (; r + 4 <= count; r += 4) weigh<4, Whole>(s + r * kTile, cols, lo, hi, row + r, st);
+  for (; r < count; ++r) weigh<1, Whole>(s + r * kTile, cols, lo, hi, row + r, st);
+}
+
+// Turns the logits of a tile, kTile to a row, into weights, in place. `ranges` holds the keys
+// [lo, hi) that each position sees, counted from `column`; the others get weight 0.
+inline void softmax(float* s, int cols, int column, const int* ranges, int positions, int group,
+                    float cap, const Rows& st) {
+  for (int i = 0, next; i < positions; i = next) {
+    const int lo = column + ranges[2 * i], hi = column + ranges[2 * i + 1];
+    const bool whole = lo <= 0 && hi >= cols;
+    for (next = i + 1; whole && next < positions; ++next) {
+      if (column + ranges[2 * next] > 0 || column + ranges[2 * next + 1] < cols) break;
+    }
+    const int row = i * group, count = (next - i) * group;
+    float* own = s + row * kTile;
+    if (whole) {
+      softmax_rows<true>(own, cols, lo, hi, cap, row, count, st);
+    } else if (lo < hi) {
+      softmax_rows<false>(own, cols, lo, hi, cap, row, count, st);
+    } else {
+      for (int j = 0; j < count * kTile; j += kW) store(own + j, zero());
+    }
+  }
 }
 
 inline void reset(const Rows& st) {

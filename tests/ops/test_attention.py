@@ -298,6 +298,20 @@ def test_sensitive_to_a_lost_split_and_a_lost_rescale():
     assert compare.distance(sum(o for o, _ in parts) / 3, want[0]).rms > 20 * limit
 
 
+@pytest.mark.parametrize("rise", [-6, 3, 6])
+@pytest.mark.parametrize("dtype", samples.DTYPES, ids=str)
+def test_logits_that_rise(isa, rise, dtype):
+    """By `rise` from one tile of 64 keys to the next: below and beyond what a row's state bears."""
+    (q, k, v), _ = samples.dense(23, 1, 2, 4, 9, 200, 64)
+    q[..., 0], k[..., 0] = 8, torch.arange(200) * rise / 64
+    args = tuple(x.to(dtype) for x in (q, k, v))
+    compare.check("attention", args, {})
+    o, lse = both(args)
+    alone = both((args[0][:, :, 4:5], *(x[:, :, :196] for x in args[1:])))
+    assert compare.same_bits(o[:, :, 4:5], alone[0])
+    assert compare.same_bits(lse[:, :, 4:5], alone[1])
+
+
 def test_lse_leaves_the_learned_sink_out(isa):
     args, kwargs = samples.dense(22, learned=True)
     with_sink, without = both(args, **kwargs), both(args)
