@@ -9,8 +9,11 @@ import sys
 import pytest
 import torch
 from torch.nn import Parameter
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from headrace import _C, ops
+import headrace
+from headrace import _C, compiled, ops
 from headrace.contract import Arg
 from headrace.ops import registry
 from tests.ops.samples import SAMPLES
@@ -20,6 +23,12 @@ OPS = [
     "gated_delta_rule", "hstu_attention", "linear_attention", "paged_attention",
     "pooled_block_mask",
 ]  # fmt: skip
+DIRECT = {
+    name: compiled.direct(spec, registry._kinds(spec), registry.UNUSUAL, registry.wrote)
+    for name, spec in ops.specs().items()
+    if name in OPS
+}
+"""By name and in the order of the schema."""
 NUMBERS = {
     "int": (-1, 0, 1, 2, 7, 2**40, 2**63, 1.0, True, None),
     "float": (float("nan"), float("inf"), -1.0, 0.0, 0.5, 2.0, 1, None, "1"),
@@ -153,3 +162,84 @@ def test_without_the_table_of_dlpack_the_bits_are_the_same():
     )  # fmt: skip
     want = [f"{name} {digest(outcome(name, next(samples(name))))}" for name in OPS]
     assert run.stdout.splitlines() == want
+
+
+def sample(name):
+    """An op's first sample, all arguments in the order of the schema."""
+    given = next(samples(name))
+    return [given[n] for n in ops.specs()[name].parameters]
+
+
+class Modes(TorchDispatchMode):
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        return func(*args, **(kwargs or {}))
+
+
+class Functions(TorchFunctionMode):
+    pass
+
+
+WATCHED = {
+    "a backend": lambda: headrace.use_backend("cpu"),
+    "debug": headrace.debug,
+    "a dispatch mode": Modes,
+    "a function mode": Functions,
+    "a profile": lambda: torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]),
+}
+
+
+@pytest.mark.parametrize("name", OPS)
+@pytest.mark.parametrize("who", WATCHED)
+def test_whoever_looks_sees_the_call(name, who):
+    args = sample(name)
+    by_name, in_order = DIRECT[name]
+    with WATCHED[who]():
+        assert by_name(tuple(args), {}) is registry.UNUSUAL
+        assert in_order(*args) is registry.UNUSUAL
+    assert in_order(*args) is not registry.UNUSUAL
+    assert in_order(*args[:-1]) is registry.UNUSUAL
+    assert by_name(tuple(args), {"more": 1}) is registry.UNUSUAL
+
+
+def test_transforms_and_traces_see_the_call():
+    args = sample("attention")
+    seen = []
+
+    def call(q):
+        seen.append(DIRECT["attention"][1](q, *args[1:]) is registry.UNUSUAL)
+        return q
+
+    def beside(x):
+        call(args[0])  # whose tensors are not those of the transform
+        return x
+
+    torch.func.vmap(call)(args[0][None])
+    torch.func.vmap(beside)(torch.ones(2))
+    torch.jit.trace(beside, (torch.ones(2),), check_trace=False)
+    assert seen == [True] * 3
+
+
+@pytest.mark.parametrize("name", [name for name in OPS if ops.specs()[name].mutates])
+def test_autograd_hears_of_what_is_written(name):
+    spec, args = ops.specs()[name], sample(name)
+    in_order = DIRECT[name][1]
+    given = dict(zip(spec.parameters, args, strict=True))
+    for recorded in (True, False):
+        before = {n: x._version for n, x in given.items() if isinstance(x, torch.Tensor)}
+        with torch.set_grad_enabled(recorded):
+            assert in_order(*args) is not registry.UNUSUAL
+        for n, version in before.items():
+            assert given[n]._version == version + (recorded and n in spec.mutates), n
+    with torch.inference_mode():
+        fresh = [x.clone() if isinstance(x, torch.Tensor) else x for x in args]
+        assert in_order(*fresh) is not registry.UNUSUAL
+
+
+def test_what_would_be_recorded_is_refused():
+    q, k, v = sample("attention")[:3]
+    with pytest.raises(ValueError, match="without requires_grad"):
+        ops.attention(q.clone().requires_grad_(), k, v)
+    with torch.no_grad():
+        assert (
+            DIRECT["attention"][0]((q.clone().requires_grad_(), k, v), {}) is not registry.UNUSUAL
+        )
