@@ -194,6 +194,39 @@ void merge(const CompactArgs& a, int threads) {
   }
 }
 
+// Rows of a fixed size, which then are moved without a call for each.
+template <std::size_t kBytes>
+void gather_of(char* y, std::int64_t y_step, const char* x, std::int64_t x_step,
+               const std::int32_t* index, std::int64_t n) {
+  for (std::int64_t c = 0; c < n; ++c, y += y_step) std::memcpy(y, x + index[c] * x_step, kBytes);
+}
+
+void gather(char* y, std::int64_t y_step, const char* x, std::int64_t x_step,
+            const std::int32_t* index, std::int64_t n, std::int64_t bytes) {
+  switch (bytes) {
+    case 1:
+      return gather_of<1>(y, y_step, x, x_step, index, n);
+    case 2:
+      return gather_of<2>(y, y_step, x, x_step, index, n);
+    case 4:
+      return gather_of<4>(y, y_step, x, x_step, index, n);
+    case 8:
+      return gather_of<8>(y, y_step, x, x_step, index, n);
+    case 64:
+      return gather_of<64>(y, y_step, x, x_step, index, n);
+    case 128:
+      return gather_of<128>(y, y_step, x, x_step, index, n);
+    case 256:
+      return gather_of<256>(y, y_step, x, x_step, index, n);
+    case 512:
+      return gather_of<512>(y, y_step, x, x_step, index, n);
+    default:
+      for (std::int64_t c = 0; c < n; ++c, y += y_step) {
+        std::memcpy(y, x + index[c] * x_step, static_cast<std::size_t>(bytes));
+      }
+  }
+}
+
 // The indices of a row into `kept`, from its mask or as they were given.
 void keep(const CompactArgs& a, std::int64_t b, std::int64_t h) {
   std::int32_t* kept = a.kept + (b * a.heads + h) * a.capacity;
@@ -240,18 +273,14 @@ void compact(const CompactArgs& given, int threads) {
                          ? a.weights + head.b * a.weight_strides[0] + head.h * a.weight_strides[1]
                          : nullptr;
     const std::int64_t end = std::min(first + block, a.capacity), some = std::clamp(n, first, end);
-    // Of small rows most of the time would go into finding them.
-    const char* x = head.x(0);
-    char* y = head.y(first);
     const std::int64_t x_step = a.x_strides[2] * a.item, y_step = a.y_strides[2] * a.item;
-    for (std::int64_t c = first; c < some; ++c, y += y_step) {
-      std::memcpy(y, x + index[c] * x_step, static_cast<std::size_t>(bytes));
-    }
-    for (std::int64_t c = some; c < end; ++c, y += y_step) {
-      std::memset(y, 0, static_cast<std::size_t>(bytes));
+    gather(head.y(first), y_step, head.x(0), x_step, index + first, some - first, bytes);
+    for (std::int64_t c = some; c < end; ++c) {
+      std::memset(head.y(c), 0, static_cast<std::size_t>(bytes));
     }
     float* sizes = a.sizes + (head.b * a.heads + head.h) * a.capacity;
-    for (std::int64_t c = first; c < some; ++c) sizes[c] = w ? w[index[c]] : 1.f;
+    if (!w) std::fill(sizes + first, sizes + some, 1.f);
+    for (std::int64_t c = first; w && c < some; ++c) sizes[c] = w[index[c]];
     std::fill(sizes + some, sizes + end, 0.f);
   });
 }

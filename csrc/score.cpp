@@ -195,11 +195,12 @@ void assign(AssignArgs a, std::int64_t batch, int threads) {
   a.popcount = counts_bits_of_vectors();
   a.tiles = (a.candidates + kScoreTile - 1) / kScoreTile;
   const std::int64_t sets = a.c_strides[0] == 0 ? 1 : batch;
-  const Scratch columns(sets * a.tiles * a.dim * kScoreTile, 1);
+  const bool in_place = assign_in_place(a);
+  const Scratch columns(in_place ? 0 : sets * a.tiles * assign_tile(a.dim), 1);
   a.columns = columns.of(0);
   const double work = static_cast<double>(batch) * a.rows * a.candidates * a.dim;
   const int team = useful_threads(threads, work);
-  parallel(sets * a.tiles, team,
+  parallel(in_place ? 0 : sets * a.tiles, team,
            [&](std::int64_t i, int) { kernels.candidates(a, i / a.tiles, i % a.tiles); });
   const std::int64_t parts = (a.rows + kAssignRows - 1) / kAssignRows;
   const Scratch scratch(assign_scratch(a.dim), team);

@@ -95,6 +95,85 @@ def test_selects_as_the_long_way(options):
         assert torch.equal(got[1].view_as(count), count)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.uint8, torch.int64])
+@pytest.mark.parametrize("depth", [1, 2, 5, 32, 64])
+def test_compacts_as_the_long_way(dtype, depth):
+    gen = torch.Generator().manual_seed(5)
+    x = (torch.randn(2, 3, 20, depth, generator=gen) * 9).abs().to(dtype)
+    tall = torch.ops.headrace.compact
+    index = torch.stack([torch.randperm(20, generator=gen)[:7].sort().values for _ in range(6)])
+    index, count = index.view(2, 3, 7).int(), torch.tensor([[7, 0, 3], [1, 7, 9]]).int()
+    mask, place = torch.rand(2, 3, 20, generator=gen) > 0.5, index[..., torch.arange(20) % 7]
+    weights = torch.rand(2, 3, 20, generator=gen)
+    merge = {"target": place, "weights": weights} if dtype.is_floating_point else {}
+    for args, options in (
+        ((index,), {}),
+        ((index, count), {"weights": weights}),
+        ((index[:1], count[:, :1]), merge),
+        ((index,), merge),
+        ((), {"mask": mask, "capacity": 12} | merge),
+        ((), {"mask": mask}),
+        ((), {"mask": mask[:, :1], "capacity": 25}),
+    ):
+        for rows in (
+            x,
+            torch.cat([x, x], -1)[..., :depth],
+            x.transpose(1, 2).contiguous().transpose(1, 2),
+        ):
+            whole = tall(rows, *args, **options)
+            for got, want in zip(ops.compact(rows, *args, **options), whole, strict=True):
+                assert torch.equal(got, want)
+            one = lambda t, b, h: t[b % len(t), h % t.shape[1]] if hasattr(t, "shape") else t  # noqa: E731
+            for b, h in ((0, 0), (1, 2)):
+                alone = {n: one(t, b, h) for n, t in options.items()}
+                made = ops.compact(rows[b, h], *(one(t, b, h) for t in args), **alone)
+                for got, want in zip(made, whole, strict=True):
+                    assert torch.equal(got, want[b, h])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dim", [1, 5, 40, 64])
+def test_reduces_as_the_long_way(dtype, dim):
+    gen = torch.Generator().manual_seed(6)
+    x = torch.randn(50, 3, dim, generator=gen).to(dtype)
+    ids = torch.randint(-1, 6, (50,), generator=gen).int()
+    kinds = {"total": torch.float32, "low": dtype, "high": torch.float32, "unit": torch.float32}
+    for names in (("total",), ("low", "high"), ("unit", "total"), ("count",), tuple(kinds)):
+        made, want = (
+            {n: torch.ones(5, 3, dim, dtype=kinds[n]) for n in names if n != "count"}
+            | {"count": torch.ones(10).int()[::2]}
+            for _ in "ab"
+        )
+        before = [state._version for state in made.values()]
+        ops.segment_reduce(x, ids, **made)
+        torch.ops.headrace.segment_reduce(x, ids, **want)
+        for name, state in made.items():
+            assert torch.equal(state, want[name]), name
+        assert all(s._version > b for s, b in zip(made.values(), before, strict=True))
+    with pytest.raises(ValueError, match="memory of its own"):
+        ops.segment_reduce(x, ids, torch.ones(1, 3, dim).expand(5, 3, dim))
+
+
+@pytest.mark.parametrize("metric", ["cos", "dot", "l2", "hamming"])
+def test_assigns_as_the_long_way(metric):
+    gen = torch.Generator().manual_seed(4)
+    real = lambda *shape: torch.randn(*shape, 32, generator=gen)  # noqa: E731
+    word = lambda *shape: torch.randint(-99, 99, (*shape, 2), generator=gen).int()  # noqa: E731
+    made = word if metric == "hamming" else real
+    x, c, tall = made(2, 9), made(2, 70), torch.ops.headrace.assign
+    for options in ({}, {"threshold": 0.1}, {"causal": True}):
+        for other in (c, c[:1], c[0], c[:, ::2]):
+            got = ops.assign(x, other, metric=metric, **options)
+            want = tall(x, other if other.ndim == 3 else other[None], metric=metric, **options)
+            assert all(torch.equal(g, w) for g, w in zip(got, want, strict=True))
+    for rows in (x, x[:1], x[:, :8], x[1:, ::2]):
+        for options in ({"causal": True}, {"bipartite": True}):
+            got, want = (f(rows, metric=metric, **options) for f in (ops.assign, tall))
+            assert all(torch.equal(g, w) for g, w in zip(got, want, strict=True))
+            got = ops.assign(rows[0], metric=metric, **options)
+            assert all(torch.equal(g, w[0]) for g, w in zip(got, want, strict=True))
+
+
 @pytest.mark.parametrize("heads", ["each", "group", "group_max", "sum", "max"])
 @pytest.mark.parametrize("queries", ["mean", "sum", "max"])
 def test_scores_blocks_as_the_long_way(heads, queries):

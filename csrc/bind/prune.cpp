@@ -156,8 +156,6 @@ bool similarity_plain(py::handle x, py::handle ref, int metric, py::handle index
   return true;
 }
 
-constexpr std::int64_t kItems[] = {4, 2, 2, 1, 1, 1, 4, 8};  // bytes, by plain dtype
-
 // y [N, D] and index [K] as CompactArgs.
 bool moved_rows(py::handle y, py::handle index, bool recorded, headrace::CompactArgs& args,
                 int& dtype) {
@@ -202,6 +200,71 @@ bool scatter_back_rows(py::handle y, py::handle x, py::handle index, bool record
   return true;
 }
 
+// options: index, count, mask, target, weights, each may be None.
+bool compact_plain(py::handle x, py::tuple options, py::handle y, py::handle sizes, py::handle kept,
+                   py::handle number, bool recorded, int threads) {
+  headrace::CompactArgs args{};
+  Described rows, made, out[3], option;
+  int dtype, other, kind, dims = 2;
+  while (dims <= 4 && !plain(x, dims, recorded, rows, dtype)) ++dims;
+  if (dims > 4 || dtype == kPlainBool || options.size() != 5 ||
+      !plain(y, dims, recorded, made, other) || other != dtype || !dense(made)) {
+    return false;
+  }
+  const py::handle others[] = {sizes, kept, number};
+  for (int i = 0; i < 3; ++i) {
+    const int wanted = i == 0 ? static_cast<int>(headrace::kF32) : kPlainI32;
+    if (!plain(others[i], dims - (i < 2 ? 1 : 2), recorded, out[i], kind) || kind != wanted ||
+        !dense(out[i])) {
+      return false;
+    }
+  }
+  args.batch = dims > 2 ? rows.shape[0] : 1;
+  args.heads = dims > 3 ? rows.shape[1] : 1;
+  args.size = rows.shape[dims - 2];
+  args.depth = rows.shape[dims - 1];
+  args.capacity = made.shape[dims - 2];
+  for (int i = 0; i + 2 < dims; ++i) {
+    args.x_strides[i] = rows.strides[i];
+    args.y_strides[i] = made.strides[i];
+  }
+  args.x_strides[2] = rows.strides[dims - 2];
+  args.y_strides[2] = made.strides[dims - 2];
+  const std::int64_t lead[] = {args.batch, args.heads};
+  // Whether an option is absent, or plain and of so many elements behind batch and head.
+  const auto fits = [&](int which, int inner, int wanted, std::int64_t size,
+                        std::int64_t* strides) {
+    const py::handle given = PyTuple_GET_ITEM(options.ptr(), which);
+    option.data = nullptr;
+    return given.is_none() || (plain_rows(given, inner, lead, recorded, option, kind, strides) &&
+                               kind == wanted && (inner == 0 || option.shape[0] == size));
+  };
+  if (!fits(0, 1, kPlainI32, args.capacity, args.index_strides)) return false;
+  args.index = static_cast<const std::int32_t*>(option.data);
+  if (!fits(1, 0, kPlainI32, 0, args.count_strides)) return false;
+  args.count = static_cast<const std::int32_t*>(option.data);
+  if (!fits(2, 1, kPlainBool, args.size, args.mask_strides)) return false;
+  args.mask = static_cast<const std::uint8_t*>(option.data);
+  if (!fits(3, 1, kPlainI32, args.size, args.target_strides)) return false;
+  args.target = static_cast<const std::int32_t*>(option.data);
+  if (!fits(4, 1, headrace::kF32, args.size, args.weight_strides)) return false;
+  args.weights = static_cast<const float*>(option.data);
+  if ((!args.index == !args.mask) || (args.mask && args.count) ||
+      (args.target && dtype > headrace::kF16)) {
+    return false;
+  }
+  args.x = static_cast<const char*>(rows.data);
+  args.y = static_cast<char*>(made.data);
+  args.sizes = static_cast<float*>(out[0].data);
+  args.kept = static_cast<std::int32_t*>(out[1].data);
+  args.kept_count = static_cast<std::int32_t*>(out[2].data);
+  args.item = kItems[dtype];
+  args.dtype = dtype;
+  py::gil_scoped_release nogil;
+  headrace::compact(args, threads);
+  return true;
+}
+
 }  // namespace
 
 void prune_family(py::module_& m) {
@@ -210,6 +273,7 @@ void prune_family(py::module_& m) {
   m.def("compact_inplace", &compact_inplace);
   m.def("scatter_back", &scatter_back);
   m.def("similarity_plain", &similarity_plain);
+  m.def("compact_plain", &compact_plain);
   m.def("compact_inplace_rows", &compact_inplace_rows);
   m.def("scatter_back_rows", &scatter_back_rows);
 }

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <limits>
 
 #include "bind/call.h"
 
@@ -199,6 +200,125 @@ void assign(Address x, Strides2 x_strides, Address c, Strides2 c_strides, Addres
   headrace::assign(args, sizes[0], threads);
 }
 
+// Of plain tensors; states: total, low, high, unit, count, each may be None. False, with nothing
+// done, for anything else.
+bool segment_plain(py::handle x, py::handle ids, py::tuple states, bool recorded, int threads) {
+  headrace::SegmentArgs args{};
+  Described rows, segment, state;
+  int dtype, kind;
+  std::int64_t segments = -1, count_stride = 0;
+  if (!plain(x, 3, recorded, rows, dtype) || dtype > headrace::kF16 ||
+      !plain(ids, 1, recorded, segment, kind) || kind != kPlainI32 ||
+      segment.shape[0] != rows.shape[0] || states.size() != 5) {
+    return false;
+  }
+  void* found[5] = {};
+  std::int64_t* strides[] = {args.total_strides, args.low_strides, args.high_strides,
+                             args.unit_strides};
+  int kinds[5] = {};
+  for (int i = 0; i < 5; ++i) {
+    const py::handle given = PyTuple_GET_ITEM(states.ptr(), i);
+    if (given.is_none()) continue;
+    if (!plain(given, i < 4 ? 3 : 1, recorded, state, kinds[i])) return false;
+    if (segments >= 0 && state.shape[0] != segments) return false;
+    for (int d = 0; d < state.dims; ++d) {  // memory of its own for all
+      if (state.shape[d] > 1 && state.strides[d] == 0) return false;
+    }
+    segments = state.shape[0];
+    found[i] = state.data;
+    if (i == 4) {
+      if (kinds[i] != kPlainI32) return false;
+      count_stride = state.strides[0];
+      continue;
+    }
+    const bool bound = i == 1 || i == 2;
+    if (state.shape[1] != rows.shape[1] || state.shape[2] != rows.shape[2] ||
+        (kinds[i] != headrace::kF32 && !(bound && kinds[i] == dtype))) {
+      return false;
+    }
+    std::copy_n(state.strides, 2, strides[i]);
+  }
+  if (segments < 0) return false;
+  args.x = rows.data;
+  std::copy_n(rows.strides, 2, args.x_strides);
+  args.total = static_cast<float*>(found[0]);
+  args.low = found[1];
+  args.high = found[2];
+  args.unit = static_cast<float*>(found[3]);
+  args.low_dtype = kinds[1];
+  args.high_dtype = kinds[2];
+  args.heads = static_cast<int>(rows.shape[1]);
+  args.dim = rows.shape[2];
+  args.dtype = dtype;
+  py::gil_scoped_release nogil;
+  headrace::segment_reduce(args, static_cast<const std::int32_t*>(segment.data), segment.strides[0],
+                           rows.shape[0], segments, static_cast<std::int32_t*>(found[4]),
+                           count_stride, threads);
+  return true;
+}
+
+// Of plain tensors, x and c [N, D] or [B, N, D]; c may be None. False, with nothing done, for
+// anything else.
+bool assign_plain(py::handle x, py::handle c, int metric, py::handle threshold, bool causal,
+                  bool bipartite, py::handle id, py::handle similarity, bool recorded,
+                  int threads) {
+  headrace::AssignArgs args{};
+  Described rows, others, ids, likeness;
+  int dtype, other, kind, float_kind, dims = 2;
+  double least = -std::numeric_limits<double>::infinity();
+  while (dims <= 3 && !plain(x, dims, recorded, rows, dtype)) ++dims;
+  const bool bits = metric == headrace::kHamming;
+  if (dims > 3 || metric < 0 || (bits ? dtype != kPlainI32 : dtype > headrace::kF16) ||
+      (!threshold.is_none() && !number(threshold, least)) || !(least == least) ||
+      !plain(id, dims - 1, recorded, ids, kind) || kind != kPlainI32 ||
+      !plain(similarity, dims - 1, recorded, likeness, float_kind) ||
+      float_kind != headrace::kF32 || !dense(ids) || !dense(likeness)) {
+    return false;
+  }
+  const std::int64_t batch = dims == 3 ? rows.shape[0] : 1, all = rows.shape[dims - 2],
+                     dim = rows.shape[dims - 1], step = bipartite ? 2 : 1;
+  if (bits ? dim > 16 : dim % 16 != 0) return false;
+  args.x = args.c = rows.data;
+  args.dim = dim;
+  args.rows = bipartite ? (all + 1) / 2 : all;
+  args.candidates = bipartite ? all / 2 : all;
+  args.x_strides[0] = dims == 3 ? rows.strides[0] : 0;
+  args.x_strides[1] = step * rows.strides[dims - 2];
+  std::copy_n(args.x_strides, 2, args.c_strides);
+  if (batch == 1) args.c_strides[0] = 0;
+  if (!c.is_none()) {
+    int of = 2;
+    while (of <= 3 && !plain(c, of, recorded, others, other)) ++of;
+    if (of > 3 || bipartite || other != dtype || others.shape[of - 1] != dim ||
+        (of == 3 && others.shape[0] != 1 && others.shape[0] != batch)) {
+      return false;
+    }
+    args.c = others.data;
+    args.candidates = others.shape[of - 2];
+    args.c_strides[0] = of == 3 && others.shape[0] > 1 ? others.strides[0] : 0;
+    args.c_strides[1] = others.strides[of - 2];
+  } else if (causal == bipartite) {
+    return false;
+  } else if (bipartite) {  // rows 1, 3, 5... of x
+    args.c = static_cast<const char*>(rows.data) + rows.strides[dims - 2] * kItems[dtype];
+  }
+  if (ids.shape[dims - 2] != args.rows || likeness.shape[dims - 2] != args.rows ||
+      (dims == 3 && (ids.shape[0] != batch || likeness.shape[0] != batch))) {
+    return false;
+  }
+  args.id = static_cast<std::int32_t*>(ids.data);
+  args.similarity = static_cast<float*>(likeness.data);
+  args.dtype = bits ? headrace::kScoreInt : dtype;
+  args.metric = metric;
+  args.threshold = static_cast<float>(least);
+  args.causal = causal;
+  args.id_step = static_cast<int>(step);
+  args.id_first = bipartite ? 1 : 0;
+  py::gil_scoped_release nogil;
+  headrace::assign(args, batch, threads);
+  return true;
+}
+
 }  // namespace
 
 void score_family(py::module_& m) {
@@ -207,6 +327,8 @@ void score_family(py::module_& m) {
   m.def("segment_reduce", &segment_reduce);
   bind_op<&mass::serves, &mass::run>(m, "attention_mass");
   m.def("assign", &assign);
+  m.def("segment_plain", &segment_plain);
+  m.def("assign_plain", &assign_plain);
 }
 
 }  // namespace headrace::bind

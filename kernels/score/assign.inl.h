@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "bits.inl.h"
+#include "csrc/simd/lanes.h"
 #include "tile.inl.h"
 
 namespace {
@@ -11,38 +12,45 @@ namespace {
 using headrace::AssignArgs;
 using headrace::kAssignRows;
 
-// s[j] = -|q - column j|^2: as differences, since the square of a sum would cancel.
-inline void distances(const float* q, const float* columns, std::int64_t dim, float* s) {
-  constexpr int kAll = kScoreTile / kW;
-  F acc[kAll];
-  for (int v = 0; v < kAll; ++v) acc[v] = zero();
-  for (std::int64_t d = 0; d < dim; ++d) {
-    const F x = set1(q[d]);
-    for (int v = 0; v < kAll; ++v) {
-      const F apart = sub(x, load(columns + d * kScoreTile + v * kW));
-      acc[v] = fma(apart, apart, acc[v]);
-    }
+// -|x - c|^2: as differences, since the square of a sum would cancel.
+template <class T>
+inline float less_distance(const T* x, const T* c, std::int64_t dim) {
+  F sum[2] = {zero(), zero()};
+  for (std::int64_t d = 0; d < dim; d += kW) {
+    const F apart = sub(load(x + d), load(c + d));
+    F& to = sum[d / kW % 2];
+    to = fma(apart, apart, to);
   }
-  for (int v = 0; v < kAll; ++v) store(s + v * kW, sub(zero(), acc[v]));
+  return 0.f - hsum(add(sum[0], sum[1]));
 }
+
+// By so much, in parts of |x|^2 + |c|^2, may 2 x.c - |x|^2 - |c|^2 and the distance as differences
+// be apart: sums of dim products in fp32, and what few roundings follow.
+inline float slack(std::int64_t dim) { return static_cast<float>(2 * dim + 64) * 0x1p-23f; }
 
 // Whether rows stay bf16, to meet candidates two elements at a time; lengths divide cosines then.
 inline bool assign_in_pairs(const AssignArgs& a) {
-  return in_pairs(a.dtype, a.dim) && (a.metric == headrace::kCosine || a.metric == headrace::kDot);
+  return in_pairs(a.dtype, a.dim) && a.metric != headrace::kHamming;
 }
 
-// 1 over the lengths of the rows of a tile, behind its pairs.
-inline void lengths_of_pairs(const AssignArgs& a, float* columns) {
-  float* by = columns + a.dim / 2 * kScoreTile;
+// Behind the columns of a tile 1 over their lengths, or what their squares take from a bound.
+template <class Of>
+inline void numbers_of(const AssignArgs& a, float* columns, std::int64_t words) {
+  float* by = columns + words * kScoreTile;
   for (int j = 0; j < kScoreTile; j += kW) {
     F sum = zero();
-    for (std::int64_t d = 0; d < a.dim / 2; ++d) {
-      const auto x = Doubles::column(columns + d * kScoreTile + j);
-      sum = Doubles::add(x, x, sum);
+    for (std::int64_t d = 0; d < words; ++d) {
+      const auto x = Of::column(columns + d * kScoreTile + j);
+      sum = Of::add(x, x, sum);
     }
     store(by + j, sum);
   }
-  for (int j = 0; j < kScoreTile; ++j) by[j] = by[j] > 0.f ? 1.f / __builtin_sqrtf(by[j]) : 0.f;
+  const float part = 1.f - slack(a.dim);
+  for (int j = 0; j < kScoreTile; ++j) {
+    by[j] = a.metric == headrace::kSquares ? part * by[j]
+            : by[j] > 0.f                  ? 1.f / __builtin_sqrtf(by[j])
+                                           : 0.f;
+  }
 }
 
 // Candidates [begin, begin + n) of a batch entry as columns; of length 1 for cosines.
@@ -58,23 +66,17 @@ inline void candidates_as(const AssignArgs& a, std::int64_t batch, std::int64_t 
   }
   if (assign_in_pairs(a)) {
     to_pairs(rows, n, a.dim, columns);
-    if (a.metric == headrace::kCosine) lengths_of_pairs(a, columns);
+    if (a.metric != headrace::kDot) numbers_of<Doubles>(a, columns, a.dim / 2);
     return;
   }
   to_columns(rows, n, a.dim, columns);
+  if (a.metric != headrace::kDot) numbers_of<Singles>(a, columns, a.dim);
   if (a.metric != headrace::kCosine) return;
   for (int j = 0; j < kScoreTile; j += kW) {
-    F sum = zero();
-    for (std::int64_t d = 0; d < a.dim; ++d) {
-      const F x = load(columns + d * kScoreTile + j);
-      sum = fma(x, x, sum);
-    }
-    float by[kW];
-    store(by, sum);
-    for (float& x : by) x = x > 0.f ? 1.f / __builtin_sqrtf(x) : 0.f;
+    const F by = load(columns + a.dim * kScoreTile + j);
     for (std::int64_t d = 0; d < a.dim; ++d) {
       float* p = columns + d * kScoreTile + j;
-      store(p, mul(load(p), load(by)));
+      store(p, mul(load(p), by));
     }
   }
 }
@@ -93,7 +95,7 @@ inline void candidate_bits(const AssignArgs& a, std::int64_t batch, std::int64_t
 }
 
 void candidates(const AssignArgs& a, std::int64_t batch, std::int64_t tile) {
-  float* columns = a.columns + (batch * a.tiles + tile) * a.dim * kScoreTile;
+  float* columns = a.columns + (batch * a.tiles + tile) * headrace::assign_tile(a.dim);
   if (a.dtype == headrace::kScoreInt) {
     return candidate_bits(a, batch, tile, reinterpret_cast<std::uint32_t*>(columns));
   }
@@ -117,8 +119,9 @@ inline void rows_as(const AssignArgs& a, std::int64_t batch, std::int64_t begin,
     if (pairs) {
       memcpy(rows + i * a.dim / 2, x, static_cast<std::size_t>(a.dim) * sizeof(T));
     }
-    if (a.metric != headrace::kCosine) continue;
     const float total = hsum(sum);
+    if (a.metric == headrace::kSquares) by_row[i] = (1.f - slack(a.dim)) * total - 1e-30f;
+    if (a.metric != headrace::kCosine) continue;
     by_row[i] = total > 0.f ? 1.f / __builtin_sqrtf(total) : 0.f;
     if (pairs) continue;
     const F by = set1(by_row[i]);
@@ -143,8 +146,6 @@ inline void similarities(const AssignArgs& a, const float* rows, const float* by
       bits_apart(a.popcount, {words, fold, kScoreTile, 2, a.dim, 1, false}, apart);
       for (int j = 0; j < kScoreTile; ++j) s[i * kScoreTile + j] = -static_cast<float>(apart[j]);
     }
-  } else if (a.metric == headrace::kSquares) {
-    for (int i = 0; i < n; ++i) distances(rows + i * a.dim, columns, a.dim, s + i * kScoreTile);
   } else if (assign_in_pairs(a)) {
     const std::int64_t words = a.dim / 2;
     products<Doubles>(rows, words, n, columns, there, words, false, s);
@@ -160,57 +161,141 @@ inline void similarities(const AssignArgs& a, const float* rows, const float* by
   }
 }
 
+// The best so far of a row: the first of equals.
+struct Best {
+  float similarity = -kInf;
+  std::int64_t id = -1;
+};
+
+// The first of the largest of s[m], if that is more.
+inline void better_of(const float* s, std::int64_t first, std::int64_t m, Best* best) {
+  F most = set1(-kInf);
+  for (std::int64_t j = 0; j < m; j += kW) {
+    most = max(keep(load(s + j), set1(-kInf), 0, static_cast<int>(m - j)), most);  // NaN is none
+  }
+  const float top = largest(most);
+  if (!(top > best->similarity)) return;
+  best->similarity = top;
+  for (std::int64_t j = 0; j < m; j += kW) {
+    const unsigned there = reached(load(s + j), set1(top)) & first_of(m - j);
+    if (!there) continue;
+    best->id = first + j + __builtin_ctz(there);
+    return;
+  }
+}
+
+// The same by distances, which are found for candidates that a bound does not rule out.
+template <class T>
+inline void nearer_of(const AssignArgs& a, const T* x, const T* c, float* s, float by_row,
+                      const float* by, std::int64_t first, std::int64_t m, Best* best) {
+  unsigned some = 0;
+  F most = set1(-kInf);
+  const F less = set1(by_row), two = set1(2.f), finite = set1(-kInf);
+  for (std::int64_t j = 0; j < m; j += kW) {
+    const F bound = sub(sub(mul(two, load(s + j)), load(by + j)), less);
+    store(s + j, bound);
+    most = max(keep(bound, set1(-kInf), 0, static_cast<int>(m - j)), most);
+    const unsigned out = above(set1(best->similarity), bound) & above(bound, finite);
+    some |= ~out & first_of(m - j);
+  }
+  if (!some) return;
+  const auto look = [&](std::int64_t j) {
+    const float similarity = less_distance(x, c + (first + j) * a.c_strides[1], a.dim);
+    const bool before = similarity == best->similarity && first + j < best->id;
+    if (similarity > best->similarity || before) *best = {similarity, first + j};
+  };
+  const float top = largest(most);
+  for (std::int64_t j = 0; j < m && top > best->similarity; j += kW) {
+    const unsigned there = reached(load(s + j), set1(top)) & first_of(m - j);
+    if (!there) continue;
+    look(j + __builtin_ctz(there));  // the likeliest: it rules out most others
+    break;
+  }
+  for (std::int64_t j = 0; j < m; j += kW) {
+    const F bound = load(s + j);
+    unsigned left = ~(above(set1(best->similarity), bound) & above(bound, finite));
+    for (left &= first_of(m - j); left; left &= left - 1) {
+      const std::int64_t i = j + __builtin_ctz(left);
+      if (first + i != best->id && !(s[i] < best->similarity && s[i] > -kInf)) look(i);
+    }
+  }
+}
+
+template <class T>
+inline void nearer_in(const AssignArgs& a, std::int64_t batch, std::int64_t row, float* s,
+                      float by_row, const float* by, std::int64_t first, std::int64_t m,
+                      Best* best) {
+  const T* x = static_cast<const T*>(a.x) + batch * a.x_strides[0] + row * a.x_strides[1];
+  const T* c = static_cast<const T*>(a.c) + batch * a.c_strides[0];
+  if (by) return nearer_of(a, x, c, s, by_row, by, first, m, best);
+  for (std::int64_t j = first; j < first + m; ++j) {
+    const float similarity = less_distance(x, c + j * a.c_strides[1], a.dim);
+    if (similarity > best->similarity) *best = {similarity, j};
+  }
+}
+
+inline void nearer(const AssignArgs& a, std::int64_t batch, std::int64_t row, float* s,
+                   float by_row, const float* by, std::int64_t first, std::int64_t m, Best* best) {
+  if (m <= 0) return;
+  if (a.dtype == headrace::kF32) {
+    return nearer_in<float>(a, batch, row, s, by_row, by, first, m, best);
+  }
+  if (a.dtype == headrace::kBF16) {
+    return nearer_in<bf16>(a, batch, row, s, by_row, by, first, m, best);
+  }
+  nearer_in<fp16>(a, batch, row, s, by_row, by, first, m, best);
+}
+
+inline void take_rows(const AssignArgs& a, std::int64_t batch, std::int64_t begin, int n,
+                      float* rows, float* by_row) {
+  if (a.dtype == headrace::kF32) return rows_as<float>(a, batch, begin, n, rows, by_row);
+  if (a.dtype == headrace::kBF16) return rows_as<bf16>(a, batch, begin, n, rows, by_row);
+  if (a.dtype == headrace::kF16) return rows_as<fp16>(a, batch, begin, n, rows, by_row);
+  for (int i = 0; i < n; ++i) {
+    memcpy(rows + i * a.dim,
+           static_cast<const std::uint32_t*>(a.x) + batch * a.x_strides[0] +
+               (begin + i) * a.x_strides[1],
+           static_cast<std::size_t>(a.dim) * 4);
+  }
+}
+
 void assign(const AssignArgs& a, std::int64_t batch, std::int64_t begin, std::int64_t end,
             float* scratch) {
   float *rows = scratch, *s = rows + kAssignRows * a.dim;
-  float best[kAssignRows], by_row[kAssignRows];
-  std::int32_t id[kAssignRows];
+  float by_row[kAssignRows];
+  Best best[kAssignRows];
   const int n = static_cast<int>(end - begin);
-  if (a.dtype == headrace::kScoreInt) {
-    for (int i = 0; i < n; ++i) {
-      memcpy(rows + i * a.dim,
-             static_cast<const std::uint32_t*>(a.x) + batch * a.x_strides[0] +
-                 (begin + i) * a.x_strides[1],
-             static_cast<std::size_t>(a.dim) * 4);
-    }
-  } else if (a.dtype == headrace::kF32) {
-    rows_as<float>(a, batch, begin, n, rows, by_row);
-  } else if (a.dtype == headrace::kBF16) {
-    rows_as<bf16>(a, batch, begin, n, rows, by_row);
-  } else {
-    rows_as<fp16>(a, batch, begin, n, rows, by_row);
-  }
-  for (int i = 0; i < n; ++i) {
-    best[i] = -kInf;
-    id[i] = -1;
-  }
+  const bool in_place = headrace::assign_in_place(a), squares = a.metric == headrace::kSquares;
+  if (!in_place) take_rows(a, batch, begin, n, rows, by_row);
   std::int64_t length = a.candidates;
   if (a.lengths && a.lengths[batch * a.lengths_stride] < length) {
     length = a.lengths[batch * a.lengths_stride];
   }
   if (a.causal && end - 1 < length) length = end - 1;
+  const std::int64_t set = a.c_strides[0] == 0 ? 0 : batch, tile = headrace::assign_tile(a.dim);
+  const std::int64_t words = assign_in_pairs(a) ? a.dim / 2 : a.dim;
   for (std::int64_t t = 0; t * kScoreTile < length; ++t) {
     const std::int64_t first = t * kScoreTile;
     const int there = static_cast<int>(length - first < kScoreTile ? length - first : kScoreTile);
-    const std::int64_t shared = a.c_strides[0] == 0 ? 0 : batch;
-    similarities(a, rows, by_row, n, a.columns + (shared * a.tiles + t) * a.dim * kScoreTile, there,
-                 s);
+    const float* columns = in_place ? nullptr : a.columns + (set * a.tiles + t) * tile;
+    if (!in_place) similarities(a, rows, by_row, n, columns, there, s);
     for (int i = 0; i < n; ++i) {
       std::int64_t m = there;
       if (a.causal && begin + i - first < m) m = begin + i - first;
-      for (std::int64_t j = 0; j < m; ++j) {
-        if (s[i * kScoreTile + j] > best[i]) {
-          best[i] = s[i * kScoreTile + j];
-          id[i] = static_cast<std::int32_t>(first + j);
-        }
+      float* own = s + i * kScoreTile;
+      if (!squares) {
+        better_of(own, first, m, best + i);
+        continue;
       }
+      const float* by = in_place ? nullptr : columns + words * kScoreTile;
+      nearer(a, batch, begin + i, own, by_row[i], by, first, m, best + i);
     }
   }
   for (int i = 0; i < n; ++i) {
     const std::int64_t at = batch * a.rows + begin + i;
-    const bool enough = id[i] >= 0 && best[i] >= a.threshold;
-    a.id[at] = enough ? id[i] * a.id_step + a.id_first : -1;
-    a.similarity[at] = best[i];
+    const bool enough = best[i].id >= 0 && best[i].similarity >= a.threshold;
+    a.id[at] = enough ? static_cast<std::int32_t>(best[i].id) * a.id_step + a.id_first : -1;
+    a.similarity[at] = best[i].similarity;
   }
 }
 

@@ -9,7 +9,7 @@ namespace {
 
 using headrace::SegmentArgs;
 
-constexpr int kSegmentRows = 8;  // that share a load and a store of what they add to
+constexpr int kSegmentRows = 4;  // that share a load and a store of what they add to
 
 // state = f(state, row, i) for n rows, one after another: a strip of columns stays in registers.
 template <class S, class T, class Body>

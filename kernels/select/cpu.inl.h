@@ -5,8 +5,8 @@
 #include <string.h>
 
 #include "args.h"
+#include "csrc/simd/lanes.h"
 #include "csrc/simd/vec.h"
-#include "lanes.h"
 #include "short.inl.h"
 
 namespace {

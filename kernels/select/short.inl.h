@@ -2,7 +2,7 @@
 // Rows of fp32 scores that a cache holds, kept as bits: bit i of the words stands for score i. Such
 // a row is followed by kW readable numbers.
 #pragma once
-#include "lanes.h"
+#include "csrc/simd/lanes.h"
 
 namespace {
 
@@ -46,7 +46,7 @@ void mark(const float* x, std::int64_t n, float bound, std::int64_t* ties, std::
     std::uint64_t taken = 0, equal = 0;
     for (std::int64_t i = w; i < w + 64 && i < n; i += kW) {
       const F s = load(x + i);
-      const unsigned lanes = n - i < kW ? (1u << (n - i)) - 1u : (1u << kW) - 1u;
+      const unsigned lanes = first_of(n - i);
       const unsigned more = above(s, b) & lanes;
       taken |= static_cast<std::uint64_t>(more) << (i - w);
       equal |= static_cast<std::uint64_t>(reached(s, b) & lanes & ~more) << (i - w);
@@ -61,8 +61,7 @@ void mark(const float* x, std::int64_t n, float bound, std::int64_t* ties, std::
 std::int64_t list(const std::uint64_t* words, std::int64_t n, std::int32_t* out) {
   std::int64_t made = 0;
   for (std::int64_t i = 0; i < n; i += kW) {
-    const unsigned taken =
-        static_cast<unsigned>(words[i / 64] >> (i % 64)) & ((1u << (kW - 1) << 1) - 1u);
+    const unsigned taken = static_cast<unsigned>(words[i / 64] >> (i % 64)) & first_of(kW);
     if (!taken) continue;
     pack_index(i, taken, out + made);
     made += bits_of(taken);

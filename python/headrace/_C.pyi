@@ -256,6 +256,33 @@ def block_score_plain(
     threads: int,
     /,
 ) -> bool: ...
+def segment_plain(
+    x: Any, ids: Any, states: tuple[Any, ...], recorded: bool, threads: int, /
+) -> bool: ...
+def assign_plain(
+    x: Any,
+    c: Any,
+    metric: int,
+    threshold: Any,
+    causal: bool,
+    bipartite: bool,
+    id: Any,
+    similarity: Any,
+    recorded: bool,
+    threads: int,
+    /,
+) -> bool: ...
+def compact_plain(
+    x: Any,
+    options: tuple[Any, ...],
+    y: Any,
+    sizes: Any,
+    kept: Any,
+    number: Any,
+    recorded: bool,
+    threads: int,
+    /,
+) -> bool: ...
 def compact_inplace_rows(y: Any, index: Any, recorded: bool, threads: int, /) -> bool: ...
 def scatter_back_rows(y: Any, x: Any, index: Any, recorded: bool, threads: int, /) -> bool: ...
 def select_plain(

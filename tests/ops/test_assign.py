@@ -125,6 +125,40 @@ def test_squared_distances_do_not_cancel(isa):
     assert compare.distance(-similarity, far.amin(1)).rms < 1e-5
 
 
+@pytest.mark.parametrize("dtype", samples.DTYPES)
+@pytest.mark.parametrize("away", [0, 100, 30000])
+def test_the_nearest_is_exact_wherever_the_origin_is(isa, dtype, away):
+    """Of whole numbers all distances are, so that the nearest is known; ties are many."""
+    gen = samples.rng(8)
+    top = {torch.bfloat16: 100, torch.float16: 1000}.get(dtype, 10**6)
+    whole = lambda n: min(away, top) + torch.randint(-2, 3, (n, 32), generator=gen)  # noqa: E731
+    c, x = whole(150).to(dtype), whole(40).to(dtype)
+    x[7] = c[99]
+    far = (x.double()[:, None] - c.double()).square().sum(-1)
+    first = (far == far.amin(1, True)).int().argmax(1)
+    for rows in (x, x[:1], x[6:8]):  # of one row or two candidates are read in place
+        id, similarity = ops.assign(rows, c, metric="l2")
+        at = 0 if rows.shape[0] != 2 else 6
+        assert torch.equal(id.long(), first[at : at + len(rows)])
+        assert torch.equal(-similarity.double(), far.amin(1)[at : at + len(rows)])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_distances_whose_terms_overflow(isa, dtype):
+    """|c|^2 is beyond fp32, and the distance is not; a distance beyond it is of no candidate."""
+    gen = samples.rng(9)
+    c = (1e19 + 1e17 * samples.normal(gen, 70, 16)).to(dtype)
+    x = (c[[69, 3, 64]].double() * 0.75).to(dtype)
+    c[5] = torch.inf
+    far = (x.double()[:, None] - c.double()).square().sum(-1).nan_to_num(torch.inf)
+    id, similarity = ops.assign(x, c, metric="l2")
+    assert torch.equal(id.long(), far.argmin(1))
+    assert compare.distance(-similarity, far.amin(1)).rms < 1e-5
+    id, similarity = ops.assign(-x, c[:4].contiguous() * 2, metric="l2")
+    assert id.tolist() == [-1] * 3
+    assert similarity.tolist() == [-torch.inf] * 3
+
+
 def test_k_means_step(isa):
     """One round with segment_reduce: the new centroids are the means of what chose them."""
     (x, c), _ = masses.assign(4, 1, 200, 7, 32, metric="l2")

@@ -2,11 +2,11 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, get_num_threads
+from torch import Tensor, empty, float32, get_num_threads, int32, is_grad_enabled
 
 from .. import _C
 from ..kernels.score.spec import ASSIGN, METRICS
-from .registry import DTYPE_CODE, address, call, register
+from .registry import DTYPE_CODE, address, call, direct, register
 
 _CODES = DTYPE_CODE | {torch.int32: 5}
 
@@ -38,6 +38,16 @@ def assign(
     too and given back. Raises TypeError, ValueError or NotImplementedError naming the argument.
     Sources: ToMe (bipartite cosine), k-means (L2), V-Rex (Hamming), FluxMem (links).
     """
+    if type(x) is Tensor and lengths is None and type(metric) is str and direct():
+        *lead, rows, _ = x.shape if x.ndim > 1 else (0, 0)
+        flags = type(causal) is type(bipartite) is bool
+        if flags and rows and metric in METRICS:
+            rows = (rows + 1) // 2 if bipartite else rows
+            id, similarity = empty(*lead, rows, dtype=int32), empty(*lead, rows, dtype=float32)
+            rule = (METRICS.index(metric), threshold, causal, bipartite)
+            recorded, threads = is_grad_enabled(), get_num_threads()
+            if _C.assign_plain(x, c, *rule, id, similarity, recorded, threads):
+                return id, similarity
     one = x.ndim == 2
     id, similarity = call(
         "assign",

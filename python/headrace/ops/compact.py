@@ -3,15 +3,15 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from torch import Tensor, get_num_threads
+from torch import Tensor, empty, empty_like, float32, get_num_threads, int32, is_grad_enabled
 
 from .. import _C
 from ..errors import bad_value
 from ..kernels.prune.spec import COMPACT
-from .registry import DTYPE_CODE, UNUSUAL, alone, call, register
+from .registry import DTYPE_CODE, call, direct, register
 
 OPTIONS = ("index", "count", "target", "weights", "mask")
-STILL = [(0, 0)] * len(OPTIONS)  # one batch entry, one head
+_NUMBER = empty((), dtype=int32)
 
 
 class Compacted(NamedTuple):
@@ -57,11 +57,20 @@ def compact(
     is 0) or NotImplementedError naming the argument. Sources: DTD, EVS and kvpress (gathers), ToMe
     and VisionZip (merges).
     """
+    if type(x) is Tensor and (index is None or type(index) is Tensor) and direct():
+        *lead, rows, depth = x.shape if x.ndim > 1 else (0, 0)
+        size = rows if capacity is None else capacity
+        if index is not None:
+            size = index.shape[-1] if capacity is None and index.ndim else 0
+        if type(size) is int and 0 < size < 2**31:
+            y, sizes = empty(*lead, size, depth, dtype=x.dtype), empty(*lead, size, dtype=float32)
+            kept = empty(*lead, size, dtype=int32)
+            number = empty(*lead, dtype=int32) if lead else empty_like(_NUMBER)
+            options, recorded = (index, count, mask, target, weights), is_grad_enabled()
+            threads = get_num_threads()
+            if _C.compact_plain(x, options, y, sizes, kept, number, recorded, threads):
+                return Compacted(y, sizes, kept, number)
     dims = x.ndim
-    if dims == 2:
-        out = _alone(x, index, count, mask, target, weights, capacity)
-        if out is not UNUSUAL:
-            return Compacted(*out)
     out = call(
         "compact",
         rows_of("compact", x),
@@ -74,11 +83,11 @@ def compact(
     )
     if dims == 4:
         return Compacted(*out)
-    y, sizes, kept, number = out
-    lead = y.shape[:1] if dims == 3 else ()
-    rows = (*lead, y.shape[2])
+    y, merged, at, many = out
+    outer = y.shape[:1] if dims == 3 else ()
+    flat = (*outer, y.shape[2])
     return Compacted(
-        y.reshape(*rows, y.shape[3]), sizes.reshape(rows), kept.reshape(rows), number.reshape(lead)
+        y.reshape(*flat, y.shape[3]), merged.reshape(flat), at.reshape(flat), many.reshape(outer)
     )
 
 
@@ -138,23 +147,4 @@ def _cpu(bound, axes, outs):
     )
 
 
-def _cpu_alone(bound, axes, outs):
-    x, (y, sizes, index, count) = bound["x"], outs
-    kept, depth = axes["K"], axes["D"]
-    _C.compact(
-        x.data_ptr(),
-        (0, 0, x.stride(0)),
-        y.data_ptr(),
-        (0, 0, depth),
-        addresses(bound),
-        STILL,
-        (1, 1, axes["N"], kept, depth),
-        x.element_size(),
-        DTYPE_CODE.get(x.dtype, -1),
-        (sizes.data_ptr(), index.data_ptr(), count.data_ptr()),
-        get_num_threads(),
-    )
-
-
 register(COMPACT, _cpu)
-_alone = alone(COMPACT, _cpu_alone)

@@ -2,11 +2,11 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, get_num_threads
+from torch import Tensor, get_num_threads, is_grad_enabled
 
 from .. import _C
 from ..kernels.score.spec import SEGMENT_REDUCE, STATES
-from .registry import DTYPE_CODE, address, call, register
+from .registry import DTYPE_CODE, address, call, direct, register, wrote
 
 
 def segment_reduce(
@@ -37,6 +37,12 @@ def segment_reduce(
     ValueError naming the argument. Sources: ReKV and InfLLM (means), Quest (bounds), KeyDiff and
     InfiniPot-V (unit sums).
     """
+    if type(x) is Tensor and direct():
+        states, recorded = (total, low, high, unit, count), is_grad_enabled()
+        if _C.segment_plain(x, ids, states, recorded, get_num_threads()):
+            if recorded:
+                wrote(*(s for s in states if s is not None))
+            return
     call("segment_reduce", x, ids, total, low, high, unit, count)
 
 

@@ -60,7 +60,7 @@ def similarity(
     rows = patch_height == patch_width == 1 and radius == 0
     if rows and type(x) is Tensor and type(metric) is str and metric in _METRICS and direct():
         *lead, _ = x.shape or (0,)
-        made = empty(*lead, dtype=float32) if lead else None
+        made = empty(*lead, dtype=float32) if lead else x
         code, recorded = _METRICS[metric], is_grad_enabled()
         if _C.similarity_plain(x, ref, code, index, alpha, made, recorded, get_num_threads()):
             return made

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// Comparisons of lanes as bit masks, and indices of set bits. Included after csrc/simd/vec.h.
+// Comparisons of lanes as bit masks, and indices of set bits.
 #pragma once
+#include "vec.h"
 
 namespace {
 
@@ -26,6 +27,22 @@ inline unsigned reached(F a, F b) {
   return bits;
 }
 #endif
+
+// The first `n` of kW lanes.
+inline unsigned first_of(std::int64_t n) {
+  return n < kW ? (1u << n) - 1u : (1u << (kW - 1) << 1) - 1u;
+}
+
+inline float largest(F a) {
+#if defined(HEADRACE_AVX512)
+  return _mm512_reduce_max_ps(a.v);
+#else
+  float x[kW];
+  store(x, a);
+  for (int i = 1; i < kW; ++i) x[0] = x[i] > x[0] ? x[i] : x[0];
+  return x[0];
+#endif
+}
 
 // Whole numbers in lanes that count comparisons. Ordered: what is equal counts in lanes beyond j.
 #if defined(HEADRACE_AVX512)
