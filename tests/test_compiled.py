@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import itertools
 import subprocess
 import sys
 
@@ -99,6 +100,31 @@ def variants(name, given):
             yield parameter, {**given, parameter: other}
 
 
+def together(name, given):
+    """Calls of which one axis has another size wherever it is named, or two arguments are None."""
+    spec = ops.specs()[name]
+    names = {axis.removesuffix("+1") for a in spec.args for axis in a.axes.split()}
+    for axis in sorted(n for n in names if n[0].isalpha()):
+        for size in (0, 1, 8, 17, 272):
+            one = dict(given)
+            for a in spec.args:
+                x = given[a.name]
+                for i, text in enumerate(a.axes.split()[: 0 if x is None else x.dim()]):
+                    if text.removesuffix("+1") == axis:
+                        x = sized(x, i, size + text.endswith("+1"))
+                one[a.name] = x
+            yield f"{axis} = {size}", one
+    optional = [n for n, (_, optional) in registry._kinds(spec).items() if optional]
+    for pair in itertools.combinations(optional, 2):
+        yield pair, given | dict.fromkeys(pair)
+
+
+def sized(x, axis, size):
+    """x with so many places along an axis, the first ones again where it has fewer."""
+    index = torch.arange(size) % max(x.shape[axis], 1)
+    return x.index_select(axis, index) if x.shape[axis] else x
+
+
 def samples(name):
     spec = ops.specs()[name]
     for make in SAMPLES[name]:
@@ -110,13 +136,13 @@ def samples(name):
 def test_an_error_is_the_same_read_here_or_there(name, monkeypatch):
     errors = set()
     for given in samples(name):
-        for parameter, one in variants(name, given):
+        for what, one in itertools.chain(variants(name, given), together(name, given)):
             got = outcome(name, one)
             with monkeypatch.context() as patch:
                 patch.setitem(registry._DIRECT, name, lambda args, kwargs: registry.UNUSUAL)
                 want = outcome(name, one)
-            assert len(got) == len(want), (parameter, one[parameter])
-            assert all(map(same, got, want)), (parameter, one[parameter], got[0], want[0])
+            assert len(got) == len(want), what
+            assert all(map(same, got, want)), (what, got[0], want[0])
             if isinstance(got[0], str):
                 errors.add(got[0].split(":")[1])
     named = {error for error in errors if error.startswith(f" {name}(")}
