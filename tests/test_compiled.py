@@ -3,14 +3,18 @@
 
 from __future__ import annotations
 
+import itertools
 import subprocess
 import sys
 
 import pytest
 import torch
 from torch.nn import Parameter
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from headrace import _C, ops
+import headrace
+from headrace import _C, compiled, ops
 from headrace.contract import Arg
 from headrace.ops import registry
 from tests.ops.samples import SAMPLES
@@ -20,6 +24,12 @@ OPS = [
     "gated_delta_rule", "hstu_attention", "linear_attention", "paged_attention",
     "pooled_block_mask",
 ]  # fmt: skip
+DIRECT = {
+    name: compiled.direct(spec, registry._kinds(spec), registry.UNUSUAL, registry.wrote)
+    for name, spec in ops.specs().items()
+    if name in OPS
+}
+"""By name and in the order of the schema."""
 NUMBERS = {
     "int": (-1, 0, 1, 2, 7, 2**40, 2**63, 1.0, True, None),
     "float": (float("nan"), float("inf"), -1.0, 0.0, 0.5, 2.0, 1, None, "1"),
@@ -90,6 +100,31 @@ def variants(name, given):
             yield parameter, {**given, parameter: other}
 
 
+def together(name, given):
+    """Calls of which one axis has another size wherever it is named, or two arguments are None."""
+    spec = ops.specs()[name]
+    names = {axis.removesuffix("+1") for a in spec.args for axis in a.axes.split()}
+    for axis in sorted(n for n in names if n[0].isalpha()):
+        for size in (0, 1, 8, 17, 272):
+            one = dict(given)
+            for a in spec.args:
+                x = given[a.name]
+                for i, text in enumerate(a.axes.split()[: 0 if x is None else x.dim()]):
+                    if text.removesuffix("+1") == axis:
+                        x = sized(x, i, size + text.endswith("+1"))
+                one[a.name] = x
+            yield f"{axis} = {size}", one
+    optional = [n for n, (_, optional) in registry._kinds(spec).items() if optional]
+    for pair in itertools.combinations(optional, 2):
+        yield pair, given | dict.fromkeys(pair)
+
+
+def sized(x, axis, size):
+    """x with so many places along an axis, the first ones again where it has fewer."""
+    index = torch.arange(size) % max(x.shape[axis], 1)
+    return x.index_select(axis, index) if x.shape[axis] else x
+
+
 def samples(name):
     spec = ops.specs()[name]
     for make in SAMPLES[name]:
@@ -101,13 +136,13 @@ def samples(name):
 def test_an_error_is_the_same_read_here_or_there(name, monkeypatch):
     errors = set()
     for given in samples(name):
-        for parameter, one in variants(name, given):
+        for what, one in itertools.chain(variants(name, given), together(name, given)):
             got = outcome(name, one)
             with monkeypatch.context() as patch:
                 patch.setitem(registry._DIRECT, name, lambda args, kwargs: registry.UNUSUAL)
                 want = outcome(name, one)
-            assert len(got) == len(want), (parameter, one[parameter])
-            assert all(map(same, got, want)), (parameter, one[parameter], got[0], want[0])
+            assert len(got) == len(want), what
+            assert all(map(same, got, want)), (what, got[0], want[0])
             if isinstance(got[0], str):
                 errors.add(got[0].split(":")[1])
     named = {error for error in errors if error.startswith(f" {name}(")}
@@ -153,3 +188,84 @@ def test_without_the_table_of_dlpack_the_bits_are_the_same():
     )  # fmt: skip
     want = [f"{name} {digest(outcome(name, next(samples(name))))}" for name in OPS]
     assert run.stdout.splitlines() == want
+
+
+def sample(name):
+    """An op's first sample, all arguments in the order of the schema."""
+    given = next(samples(name))
+    return [given[n] for n in ops.specs()[name].parameters]
+
+
+class Modes(TorchDispatchMode):
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        return func(*args, **(kwargs or {}))
+
+
+class Functions(TorchFunctionMode):
+    pass
+
+
+WATCHED = {
+    "a backend": lambda: headrace.use_backend("cpu"),
+    "debug": headrace.debug,
+    "a dispatch mode": Modes,
+    "a function mode": Functions,
+    "a profile": lambda: torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]),
+}
+
+
+@pytest.mark.parametrize("name", OPS)
+@pytest.mark.parametrize("who", WATCHED)
+def test_whoever_looks_sees_the_call(name, who):
+    args = sample(name)
+    by_name, in_order = DIRECT[name]
+    with WATCHED[who]():
+        assert by_name(tuple(args), {}) is registry.UNUSUAL
+        assert in_order(*args) is registry.UNUSUAL
+    assert in_order(*args) is not registry.UNUSUAL
+    assert in_order(*args[:-1]) is registry.UNUSUAL
+    assert by_name(tuple(args), {"more": 1}) is registry.UNUSUAL
+
+
+def test_transforms_and_traces_see_the_call():
+    args = sample("attention")
+    seen = []
+
+    def call(q):
+        seen.append(DIRECT["attention"][1](q, *args[1:]) is registry.UNUSUAL)
+        return q
+
+    def beside(x):
+        call(args[0])  # whose tensors are not those of the transform
+        return x
+
+    torch.func.vmap(call)(args[0][None])
+    torch.func.vmap(beside)(torch.ones(2))
+    torch.jit.trace(beside, (torch.ones(2),), check_trace=False)
+    assert seen == [True] * 3
+
+
+@pytest.mark.parametrize("name", [name for name in OPS if ops.specs()[name].mutates])
+def test_autograd_hears_of_what_is_written(name):
+    spec, args = ops.specs()[name], sample(name)
+    in_order = DIRECT[name][1]
+    given = dict(zip(spec.parameters, args, strict=True))
+    for recorded in (True, False):
+        before = {n: x._version for n, x in given.items() if isinstance(x, torch.Tensor)}
+        with torch.set_grad_enabled(recorded):
+            assert in_order(*args) is not registry.UNUSUAL
+        for n, version in before.items():
+            assert given[n]._version == version + (recorded and n in spec.mutates), n
+    with torch.inference_mode():
+        fresh = [x.clone() if isinstance(x, torch.Tensor) else x for x in args]
+        assert in_order(*fresh) is not registry.UNUSUAL
+
+
+def test_what_would_be_recorded_is_refused():
+    q, k, v = sample("attention")[:3]
+    with pytest.raises(ValueError, match="without requires_grad"):
+        ops.attention(q.clone().requires_grad_(), k, v)
+    with torch.no_grad():
+        assert (
+            DIRECT["attention"][0]((q.clone().requires_grad_(), k, v), {}) is not registry.UNUSUAL
+        )

@@ -30,11 +30,11 @@ bool serves(const In& in, std::int64_t*) {
   const int axes = axes_of(in);
   return in.entry_indptr.size(0) - 1 == (in.q_indptr.size(0) - 1) * each &&
          sixteens(dim, headrace::kMostDim) && groups(in.q.size(1), kv_heads) &&
-         in.softcap.number >= 0 && finite(in.softcap) && finite(in.scale) && in.split.whole >= 1 &&
-         in.entries.size(1) == (axes == 1 ? 7 : 11) && (axes == 1 || in.q_order.there) &&
-         turns(in.inv_freq, in.freq_axis, dim, axes) && scaled(in.k_scale, in.k_pages, slots) &&
-         scaled(in.v_scale, in.k_pages, slots) && finite(in.rope_gain) && slots > 0 &&
-         slots % 16 == 0;
+         in.k_pages.size(1) > 0 && in.softcap.number >= 0 && finite(in.softcap) &&
+         finite(in.scale) && in.split.whole >= 1 && in.entries.size(1) == (axes == 1 ? 7 : 11) &&
+         (axes == 1 || in.q_order.there) && turns(in.inv_freq, in.freq_axis, dim, axes) &&
+         scaled(in.k_scale, in.k_pages, slots) && scaled(in.v_scale, in.k_pages, slots) &&
+         finite(in.rope_gain) && slots > 0 && slots % 16 == 0;
 }
 
 void run(const In& in, int threads) {

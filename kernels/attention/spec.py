@@ -54,6 +54,8 @@ def _scales(op, bound, axes):
 def _lists(op, bound, axes):
     """Sets Hkv and G, the lists of entries per stream: 1, or one for every kv head."""
     streams, lists, own = axes["B"], axes["L"], axes["Hp"]
+    if own == 0:
+        raise bad_value(op, "k_pages", "1 kv head or more", 0)
     each = lists // streams if streams else 1
     if own > 1 and each != 1:
         axes["G"] = axes["Hkv"] = own
