@@ -20,9 +20,10 @@ using headrace::kLoraPanel;
 using headrace::kLoraTogether;
 
 // acc[M][N] += x[M][0:n] . a[N][0:n], lane by lane. Meanwhile what lies at `ahead` comes nearer.
+// A function of its own: amid others its addresses would wait in memory.
 template <int M, int N, class L, class T>
-inline void dots(const typename L::Packed* x, const T* const* a, std::int64_t n, float* sums,
-                 const char* const* ahead) {
+__attribute__((noinline)) void dots(const typename L::Packed* x, const T* const* a, std::int64_t n,
+                                    float* sums, const char* const* ahead) {
   constexpr int kWhole = kChunk<typename L::Packed>;
   F acc[M][N];
   for (int m = 0; m < M; ++m) {

@@ -268,9 +268,8 @@ struct Coefficients<N, paired> {
   }
   template <int Wide>
   void add(const paired* const* rows, std::int64_t at, float* into) const {
-    F sums[Wide];
+    F sums[Wide];  // woven where Wide is 2, see pair_rows
     for (int j = 0; j < Wide; ++j) sums[j] = load(into + j * kW);
-    weave<Wide>(sums);
     for (int p = 0; p < kPairs; ++p) {
       Pairs w[Wide];
       if constexpr (N > 1) {
@@ -282,7 +281,6 @@ struct Coefficients<N, paired> {
         for (int j = 0; j < Wide; ++j) sums[j] = dot(of[p][t], w[j], sums[j]);
       }
     }
-    unweave<Wide>(sums);
     for (int j = 0; j < Wide; ++j) store(into + j * kW, sums[j]);
   }
   static constexpr int kPairs = (N + 1) / 2;
@@ -397,6 +395,17 @@ inline void expand_strip(const LoraArgs& a, const LoraBlock& b, int slice, std::
     }
     strip_rows<rows, P>(a, b, r, at, n, next, acc);
   });
+#ifdef HEADRACE_DOTS
+  if constexpr (std::is_same_v<P, paired>) {
+    for (int m = 0; m < b.count; ++m) {
+      for (float* sums = acc + m * kStrip; sums + kBlock <= acc + m * kStrip + n; sums += kBlock) {
+        F lanes[kPer] = {load(sums), load(sums + kW)};
+        unweave<kPer>(lanes);
+        for (int j = 0; j < kPer; ++j) store(sums + j * kW, lanes[j]);
+      }
+    }
+  }
+#endif
 }
 
 }  // namespace
