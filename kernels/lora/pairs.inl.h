@@ -45,11 +45,16 @@ inline void pair_up(const LoraArgs& a, const LoraBlock& b, int r, int deep, std:
     for (int j = 0; j < kColumns; ++j) store_pairs(to + i / 2 * kWide + j * kW, columns[j]);
   }
 }
-// The same where rank rows lie side by side (B as it was trained), 16 of them at a time.
-inline void pair_up_beside(const bf16* base, std::int64_t apart, int deep, float* to) {
+// The same where rank rows lie side by side (B as it was trained), 16 of them at a time. Meanwhile
+// every line of as many columns at `ahead` comes nearer.
+inline void pair_up_beside(const bf16* base, std::int64_t apart, int deep, const bf16* ahead,
+                           float* to) {
   for (int r = 0; r < deep; r += kW) {
     const int some = deep - r < kW ? deep - r : kW;
     for (int j = 0; j < kColumns; ++j) {
+      for (int i = r / kW % 2; i < kW; i += 2) {
+        nearer(reinterpret_cast<const char*>(ahead + (j * kW + i) * apart + r));
+      }
       Pairs columns[kW / 2];
       pair_columns(base + j * kW * apart + r, apart, some, columns);
       for (int i = 0; i < (some + 1) / 2; ++i) {
@@ -105,7 +110,9 @@ inline void expand_pairs(const LoraArgs& a, const LoraBlock& b, int start, int d
       const bool beside = a.b_rank == 1 && n == kWide && listed[deep - 1] - listed[0] == deep - 1 &&
                           listed[0] % a.b_ranks + deep <= a.b_ranks;
       if (beside) {
-        pair_up_beside(b_row<paired>(a, listed[0]) + at * a.b_col, a.b_col, deep, wide);
+        const bf16* base = b_row<paired>(a, listed[0]) + at * a.b_col;
+        pair_up_beside(base, a.b_col, deep, at + 2 * kWide <= last ? base + kWide * a.b_col : base,
+                       wide);
       } else {
         pair_up(a, b, start + r, deep, at, n, wide);
       }
