@@ -2,7 +2,7 @@
 // How sums of a linear layer are written.
 #pragma once
 #include "args.h"
-#include "csrc/simd/lanes.h"
+#include "csrc/simd/products.h"
 
 namespace {
 

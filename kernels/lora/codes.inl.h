@@ -5,7 +5,7 @@
 
 #include <type_traits>
 
-#include "csrc/simd/lanes.h"
+#include "csrc/simd/products.h"
 
 namespace {
 
