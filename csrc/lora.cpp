@@ -177,11 +177,16 @@ void lora(const LoraArgs& given, const LoraBatch& batch, int threads) {
   }
   const std::int32_t whole = static_cast<std::int32_t>(args.outputs);
   std::vector<float> bridge(static_cast<std::size_t>(bridge_words));
+  const int team = useful_threads(threads, work);
+  // Large blocks read weights less often; small ones let threads end together.
+  const std::int64_t share = used / (6 * team);
+  const std::int64_t most =
+      share < 24 ? 16 : std::min<std::int64_t>(share / kLoraTogether * kLoraTogether, kLoraTokens);
   std::vector<LoraBlock> blocks;
   float* at = bridge.data();
   for (const Segment& s : segments) {
-    for (std::int64_t i = s.begin; i < s.end; i += kLoraTokens) {
-      const int count = static_cast<int>(std::min<std::int64_t>(kLoraTokens, s.end - i));
+    for (std::int64_t i = s.begin; i < s.end; i += most) {
+      const int count = static_cast<int>(std::min<std::int64_t>(most, s.end - i));
       const std::int32_t* starts = lists.starts.data() + s.starts;
       blocks.push_back({order.data() + i, count, lists.rank_rows.data() + s.rank_rows, starts,
                         batch.slice_ends ? batch.slice_ends : &whole, factors.data() + i * width,
@@ -191,8 +196,7 @@ void lora(const LoraArgs& given, const LoraBatch& batch, int threads) {
     }
   }
 
-  const auto& kernels = HEADRACE_PICK(lora);
-  const int team = useful_threads(threads, work);
+  const auto& kernels = HEADRACE_PICK_BF16(lora);
   const Scratch scratch(lora_scratch(args.depth), team);
   const std::int64_t count = static_cast<std::int64_t>(blocks.size());
   const auto ranks = [&](const LoraBlock& b) { return b.starts[args.slices]; };

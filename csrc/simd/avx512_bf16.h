@@ -24,6 +24,7 @@ inline Pairs set1_pair(const void* p) {
   __builtin_memcpy(&both, p, 4);
   return {_mm512_set1_epi32(both)};
 }
+inline void store_pairs(void* p, Pairs a) { _mm512_storeu_si512(p, a.v); }
 inline F dot(Pairs a, Pairs b, F c) {
   return {_mm512_dpbf16_ps(c.v, reinterpret_cast<__m512bh>(a.v), reinterpret_cast<__m512bh>(b.v))};
 }
@@ -48,6 +49,45 @@ inline void pair_rows(const bf16* even, const bf16* odd, Pairs* out) {
     out[N - 1] = {_mm512_or_si512(a, _mm512_slli_epi32(b, 16))};
   }
 }
+// The same of one row, and zeros.
+template <int N>
+inline void pair_row(const bf16* even, Pairs* out) {
+  const __m512i none = _mm512_setzero_si512();
+  for (int n = 0; n + 1 < N; n += 2) {
+    const __m512i a = _mm512_loadu_si512(even + n * 16);
+    out[n] = {_mm512_unpacklo_epi16(a, none)};
+    out[n + 1] = {_mm512_unpackhi_epi16(a, none)};
+  }
+  if (N % 2) {
+    const bf16* last = even + (N - 1) * 16;
+    out[N - 1] = {
+        _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(last)))};
+  }
+}
+// out[8] = pairs of 16 rows, a row a lane, from the first n <= 16 elements of each, and zeros.
+inline void pair_columns(const bf16* rows, std::int64_t apart, int n, Pairs* out) {
+  const __mmask16 some = static_cast<__mmask16>((1u << n) - 1u);
+  const auto row = [&](int i) { return _mm256_maskz_loadu_epi16(some, rows + i * apart); };
+  __m512i v[8], u[8];
+  for (int i = 0; i < 8; ++i) {
+    const int at = i % 4 + i / 4 * 8;  // and four further, in the other half
+    v[i] = _mm512_inserti64x4(_mm512_castsi256_si512(row(at)), row(at + 4), 1);
+  }
+  for (int i = 0; i < 8; i += 2) {
+    u[i] = _mm512_unpacklo_epi32(v[i], v[i + 1]);
+    u[i + 1] = _mm512_unpackhi_epi32(v[i], v[i + 1]);
+  }
+  for (int i = 0; i < 8; i += 4) {
+    for (int j = 0; j < 2; ++j) {
+      v[i + 2 * j] = _mm512_unpacklo_epi64(u[i + j], u[i + j + 2]);
+      v[i + 2 * j + 1] = _mm512_unpackhi_epi64(u[i + j], u[i + j + 2]);
+    }
+  }
+  for (int i = 0; i < 4; ++i) {
+    out[i] = {_mm512_shuffle_i32x4(v[i], v[i + 4], 0x88)};
+    out[i + 4] = {_mm512_shuffle_i32x4(v[i], v[i + 4], 0xdd)};
+  }
+}
 // Sums of columns in order become woven as above, and back.
 template <int N>
 inline void weave(F* sums) {
@@ -66,6 +106,15 @@ inline void unweave(F* sums) {
     sums[n] = {_mm512_castpd_ps(_mm512_permutex2var_pd(a, low, b))};
     sums[n + 1] = {_mm512_castpd_ps(_mm512_permutex2var_pd(a, high, b))};
   }
+}
+
+// Woven pairs of columns, put in order.
+template <int N>
+inline void unweave(Pairs* pairs) {
+  F lanes[N];
+  for (int n = 0; n < N; ++n) lanes[n] = {_mm512_castsi512_ps(pairs[n].v)};
+  unweave<N>(lanes);
+  for (int n = 0; n < N; ++n) pairs[n] = {_mm512_castps_si512(lanes[n].v)};
 }
 
 // 16 lanes of fp32 as whole numbers of 32 bits, and lanes of two int16.

@@ -42,16 +42,17 @@ struct LoraBlock {
   const LoraBlock* next;  // the block that this thread takes after this one, or null
 };
 
-// Tokens of one block at most, and elements that a body widens at a time.
-constexpr int kLoraTokens = 16;
-constexpr int kLoraChunk = 512;
-// Rank rows that one pass over a block takes.
+// Tokens of one block at most, and of them those that a chunk of x at a time is of.
+constexpr int kLoraTokens = 48;
+constexpr int kLoraTogether = 12;
+constexpr int kLoraChunk = 2048;  // bytes
+// Rank rows that one pass over a block takes, and those that a chunk of x meets.
 constexpr int kLoraRanks = 4;
+constexpr int kLoraPanel = 64;
 
 inline std::int64_t lora_scratch(std::int64_t depth) {
-  const std::int64_t padded = (depth + 15) / 16 * 16;
-  return kLoraTokens * (padded + 16 * kLoraRanks) + kLoraRanks * kLoraChunk + 128 * 520 + 16384 +
-         64;
+  return 4 * (depth + 32) + (kLoraTogether + kLoraRanks) * (kLoraChunk / 4) +
+         kLoraTokens * (16 * kLoraPanel + 192) + 128 * 66 + 16384 + 64;
 }
 
 struct LoraKernels {

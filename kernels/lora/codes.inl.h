@@ -5,7 +5,7 @@
 
 #include <type_traits>
 
-#include "csrc/simd/vec.h"
+#include "csrc/simd/products.h"
 
 namespace {
 
@@ -22,7 +22,49 @@ constexpr bool kCodes<i8> = true;
 template <>
 constexpr bool kCodes<i4> = true;
 
-inline std::int64_t padded(std::int64_t n) { return (n + kW - 1) / kW * kW; }
+// bf16 adapters of bf16 rows, where these are multiplied in pairs. The bridge between the halves
+// comes as two bf16 then, its value and what rounding lost.
+#ifdef HEADRACE_DOTS
+struct paired : bf16 {};
+#endif
+template <class P>
+struct Multiplied {
+  using Lanes = ::Lanes<float, P>;
+};
+#ifdef HEADRACE_DOTS
+template <>
+struct Multiplied<paired> {
+  using Lanes = ::Lanes<bf16, bf16>;
+};
+#endif
+template <class P>
+using LanesOf = typename Multiplied<P>::Lanes;
+template <class P>
+using Packed = typename LanesOf<P>::Packed;  // of x
+// Elements of x that are taken at a time.
+template <class T>
+constexpr int kChunk = headrace::kLoraChunk / static_cast<int>(sizeof(T));
+
+// body(m, rows) for blocks of `Most` tokens and what is left, `rows` a constant.
+template <int Most, class Body>
+inline void in_rows(int m, int count, const Body& body) {
+  for (; m + Most <= count; m += Most) body(m, std::integral_constant<int, Most>{});
+  if constexpr (Most > 1) {
+    if (m < count) in_rows<Most - 1>(m, count, body);
+  }
+}
+
+constexpr int kBlock = 32;         // what is taken at a time, and codes of a block
+constexpr int kPer = kBlock / kW;  // vectors of these
+
+// Blocks of many tokens.
+constexpr int kM = F::registers == 32 ? 4 : 2;     // tokens that are no longer few
+constexpr int kRows = F::registers == 32 ? 6 : 3;  // tokens of a register block
+constexpr int kColumns = 4;                        // vectors of output columns at a time
+constexpr int kWide = kColumns * kW;               // columns
+constexpr int kDeep = 128;                         // rank rows that are widened at a time
+
+inline std::int64_t padded(std::int64_t n) { return (n + kBlock - 1) / kBlock * kBlock; }
 
 // n floats out of n elements, zeros up to a whole vector behind them.
 template <class T>
@@ -41,10 +83,26 @@ inline void widen_any(const void* from, std::int64_t at, std::int64_t n, int dty
   widen(static_cast<const fp16*>(from) + at, n, to);
 }
 
-// Blocks of 32 codes: those of i4 take 16 bytes, byte i holds element i below and i + 16 above.
-constexpr int kBlock = 32;
-constexpr int kPer = kBlock / kW;  // vectors of a block
+inline const char* at_row(const void* p, std::int64_t at, int dtype) {
+  return static_cast<const char*>(p) + at * headrace::dtype_size(dtype);
+}
 
+// Elements of x, with zeros up to padded(n).
+inline void take_any(const void* from, std::int64_t at, std::int64_t n, int dtype, float* to) {
+  widen_any(from, at, n, dtype, to);
+  for (std::int64_t i = (n + kW - 1) / kW * kW; i < padded(n); ++i) to[i] = 0.f;
+}
+#ifdef HEADRACE_DOTS
+inline void take_any(const void* from, std::int64_t at, std::int64_t n, int, bf16* to) {
+  const bf16* x = static_cast<const bf16*>(from) + at;
+  std::int64_t i = 0;
+  for (; i + kBlock <= n; i += kBlock) store_pairs(to + i, load_pairs(x + i));
+  memcpy(to + i, x + i, (n - i) * sizeof(bf16));
+  memset(to + n, 0, (padded(n) - n) * sizeof(bf16));
+}
+#endif
+
+// Blocks of 32 codes: those of i4 take 16 bytes, byte i holds element i below and i + 16 above.
 inline const i8* codes_at(const i8* row, std::int64_t at) { return row + at; }
 inline const i4* codes_at(const i4* row, std::int64_t at) { return row + at / 2; }
 inline float code_at(const i8* row, std::int64_t at) { return row[at].value; }

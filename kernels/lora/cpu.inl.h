@@ -11,101 +11,126 @@
 #include "args.h"
 #include "codes.inl.h"
 #include "few.inl.h"
+#include "finish.inl.h"
+#include "pairs.inl.h"
 
 namespace {
 
-using headrace::kLoraChunk;
+using headrace::kLoraPanel;
+using headrace::kLoraTogether;
 
-constexpr int kM = F::registers == 32 ? 4 : 2;
-constexpr int kColumns = 4;           // vectors of output columns at a time
-constexpr int kWide = kColumns * kW;  // columns
-constexpr int kDeep = 128;            // rank rows that are widened at a time
-
-// acc[M][N] += x[M][0:n] . a[N][0:n], lane by lane.
-template <int M, int N, class T>
-inline void dots(const float* x, std::int64_t x_row, const T* const* a, std::int64_t n,
-                 float* sums) {
+// acc[M][N] += x[M][0:n] . a[N][0:n], lane by lane. Meanwhile what lies at `ahead` comes nearer.
+// A function of its own: amid others its addresses would wait in memory.
+template <int M, int N, class L, class T>
+__attribute__((noinline)) void dots(const typename L::Packed* x, const T* const* a, std::int64_t n,
+                                    float* sums, const char* const* ahead) {
+  constexpr int kWhole = kChunk<typename L::Packed>;
   F acc[M][N];
   for (int m = 0; m < M; ++m) {
     for (int i = 0; i < N; ++i) acc[m][i] = load(sums + (m * N + i) * kW);
   }
   std::int64_t k = 0;
-  for (; k + kW <= n; k += kW) {
-    F xs[M];
-    for (int m = 0; m < M; ++m) xs[m] = load(x + m * x_row + k);
+  for (; k + L::width <= n; k += L::width) {
+    typename L::Vector xs[M];
+    for (int m = 0; m < M; ++m) xs[m] = L::read(x + m * kWhole + k);
+    for (int i = 0; i < 2; ++i) __builtin_prefetch(ahead[i] + k * sizeof(xs[0]) / L::width, 0, 2);
     for (int i = 0; i < N; ++i) {
-      const F w = load(a[i] + k);
-      for (int m = 0; m < M; ++m) acc[m][i] = fma(xs[m], w, acc[m][i]);
+      const auto w = L::read(a[i] + k);
+      for (int m = 0; m < M; ++m) acc[m][i] = L::add(xs[m], w, acc[m][i]);
     }
   }
-  if (k < n) {
-    for (int i = 0; i < N; ++i) {
-      float tail[kW];
-      widen(a[i] + k, n - k, tail);
-      for (int m = 0; m < M; ++m) acc[m][i] = fma(load(x + m * x_row + k), load(tail), acc[m][i]);
-    }
+  for (int i = 0; k < n && i < N; ++i) {
+    const Tail<L, T> tail(a[i] + k, static_cast<int>(n - k));
+    const auto w = L::read(tail.lanes);
+    for (int m = 0; m < M; ++m) acc[m][i] = L::add(L::read(x + m * kWhole + k), w, acc[m][i]);
   }
   for (int m = 0; m < M; ++m) {
     for (int i = 0; i < N; ++i) store(sums + (m * N + i) * kW, acc[m][i]);
   }
 }
 
-// N rank rows of a block, over the whole depth.
-template <int N, class P>
-inline void shrink_rows(const LoraArgs& a, const LoraBlock& b, int first, const float* xs,
-                        float* sums, float* wide) {
-  using T = std::conditional_t<kCodes<P>, float, P>;
-  const std::int64_t stride = padded(a.depth);
-  const P* base[N];
-  const float* scales[N];
+// Elements [k, k + n) of N rank rows, as they are multiplied.
+template <int N, class P, class T>
+inline void chunk_rows(const LoraArgs& a, const LoraBlock& b, int first, std::int64_t k,
+                       std::int64_t n, float* wide, const T** rows) {
   for (int i = 0; i < N; ++i) {
     const int slice = slice_of(b, first + i);
-    base[i] = a_row<P>(a, b.rank_rows[first + i], slice);
-    if constexpr (kCodes<P>) scales[i] = a_scales(a, b.rank_rows[first + i], slice);
-  }
-  memset(sums, 0, sizeof(float) * b.count * N * kW);
-  for (std::int64_t k = 0; k < a.depth; k += kLoraChunk) {
-    const std::int64_t n = a.depth - k < kLoraChunk ? a.depth - k : kLoraChunk;
-    const T* rows[N];
-    for (int i = 0; i < N; ++i) {
-      if constexpr (kCodes<P>) {
-        widen_codes(base[i], scales[i], a.a_group, k, n, wide + i * kLoraChunk);
-        rows[i] = wide + i * kLoraChunk;
-      } else {
-        rows[i] = base[i] + k;
-      }
-    }
-    int m = 0;
-    for (; m + kM <= b.count; m += kM) {
-      dots<kM, N>(xs + m * stride + k, stride, rows, n, sums + m * N * kW);
-    }
-    for (; m < b.count; ++m) dots<1, N>(xs + m * stride + k, stride, rows, n, sums + m * N * kW);
-  }
-  const int all = b.starts[a.slices];
-  for (int m = 0; m < b.count; ++m) {
-    for (int i = 0; i < N; ++i) {
-      b.bridge[m * all + first + i] =
-          hsum(load(sums + (m * N + i) * kW)) * b.factors[m * b.width + b.adapter[first + i]];
+    const P* row = a_row<P>(a, b.rank_rows[first + i], slice);
+    if constexpr (kCodes<P>) {
+      rows[i] = wide + i * kChunk<float>;
+      widen_codes(row, a_scales(a, b.rank_rows[first + i], slice), a.a_group, k, n,
+                  wide + i * kChunk<float>);
+    } else {
+      rows[i] = row + k;
     }
   }
 }
 
+// A chunk of x meets all rank rows of a panel while the first-level cache holds it; sums wait in
+// the second.
+template <class P>
+inline void shrink_panel(const LoraArgs& a, const LoraBlock& b, int first, int last,
+                         float* scratch) {
+  using T = std::conditional_t<kCodes<P>, float, P>;
+  constexpr int kWhole = kChunk<Packed<P>>;
+  auto* xs = reinterpret_cast<Packed<P>*>(scratch);  // [kLoraTogether][kWhole]
+  float* wide = scratch + kLoraTogether * kChunk<float>;
+  float* all_sums = wide + kLoraRanks * kChunk<float>;
+  const auto sums = [&](int r) { return all_sums + (r - first) * b.count * kW; };
+  memset(all_sums, 0, sizeof(float) * (last - first) * b.count * kW);
+  for (std::int64_t k = 0; k < a.depth; k += kWhole) {
+    const std::int64_t n = a.depth - k < kWhole ? a.depth - k : kWhole;
+    for (int from = 0; from < b.count; from += kLoraTogether) {
+      const int count = b.count - from < kLoraTogether ? b.count - from : kLoraTogether;
+      for (int m = 0; m < count; ++m) {
+        take_any(a.x, b.tokens[from + m] * a.x_row + k, n, a.x_dtype, xs + m * kWhole);
+      }
+      // The rows of x that are taken next, two a block.
+      const bool same = from + kLoraTogether < b.count;
+      int token = same ? from + kLoraTogether : 0;
+      const std::int64_t next = same ? k : k + n < a.depth ? k + n : 0;
+      in_groups(first, last, [&](int r, auto width) {
+        constexpr int N = decltype(width)::value;
+        const T* rows[N];
+        chunk_rows<N, P>(a, b, r, k, n, wide, rows);
+        in_rows<kRows>(0, count, [&](int m, auto block) {
+          const char* ahead[2];
+          for (int i = 0; i < 2; ++i, token += token + 1 < b.count) {
+            ahead[i] = at_row(a.x, b.tokens[token] * a.x_row + next, a.x_dtype);
+          }
+          dots<decltype(block)::value, N, LanesOf<P>>(xs + m * kWhole, rows, n,
+                                                      sums(r) + (from + m) * N * kW, ahead);
+        });
+      });
+    }
+  }
+  const int all = b.starts[a.slices];
+  in_groups(first, last, [&](int r, auto width) {
+    constexpr int N = decltype(width)::value;
+    for (int m = 0; m < b.count; ++m) {
+      F lanes[N];
+      float dot[4];
+      for (int i = 0; i < N; ++i) lanes[i] = load(sums(r) + (m * N + i) * kW);
+      if constexpr (N == 4) {
+        hsum4(lanes, dot);
+      } else {
+        for (int i = 0; i < N; ++i) dot[i] = hsum(lanes[i]);
+      }
+      for (int i = 0; i < N; ++i) {
+        b.bridge[m * all + r + i] = dot[i] * b.factors[m * b.width + b.adapter[r + i]];
+      }
+    }
+  });
+}
+
 template <class P>
 inline void shrink_of(const LoraArgs& a, const LoraBlock& b, int first, int last, float* scratch) {
-  float* xs = scratch;
-  float* sums = xs + b.count * padded(a.depth);
-  float* wide = sums + b.count * kLoraRanks * kW;
-  for (int m = 0; m < b.count; ++m) {
-    widen_any(a.x, b.tokens[m] * a.x_row, a.depth, a.x_dtype, xs + m * padded(a.depth));
-  }
   if (b.count < kM && (!kCodes<P> || a.a_group % kBlock == 0)) {
-    return shrink_few<P>(a, b, first, last, xs, padded(a.depth));
+    return shrink_few<P>(a, b, first, last, scratch);
   }
-  int r = first;
-  for (; r + kLoraRanks <= last; r += kLoraRanks) {
-    shrink_rows<kLoraRanks, P>(a, b, r, xs, sums, wide);
+  for (int r = first; r < last; r += kLoraPanel) {
+    shrink_panel<P>(a, b, r, last - r < kLoraPanel ? last : r + kLoraPanel, scratch);
   }
-  for (; r < last; ++r) shrink_rows<1, P>(a, b, r, xs, sums, wide);
 }
 
 // acc[M][kWide] += c[M][0:depth] rows[0:depth][kWide]
@@ -138,53 +163,6 @@ inline void all_rank_rows(const LoraBlock& b, const float* c, std::int64_t c_row
     rank_rows<kM>(c + m * c_row, c_row, rows, at, depth, acc + m * kWide);
   }
   for (; m < b.count; ++m) rank_rows<1>(c + m * c_row, c_row, rows, at, depth, acc + m * kWide);
-}
-
-inline void store_some(void* p, std::int64_t at, int n, int dtype, F value) {
-  if (n >= kW) return store_any(p, at, dtype, value);
-  const int size = headrace::dtype_size(dtype);
-  char lanes[kW * 4];
-  store_any(lanes, 0, dtype, value);
-  memcpy(static_cast<char*>(p) + at * size, lanes, n * size);
-}
-
-// Adds columns [first, first + n) of the accumulated product to the rows of y.
-inline void finish(const LoraArgs& a, const LoraBlock& b, std::int64_t first, int n,
-                   const float* acc, std::int64_t acc_row) {
-  bool plain = b.gain_row < 0;
-  for (int w = 0; w < b.width; ++w) plain = plain && b.bias_rows[w] < 0;
-  for (int m = 0; m < b.count; ++m) {
-    int i = 0;
-    for (const std::int64_t at = b.tokens[m] * a.y_row + first; plain && i + kW <= n; i += kW) {
-      const F y = add(load_any(a.y, at + i, a.x_dtype), load(acc + m * acc_row + i));
-      store_any(a.y, at + i, a.x_dtype, y);
-    }
-    for (; i < n; i += kW) {
-      const int some = n - i < kW ? n - i : kW;
-      const std::int64_t at = first + i, y_at = b.tokens[m] * a.y_row + at;
-      float lanes[kW];
-      F sum = load(acc + m * acc_row + i);
-      for (int w = 0; w < b.width; ++w) {
-        if (b.bias_rows[w] < 0) continue;
-        widen_any(a.bias, b.bias_rows[w] * a.outputs + at, some, headrace::kF32, lanes);
-        sum = fma(set1(b.factors[m * b.width + w]), load(lanes), sum);
-      }
-      widen_any(a.y, y_at, some, a.x_dtype, lanes);
-      F y = load(lanes);
-      if (b.gain_row >= 0) {
-        F base = zero();
-        if (a.base_bias) {
-          widen_any(a.base_bias, at, some, headrace::kF32, lanes);
-          base = load(lanes);
-        }
-        widen_any(a.gain, b.gain_row * a.outputs + at, some, headrace::kF32, lanes);
-        y = fma(load(lanes), add(sub(y, base), sum), base);
-      } else {
-        y = add(y, sum);
-      }
-      store_some(a.y, y_at, some, a.x_dtype, y);
-    }
-  }
 }
 
 // Columns [at, at + n) of rank rows [first, first + depth), kWide floats a row.
@@ -245,6 +223,12 @@ inline void expand_of(const LoraArgs& a, const LoraBlock& b, std::int64_t first,
       }
       continue;
     }
+#ifdef HEADRACE_DOTS
+    if constexpr (std::is_same_v<P, paired>) {
+      expand_pairs(a, b, start, depth, lo, hi, scratch);
+      continue;
+    }
+#endif
     for (std::int64_t at = lo; at < hi; at += kWide) {
       const int n = static_cast<int>(hi - at < kWide ? hi - at : kWide);
       memset(acc, 0, sizeof(float) * b.count * kWide);
@@ -279,6 +263,9 @@ void shrink(const LoraArgs& a, const LoraBlock& b, int first, int last, float* s
     case headrace::kPoolF32:
       return shrink_of<float>(a, b, first, last, scratch);
     case headrace::kPoolBF16:
+#ifdef HEADRACE_DOTS
+      if (a.x_dtype == headrace::kBF16) return shrink_of<paired>(a, b, first, last, scratch);
+#endif
       return shrink_of<bf16>(a, b, first, last, scratch);
     case headrace::kPoolF16:
       return shrink_of<fp16>(a, b, first, last, scratch);
@@ -295,6 +282,9 @@ void expand(const LoraArgs& a, const LoraBlock& b, std::int64_t first, std::int6
     case headrace::kPoolF32:
       return expand_of<float>(a, b, first, last, scratch);
     case headrace::kPoolBF16:
+#ifdef HEADRACE_DOTS
+      if (a.x_dtype == headrace::kBF16) return expand_of<paired>(a, b, first, last, scratch);
+#endif
       return expand_of<bf16>(a, b, first, last, scratch);
     case headrace::kPoolF16:
       return expand_of<fp16>(a, b, first, last, scratch);

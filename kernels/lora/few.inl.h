@@ -79,8 +79,19 @@ inline int slice_of(const LoraBlock& b, int r) {
   return slice;
 }
 // Rank rows that are taken together where `left` are left: the group at work and the one on its way
-// share the first cache.
-inline int together(int left) { return left >= kLoraRanks ? kLoraRanks : 1; }
+// share the first cache. No pair is torn.
+inline int together(int left) { return left >= kLoraRanks ? kLoraRanks : left >= 2 ? 2 : 1; }
+
+// body(r, width) for all groups of [first, last), `width` a constant.
+template <class Body>
+inline void in_groups(int first, int last, const Body& body) {
+  for (int r = first; r < last; r += together(last - r)) {
+    const int n = together(last - r);
+    if (n == kLoraRanks) body(r, std::integral_constant<int, kLoraRanks>{});
+    if (n == 2) body(r, std::integral_constant<int, 2>{});
+    if (n == 1) body(r, std::integral_constant<int, 1>{});
+  }
+}
 
 // Rank rows of A from r on.
 template <class P>
@@ -135,7 +146,7 @@ inline void ahead_of_expand(const LoraArgs& a, const LoraBlock& b, Ahead& next) 
 // sums[N] = x . rows of A, over the whole depth.
 template <int N, class P>
 inline void whole_dots(const LoraArgs& a, const P* const* rows, const float* const* scales,
-                       const float* x, Ahead& next, F* sums) {
+                       const Packed<P>* x, Ahead& next, F* sums) {
   constexpr int kLines = lines_of<N, P>;
   F acc[N];
   for (int i = 0; i < N; ++i) acc[i] = zero();
@@ -157,31 +168,34 @@ inline void whole_dots(const LoraArgs& a, const P* const* rows, const float* con
       }
     }
   } else {
+    using L = LanesOf<P>;
     std::int64_t k = 0;
     for (; k + kBlock <= a.depth; k += kBlock) {
       const char* coming = next.weights.lines(kLines);
       nearer(next.beside.lines(1));
-      F xs[kPer];
-      for (int j = 0; j < kPer; ++j) xs[j] = load(x + k + j * kW);
+      constexpr int kSteps = kBlock / L::width;
+      typename L::Vector xs[kSteps];
+      for (int j = 0; j < kSteps; ++j) xs[j] = L::read(x + k + j * L::width);
       for (int i = 0; i < N; ++i) {
         for (int line = i; line < kLines; line += N) nearer(coming + 64 * line);
-        for (int j = 0; j < kPer; ++j) acc[i] = fma(xs[j], load(rows[i] + k + j * kW), acc[i]);
+        for (int j = 0; j < kSteps; ++j) {
+          acc[i] = L::add(xs[j], L::read(rows[i] + k + j * L::width), acc[i]);
+        }
       }
     }
-    for (; k + kW <= a.depth; k += kW) {
-      for (int i = 0; i < N; ++i) acc[i] = fma(load(x + k), load(rows[i] + k), acc[i]);
+    for (; k + L::width <= a.depth; k += L::width) {
+      for (int i = 0; i < N; ++i) acc[i] = L::add(L::read(x + k), L::read(rows[i] + k), acc[i]);
     }
     for (int i = 0; k < a.depth && i < N; ++i) {
-      float tail[kW];
-      widen(rows[i] + k, a.depth - k, tail);
-      acc[i] = fma(load(x + k), load(tail), acc[i]);
+      const Tail<L, P> tail(rows[i] + k, static_cast<int>(a.depth - k));
+      acc[i] = L::add(L::read(x + k), L::read(tail.lanes), acc[i]);
     }
   }
   for (int i = 0; i < N; ++i) sums[i] = acc[i];
 }
 
 template <int N, class P>
-inline void shrink_whole(const LoraArgs& a, const LoraBlock& b, int r, const float* xs,
+inline void shrink_whole(const LoraArgs& a, const LoraBlock& b, int r, const Packed<P>* xs,
                          std::int64_t x_row, Ahead& next) {
   const P* rows[N];
   const float* scales[N] = {};
@@ -201,23 +215,78 @@ inline void shrink_whole(const LoraArgs& a, const LoraBlock& b, int r, const flo
 }
 
 template <class P>
-inline void shrink_few(const LoraArgs& a, const LoraBlock& b, int first, int last, const float* xs,
-                       std::int64_t x_row) {
+inline void shrink_few(const LoraArgs& a, const LoraBlock& b, int first, int last, float* scratch) {
+  auto* xs = reinterpret_cast<Packed<P>*>(scratch);
+  const std::int64_t x_row = padded(a.depth);
+  for (int m = 0; m < b.count; ++m) {
+    take_any(a.x, b.tokens[m] * a.x_row, a.depth, a.x_dtype, xs + m * x_row);
+  }
   int token = 0;
-  for (int r = first; r < last; ++token) {
-    const int n = together(last - r);
+  in_groups(first, last, [&](int r, auto width) {
+    constexpr int n = decltype(width)::value;
     Ahead next;
     if (token < b.count) beside_row(a, a.y, b.tokens[token] * a.y_row, a.outputs, next);
+    ++token;
     if (r + n < last) {
       ahead_of_a<P>(a, b, r + n, last, next);
     } else if (last == b.starts[a.slices]) {
       ahead_of_expand<P>(a, b, next);
     }
-    if (n == kLoraRanks) shrink_whole<kLoraRanks, P>(a, b, r, xs, x_row, next);
-    if (n == 1) shrink_whole<1, P>(a, b, r, xs, x_row, next);
-    r += n;
-  }
+    shrink_whole<n, P>(a, b, r, xs, x_row, next);
+  });
 }
+
+// What N rank rows are multiplied by.
+template <int N, class P>
+struct Coefficients {
+  explicit Coefficients(const float* c) {
+    for (int r = 0; r < N; ++r) of[r] = set1(c[r]);
+  }
+  // into[Wide vectors] += the columns at `at`
+  template <int Wide>
+  void add(const P* const* rows, std::int64_t at, float* into) const {
+    F sums[Wide];
+    for (int j = 0; j < Wide; ++j) sums[j] = load(into + j * kW);
+    for (int r = 0; r < N; ++r) {
+      for (int j = 0; j < Wide; ++j) sums[j] = fma(of[r], load(rows[r] + at + j * kW), sums[j]);
+    }
+    for (int j = 0; j < Wide; ++j) store(into + j * kW, sums[j]);
+  }
+  F of[N];
+};
+#ifdef HEADRACE_DOTS
+template <int N>
+struct Coefficients<N, paired> {
+  explicit Coefficients(const float* c) {
+    float all[kW] = {};
+    memcpy(all, c, sizeof(float) * N);
+    bf16 terms[2][kW];
+    split(load(all), terms[0], terms[1]);
+    for (int p = 0; p < kPairs; ++p) {
+      for (int t = 0; t < 2; ++t) of[p][t] = set1_pair(terms[t] + 2 * p);
+    }
+  }
+  template <int Wide>
+  void add(const paired* const* rows, std::int64_t at, float* into) const {
+    F sums[Wide];  // woven where Wide is 2, see pair_rows
+    for (int j = 0; j < Wide; ++j) sums[j] = load(into + j * kW);
+    for (int p = 0; p < kPairs; ++p) {
+      Pairs w[Wide];
+      if constexpr (N > 1) {
+        pair_rows<Wide>(rows[2 * p] + at, rows[2 * p + 1] + at, w);
+      } else {
+        pair_row<Wide>(rows[0] + at, w);
+      }
+      for (int t = 0; t < 2; ++t) {
+        for (int j = 0; j < Wide; ++j) sums[j] = dot(of[p][t], w[j], sums[j]);
+      }
+    }
+    for (int j = 0; j < Wide; ++j) store(into + j * kW, sums[j]);
+  }
+  static constexpr int kPairs = (N + 1) / 2;
+  Pairs of[kPairs][2];
+};
+#endif
 
 // into[0:n] += c[0:N] rows[0:N][at:at + n], for one token; n in whole vectors, codes in blocks.
 template <int N, class P>
@@ -225,8 +294,7 @@ inline void along_rows(const LoraArgs& a, const float* c, const P* const* rows,
                        const float* const* scales, std::int64_t at, std::int64_t n, Ahead& next,
                        float* into) {
   constexpr int kLines = lines_of<N, P>;
-  F x[N];
-  for (int r = 0; r < N; ++r) x[r] = set1(c[r]);
+  const Coefficients<N, P> x(c);
   if constexpr (kCodes<P>) {
     for (std::int64_t i = 0, g = at / a.b_group; i < n; ++g) {
       Unit units[N];
@@ -241,7 +309,7 @@ inline void along_rows(const LoraArgs& a, const float* c, const P* const* rows,
           if (r < kLines) nearer(coming + 64 * r);
           F w[kPer];
           weights(codes_at(rows[r], at + i), units[r], w);
-          for (int j = 0; j < kPer; ++j) sums[j] = fma(x[r], w[j], sums[j]);
+          for (int j = 0; j < kPer; ++j) sums[j] = fma(x.of[r], w[j], sums[j]);
         }
         for (int j = 0; j < kPer; ++j) store(into + i + j * kW, sums[j]);
       }
@@ -251,20 +319,10 @@ inline void along_rows(const LoraArgs& a, const float* c, const P* const* rows,
     for (; i + kBlock <= n; i += kBlock) {
       const char* coming = next.weights.lines(kLines);
       nearer(next.beside.lines(1));
-      F sums[kPer];
-      for (int j = 0; j < kPer; ++j) sums[j] = load(into + i + j * kW);
-      for (int r = 0; r < N; ++r) {
-        for (int line = r; line < kLines; line += N) nearer(coming + 64 * line);
-        for (int j = 0; j < kPer; ++j)
-          sums[j] = fma(x[r], load(rows[r] + at + i + j * kW), sums[j]);
-      }
-      for (int j = 0; j < kPer; ++j) store(into + i + j * kW, sums[j]);
+      for (int line = 0; line < kLines; ++line) nearer(coming + 64 * line);
+      x.template add<kPer>(rows, at + i, into + i);
     }
-    for (; i < n; i += kW) {
-      F sum = load(into + i);
-      for (int r = 0; r < N; ++r) sum = fma(x[r], load(rows[r] + at + i), sum);
-      store(into + i, sum);
-    }
+    for (; i < n; i += kW) x.template add<1>(rows, at + i, into + i);
   }
 }
 
@@ -272,16 +330,19 @@ inline void along_rows(const LoraArgs& a, const float* c, const P* const* rows,
 template <int N, class P>
 inline void along_tail(const LoraArgs& a, const float* c, const P* const* rows,
                        const float* const* scales, std::int64_t at, int n, float* into) {
-  float wide[kBlock + kW];
+  using T = std::conditional_t<kCodes<P>, float, P>;
+  T some[N][kBlock + kW] = {};
+  const T* from[N];
   for (int r = 0; r < N; ++r) {
+    from[r] = some[r];
     if constexpr (kCodes<P>) {
-      widen_codes(rows[r], scales[r], a.b_group, at, n, wide);
+      widen_codes(rows[r], scales[r], a.b_group, at, n, some[r]);
     } else {
-      widen(rows[r] + at, n, wide);
+      memcpy(some[r], rows[r] + at, n * sizeof(T));
     }
-    const F x = set1(c[r]);
-    for (int i = 0; i < n; i += kW) store(into + i, fma(x, load(wide + i), load(into + i)));
   }
+  const Coefficients<N, T> x(c);
+  for (int i = 0; i < n; i += kW) x.template add<1>(from, i, into + i);
 }
 
 // Rank rows [r, r + N) of a strip of one slice.
@@ -317,12 +378,13 @@ inline void expand_strip(const LoraArgs& a, const LoraBlock& b, int slice, std::
   for (int m = 0; m < b.count; ++m) memset(acc + m * kStrip, 0, sizeof(float) * padded(n));
   const int last = b.starts[slice + 1];
   int token = at == 0 && b.next ? 0 : kFew;
-  for (int r = b.starts[slice]; r < last; ++token) {
-    const int rows = together(last - r);
+  in_groups(b.starts[slice], last, [&](int r, auto width) {
+    constexpr int rows = decltype(width)::value;
     Ahead next;
     if (token < kFew && token < b.next->count) {
       beside_row(a, a.x, b.next->tokens[token] * a.x_row, a.depth, next);
     }
+    ++token;
     if (r + rows < last) {
       ahead_of_b<P>(a, b, r + rows, last, at, n, next);
     } else if (at + n < end) {
@@ -331,10 +393,19 @@ inline void expand_strip(const LoraArgs& a, const LoraBlock& b, int slice, std::
     } else if (b.next && end == a.outputs && b.next->starts[a.slices] > 0) {
       ahead_of_a<P>(a, *b.next, 0, b.next->starts[a.slices], next);
     }
-    if (rows == kLoraRanks) strip_rows<kLoraRanks, P>(a, b, r, at, n, next, acc);
-    if (rows == 1) strip_rows<1, P>(a, b, r, at, n, next, acc);
-    r += rows;
+    strip_rows<rows, P>(a, b, r, at, n, next, acc);
+  });
+#ifdef HEADRACE_DOTS
+  if constexpr (std::is_same_v<P, paired>) {
+    for (int m = 0; m < b.count; ++m) {
+      for (float* sums = acc + m * kStrip; sums + kBlock <= acc + m * kStrip + n; sums += kBlock) {
+        F lanes[kPer] = {load(sums), load(sums + kW)};
+        unweave<kPer>(lanes);
+        for (int j = 0; j < kPer; ++j) store(sums + j * kW, lanes[j]);
+      }
+    }
   }
+#endif
 }
 
 }  // namespace

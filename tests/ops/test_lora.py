@@ -54,10 +54,11 @@ def test_sizes_of_models(tokens, depth, outputs, count, rank, mix):
     check(*adapters.stack(7, tokens, depth, outputs, count, rank, mix, torch.bfloat16))
 
 
-def test_rows_do_not_depend_on_the_batch(isa):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_rows_do_not_depend_on_the_batch(isa, dtype):
     """Alone, in any mix, with other neighbours: the same bits."""
     (x, a, b, slots, scale, y), kwargs = adapters.stack(
-        3, tokens=70, depth=150, outputs=200, adapters=6, rank=20
+        3, tokens=70, depth=150, outputs=200, adapters=6, rank=21, dtype=dtype
     )
     whole = result("lora", (x, a, b, slots, scale, y), kwargs)
     for rows in ([0], [5, 4], [69], list(range(10, 30)), torch.randperm(70).tolist()):
@@ -68,9 +69,10 @@ def test_rows_do_not_depend_on_the_batch(isa):
     assert compare.same_bits(result("lora", (x, a, b, same, scale, y), kwargs)[t], whole[t])
 
 
-def test_threads_leave_no_trace(isa):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_threads_leave_no_trace(isa, dtype):
     for tokens, rank in ((1, 64), (3, 9), (90, 16)):
-        args, kwargs = adapters.stack(4, tokens, 300, 333, 5, rank)
+        args, kwargs = adapters.stack(4, tokens, 300, 333, 5, rank, dtype=dtype)
         torch.set_num_threads(1)
         one = result("lora", args, kwargs)
         for threads in (2, 3, 8):
@@ -78,10 +80,26 @@ def test_threads_leave_no_trace(isa):
             assert compare.same_bits(result("lora", args, kwargs), one), (tokens, threads)
 
 
-def test_memory_order_of_b_leaves_no_trace(isa):
-    trained, kwargs = adapters.stack(5, 40, 100, 130, 4, 33)
-    dense = (*trained[:2], trained[2].mT.contiguous().mT, *trained[3:])
-    assert compare.same_bits(result("lora", trained, kwargs), result("lora", dense, kwargs))
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_memory_order_of_b_leaves_no_trace(isa, dtype):
+    """Nor few rows: those are read as they lie, where many are packed."""
+    for tokens in (3, 40):
+        trained, kwargs = adapters.stack(5, tokens, 100, 130, 4, 33, dtype=dtype)
+        dense = (*trained[:2], trained[2].mT.contiguous().mT, *trained[3:])
+        assert compare.same_bits(result("lora", trained, kwargs), result("lora", dense, kwargs))
+
+
+@pytest.mark.parametrize("tokens", [1, 40])
+@pytest.mark.parametrize("rank", [2, 3])
+def test_digits_of_the_bridge(isa, tokens, rank):
+    """1 + 2^-12 less 1: bf16 alone would lose the difference."""
+    x = torch.tensor([[1.0, 2.0**-12]]).repeat(tokens, 1).bfloat16()
+    a = torch.tensor([[1.0, 1.0], [1.0, 0.0], [0.0, 0.0]])[:rank].bfloat16()
+    b = torch.tensor([[1.0, -1.0, 1.0]])[:, :rank].repeat(70, 1).bfloat16()
+    slots = torch.zeros(tokens, dtype=torch.int32)
+    for up in (b, b.mT.contiguous().mT):
+        got = ops.lora(x, a[None], up[None], slots, torch.ones(1))
+        assert got.float().eq(2.0**-12).all()
 
 
 def test_nan_stays_with_its_adapter(isa):

@@ -66,9 +66,10 @@ def test_dora(isa, epilogue):
             check(*adapters.pool(4, tokens, widths=(64, 45), epilogue=epilogue, dtype=dtype))
 
 
-def test_equals_the_stack(isa):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_equals_the_stack(isa, dtype):
     """The same adapters, stacked or in rank rows: the same bits."""
-    (x, a, b, slots, scale, y), kwargs = adapters.stack(5, 40, 100, 130, 4, 20)
+    (x, a, b, slots, scale, y), kwargs = adapters.stack(5, 40, 100, 130, 4, 20, dtype=dtype)
     want = result("lora", (x, a, b, slots, scale, y), kwargs)
     rows = torch.arange(80, dtype=torch.int32)
     indptr = torch.arange(0, 81, 20, dtype=torch.int32)
@@ -83,9 +84,20 @@ def test_equals_the_stack(isa):
 
 @pytest.mark.parametrize("widths", [(64, 32), (45, 51), (4128,)], ids=str)
 def test_rows_do_not_depend_on_the_batch(isa, widths):
-    for bits, group in ((None, 32), (8, 32), (4, 32), (8, 6), (4, 96)):
+    pools = [(torch.float32, *of) for of in ((None, 32), (8, 32), (4, 32), (8, 6), (4, 96))]
+    for dtype, bits, group in [*pools, (torch.bfloat16, None, 32)]:
         args, kwargs = adapters.pool(
-            6, 70, 96, widths, 6, 20, several=2, bits=bits, group=group, epilogue="bias"
+            6,
+            70,
+            96,
+            widths,
+            6,
+            21,
+            several=2,
+            dtype=dtype,
+            bits=bits,
+            group=group,
+            epilogue="bias",
         )
         whole = result("lora_rows", args, kwargs)
         x, a, b, rows, indptr, slots, scale, y = args

@@ -29,8 +29,9 @@ def lora(
     or fp16 whatever x's dtype; slots int32 [T] names each row's adapter, -1 none; scale fp32 [S]
     (lora_alpha / r, or / sqrt(r) for rsLoRA); ranks int32 [S]: values beyond a slot's rank are
     never read. y [T, N] in x's dtype is accumulated into, in place, and returned; None starts from
-    zeros. Rows with -1 keep their bits. The bridge between the halves is fp32, and y is rounded
-    once; a row's bits do not depend on the other rows or adapters, nor on the number of threads.
+    zeros. Rows with -1 keep their bits. The bridge between the halves is fp32 (two bf16 on a CPU
+    that multiplies bf16 in pairs, where all is bf16: docs/numerics.md), and y is rounded once; a
+    row's bits do not depend on the other rows or adapters, nor on the number of threads.
     Raises TypeError or ValueError naming the argument, before anything is written.
 
     Source: Punica (Chen et al., 2023), S-LoRA (Sheng et al., 2023).
