@@ -139,6 +139,7 @@ void paged_attention(const PagedArgs& args, const PagedBatch& batch, int threads
     check_entry(args.entries + e * args.fields, e, batch.pages, args.page_size, args.fields);
   }
   check_rope(args.rope, "paged_attention");
+  if (args.q_heads == 0) return;
   const int group = args.q_heads / args.kv_heads, block = block_positions(group);
   std::vector<PagedBlock> blocks;
   const std::int64_t lists = batch.streams ? batch.lists / batch.streams : 1;  // of a stream

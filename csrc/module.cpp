@@ -20,6 +20,7 @@ HEADRACE_EACH_FAMILY(HEADRACE_DECLARE)
 #undef HEADRACE_DECLARE
 void tables(py::module_& m);  // of streams, as is the next; no kernels
 void tokens(py::module_& m);
+void calls(py::module_& m);  // past torch's dispatcher
 }  // namespace headrace::bind
 
 PYBIND11_MODULE(_C, m) {
@@ -45,10 +46,12 @@ PYBIND11_MODULE(_C, m) {
         headrace::prefer_huge_pages(reinterpret_cast<void*>(data), bytes);
       },
       py::arg("data"), py::arg("bytes"));
-  m.def("take_exchange", &headrace::bind::take_exchange, py::arg("capsule"), py::arg("tensor"));
+  m.def("take_exchange", &headrace::bind::take_exchange, py::arg("capsule"), py::arg("tensor"),
+        py::arg("parameter"));
 #define HEADRACE_BIND(family) headrace::bind::family##_family(m);
   HEADRACE_EACH_FAMILY(HEADRACE_BIND)
 #undef HEADRACE_BIND
   headrace::bind::tables(m);
   headrace::bind::tokens(m);
+  headrace::bind::calls(m);
 }

@@ -2,8 +2,9 @@
 #include "probe.h"
 
 #include <algorithm>
-#include <atomic>
 #include <chrono>
+#include <numeric>
+#include <vector>
 
 #include "common/isa.h"
 #include "common/parallel.h"
@@ -12,7 +13,7 @@
 namespace headrace {
 namespace {
 
-const ProbeKernels& kernels() { return HEADRACE_PICK(probe); }
+const ProbeKernels& kernels() { return HEADRACE_PICK_BF16(probe); }
 
 double now() {
   using Clock = std::chrono::steady_clock;
@@ -21,22 +22,29 @@ double now() {
 
 }  // namespace
 
-double multiply_add_rate(double seconds, int threads) {
-  constexpr std::int64_t kRounds = 200000;
-  double best = 0;
+double multiply_add_rate(int dtype, double seconds, int threads) {
+  constexpr std::int64_t kRounds =
+      20000;  // some 30 us: most of them end before a thread is stopped
+  const ProbeKernels& probe = kernels();
+  const auto run = dtype == kBF16 ? probe.bf16_dots
+                   : dtype == kI8 ? probe.int16_dots
+                                  : probe.multiply_add;
+  std::vector<double> best(static_cast<std::size_t>(threads));
   const double start = now();
-  do {
-    std::atomic<std::int64_t> done{0};
-    const double begin = now();
-    parallel(threads, threads, [&](std::int64_t, int) {
-      float sink = 0;
-      done += kernels().multiply_add(kRounds, &sink);
-      volatile float keep = sink;
-      (void)keep;
-    });
-    best = std::max(best, static_cast<double>(done.load()) / (now() - begin));
-  } while (now() - start < seconds);
-  return best;
+  parallel(threads, threads, [&](std::int64_t i, int) {
+    float sink = 0;
+    for (double at = now(); at - start < seconds;) {
+      const auto done = static_cast<double>(run(kRounds, &sink));
+      const double then = now();
+      double& mine = best[static_cast<std::size_t>(i)];
+      // By the second half all of them are awake, and share what a core has.
+      if (at - start > seconds / 2) mine = std::max(mine, done / (then - at));
+      at = then;
+    }
+    volatile float keep = sink;
+    (void)keep;
+  });
+  return std::accumulate(best.begin(), best.end(), 0.0);
 }
 
 double read_seconds(const float* data, std::int64_t words, int passes, int threads) {

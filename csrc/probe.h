@@ -4,8 +4,10 @@
 
 namespace headrace {
 
-// Multiply-adds per second of `threads` threads together, from registers.
-double multiply_add_rate(double seconds, int threads);
+// Multiply-adds per second of `threads` threads at once, the sum of what each has at its best, from
+// registers. dtype is that of the factors: bf16, and int8 widened to int16, are multiplied in pairs
+// where the level has such dot products; everything else as fp32.
+double multiply_add_rate(int dtype, double seconds, int threads);
 // Seconds that one pass over `words` fp32 words takes, at the best of `passes`, each thread its
 // share.
 double read_seconds(const float* data, std::int64_t words, int passes, int threads);

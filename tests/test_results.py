@@ -13,6 +13,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tools"))
 
 import aims  # noqa: E402
+import front  # noqa: E402
 import gpu  # noqa: E402
 import results  # noqa: E402
 import speed  # noqa: E402
@@ -51,13 +52,51 @@ def test_no_ratio_is_shown_of_a_wrong_result(found):
         assert all(row.get("ok", True) for row in record.get("rows", [])), name
 
 
+def test_no_share_of_a_floor_is_above_what_noise_explains(found):
+    """Of the rows whose floor goes by the dtype of their products."""
+    for name, record in found.items():
+        for row in record.get("rows", []):
+            if isinstance(row, dict) and row.get("product") and row["of_floor"] is not None:
+                assert row["of_floor"] <= 1.05, (name, row["shape"], row["of_floor"])
+
+
 def test_another_figure_gives_another_table(found):
     changed = copy.deepcopy(found)
     changed["bench-linear.json"]["rows"][0]["speedup"] *= 10
-    assert results.front(changed) != results.front(found)
+    assert front.front(changed) != front.front(found)
+    assert front.prose(changed) == front.prose(found)
     changed["bench-paged_attention.json"]["rows"][0]["speedup"] = 0.5
     assert "**short**" in _line(results.aims(changed), "the same, worst shape")
     assert "met" in _line(results.aims(found), "the same, worst shape")
+
+
+@pytest.mark.parametrize(
+    ("file", "shape", "note", "sentence"),
+    [
+        ("bench-append.json", "bf16 256 tokens", None, "appending 1, 256 and 4,096 tokens is"),
+        ("bench-append.json", "bf16 4096 tokens", None, "appending 1, 256 and 4,096 tokens is"),
+        *(("bench-attention.json", f"prefill {dtype} 4k window 512 sinks 4",
+           "share of matmul rate", "Prefill in fp32 runs at") for dtype in ("fp32", "bf16")),
+        *(("bench-paged_attention.json", f"decode bf16 B2 {many} cached",
+           "time over re-indexing off", "Re-indexing costs decode") for many in ("1k", "16k")),
+    ],
+)  # fmt: skip
+def test_what_the_front_page_says_is_what_was_recorded(found, file, shape, note, sentence):
+    changed = copy.deepcopy(found)
+    (row,) = [row for row in changed[file]["rows"] if row["shape"] == shape]
+    if note:
+        row["notes"][note] = 77.0
+    else:
+        row["speedup"] = 77.0
+    told = " ".join(front.prose(changed).split()).split(". ")
+    (said,) = [one for one in told if sentence in one]
+    assert "77.0" in said or "7600%" in said
+
+
+def test_the_page_of_speed_gives_the_rates_of_its_floors():
+    row = {"product": "bf16", "rates": [1e10, 9.4e11]}
+    rows = [row, row | {"rates": [1e10, 9e11]}, row | {"product": "fp32"}]
+    assert "in GFLOP/s: bf16 940, fp32 940." in speed.speed_page({"a.json": {"rows": rows}})
 
 
 def test_the_page_of_speed_says_what_was_recorded():

@@ -21,7 +21,8 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from aims import AIMS, Aim, geometric, rows
+from aims import AIMS, Aim
+from front import front, prose
 from gpu import gpu_page
 from speed import mark_of, plots, speed_page
 
@@ -31,69 +32,10 @@ ROOT = Path(__file__).resolve().parents[1]
 MACHINE = "cpu-2-cores-avx512"
 BEGIN, END = "<!-- figures: tools/results.py -->", "<!-- end of figures -->"
 
-# What the front page shows: what, file, beginnings of shapes, the peer. All shapes of a line count.
-FRONT = (
-    (
-        "decode, bf16, 32 query and 8 kv heads of 128, 1k to 64k cached tokens, batch 1 to 8,"
-        " re-indexing on",
-        "bench-paged_attention.json", "decode bf16", "torch SDPA",
-    ),
-    (
-        "the same from int8 pages, 64k cached tokens", "bench-paged_attention.json", "decode int8",
-        "ours from bf16 pages",
-    ),
-    (
-        "prefill of 4k and 16k, window 512 and 2048, 4 sinks, bf16", "bench-attention.json",
-        "prefill bf16", "compiled FlexAttention",
-    ),
-    ("the same in fp32", "bench-attention.json", "prefill fp32", "compiled FlexAttention"),
-    (
-        "block-sparse attention, 20% of the blocks, bf16", "bench-attention.json", "blocks bf16",
-        "compiled FlexAttention",
-    ),
-    ("batch-invariant linear, fp32, 1 to 512 rows", "bench-linear.json", "fp32", "torch linear"),
-    ("the same in bf16", "bench-linear.json", "bf16", "torch linear"),
-    (
-        "gated delta rule, 256 and 4,096 tokens, 8 heads of 128 x 128",
-        "bench-gated_delta_rule.json", ("bf16 256", "bf16 4096"), "torch, token by token",
-    ),
-    (
-        "64 rows of 64 adapters of rank 16, 4096 wide, bf16", "bench-lora_rows.json",
-        "bf16 64 rows, 64 adapters", "gather and bmm",
-    ),
-    (
-        "512 rows of 8 adapters of rank 16, 4096 wide, bf16", "bench-lora_rows.json",
-        "bf16 512 rows, 8 adapters", "a loop over adapters",
-    ),
-    (
-        "score a million cached tokens by block means, 4 layers, and select",
-        "bench-block_score.json", "mean bf16 1000000", "torch, head by head",
-    ),
-    ("append to pages, bf16, 1 to 4,096 tokens", "bench-append.json", "bf16", "rotate and copy"),
-)  # fmt: skip
-
 
 def load(folder: Path) -> dict[str, dict[str, Any]]:
     """The recorded files of a machine by name."""
     return {f.name: json.loads(f.read_text("utf-8")) for f in sorted(folder.glob("*.json"))}
-
-
-def front(found: dict[str, dict[str, Any]]) -> str:
-    """The table of the front page."""
-    lines = ["| | ours against | speed-up | share of the machine's floor |", "|---|---|---|---|"]
-    for what, file, begins, peer in FRONT:
-        names = begins if isinstance(begins, tuple) else (begins,)
-        at = [row for name in names for row in rows(found[file], name)]
-        speed = _range([row["speedup"] for row in at], lambda v: f"{v:.1f}", "x")
-        floor = _range([row["of_floor"] for row in at], lambda v: f"{100 * v:.0f}", "%")
-        lines.append(f"| {what} | {peer} | {speed} | {floor} |")
-    return "\n".join(lines)
-
-
-def _range(values: list[float], text: Any, unit: str) -> str:
-    middle = text(geometric(values)) + unit
-    low, high = text(min(values)), text(max(values))
-    return middle if low == high else f"{middle} ({low} to {high})"
 
 
 def aims(found: dict[str, dict[str, Any]], aims: Iterable[Aim] = AIMS) -> str:
@@ -196,7 +138,7 @@ def written() -> dict[Path, str]:
     texts[ROOT / "docs/speed.md"] = speed_page(found)
     texts[ROOT / "docs/gpu.md"] = gpu_page(ROOT / "bench/results")
     page_of = {name: (ROOT / name).read_text("utf-8") for name in ("README.md", "docs/pruning.md")}
-    texts[ROOT / "README.md"] = _between(page_of["README.md"], front(found))
+    texts[ROOT / "README.md"] = _between(page_of["README.md"], f"{front(found)}\n\n{prose(found)}")
     pruning = _between(page_of["docs/pruning.md"], clips(found))
     texts[ROOT / "docs/pruning.md"] = _between(pruning, gated(found), 1)
     return texts

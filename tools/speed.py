@@ -15,6 +15,27 @@ from headrace.bench import loops, pictures, scaling
 
 Found = dict[str, dict[str, Any]]
 NONE = "Not recorded yet.\n"
+FLOOR = """## The floor
+
+The floor of a shape is the larger of two times, both measured in the same run:
+
+- **Bytes.** To read as many bytes as the result needs at least, its inputs once and its outputs
+  once, in one call from Python: a buffer of huge pages, with every thread, or with one where that
+  is quicker. It is read in the state of the cache in which ours is timed, and where every call of
+  ours meets other memory, so does it. Writing counts as reading, which is at least as quick.
+- **Multiply-adds.** As many as the result has by its definition, at the rate of independent ones
+  in registers: of fp32, of pairs of bf16 (vdpbf16ps), or of pairs of int16 (vpdpwssd), to which
+  int8 is widened. The dtype is that of the wider of the two *inputs* of a product: bf16 with bf16
+  is bf16 even where our kernel turns a query into two of them; bf16 with a state or with taps of
+  fp32 is fp32; int8 pages with bf16 queries are whole numbers. Pairs exist at the level
+  `avx512_bf16` only (`headrace info`); fp16, and every dtype at other levels, is multiplied as
+  fp32. The rate is the most that has been seen in the run.
+
+Both are parts of any way to the result, so 100% is out of reach but for noise: medians of two
+calls that take turns differ by some hundredths on a machine that others use, too. What is left
+out is what only some ways need: exponentials, reading twice, turning a query, a call of torch's
+dispatcher.
+"""
 
 
 def measured(found: Found, kind: str) -> list[dict[str, Any]]:
@@ -31,6 +52,7 @@ def speed_page(found: Found) -> str:
         "Written by `python tools/results.py` from `bench/results`; docs/aims.md has the bars.\n"
         "Whatever is compared took turns in one process, equality was checked first, and nothing"
         " has a\nratio where that failed. Times are medians.\n",
+        FLOOR + _rates(found),
         "## Every op beside every peer\n\n"
         "`headrace bench OP --peers`. Peers that are not installed are named by the command, with"
         " how to get\nthem. Warm: the call before was the same one; cold: a buffer twice the size"
@@ -82,6 +104,17 @@ def _peers(found: Found) -> str:
             lines.append("| " + " | ".join(cells) + " |")
             share = ""
     return "\n".join(lines) + "\n" if len(lines) > 2 else NONE
+
+
+def _rates(found: Found) -> str:
+    """The rates of multiply-adds in the records, by the dtype of the factors."""
+    most: dict[str, float] = {}
+    for record in found.values():
+        for row in record.get("rows", ()):
+            if row.get("product"):
+                most[row["product"]] = max(most.get(row["product"], 0.0), row["rates"][1])
+    told = ", ".join(f"{name} {rate / 1e9:.0f}" for name, rate in sorted(most.items()))
+    return f"\nAt their best in these records, in GFLOP/s: {told}.\n" if told else ""
 
 
 def _range(values: tuple[float, ...]) -> str:

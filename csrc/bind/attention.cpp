@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "attention.h"
 
+#include <algorithm>
+#include <utility>
+
 #include "bind/pages.h"
 #include "bind/plain.h"
 
@@ -8,122 +11,147 @@ namespace headrace::bind {
 
 namespace {
 
-void paged_attention(Address q, Strides2 q_strides, Address k, Strides2 k_strides, Address v,
-                     Strides2 v_strides, ScaleArgs k_scale, ScaleArgs v_scale, Address entries,
-                     Address entry_indptr, Address q_indptr, Address q_pos, Address q_order,
-                     RopeArgs rope, float rope_gain, std::array<std::int64_t, 9> sizes, int q_dtype,
-                     int kv_dtype, float scale, float softcap, Address sink_logits, Address o,
-                     Address lse, std::int64_t split, int threads) {
-  const auto [tokens, q_heads, kv_heads, dim, page_size, pages, streams, lists, n_entries] = sizes;
+namespace paged {
+HEADRACE_IN(q, k_pages, v_pages, entries, entry_indptr, q_indptr, q_pos, q_order, inv_freq, scale,
+            softcap, sink_logits, freq_axis, rope_gain, k_scale, v_scale, split, o, lse);
+
+int axes_of(const In& in) { return in.q_pos.at.dims == 1 ? 1 : 3; }
+
+// kv heads, and lists of entries for each stream: 1, or one for every kv head.
+std::pair<std::int64_t, std::int64_t> heads_of(const In& in) {
+  const std::int64_t streams = in.q_indptr.size(0) - 1, lists = in.entry_indptr.size(0) - 1;
+  const std::int64_t own = in.k_pages.size(1), each = streams ? lists / streams : 1;
+  return own > 1 && each != 1 ? std::pair{own, own} : std::pair{std::max(own, each), each};
+}
+
+bool serves(const In& in, std::int64_t*) {
+  const auto [kv_heads, each] = heads_of(in);
+  const std::int64_t dim = in.q.size(2), slots = in.k_pages.size(3);
+  const int axes = axes_of(in);
+  return in.entry_indptr.size(0) - 1 == (in.q_indptr.size(0) - 1) * each &&
+         sixteens(dim, headrace::kMostDim) && groups(in.q.size(1), kv_heads) &&
+         in.softcap.number >= 0 && finite(in.softcap) && finite(in.scale) && in.split.whole >= 1 &&
+         in.entries.size(1) == (axes == 1 ? 7 : 11) && (axes == 1 || in.q_order.there) &&
+         turns(in.inv_freq, in.freq_axis, dim, axes) && scaled(in.k_scale, in.k_pages, slots) &&
+         scaled(in.v_scale, in.k_pages, slots) && finite(in.rope_gain) && slots > 0 &&
+         slots % 16 == 0;
+}
+
+void run(const In& in, int threads) {
+  const auto [kv_heads, each] = heads_of(in);
   headrace::PagedArgs args{};
-  args.q = at<const void>(q);
-  args.k = at<const void>(k);
-  args.v = at<const void>(v);
-  args.o = at<void>(o);
-  args.lse = at<float>(lse);
-  args.entries = at<const std::int64_t>(entries);
-  args.q_pos = at<const std::int64_t>(q_pos);
-  args.q_order = at<const std::int64_t>(q_order);
-  args.q_row = q_strides[0];
-  args.q_head = q_strides[1];
-  args.k_page = k_strides[0];
-  args.k_head = k_strides[1];
-  args.v_page = v_strides[0];
-  args.v_head = v_strides[1];
-  args.q_heads = static_cast<int>(q_heads);
+  args.q = in.q;
+  args.k = in.k_pages;
+  args.v = in.v_pages;
+  args.o = in.o.as<void>();
+  args.lse = in.lse.as<float>();
+  args.entries = in.entries.as<const std::int64_t>();
+  args.q_pos = in.q_pos.as<const std::int64_t>();
+  args.q_order = (in.q_order.there ? in.q_order : in.q_pos).as<const std::int64_t>();
+  args.q_row = in.q.stride(0);
+  args.q_head = in.q.stride(1);
+  page_strides(in.k_pages, "paged_attention", "k_pages", args.k_page, args.k_head);
+  page_strides(in.v_pages, "paged_attention", "v_pages", args.v_page, args.v_head);
+  args.k_scale = scales_of(in.k_scale);
+  args.v_scale = scales_of(in.v_scale);
+  if (in.k_pages.size(1) < kv_heads) {  // a page holds one head, whichever it is
+    args.k_head = args.v_head = args.k_scale.head = args.v_scale.head = 0;
+  }
+  args.q_heads = static_cast<int>(in.q.size(1));
   args.kv_heads = static_cast<int>(kv_heads);
-  args.dim = static_cast<int>(dim);
-  args.page_size = static_cast<int>(page_size);
-  args.q_dtype = q_dtype;
-  args.kv_dtype = kv_dtype;
-  args.rope = rope_of(rope, rope_gain);
+  args.dim = static_cast<int>(in.q.size(2));
+  args.page_size = static_cast<int>(in.k_pages.size(3));
+  args.q_dtype = in.q.dtype;
+  args.kv_dtype = in.k_pages.dtype;
+  args.rope = rope_of(in.inv_freq, in.freq_axis, axes_of(in), in.rope_gain.number);
   args.fields = 5 + 2 * args.rope.axes;
-  args.k_scale = scales_of(k_scale);
-  args.v_scale = scales_of(v_scale);
-  args.softmax = headrace::Softmax{scale, softcap, at<const float>(sink_logits)};
-  const headrace::PagedBatch batch{at<const std::int32_t>(entry_indptr),
-                                   at<const std::int32_t>(q_indptr),
-                                   streams,
-                                   lists,
-                                   n_entries,
-                                   tokens,
-                                   pages,
-                                   split};
-  py::gil_scoped_release nogil;
+  args.softmax = {scale_of(in.scale, in.q.size(2)), static_cast<float>(in.softcap.number),
+                  in.sink_logits.as<const float>()};
+  const headrace::PagedBatch batch{in.entry_indptr.as<const std::int32_t>(),
+                                   in.q_indptr.as<const std::int32_t>(),
+                                   in.q_indptr.size(0) - 1,
+                                   in.entry_indptr.size(0) - 1,
+                                   in.entries.size(0),
+                                   in.q.size(0),
+                                   in.k_pages.size(0),
+                                   in.split.whole};
   headrace::paged_attention(args, batch, threads);
 }
+}  // namespace paged
 
-void attention(Address q, Strides3 q_strides, Address k, Strides3 k_strides, Address v,
-               Strides3 v_strides, std::array<std::int64_t, 6> sizes, int dtype,
-               std::int64_t window, std::int64_t sinks, bool causal, float scale, float softcap,
-               Address sink_logits, Address block_mask, std::array<std::int64_t, 4> mask_strides,
-               std::int64_t block, Address o, Address lse, std::int64_t split, int threads) {
-  const auto [batch, q_heads, kv_heads, q_len, k_len, dim] = sizes;
+namespace whole {
+HEADRACE_IN(q, k, v, window, sinks, sink_logits, causal, scale, softcap, block_mask, block_size,
+            split, o, lse);
+
+bool serves(const In& in, std::int64_t*) {
+  const std::int64_t block = in.block_size.whole;
+  if (!sixteens(in.q.size(3), headrace::kMostDim) || !groups(in.q.size(1), in.k.size(1)) ||
+      !(in.softcap.number >= 0) || !finite(in.softcap) || !finite(in.scale) || in.split.whole < 1 ||
+      (in.window.there && in.window.whole < 1) || in.sinks.whole < 0 || block < 1) {
+    return false;
+  }
+  const Given& mask = in.block_mask;
+  if (!mask.there) return true;
+  return (mask.size(0) == 1 || mask.size(0) == in.q.size(0)) &&
+         (mask.size(1) == 1 || mask.size(1) == in.q.size(1)) &&
+         mask.size(2) == blocks_of(in.q.size(2), block) &&
+         mask.size(3) == blocks_of(in.k.size(2), block);
+}
+
+void run(const In& in, int threads) {
   headrace::DenseArgs args{};
-  args.q = at<const void>(q);
-  args.k = at<const void>(k);
-  args.v = at<const void>(v);
-  args.o = at<void>(o);
-  args.lse = at<float>(lse);
-  args.q_batch = q_strides[0];
-  args.q_head = q_strides[1];
-  args.q_row = q_strides[2];
-  args.k_batch = k_strides[0];
-  args.k_head = k_strides[1];
-  args.k_row = k_strides[2];
-  args.v_batch = v_strides[0];
-  args.v_head = v_strides[1];
-  args.v_row = v_strides[2];
-  args.q_len = q_len;
-  args.k_len = k_len;
-  args.window = window;
-  args.sinks = sinks;
-  args.q_heads = static_cast<int>(q_heads);
-  args.kv_heads = static_cast<int>(kv_heads);
-  args.dim = static_cast<int>(dim);
-  args.dtype = dtype;
-  args.causal = causal;
-  args.softmax = headrace::Softmax{scale, softcap, at<const float>(sink_logits)};
-  args.block_mask = at<const std::uint8_t>(block_mask);
-  args.mask_batch = mask_strides[0];
-  args.mask_head = mask_strides[1];
-  args.mask_row = mask_strides[2];
-  args.mask_col = mask_strides[3];
-  args.block = block;
-  py::gil_scoped_release nogil;
-  headrace::attention(args, batch, split, threads);
+  args.q = in.q;
+  args.k = in.k;
+  args.v = in.v;
+  args.o = in.o.as<void>();
+  args.lse = in.lse.as<float>();
+  args.q_batch = in.q.stride(0);
+  args.q_head = in.q.stride(1);
+  args.q_row = in.q.stride(2);
+  args.k_batch = in.k.stride(0);
+  args.k_head = in.k.stride(1);
+  args.k_row = in.k.stride(2);
+  args.v_batch = in.v.stride(0);
+  args.v_head = in.v.stride(1);
+  args.v_row = in.v.stride(2);
+  args.q_len = in.q.size(2);
+  args.k_len = in.k.size(2);
+  const std::int64_t unlimited = args.q_len + args.k_len;
+  args.window = in.window.there ? std::min(in.window.whole, unlimited) : unlimited;
+  args.sinks = in.window.there || in.block_mask.there ? in.sinks.whole : 0;
+  args.q_heads = static_cast<int>(in.q.size(1));
+  args.kv_heads = static_cast<int>(in.k.size(1));
+  args.dim = static_cast<int>(in.q.size(3));
+  args.dtype = in.q.dtype;
+  args.causal = in.causal.whole;
+  args.softmax = {scale_of(in.scale, in.q.size(3)), static_cast<float>(in.softcap.number),
+                  in.sink_logits.as<const float>()};
+  args.block = std::min(in.block_size.whole, std::max<std::int64_t>(1, unlimited));
+  if (const Given& mask = in.block_mask; mask.there) {
+    args.block_mask = mask.as<const std::uint8_t>();
+    args.mask_batch = mask.size(0) > 1 ? mask.stride(0) : 0;
+    args.mask_head = mask.size(1) > 1 ? mask.stride(1) : 0;
+    args.mask_row = mask.stride(2);
+    args.mask_col = mask.stride(3);
+  }
+  headrace::attention(args, in.q.size(0), in.split.whole, threads);
+}
+}  // namespace whole
+
+namespace appending {
+HEADRACE_IN(k, v, k_pages, v_pages, where, inv_freq, freq_axis, k_scale, v_scale);
+
+Appended of(const In& in) {
+  return {in.k,        in.v,         in.k_pages, in.v_pages, in.where,
+          in.inv_freq, in.freq_axis, in.k_scale, in.v_scale};
 }
 
-void append(Address k, Strides2 k_strides, Address v, Strides2 v_strides, Address k_pages,
-            Strides2 k_page_strides, Address v_pages, Strides2 v_page_strides, ScaleArgs k_scale,
-            ScaleArgs v_scale, Address where, RopeArgs rope, std::array<std::int64_t, 5> sizes,
-            int dtype, int page_dtype, int threads) {
-  const auto [tokens, kv_heads, dim, page_size, pages] = sizes;
-  headrace::AppendArgs args{};
-  args.k = at<const void>(k);
-  args.v = at<const void>(v);
-  args.k_pages = at<void>(k_pages);
-  args.v_pages = at<void>(v_pages);
-  args.where = at<const std::int64_t>(where);
-  args.rope = rope_of(rope, 1.f);
-  args.k_scale = scales_of(k_scale);
-  args.v_scale = scales_of(v_scale);
-  args.k_row = k_strides[0];
-  args.k_head = k_strides[1];
-  args.v_row = v_strides[0];
-  args.v_head = v_strides[1];
-  args.k_page = k_page_strides[0];
-  args.k_page_head = k_page_strides[1];
-  args.v_page = v_page_strides[0];
-  args.v_page_head = v_page_strides[1];
-  args.kv_heads = static_cast<int>(kv_heads);
-  args.dim = static_cast<int>(dim);
-  args.page_size = static_cast<int>(page_size);
-  args.dtype = dtype;
-  args.page_dtype = page_dtype;
-  py::gil_scoped_release nogil;
-  headrace::append(args, tokens, pages, threads);
+bool serves(const In& in, std::int64_t*) { return of(in).serves(); }
+
+void run(const In& in, int threads) {
+  headrace::append(of(in).args("append"), in.k.size(0), in.k_pages.size(0), threads);
 }
+}  // namespace appending
 
 void merge_states(Address o_a, Address lse_a, Address o_b, Address lse_b, Address o, Address lse,
                   std::int64_t rows, int dim, int dtype, int threads) {
@@ -171,9 +199,9 @@ bool merge_plain(py::handle o_a, py::handle lse_a, py::handle o_b, py::handle ls
 }  // namespace
 
 void attention_family(py::module_& m) {
-  m.def("paged_attention", &paged_attention);
-  m.def("attention", &attention);
-  m.def("append", &append);
+  bind_op<&paged::serves, &paged::run>(m, "paged_attention");
+  bind_op<&whole::serves, &whole::run>(m, "attention");
+  bind_op<&appending::serves, &appending::run>(m, "append");
   m.def("merge_states", &merge_states);
   m.def("merge_plain", &merge_plain);
 }

@@ -1,36 +1,38 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "causal_conv.h"
 
-#include "bind/bind.h"
+#include "bind/call.h"
 
 namespace headrace::bind {
 
 namespace {
 
-void causal_conv(const std::array<Address, 7>& at_, const std::array<std::int64_t, 5>& sizes,
-                 const std::array<int, 3>& kind, int threads) {
+HEADRACE_IN(x, weight, bias, state, indptr, rows, silu, y);
+
+bool serves(const In& in, std::int64_t*) { return in.weight.size(1) <= headrace::kConvTaps; }
+
+void run(const In& in, int threads) {
   headrace::CausalConvArgs args{};
-  args.x = at<const void>(at_[0]);
-  args.weight = at<const float>(at_[1]);
-  args.bias = at<const float>(at_[2]);
-  args.state = at<void>(at_[3]);
-  args.y = at<void>(at_[4]);
-  args.indptr = at<const std::int32_t>(at_[5]);
-  args.rows = at<const std::int32_t>(at_[6]);
-  args.tokens = sizes[0];
-  args.channels = sizes[1];
-  args.streams = sizes[2];
-  args.states = sizes[3];
-  args.x_row = sizes[4];
-  args.taps = kind[0];
-  args.dtype = kind[1];
-  args.silu = kind[2];
-  py::gil_scoped_release nogil;
+  args.x = in.x;
+  args.weight = in.weight.as<const float>();
+  args.bias = in.bias.as<const float>();
+  args.state = in.state.as<void>();
+  args.y = in.y.as<void>();
+  args.indptr = in.indptr.as<const std::int32_t>();
+  args.rows = in.rows.as<const std::int32_t>();
+  args.tokens = in.x.size(0);
+  args.channels = in.x.size(1);
+  args.streams = in.rows.size(0);
+  args.states = in.state.size(0);
+  args.x_row = in.x.stride(0);
+  args.taps = static_cast<int>(in.weight.size(1));
+  args.dtype = in.x.dtype;
+  args.silu = static_cast<int>(in.silu.whole);
   headrace::causal_conv(args, threads);
 }
 
 }  // namespace
 
-void causal_conv_family(py::module_& m) { m.def("causal_conv", &causal_conv); }
+void causal_conv_family(py::module_& m) { bind_op<&serves, &run>(m, "causal_conv"); }
 
 }  // namespace headrace::bind

@@ -1,79 +1,104 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "delta.h"
 
-#include "bind/bind.h"
+#include "bind/call.h"
 
 namespace headrace::bind {
 
 namespace {
 
-void frame_delta_rule(const std::array<Address, 13>& p, const std::array<std::int64_t, 18>& n,
-                      const std::array<int, 2>& kind, double eps, int threads) {
-  headrace::FrameDeltaArgs args{};
-  args.q = at<const void>(p[0]);
-  args.k = at<const void>(p[1]);
-  args.v = at<const void>(p[2]);
-  args.q_hat = at<const void>(p[3]);
-  args.k_hat = at<const void>(p[4]);
-  args.beta = at<const float>(p[5]);
-  args.log_decay = at<const float>(p[6]);
-  args.state = at<float>(p[7]);
-  args.norm = at<float>(p[8]);
-  args.frames = at<const std::int32_t>(p[9]);
-  args.indptr = at<const std::int32_t>(p[10]);
-  args.rows = at<const std::int32_t>(p[11]);
-  args.o = at<void>(p[12]);
-  std::int64_t* sizes[] = {&args.tokens,    &args.heads,       &args.v_heads,   &args.dim,
-                           &args.v_dim,     &args.frame_count, &args.streams,   &args.states,
-                           &args.q_row,     &args.q_head,      &args.k_row,     &args.k_head,
-                           &args.v_row,     &args.v_head,      &args.q_hat_row, &args.q_hat_head,
-                           &args.k_hat_row, &args.k_hat_head};
-  for (int i = 0; i < 18; ++i) *sizes[i] = n[i];
-  args.dtype = kind[0];
-  args.update = kind[1];
-  args.eps = static_cast<float>(eps);
-  py::gil_scoped_release nogil;
-  headrace::frame_delta_rule(args, threads);
+namespace frame {
+HEADRACE_IN(q, k, v, beta, state, norm, frames, indptr, rows, log_decay, q_hat, k_hat, update, eps,
+            o);
+
+bool serves(const In& in, std::int64_t*) {
+  return groups(in.v.size(1), in.q.size(1)) && sixteens(in.q.size(2), 512) &&
+         sixteens(in.v.size(2), 512) && in.q_hat.there == in.k_hat.there;
 }
 
-// pointers: q, k, v, log_decay, beta, o, state, indptr, rows. sizes: tokens, streams, states,
-// heads, value heads, K, V. strides: row and head of q, k and v.
-void gated_delta_rule(const std::array<Address, 9>& pointers,
-                      const std::array<std::int64_t, 7>& sizes,
-                      const std::array<std::int64_t, 6>& strides, int dtype, float scale,
-                      bool normalize, int threads) {
-  headrace::GatedDeltaRuleArgs args{};
-  args.q = at<const void>(pointers[0]);
-  args.k = at<const void>(pointers[1]);
-  args.v = at<const void>(pointers[2]);
-  args.log_decay = at<const float>(pointers[3]);
-  args.beta = at<const float>(pointers[4]);
-  args.o = at<void>(pointers[5]);
-  args.state = at<float>(pointers[6]);
-  args.indptr = at<const std::int32_t>(pointers[7]);
-  args.rows = at<const std::int32_t>(pointers[8]);
-  args.heads = static_cast<int>(sizes[3]);
-  args.v_heads = static_cast<int>(sizes[4]);
-  args.dim = static_cast<int>(sizes[5]);
-  args.v_dim = static_cast<int>(sizes[6]);
-  args.q_row = strides[0];
-  args.q_head = strides[1];
-  args.k_row = strides[2];
-  args.k_head = strides[3];
-  args.v_row = strides[4];
-  args.v_head = strides[5];
-  args.dtype = dtype;
-  args.scale = scale;
-  args.normalize = normalize;
-  py::gil_scoped_release nogil;
-  headrace::gated_delta_rule(args, sizes[1], sizes[0], sizes[2], threads);
+void run(const In& in, int threads) {
+  const Given &q_hat = (in.q_hat.there ? in.q_hat : in.q),
+              &k_hat = (in.k_hat.there ? in.k_hat : in.k);
+  headrace::FrameDeltaArgs args{};
+  args.q = in.q;
+  args.k = in.k;
+  args.v = in.v;
+  args.q_hat = q_hat;
+  args.k_hat = k_hat;
+  args.beta = in.beta.as<const float>();
+  args.log_decay = in.log_decay.as<const float>();
+  args.state = in.state.as<float>();
+  args.norm = in.norm.as<float>();
+  args.frames = in.frames.as<const std::int32_t>();
+  args.indptr = in.indptr.as<const std::int32_t>();
+  args.rows = in.rows.as<const std::int32_t>();
+  args.o = in.o.as<void>();
+  args.tokens = in.q.size(0);
+  args.heads = in.q.size(1);
+  args.v_heads = in.v.size(1);
+  args.dim = in.q.size(2);
+  args.v_dim = in.v.size(2);
+  args.frame_count = in.frames.size(0) - 1;
+  args.streams = in.rows.size(0);
+  args.states = in.state.size(0);
+  args.q_row = in.q.stride(0);
+  args.q_head = in.q.stride(1);
+  args.k_row = in.k.stride(0);
+  args.k_head = in.k.stride(1);
+  args.v_row = in.v.stride(0);
+  args.v_head = in.v.stride(1);
+  args.q_hat_row = q_hat.stride(0);
+  args.q_hat_head = q_hat.stride(1);
+  args.k_hat_row = k_hat.stride(0);
+  args.k_hat_head = k_hat.stride(1);
+  args.dtype = in.q.dtype;
+  args.update = static_cast<int>(in.update.whole);
+  args.eps = static_cast<float>(in.eps.number);
+  headrace::frame_delta_rule(args, threads);
 }
+}  // namespace frame
+
+namespace gated {
+HEADRACE_IN(q, k, v, log_decay, beta, state, indptr, rows, scale, normalize, o);
+
+bool serves(const In& in, std::int64_t*) {
+  return groups(in.v.size(1), in.q.size(1)) && sixteens(in.q.size(2), 256) &&
+         sixteens(in.v.size(2), 256);
+}
+
+void run(const In& in, int threads) {
+  headrace::GatedDeltaRuleArgs args{};
+  args.q = in.q;
+  args.k = in.k;
+  args.v = in.v;
+  args.log_decay = in.log_decay.as<const float>();
+  args.beta = in.beta.as<const float>();
+  args.o = in.o.as<void>();
+  args.state = in.state.as<float>();
+  args.indptr = in.indptr.as<const std::int32_t>();
+  args.rows = in.rows.as<const std::int32_t>();
+  args.heads = static_cast<int>(in.q.size(1));
+  args.v_heads = static_cast<int>(in.v.size(1));
+  args.dim = static_cast<int>(in.q.size(2));
+  args.v_dim = static_cast<int>(in.v.size(2));
+  args.q_row = in.q.stride(0);
+  args.q_head = in.q.stride(1);
+  args.k_row = in.k.stride(0);
+  args.k_head = in.k.stride(1);
+  args.v_row = in.v.stride(0);
+  args.v_head = in.v.stride(1);
+  args.dtype = in.q.dtype;
+  args.scale = scale_of(in.scale, in.q.size(2));
+  args.normalize = in.normalize.whole;
+  headrace::gated_delta_rule(args, in.rows.size(0), in.q.size(0), in.state.size(0), threads);
+}
+}  // namespace gated
 
 }  // namespace
 
 void delta_family(py::module_& m) {
-  m.def("frame_delta_rule", &frame_delta_rule);
-  m.def("gated_delta_rule", &gated_delta_rule);
+  bind_op<&frame::serves, &frame::run>(m, "frame_delta_rule");
+  bind_op<&gated::serves, &gated::run>(m, "gated_delta_rule");
 }
 
 }  // namespace headrace::bind

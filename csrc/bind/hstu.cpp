@@ -1,56 +1,61 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "hstu.h"
 
-#include "bind/bind.h"
+#include "bind/call.h"
 
 namespace headrace::bind {
 
 namespace {
 
-void hstu_attention(Address q, Strides2 q_strides, Address k, Strides2 k_strides, Address v,
-                    Strides2 v_strides, std::array<Address, 5> tables,
-                    std::array<std::int64_t, 6> sizes, int dtype, float alpha, float weight,
-                    std::array<std::int64_t, 4> rule, bool causal, Address o, std::int64_t split,
-                    int threads) {
-  const auto [queries, keys, heads, dim, v_dim, sequences] = sizes;
+HEADRACE_IN(q, k, v, k_indptr, q_indptr, num_targets, k_order, attn_scale, max_seq_len, alpha,
+            causal, max_attn_len, contextual_seq_len, min_full_attn_seq_len, sinks, split, o);
+
+bool serves(const In& in, std::int64_t*) {
+  return sixteens(in.q.size(2), 256) && sixteens(in.v.size(2), 256) &&
+         (in.q_indptr.there || in.q.size(0) == in.k.size(0)) && finite(in.alpha) &&
+         in.max_seq_len.whole >= 1 && in.split.whole >= 1 && in.max_attn_len.whole >= 0 &&
+         in.contextual_seq_len.whole >= 0 && in.min_full_attn_seq_len.whole >= 0 &&
+         in.sinks.whole >= 0;
+}
+
+void run(const In& in, int threads) {
   headrace::HstuArgs args{};
-  args.q = at<const void>(q);
-  args.k = at<const void>(k);
-  args.v = at<const void>(v);
-  args.o = at<void>(o);
-  args.attn_scale = at<const float>(tables[4]);
-  args.q_row = q_strides[0];
-  args.q_head = q_strides[1];
-  args.k_row = k_strides[0];
-  args.k_head = k_strides[1];
-  args.v_row = v_strides[0];
-  args.v_head = v_strides[1];
-  args.split = split;
-  args.heads = static_cast<int>(heads);
-  args.dim = static_cast<int>(dim);
-  args.v_dim = static_cast<int>(v_dim);
-  args.dtype = dtype;
-  args.alpha = alpha;
-  args.weight = weight;
+  args.q = in.q;
+  args.k = in.k;
+  args.v = in.v;
+  args.o = in.o.as<void>();
+  args.attn_scale = in.attn_scale.as<const float>();
+  args.q_row = in.q.stride(0);
+  args.q_head = in.q.stride(1);
+  args.k_row = in.k.stride(0);
+  args.k_head = in.k.stride(1);
+  args.v_row = in.v.stride(0);
+  args.v_head = in.v.stride(1);
+  args.split = in.split.whole;
+  args.heads = static_cast<int>(in.q.size(1));
+  args.dim = static_cast<int>(in.q.size(2));
+  args.v_dim = static_cast<int>(in.v.size(2));
+  args.dtype = in.q.dtype;
+  args.alpha = static_cast<float>(in.alpha.number);
+  args.weight = static_cast<float>(1.0 / static_cast<double>(in.max_seq_len.whole));
   headrace::HstuBatch batch{};
-  batch.q_indptr = at<const std::int32_t>(tables[0]);
-  batch.k_indptr = at<const std::int32_t>(tables[1]);
-  batch.num_targets = at<const std::int32_t>(tables[2]);
-  batch.k_order = at<const std::int64_t>(tables[3]);
-  batch.sequences = sequences;
-  batch.queries = queries;
-  batch.keys = keys;
-  batch.rule.reach = rule[0];
-  batch.rule.context = rule[1];
-  batch.rule.full = rule[2];
-  batch.rule.sinks = rule[3];
-  batch.rule.causal = causal;
-  py::gil_scoped_release nogil;
+  batch.q_indptr = (in.q_indptr.there ? in.q_indptr : in.k_indptr).as<const std::int32_t>();
+  batch.k_indptr = in.k_indptr.as<const std::int32_t>();
+  batch.num_targets = in.num_targets.as<const std::int32_t>();
+  batch.k_order = in.k_order.as<const std::int64_t>();
+  batch.sequences = in.k_indptr.size(0) - 1;
+  batch.queries = in.q.size(0);
+  batch.keys = in.k.size(0);
+  batch.rule.reach = in.max_attn_len.whole;
+  batch.rule.context = in.contextual_seq_len.whole;
+  batch.rule.full = in.min_full_attn_seq_len.whole;
+  batch.rule.sinks = in.sinks.whole;
+  batch.rule.causal = in.causal.whole;
   headrace::hstu_attention(args, batch, threads);
 }
 
 }  // namespace
 
-void hstu_family(py::module_& m) { m.def("hstu_attention", &hstu_attention); }
+void hstu_family(py::module_& m) { bind_op<&serves, &run>(m, "hstu_attention"); }
 
 }  // namespace headrace::bind

@@ -1,43 +1,63 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "linear_attention.h"
 
-#include "bind/bind.h"
+#include "bind/call.h"
 
 namespace headrace::bind {
 
 namespace {
 
-void linear_attention(const std::array<Address, 12>& p, const std::array<std::int64_t, 14>& n,
-                      const std::array<int, 3>& kind, const std::array<double, 2>& by,
-                      int threads) {
+HEADRACE_IN(q, k, v, state, norm, indptr, rows, log_decay, inv_freq, offset, count, feature, raw,
+            scale, eps, o);
+
+bool serves(const In& in, std::int64_t*) {
+  const std::int64_t dim = in.q.size(2);
+  return groups(in.q.size(1), in.state.size(1)) && sixteens(dim, 512) &&
+         sixteens(in.state.size(3), 512) && in.k.there == in.v.there &&
+         in.inv_freq.there == in.offset.there &&
+         (!in.inv_freq.there || 2 * in.inv_freq.size(0) <= dim) &&
+         in.feature.whole >= headrace::kIdentity && in.feature.whole <= headrace::kElu1 &&
+         (in.k.there || !in.log_decay.there);
+}
+
+void run(const In& in, int threads) {
   headrace::LinearAttentionArgs args{};
-  args.q = at<const void>(p[0]);
-  args.k = at<const void>(p[1]);
-  args.v = at<const void>(p[2]);
-  args.state = at<float>(p[3]);
-  args.norm = at<float>(p[4]);
-  args.indptr = at<const std::int32_t>(p[5]);
-  args.rows = at<const std::int32_t>(p[6]);
-  args.log_decay = at<const float>(p[7]);
-  args.inv_freq = at<const double>(p[8]);
-  args.offset = at<const std::int64_t>(p[9]);
-  args.count = at<const std::int64_t>(p[10]);
-  args.o = at<void>(p[11]);
-  std::int64_t* sizes[] = {&args.tokens,  &args.heads,  &args.kv_heads, &args.dim,   &args.v_dim,
-                           &args.streams, &args.states, &args.half,     &args.q_row, &args.q_head,
-                           &args.k_row,   &args.k_head, &args.v_row,    &args.v_head};
-  for (int i = 0; i < 14; ++i) *sizes[i] = n[i];
-  args.dtype = kind[0];
-  args.feature = kind[1];
-  args.raw = kind[2];
-  args.scale = static_cast<float>(by[0]);
-  args.eps = static_cast<float>(by[1]);
-  py::gil_scoped_release nogil;
+  args.q = in.q;
+  args.k = in.k;
+  args.v = in.v;
+  args.o = in.o.as<void>();
+  args.state = in.state.as<float>();
+  args.norm = in.norm.as<float>();
+  args.indptr = in.indptr.as<const std::int32_t>();
+  args.rows = in.rows.as<const std::int32_t>();
+  args.log_decay = in.log_decay.as<const float>();
+  args.inv_freq = in.inv_freq.as<const double>();
+  args.offset = in.offset.as<const std::int64_t>();
+  args.count = in.count.as<const std::int64_t>();
+  args.tokens = in.q.size(0);
+  args.heads = in.q.size(1);
+  args.kv_heads = in.state.size(1);
+  args.dim = in.q.size(2);
+  args.v_dim = in.state.size(3);
+  args.streams = in.rows.size(0);
+  args.states = in.state.size(0);
+  args.half = in.inv_freq.there ? in.inv_freq.size(0) : 0;
+  args.q_row = in.q.stride(0);
+  args.q_head = in.q.stride(1);
+  args.k_row = in.k.stride(0);
+  args.k_head = in.k.stride(1);
+  args.v_row = in.v.stride(0);
+  args.v_head = in.v.stride(1);
+  args.dtype = in.q.dtype;
+  args.feature = static_cast<int>(in.feature.whole);
+  args.raw = static_cast<int>(in.raw.whole);
+  args.scale = static_cast<float>(in.scale.number);
+  args.eps = static_cast<float>(in.eps.number);
   headrace::linear_attention(args, threads);
 }
 
 }  // namespace
 
-void linear_attention_family(py::module_& m) { m.def("linear_attention", &linear_attention); }
+void linear_attention_family(py::module_& m) { bind_op<&serves, &run>(m, "linear_attention"); }
 
 }  // namespace headrace::bind

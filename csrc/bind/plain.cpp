@@ -1,6 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "bind/plain.h"
 
+#include <algorithm>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
 #include "csrc/simd/types.h"
 
 namespace headrace::bind {
@@ -16,7 +21,8 @@ struct Exchange {
 };
 
 const Exchange* exchange = nullptr;
-PyObject *tensor_type = nullptr, *is_neg = nullptr, *requires_grad = nullptr;
+PyObject *tensor_type = nullptr, *parameter_type = nullptr, *is_neg = nullptr;
+PyObject* requires_grad = nullptr;
 
 int dtype_of(const Described& x) {
   if (x.lanes != 1) return -1;
@@ -37,6 +43,8 @@ int dtype_of(const Described& x) {
       return kPlainI32;
     case 0 << 8 | 64:
       return kPlainI64;
+    case 2 << 8 | 64:
+      return kPlainF64;
     case 6 << 8 | 8:
       return kPlainBool;
     default:
@@ -53,7 +61,7 @@ bool denied(PyObject* answer) {
 
 }  // namespace
 
-void take_exchange(py::object capsule, py::object tensor) {
+void take_exchange(py::object capsule, py::object tensor, py::object parameter) {
   constexpr std::uint32_t kMajor = 1;
   const void* table = PyCapsule_CheckExact(capsule.ptr())
                           ? PyCapsule_GetPointer(capsule.ptr(), PyCapsule_GetName(capsule.ptr()))
@@ -66,27 +74,57 @@ void take_exchange(py::object capsule, py::object tensor) {
   if (found->major != kMajor || !found->describe) return;
   capsule.release();  // for as long as the process lives
   tensor_type = tensor.release().ptr();
+  parameter_type = parameter.release().ptr();
   is_neg = PyUnicode_InternFromString("is_neg");
   requires_grad = PyUnicode_InternFromString("requires_grad");
   exchange = found;
 }
 
-bool plain(py::handle x, int dims, bool recorded, Described& to, int& dtype) {
+bool lies(py::handle x, bool recorded, Described& to, int& dtype) {
   constexpr std::int32_t kCpu = 1;
-  if (!exchange || reinterpret_cast<PyObject*>(Py_TYPE(x.ptr())) != tensor_type) return false;
+  auto* type = reinterpret_cast<PyObject*>(Py_TYPE(x.ptr()));
+  if (!exchange || (type != tensor_type && type != parameter_type)) return false;
   if (exchange->describe(x.ptr(), &to) != 0) {
     PyErr_Clear();
     return false;
   }
   dtype = dtype_of(to);
-  if (to.device_type != kCpu || to.dims != dims || to.offset != 0 || dtype < 0) return false;
-  for (int i = 0; i < dims; ++i) {
-    if (to.shape[i] == 0) return false;
-  }
-  if (dims > 0 && to.strides[dims - 1] != 1) return false;
-  if (dtype > headrace::kF16) return true;  // codes and indices have no sign to turn
+  if (to.device_type != kCpu || to.offset != 0 || dtype < 0) return false;
+  const bool real = dtype <= headrace::kF16 || dtype == headrace::kE4M3 || dtype == kPlainF64;
+  if (!real) return true;  // integers have no sign to turn
   return denied(PyObject_CallMethodNoArgs(x.ptr(), is_neg)) &&
          (!recorded || denied(PyObject_GetAttr(x.ptr(), requires_grad)));
+}
+
+bool plain(py::handle x, int dims, bool recorded, Described& to, int& dtype) {
+  return reinterpret_cast<PyObject*>(Py_TYPE(x.ptr())) == tensor_type &&
+         lies(x, recorded, to, dtype) && dtype <= kPlainI64 && to.dims == dims &&
+         (dims == 0 || to.strides[dims - 1] == 1) &&
+         std::all_of(to.shape, to.shape + dims, [](std::int64_t size) { return size > 0; });
+}
+
+void described(py::handle x, Described& to, int& dtype, std::int64_t* room, int most) {
+  if (exchange && exchange->describe(x.ptr(), &to) == 0) {
+    to.data = static_cast<char*>(to.data) + to.offset;
+    dtype = dtype_of(to);
+    return;
+  }
+  PyErr_Clear();
+  static const char* const kNames[] = {"float32", "bfloat16", "float16", "int8",    "float8_e4m3fn",
+                                       "uint8",   "int32",    "int64",   "float64", "bool"};
+  const auto shape = x.attr("shape").cast<std::vector<std::int64_t>>();
+  const auto strides = x.attr("stride")().cast<std::vector<std::int64_t>>();
+  const std::string kind = py::str(x.attr("dtype"));
+  if (shape.size() > static_cast<std::size_t>(most)) throw std::length_error("axes");
+  to = {};
+  to.data = at<void>(x.attr("data_ptr")().cast<Address>());
+  to.dims = static_cast<std::int32_t>(shape.size());
+  to.shape = std::copy(shape.begin(), shape.end(), room) - shape.size();
+  to.strides = std::copy(strides.begin(), strides.end(), room + most) - shape.size();
+  dtype = -1;
+  for (int i = 0; i < static_cast<int>(std::size(kNames)); ++i) {
+    if (kind == std::string("torch.") + kNames[i]) dtype = i;
+  }
 }
 
 bool plain_rows(py::handle x, int inner, const std::int64_t* lead, bool recorded, Described& to,
@@ -118,6 +156,7 @@ bool number(py::handle x, double& to) {
 }
 
 bool dense(const Described& x) {
+  if (std::find(x.shape, x.shape + x.dims, 0) != x.shape + x.dims) return true;
   std::int64_t step = 1;
   for (int i = x.dims - 1; i >= 0; --i) {
     if (x.shape[i] > 1 && x.strides[i] != step) return false;

@@ -18,15 +18,23 @@ struct Described {
 };
 
 // A tensor of the CPU that can be read as it lies; `dtype` is a code of types.h, or one of these.
-enum PlainDType : int { kPlainU8 = 5, kPlainI32, kPlainI64, kPlainBool };
-constexpr std::int64_t kItems[] = {4, 2, 2, 1, 1, 1, 4, 8, 1};  // bytes of an element
+enum PlainDType : int { kPlainU8 = 5, kPlainI32, kPlainI64, kPlainF64, kPlainBool };
+constexpr std::int64_t kItems[] = {4, 2, 2, 1, 1, 1, 4, 8, 8, 1};  // bytes of an element
 
-// Takes the capsule and torch's Tensor; nothing is plain before, nor of a table of another version.
-void take_exchange(py::object capsule, py::object tensor);
+// Takes the capsule, torch's Tensor and its Parameter; nothing is plain before, nor of a table of
+// another version.
+void take_exchange(py::object capsule, py::object tensor, py::object parameter);
 
-// Whether x is a tensor of the CPU, not of a subclass, of `dims` axes, the last one dense, that has
-// no sign to be turned, nor, with `recorded`, a gradient.
+// Whether x is a tensor of the CPU, not of a subclass, that has no sign to be turned, nor, with
+// `recorded`, a gradient.
+bool lies(py::handle x, bool recorded, Described& to, int& dtype);
+
+// Whether it is one of `dims` axes, none of them 0, the last one dense, and no parameter.
 bool plain(py::handle x, int dims, bool recorded, Described& to, int& dtype);
+
+// Any tensor of the CPU, whatever there is of the table. Sizes and strides may go to `room`, which
+// has `most` places for each.
+void described(py::handle x, Described& to, int& dtype, std::int64_t* room, int most);
 
 // The same of x with `inner` axes behind none, one or both of batch and head, which are those of
 // `lead` or 1; strides of these two, 0 along what there is once. Shape and strides of `to` are then

@@ -6,8 +6,8 @@
 namespace headrace::bind {
 
 void probe_family(py::module_& m) {
-  m.def("multiply_add_rate", &multiply_add_rate, py::arg("seconds"), py::arg("threads"),
-        py::call_guard<py::gil_scoped_release>());
+  m.def("multiply_add_rate", &multiply_add_rate, py::arg("dtype"), py::arg("seconds"),
+        py::arg("threads"), py::call_guard<py::gil_scoped_release>());
   m.def(
       "read_seconds",
       [](Address data, std::int64_t words, int passes, int threads) {

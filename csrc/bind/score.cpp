@@ -2,9 +2,10 @@
 #include "score.h"
 
 #include <algorithm>
+#include <cstring>
 #include <limits>
 
-#include "bind/plain.h"
+#include "bind/call.h"
 
 namespace headrace::bind {
 
@@ -119,42 +120,58 @@ void segment_reduce(Address x, Strides2 x_strides, Address ids, std::int64_t ids
                            at<std::int32_t>(count), count_stride, threads);
 }
 
-// sizes: batch, q_heads, kv_heads, queries, keys, dim, past_keys, exclude, pool
-void attention_mass(Address q, Strides3 q_strides, Address k, Strides3 k_strides, Address lse,
-                    Strides3 lse_strides, Address past, Strides3 past_strides, Address lengths,
-                    std::int64_t lengths_stride, std::array<std::int64_t, 9> sizes, int dtype,
-                    std::array<bool, 4> flags, float scale, float decay, Address out, int threads) {
-  headrace::MassArgs args{};
-  args.q = at<const void>(q);
-  args.k = at<const void>(k);
-  args.lengths = at<const std::int32_t>(lengths);
-  std::copy(q_strides.begin(), q_strides.end(), args.q_strides);
-  std::copy(k_strides.begin(), k_strides.end(), args.k_strides);
-  args.lengths_stride = lengths_stride;
-  args.q_heads = static_cast<int>(sizes[1]);
-  args.kv_heads = static_cast<int>(sizes[2]);
-  args.queries = sizes[3];
-  args.keys = sizes[4];
-  args.dim = sizes[5];
-  args.dtype = dtype;
-  args.causal = flags[0];
-  args.largest = flags[1];
-  args.scale = scale;
-  headrace::MassPlan plan{};
-  plan.lse = at<const float>(lse);
-  plan.past = at<const float>(past);
-  std::copy(lse_strides.begin(), lse_strides.end(), plan.lse_strides);
-  std::copy(past_strides.begin(), past_strides.end(), plan.past_strides);
-  plan.past_keys = sizes[6];
-  plan.exclude = sizes[7];
-  plan.pool = sizes[8];
-  plan.mean = flags[2];
-  plan.pool_largest = flags[3];
-  plan.decay = decay;
-  plan.out = at<float>(out);
-  py::gil_scoped_release nogil;
-  headrace::attention_mass(args, plan, sizes[0], threads);
+namespace mass {
+HEADRACE_IN(q, k, lse, past, lengths, causal, reduce, exclude, pool, pooling, decay, scale, out);
+
+bool is(const Given& x, const char* text) { return std::strcmp(x.text, text) == 0; }
+
+bool serves(const In& in, std::int64_t* told) {
+  if (!sixteens(in.q.size(3), INT64_MAX) || in.q.size(1) == 0 ||
+      !groups(in.q.size(1), in.k.size(1)) || in.q.size(2) == 0 ||
+      !(is(in.reduce, "mean") || is(in.reduce, "sum") || is(in.reduce, "max")) ||
+      !(is(in.pooling, "mean") || is(in.pooling, "max")) || in.exclude.whole < 0 ||
+      in.pool.whole < 1 || in.pool.whole % 2 == 0 || !finite(in.decay) || !finite(in.scale)) {
+    return false;
+  }
+  told[0] = std::max<std::int64_t>(in.k.size(2) - in.exclude.whole, 0);
+  return !in.past.there || in.past.size(2) <= told[0];
 }
+
+void run(const In& in, int threads) {
+  headrace::MassArgs args{};
+  args.q = in.q;
+  args.k = in.k;
+  args.lengths = in.lengths.as<const std::int32_t>();
+  std::copy(in.q.at.strides, in.q.at.strides + 3, args.q_strides);
+  std::copy(in.k.at.strides, in.k.at.strides + 3, args.k_strides);
+  args.lengths_stride = in.lengths.stride(0);
+  args.q_heads = static_cast<int>(in.q.size(1));
+  args.kv_heads = static_cast<int>(in.k.size(1));
+  args.queries = in.q.size(2);
+  args.keys = in.k.size(2);
+  args.dim = in.q.size(3);
+  args.dtype = in.q.dtype;
+  args.causal = in.causal.whole;
+  args.largest = is(in.reduce, "max");
+  args.scale = scale_of(in.scale, in.q.size(3));
+  headrace::MassPlan plan{};
+  plan.lse = in.lse.as<const float>();
+  plan.past = in.past.as<const float>();
+  for (int i = 0; i < 3; ++i) {
+    plan.lse_strides[i] = in.lse.stride(i);
+    plan.past_strides[i] = in.past.stride(i);
+  }
+  plan.past_keys = in.past.there ? in.past.size(2) : 0;
+  plan.exclude = std::min(in.exclude.whole, args.keys);
+  plan.mean = is(in.reduce, "mean");
+  plan.pool_largest = is(in.pooling, "max");
+  // A pool beyond that sees no more.
+  plan.pool = plan.pool_largest ? std::min(in.pool.whole, 2 * args.keys + 1) : in.pool.whole;
+  plan.decay = static_cast<float>(in.decay.number);
+  plan.out = in.out.as<float>();
+  headrace::attention_mass(args, plan, in.q.size(0), threads);
+}
+}  // namespace mass
 
 // sizes: batch, rows, candidates, dim; ids: what a candidate's number is multiplied by, and added
 void assign(Address x, Strides2 x_strides, Address c, Strides2 c_strides, Address lengths,
@@ -308,7 +325,7 @@ void score_family(py::module_& m) {
   m.def("block_score", &block_score);
   m.def("block_score_plain", &block_score_plain);
   m.def("segment_reduce", &segment_reduce);
-  m.def("attention_mass", &attention_mass);
+  bind_op<&mass::serves, &mass::run>(m, "attention_mass");
   m.def("assign", &assign);
   m.def("segment_plain", &segment_plain);
   m.def("assign_plain", &assign_plain);

@@ -68,7 +68,7 @@ inline void dots(const LinearArgs& a, const typename Lanes<X, W>::Packed* x, std
   for (; i + 16 <= M * N; i += 16) hsum16(acc + i, sums + i);
   for (; i + 8 <= M * N; i += 8) hsum8(acc + i, sums + i);
   for (; i < M * N; i += 4) hsum4(acc + i, sums + i);
-  finish<N, sizeof(sums) / sizeof(float)>(a, sums, M, row, col, cols);
+  finish<X, N, sizeof(sums) / sizeof(float)>(a, sums, M, row, col, cols);
 }
 
 // The last rows, fewer than a block.

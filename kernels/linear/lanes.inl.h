@@ -55,8 +55,18 @@ inline float element(const void* p, std::int64_t i, int dtype) {
   return wide[0];
 }
 
+inline void round_to(float* to, F a) { store(to, a); }
+inline void round_to(fp16* to, F a) { store(to, a); }
+inline void round_to(bf16* to, F a) {
+#ifdef HEADRACE_DOTS
+  narrow(a, to);
+#else
+  store(to, a);
+#endif
+}
+
 // Writes sums[rows][N], of which the first `cols` columns count, once the bias is added to them.
-template <int N, int Words>
+template <class X, int N, int Words>
 inline void finish(const LinearArgs& a, float* sums, int rows, std::int64_t row, std::int64_t col,
                    int cols) {
   if (a.bias) {
@@ -65,16 +75,15 @@ inline void finish(const LinearArgs& a, float* sums, int rows, std::int64_t row,
       for (int m = 0; m < rows; ++m) sums[m * N + n] += bias;
     }
   }
-  alignas(64) char narrow[Words * sizeof(float)];
-  for (int j = 0; j < rows * N; j += kW) store_any(narrow, j, a.x_dtype, load(sums + j));
-  const int size = headrace::dtype_size(a.x_dtype);
-  char* y = static_cast<char*>(a.y) + (row * a.outputs + col) * size;
-  for (int m = 0; m < rows; ++m, y += a.outputs * size) {
-    const char* from = narrow + m * N * size;
-    if (cols == 4) {
-      std::memcpy(y, from, size == 4 ? 16 : 8);
-    } else {
-      std::memcpy(y, from, static_cast<std::size_t>(cols) * size);
+  alignas(64) X out[Words];
+  for (int j = 0; j < Words; j += kW) round_to(out + j, load(sums + j));
+  X* y = static_cast<X*>(a.y) + row * a.outputs + col;
+  const X* from = out;
+  if (cols == N) {  // known sizes make moves
+    for (int m = 0; m < rows; ++m, y += a.outputs, from += N) std::memcpy(y, from, N * sizeof(X));
+  } else {
+    for (int m = 0; m < rows; ++m, y += a.outputs, from += N) {
+      std::memcpy(y, from, cols * sizeof(X));
     }
   }
 }

@@ -63,7 +63,7 @@ inline void quads(const LinearArgs& a, const X* x, int rows, std::int64_t row, s
   }
   alignas(64) float sums[Q * kW];
   for (int q = 0; q < Q; ++q) store(sums + q * kW, join_lanes(ends[0][q], ends[1][q]));
-  finish<4, Q * kW>(a, sums, rows, row, col, cols);
+  finish<X, 4, Q * kW>(a, sums, rows, row, col, cols);
 }
 
 // out = the rows, for every step over the depth and quarter of it, four rows to a vector.

@@ -18,6 +18,40 @@ std::int64_t multiply_add(std::int64_t rounds, float* sink) {
   return rounds * kChains * kW;
 }
 
+#if defined(HEADRACE_DOTS)
+constexpr int kDots = 16;  // a dot product takes longer; more would not be unrolled
+
+std::int64_t bf16_dots(std::int64_t rounds, float* sink) {
+  F acc[kDots];
+  for (int i = 0; i < kDots; ++i) acc[i] = set1(static_cast<float>(i));
+  const std::uint16_t small[2] = {0x3c00, 0x3c00};  // 2^-7
+  const Pairs a = set1_pair(small);
+  for (std::int64_t r = 0; r < rounds; ++r) {
+    for (int i = 0; i < kDots; ++i) acc[i] = dot(a, a, acc[i]);
+  }
+  F sum = zero();
+  for (int i = 0; i < kDots; ++i) sum = add(sum, acc[i]);
+  *sink = hsum(sum);
+  return rounds * kDots * kW * 2;
+}
+
+std::int64_t int16_dots(std::int64_t rounds, float* sink) {
+  Whole acc[kDots];
+  for (int i = 0; i < kDots; ++i) acc[i] = no_whole();
+  const std::int16_t one[2] = {1, 1};
+  const Pairs a = set1_pair(one);
+  for (std::int64_t r = 0; r < rounds; ++r) {
+    for (int i = 0; i < kDots; ++i) acc[i] = dot16(a, a, acc[i]);
+  }
+  F sum = zero();
+  for (int i = 0; i < kDots; ++i) sum = add(sum, to_float(acc[i]));
+  *sink = hsum(sum);
+  return rounds * kDots * kW * 2;
+}
+#else
+constexpr auto bf16_dots = multiply_add, int16_dots = multiply_add;  // widened
+#endif
+
 void read(const float* data, std::int64_t begin, std::int64_t end, float* sink) {
   F acc[8];
   for (int i = 0; i < 8; ++i) acc[i] = zero();
@@ -35,5 +69,7 @@ void read(const float* data, std::int64_t begin, std::int64_t end, float* sink) 
 
 extern "C" const headrace::ProbeKernels HEADRACE_JOIN(headrace_probe_, HEADRACE_LEVEL) = {
     multiply_add,
+    bf16_dots,
+    int16_dots,
     read,
 };

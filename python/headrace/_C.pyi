@@ -16,77 +16,28 @@ def available_isas() -> list[str]: ...
 def active_isa() -> str: ...
 def force_isa(name: str) -> None: ...
 def build_info() -> BuildInfo: ...
-def paged_attention(
-    q: int,
-    q_strides: tuple[int, ...],
-    k_pages: int,
-    k_strides: tuple[int, ...],
-    v_pages: int,
-    v_strides: tuple[int, ...],
-    k_scale: tuple[int, int, int, int],
-    v_scale: tuple[int, int, int, int],
-    entries: int,
-    entry_indptr: int,
-    q_indptr: int,
-    q_pos: int,
-    q_order: int,
-    rope: tuple[int, int, int, int],
-    rope_gain: float,
-    sizes: tuple[int, int, int, int, int, int, int, int, int],
-    q_dtype: int,
-    kv_dtype: int,
-    scale: float,
-    softcap: float,
-    sink_logits: int,
-    o: int,
-    lse: int,
-    split: int,
-    threads: int,
+def direct(
+    name: str,
+    parameters: list[Any],
+    results: list[Any],
+    known: int,
+    mutated: list[int],
+    shared: dict[str, Any],
     /,
-) -> None: ...
-def attention(
-    q: int,
-    q_strides: tuple[int, ...],
-    k: int,
-    k_strides: tuple[int, ...],
-    v: int,
-    v_strides: tuple[int, ...],
-    sizes: tuple[int, int, int, int, int, int],
-    dtype: int,
-    window: int,
-    sinks: int,
-    causal: bool,
-    scale: float,
-    softcap: float,
-    sink_logits: int,
-    block_mask: int,
-    mask_strides: tuple[int, int, int, int],
-    block_size: int,
-    o: int,
-    lse: int,
-    split: int,
-    threads: int,
-    /,
-) -> None: ...
-def append(
-    k: int,
-    k_strides: tuple[int, ...],
-    v: int,
-    v_strides: tuple[int, ...],
-    k_pages: int,
-    k_page_strides: tuple[int, ...],
-    v_pages: int,
-    v_page_strides: tuple[int, ...],
-    k_scale: tuple[int, int, int, int],
-    v_scale: tuple[int, int, int, int],
-    where: int,
-    rope: tuple[int, int, int, int],
-    sizes: tuple[int, int, int, int, int],
-    dtype: int,
-    page_dtype: int,
-    threads: int,
-    /,
-) -> None: ...
+) -> Callable[[tuple[Any, ...], dict[str, Any]], Any]: ...
+
+# Of these ops: the arguments in the order of the schema, then the results to fill.
+def paged_attention(given: list[Any], threads: int, /) -> None: ...
+def attention(given: list[Any], threads: int, /) -> None: ...
+def append(given: list[Any], threads: int, /) -> None: ...
+def pooled_block_mask(given: list[Any], threads: int, /) -> None: ...
+def causal_conv(given: list[Any], threads: int, /) -> None: ...
+def frame_delta_rule(given: list[Any], threads: int, /) -> None: ...
+def append_absorb(given: list[Any], threads: int, /) -> None: ...
+def linear_attention(given: list[Any], threads: int, /) -> None: ...
+def gated_delta_rule(given: list[Any], threads: int, /) -> None: ...
+def attention_mass(given: list[Any], threads: int, /) -> None: ...
+def hstu_attention(given: list[Any], threads: int, /) -> None: ...
 def merge_states(
     o_a: int,
     lse_a: int,
@@ -143,62 +94,6 @@ def lora_rows(
     threads: int,
     /,
 ) -> None: ...
-def pooled_block_mask(
-    q: int,
-    q_strides: tuple[int, ...],
-    k: int,
-    k_strides: tuple[int, ...],
-    sizes: tuple[int, int, int, int, int, int],
-    dtype: int,
-    share: float,
-    blocks: int,
-    block_size: int,
-    window: int,
-    sinks: int,
-    local: int,
-    causal: bool,
-    mask: int,
-    threads: int,
-    /,
-) -> None: ...
-def causal_conv(
-    pointers: tuple[int, int, int, int, int, int, int],
-    sizes: tuple[int, int, int, int, int],
-    kind: tuple[int, int, int],
-    threads: int,
-    /,
-) -> None: ...
-def frame_delta_rule(
-    pointers: list[int], sizes: list[int], kind: tuple[int, int], eps: float, threads: int, /
-) -> None: ...
-def append_absorb(
-    pointers: list[int],
-    sizes: list[int],
-    k_scale: tuple[int, int, int, int],
-    v_scale: tuple[int, int, int, int],
-    rope: tuple[int, int, int, int],
-    kind: tuple[int, int, int],
-    threads: int,
-    /,
-) -> None: ...
-def linear_attention(
-    pointers: list[int],
-    sizes: list[int],
-    kind: tuple[int, int, int],
-    by: tuple[float, float],
-    threads: int,
-    /,
-) -> None: ...
-def gated_delta_rule(
-    pointers: Sequence[int],
-    sizes: Sequence[int],
-    strides: Sequence[int],
-    dtype: int,
-    scale: float,
-    normalize: bool,
-    threads: int,
-    /,
-) -> None: ...
 def block_score(
     q: int,
     q_strides: Sequence[int],
@@ -232,26 +127,6 @@ def segment_reduce(
     bound_dtypes: tuple[int, int],
     count: int,
     count_stride: int,
-    threads: int,
-    /,
-) -> None: ...
-def attention_mass(
-    q: int,
-    q_strides: Sequence[int],
-    k: int,
-    k_strides: Sequence[int],
-    lse: int,
-    lse_strides: Sequence[int],
-    past: int,
-    past_strides: Sequence[int],
-    lengths: int,
-    lengths_stride: int,
-    sizes: Sequence[int],
-    dtype: int,
-    flags: tuple[bool, bool, bool, bool],
-    scale: float,
-    decay: float,
-    out: int,
     threads: int,
     /,
 ) -> None: ...
@@ -360,25 +235,6 @@ def linear(
     threads: int,
     /,
 ) -> None: ...
-def hstu_attention(
-    q: int,
-    q_strides: tuple[int, ...],
-    k: int,
-    k_strides: tuple[int, ...],
-    v: int,
-    v_strides: tuple[int, ...],
-    tables: tuple[int, ...],
-    sizes: tuple[int, ...],
-    dtype: int,
-    alpha: float,
-    weight: float,
-    rule: tuple[int, ...],
-    causal: bool,
-    o: int,
-    split: int,
-    threads: int,
-    /,
-) -> None: ...
 def similarity_plain(
     x: Any, ref: Any, metric: int, index: Any, alpha: Any, out: Any, recorded: bool, threads: int, /
 ) -> bool: ...
@@ -439,9 +295,9 @@ def select_plain(
     threads: int,
     /,
 ) -> bool: ...
-def take_exchange(capsule: Any, tensor: type) -> None: ...
+def take_exchange(capsule: Any, tensor: type, parameter: type) -> None: ...
 def prefer_huge_pages(data: int, bytes: int) -> None: ...
-def multiply_add_rate(seconds: float, threads: int) -> float: ...
+def multiply_add_rate(dtype: int, seconds: float, threads: int) -> float: ...
 def read_seconds(data: int, words: int, passes: int, threads: int) -> float: ...
 def grow_tables(
     tables: list[Any],

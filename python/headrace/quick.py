@@ -158,20 +158,24 @@ def _checks(args: Sequence[Arg], alone: bool) -> tuple[list[str], list[str]]:
     return [*(f" o_{axis} = None" for axis in sorted(loose)), *lines], sorted(axes)
 
 
+WATCHERS = (
+    torch._C._len_torch_dispatch_stack,
+    torch._C._len_torch_function_stack,
+    torch._C._autograd._profiler_enabled,
+    torch._C._get_tracing_state,
+    torch._C._functorch.peek_interpreter_stack,
+)
+"""Functions of torch that give 0, False or None as long as nothing is to see every call."""
+
+_modes, _functions, _profiled, _traced, _transformed = WATCHERS
+
+
 def watched() -> bool:
     """Whether something of torch is to see every call: a mode, a transform, a trace, a profile."""
     return (
-        _dispatch_modes() > 0
-        or _function_modes() > 0
+        _modes() > 0
+        or _functions() > 0
         or _profiled()
         or _traced() is not None
         or _transformed() is not None
     )
-
-
-# By their own names: looking them up takes longer than they do.
-_dispatch_modes = torch._C._len_torch_dispatch_stack
-_function_modes = torch._C._len_torch_function_stack
-_profiled = torch._C._autograd._profiler_enabled
-_traced = torch._C._get_tracing_state
-_transformed = torch._C._functorch.peek_interpreter_stack

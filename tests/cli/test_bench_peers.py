@@ -5,6 +5,7 @@ import json
 import re
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -186,11 +187,98 @@ def test_one_series_stands_for_both_caches_where_they_cannot_differ(clock):
     assert len(warm["at"]) == 10  # each after one that is not timed
     assert len(cold["at"]) == 17
     assert len(warm["beyond"]) == 5
-    known = timing.by_cache(runs, 0.2, {"beyond": [0.07] * 5, "at": [0.01] * 5})
-    assert known["warm"]["beyond"] == [0.07] * 5  # they took their 0.2 s
-    assert len(known["warm"]["at"]) == 10
-    few = timing.by_cache(runs, 0.2, {"beyond": [0.07]})["cold"]["beyond"]
-    assert few == [0.07, *(pytest.approx(0.051),) * 4]
+    assert list(timing.by_cache(runs, 0.2, cold=False)) == ["warm"]
+
+
+def test_the_first_peer_alone_is_compared_too(monkeypatch, capsys):
+    """Without --peers nothing else stands beside it, and it still has to compute the same."""
+    x = torch.randn(64)
+    for peer, many in ((lambda: x * 2, 1), (lambda: x * 2.1, 0)):
+        monkeypatch.setattr(bench, "cases", lambda *_, peer=peer: [toy(ours=lambda: x * 2,
+                                                                       peer=peer)])  # fmt: skip
+        assert main(["bench", "linear", "--quick", "--json", "p.json"]) == 0
+        assert len(ratios(capsys.readouterr().out)) == many
+        (row,) = json.loads(Path("p.json").read_text())["rows"]
+        assert (row["speedup"] is not None) == row["peer_ok"] == bool(many)
+        assert row["beside"] == []
+
+
+def test_the_floor_goes_by_the_dtype_of_the_products(monkeypatch):
+    """Twice the rate, half the floor, of as many products."""
+    rates = {torch.float32: 1e4, torch.bfloat16: 2e4, torch.int8: 4e4}
+    monkeypatch.setattr(timing.MultiplyAdds, "rate", lambda self, dtype: rates[dtype])
+    made = [toy(product=dtype) for dtype in rates]
+    monkeypatch.setattr(bench, "cases", lambda *_: made)
+    rows = bench.run("linear", True, peers=True, budget=1e-3)
+    assert [row.floor_s for row in rows] == [1e3 / rate for rate in rates.values()]
+    assert [row.product for row in rows] == ["fp32", "bf16", "int8"]
+    assert [row.beside[1].warm_s for row in rows] == [row.floor_s for row in rows]
+    assert [row.beside[1].cold_s for row in rows] == [row.floor_s for row in rows]
+
+
+STATES_IN_FP32 = ("append_absorb", "causal_conv", "frame_delta_rule", "gated_delta_rule",
+                  "linear_attention")  # fmt: skip
+PRODUCTS = ("attention", "attention_mass", "assign", "block_score", "hstu_attention", "linear",
+            "lora", "lora_rows", "paged_attention")  # fmt: skip
+
+
+@pytest.mark.parametrize("op", [*STATES_IN_FP32, *PRODUCTS])
+def test_products_are_of_the_wider_of_two_inputs(op):
+    """bf16 with a state or taps of fp32 is fp32; codes with bf16 are bf16, or whole numbers."""
+    for case in bench.cases(op, quick=True):
+        name = case.shape
+        want = torch.bfloat16 if "fp32" not in name else torch.float32
+        if op in STATES_IN_FP32 or name.startswith(("cos 576", "l2")):
+            want = torch.float32
+        if name.startswith(("hamming", "decode int8")):
+            want = torch.int8
+        if not name.startswith("bits"):
+            assert case.product == want, (op, name)
+
+
+def test_multiply_adds_are_counted_at_every_level_and_dtype():
+    from headrace import _C
+
+    best = timing.MultiplyAdds()
+    try:
+        for level in _C.available_isas():
+            _C.force_isa(level)
+            for dtype in (torch.float32, torch.bfloat16, torch.float16, torch.int8):
+                before = best.rate(dtype)
+                assert before > 1e8
+                assert best.rate(dtype) >= before  # the most that was seen
+    finally:
+        _C.force_isa("")
+
+
+def test_the_floor_reads_what_a_kernel_would(monkeypatch):
+    """All bytes, in the same memory again or in other memory for as many calls as the case has."""
+    read = []
+    monkeypatch.setattr(timing, "_C", SimpleNamespace(read_seconds=lambda *a: read.append(a)))
+    size = 5 << 20
+    for turns in (3, 1):
+        run = timing.reader(size, turns)
+        read.clear()
+        for _ in range(2 * turns):
+            run()
+        starts = [at for at, *_ in read]
+        assert starts == [starts[0] + i * size for i in range(turns)] * 2
+        assert {told[1:] for told in read} == {(size // 4, 1, torch.get_num_threads())}
+
+
+def test_few_bytes_are_read_by_one_thread_where_that_is_quicker(clock, monkeypatch):
+    monkeypatch.setattr(timing.torch, "get_num_threads", lambda: 4)
+    for slower in (1, 4):
+        used = []
+
+        def read(at, words, passes, threads, slower=slower, used=used):
+            used.append(threads)
+            clock(0.002 if threads == slower else 0.001)
+
+        monkeypatch.setattr(timing, "_C", SimpleNamespace(read_seconds=read))
+        timing.reader(1 << 16)()
+        assert used[-1] == 5 - slower
+        assert {1, 4} == set(used)
 
 
 def test_the_table_says_how_many_calls(monkeypatch, capsys):
@@ -220,7 +308,7 @@ def test_the_command_says_what_goes_on(monkeypatch):
     bench.run("linear", True, said.append, peers=True, budget=1e-3)
     assert [line.removeprefix("linear 1: a shape: ") for line in said] == [
         "right, its result", "wrong, its result", "cut short, its result", "its result",
-        "in turns with the peer and the floor", "beside every peer, with warm and with cold caches",
+        "in turns with every peer and the floor",
     ]  # fmt: skip
 
 

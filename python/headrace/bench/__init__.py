@@ -15,23 +15,27 @@ from .. import ops
 from ..errors import bad_value
 from . import beside
 from .beside import Beside, time_of
-from .case import MODELS, Case, finite
+from .case import MODELS, Case, dtype_name, finite
 from .shapes import cases, of_model
-from .timing import interleaved, matmul_rate, multiply_add_rate, quartiles, reader, samples
+from .timing import MultiplyAdds, by_cache, interleaved, matmul_rate, quartiles, reader
 
 __all__ = ["MODELS", "Beside", "Row", "cases", "measure", "of_model", "run", "table", "to_json"]
 
 
 @dataclass
 class Row:
-    """One measured shape. Times are medians in seconds; `notes` are ratios by name.
+    """One measured shape. Times are medians in seconds with warm caches: the call before was the
+    same one. `notes` are ratios by name.
 
     half: between which seconds half of our times lie. bytes, flops: the least that the shape needs.
-    rates: bytes/s of reading a buffer of that size, FLOP/s of multiply-adds in registers.
+    product: dtype of the factors of its products. rates: bytes/s of reading as many bytes, FLOP/s
+    of multiply-adds of that dtype in registers. peer_ok: that the peer computed the same.
     beside: ours, the floor and every peer, where those were asked for.
 
-    floor_s is the larger of the bytes over the read rate of a buffer of that size and the FLOPs
-    over the multiply-add rate, both measured in the same run. Without `ok` no ratio is shown.
+    floor_s is the larger of the seconds that reading as many bytes takes, in a call of its own,
+    and the FLOPs over the rate of multiply-adds, both measured in the same run. It counts what the
+    result needs and not what our way to it adds: a product of two bf16 is one product, of bf16.
+    Without `ok` no ratio is shown, without `peer_ok` none to the peer.
     """
 
     op: str
@@ -49,11 +53,13 @@ class Row:
     half: tuple[float, float] | None = None
     rates: tuple[float, float] | None = None
     beside: list[Beside] = field(default_factory=list)
+    product: str = ""
+    peer_ok: bool = True
 
     @property
     def speedup(self) -> float | None:
         """Peer's time over ours."""
-        return self.peer_s / self.ours_s if self.ok and self.peer_s else None
+        return self.peer_s / self.ours_s if self.ok and self.peer_ok and self.peer_s else None
 
     @property
     def of_floor(self) -> float | None:
@@ -66,46 +72,44 @@ def measure(
     seconds: float,
     fma: float,
     matmul: float,
-    told: beside.Compared | None = None,
+    told: beside.Compared,
+    every: bool = False,
     say: Callable[[str], object] = str,
 ) -> Row:
-    """Checks one case against its reference and times it beside its peer and its bytes: `seconds`
-    for each. told: the peers to measure it beside as well. say: is told what goes on."""
+    """Checks one case against its reference and times it beside its peers and its bytes: `seconds`
+    for each. fma: FLOP/s of multiply-adds of its dtype. told: the peers that run. every: all of
+    them go into the row, with warm and with cold caches. say: is told what goes on."""
     say("its result")
     error, tolerance = case.check()
-    say("in turns with the peer and the floor")
-    runs: dict[str, Callable[[], object]] = {"ours": case.ours, "read": reader(case.bytes)}
-    if case.peer is not None:
-        runs["peer"] = case.peer
-    taken = samples(runs, seconds, warm=told is not None)
-    times = {name: median(each) for name, each in taken.items()}
+    say("in turns with every peer and the floor" if every else "in turns with the peer")
+    runs = {"ours": case.ours, "floor": reader(case.bytes, case.turns)} | told.peers
+    taken = by_cache(runs, seconds, cold=every)
+    times = {name: median(each) for name, each in taken["warm"].items()}
     # Variants take turns of their own with ours: each finds the cache as the other left it.
-    variants = case.others | ({} if told else case.rivals)
-    pairs = interleaved({"ours": case.ours, **variants}, seconds / 2) if variants else {}
-    notes = {f"time over {name}": pairs["ours"] / pairs[name] for name in variants}
-    if case.flops / fma > times["read"]:
+    pairs = interleaved({"ours": case.ours, **case.others}, seconds / 2) if case.others else {}
+    notes = {f"time over {name}": pairs["ours"] / pairs[name] for name in case.others}
+    least = case.flops / fma
+    if least > times["floor"]:
         notes["share of matmul rate"] = case.flops / times["ours"] / matmul
-    row = Row(
+    return Row(
         case.op,
         case.shape,
         times["ours"],
         case.peer_name,
-        times.get("peer"),
-        max(times["read"], case.flops / fma),
+        times.get(case.peer_name),
+        max(times["floor"], least),
         error,
         tolerance,
         error <= tolerance,
         notes,
         case.bytes,
         case.flops,
-        quartiles(taken["ours"]),
-        (case.bytes / times["read"], fma),
+        quartiles(taken["warm"]["ours"]),
+        (case.bytes / times["floor"], fma),
+        beside.listed(told, taken, least) if every else [],
+        dtype_name(case.product),
+        told.errors.get(case.peer_name, math.inf) <= beside.ALIKE,
     )
-    if told:
-        say("beside every peer, with warm and with cold caches")
-        known = {"ours": taken["ours"], case.peer_name: taken.get("peer", [])}
-        row.beside.extend(beside.measure(case, told, seconds / 2, fma, known))
-    return row
 
 
 def run(
@@ -119,9 +123,9 @@ def run(
     """Benchmarks one op or all of them. quick: few shapes, under half a minute. shapes: those of a
     model of `MODELS`, for the ops whose shapes a model has. peers: beside every peer that is there,
     with warm and with cold caches; those that need torch's compiler are left out of what is quick.
-    budget: seconds for the calls of each of ours, the peer and the floor of a shape (1, or 0.1 if
-    quick), and half as many for each peer and state of the cache; few calls are enough of what
-    takes long. progress: is told what goes on.
+    budget: seconds for the calls of each of ours, the floor and every peer of a shape (1, or 0.1 if
+    quick), for each state of the cache; few calls are enough of what takes long. progress: is told
+    what goes on.
 
     Raises ValueError for an unknown op or model, or a budget that is no time.
     """
@@ -135,11 +139,12 @@ def run(
     chosen = cases(op, quick) if shapes is None else of_model(MODELS[shapes], op, quick)
     rows: list[Row] = []
     with torch.no_grad():
-        fma, matmul = multiply_add_rate(), matmul_rate(1024 if quick else 2048)
+        most, matmul = MultiplyAdds(), matmul_rate(1024 if quick else 2048)
         for case in chosen:
             say = _saying(case, len(rows) + 1, progress)
-            told = beside.compared(case, not quick, say) if peers else None
-            rows.append(measure(case, seconds, fma, matmul, told, say))
+            told = beside.compared(case, peers, not quick, say)
+            fma = most.rate(case.product)
+            rows.append(measure(case, seconds, fma, matmul, told, peers, say))
     if not rows:
         raise bad_value("bench", "op", "one whose shapes follow from a model", repr(op))
     return rows

@@ -82,7 +82,8 @@ def rows(tokens: int, adapters: int, width: int, rank: int = 16, bits: int | Non
         "lora_rows", f"{kind} {tokens} rows, {adapters} adapters of rank {rank}, {width} wide",
         ours.step, check, spec.bytes(axes, bound), spec.flops(axes, bound),
         gathered if distinct else loop, "gather and bmm" if distinct else "loop over adapters",
-        others, more=more, state=(y,),
+        others, more=more, state=(y,), product=dtype,
+        turns=(copies if bits else peers),
     )  # fmt: skip
 
 
@@ -210,4 +211,5 @@ def stack(
                                    (alone, "two products")), state=(y,),
         more=lambda compile: {"gather and bmm": gathered}
         | peft_rows(a, b.mT, scale, slots.long(), x, y),
+        product=dtype,
     )  # fmt: skip

@@ -85,6 +85,7 @@ def decode(
         "torch SDPA",
         {"re-indexing off": lambda: ops.paged_attention(*args)},
         more=partial(_decoding, q_turned, k_turned, v),
+        product=dtype,
     )
 
 
@@ -154,6 +155,7 @@ def _over_codes(args: tuple[Tensor, ...], inv_freq: Tensor, codes: torch.dtype, 
         spec.flops(axes, bound),
         lambda: ops.paged_attention(q, *floats, *rest, inv_freq=inv_freq),
         f"ours, {dtype_name(k_pages.dtype)} pages",
+        product=codes if codes == torch.int8 else q.dtype,
     )
 
 
@@ -194,6 +196,7 @@ def prefill(
         _flex(q, k, v, window) if flex else _masked_sdpa(q, k, v, window),
         "FlexAttention" if flex else "torch SDPA, mask",
         more=more,
+        product=dtype,
     )
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .case import Case, rms_error
-from .timing import by_cache, quartiles, reader
+from .timing import quartiles
 
 if TYPE_CHECKING:
     from . import Row
@@ -23,6 +23,7 @@ ALIKE = 0.02
 intermediate results may be in bf16."""
 
 Half = tuple[float, float]
+Taken = Mapping[str, Mapping[str, list[float]]]
 
 
 @dataclass(frozen=True)
@@ -47,13 +48,17 @@ class Beside:
 def every_peer(case: Case, compile: bool = False) -> tuple[dict[str, Callable[[], object]], str]:
     """The peers of a case by name, and why some could not be made. compile: those too that torch's
     compiler has to make."""
-    found = {case.peer_name: case.peer} if case.peer is not None else {}
-    found |= case.rivals
+    found = first_peer(case) | case.rivals
     try:
         found |= case.more(compile)
     except (ImportError, RuntimeError, ValueError, TypeError, AttributeError) as error:
         return found, _reason(error)
     return found, ""
+
+
+def first_peer(case: Case) -> dict[str, Callable[[], object]]:
+    """The one that people use today, by name."""
+    return {case.peer_name: case.peer} if case.peer is not None else {}
 
 
 def difference(case: Case, name: str, run: Callable[[], object]) -> float:
@@ -87,10 +92,12 @@ class Compared:
     failed: list[Beside]
 
 
-def compared(case: Case, compile: bool = False, say: Callable[[str], object] = str) -> Compared:
+def compared(
+    case: Case, every: bool = True, compile: bool = False, say: Callable[[str], object] = str
+) -> Compared:
     """To be done before anything is timed: what adds to its state would drown the differences.
-    say: is told whose turn it is."""
-    peers, why = every_peer(case, compile)
+    every: the first peer and all others. say: is told whose turn it is."""
+    peers, why = every_peer(case, compile) if every else (first_peer(case), "")
     told = Compared({}, {}, [])
     for name, run in peers.items():
         say(f"{name}, its result")
@@ -109,23 +116,14 @@ def _reason(error: Exception) -> str:
     return f"{type(error).__name__}: {lines[0] if lines else ''}"
 
 
-def measure(
-    case: Case,
-    told: Compared,
-    seconds: float,
-    fma: float,
-    known: Mapping[str, list[float]] | None = None,
-) -> list[Beside]:
-    """Ours, the floor and every peer in turns, each with `seconds` for each state of the cache.
-    known: what some of their calls took before."""
-    errors = told.errors
-    runs = {"ours": case.ours, "floor": reader(case.bytes)}
-    taken = by_cache(runs | told.peers, seconds, known)
+def listed(told: Compared, taken: Taken, least: float) -> list[Beside]:
+    """Ours, the floor and every peer from their times by the state of the cache. least: seconds
+    that the multiply-adds need, below which there is no floor."""
     made = []
     for name in taken["warm"]:
-        least = case.flops / fma if name == "floor" else 0.0
-        times = {kind: [max(t, least) for t in taken[kind][name]] for kind in taken}
-        error = errors.get(name)
+        bound = least if name == "floor" else 0.0
+        times = {kind: [max(t, bound) for t in taken[kind][name]] for kind in taken}
+        error = told.errors.get(name)
         lists = [taken["warm"][name], taken["cold"][name]]
         calls = tuple(len(each) for each in lists[: 1 if lists[0] is lists[1] else 2])
         made.append(

@@ -110,7 +110,7 @@ def attention_mass(
         f"{name} {dtype_name(dtype)} {tokens} tokens" + (", sums known" if known else ""),
         lambda: ops.attention_mass(q, k, **options), check,
         spec.bytes(axes, bound), spec.flops(axes, bound), peer, "torch, each head",
-        more=lambda compile: compiled(peer) if compile else {},
+        more=lambda compile: compiled(peer) if compile else {}, product=dtype,
     )  # fmt: skip
 
 
@@ -159,7 +159,7 @@ def assign(
         lambda: ops.assign(x, c, **options), check,
         spec.bytes(axes, bound), spec.flops(axes, bound), peer, "torch, eager",
         more=lambda compile: compiled(peer) if compile else {},
-        results={"ours": likeness},
+        results={"ours": likeness}, product=dtype if metric != "hamming" else torch.int8,
     )  # fmt: skip
 
 

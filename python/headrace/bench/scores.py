@@ -97,6 +97,7 @@ def retrieve(tokens: int, layers: int, kind: str, dtype: torch.dtype = torch.bfl
         {"torch, folded": over(stored, chosen(folded))},
         more,
         results=results,
+        product=dtype,
     )
 
 

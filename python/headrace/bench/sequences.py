@@ -47,6 +47,7 @@ def hstu_attention(
         spec.bytes(axes, bound), spec.flops(axes, bound),
         lambda: dense(*wide), "torch fp32, dense mask",
         rivals={} if dtype == torch.float32 else {dtype_name(dtype): lambda: dense(q, k, v, mask)},
+        product=dtype,
     )  # fmt: skip
 
 

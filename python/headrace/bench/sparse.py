@@ -57,6 +57,7 @@ def sparse(length: int, causal: bool, dtype: torch.dtype, flex: bool) -> Case:
         name,
         {"dense": lambda: ops.attention(q, k, v, causal=causal)},
         peers,
+        product=dtype,
     )
 
 

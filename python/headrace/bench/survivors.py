@@ -65,7 +65,7 @@ def pixels(height: int, width: int, patch: int, pairs: int) -> Case:
         more=lambda compile: (
             {name: over(stored, run) for name, run in compiled(unsigned).items()} if compile else {}
         ),
-        results={"ours": whole},
+        results={"ours": whole}, product=torch.int8,
     )  # fmt: skip
 
 
@@ -96,6 +96,7 @@ def features(count: int, depth: int, dtype: torch.dtype = torch.bfloat16) -> Cas
         more=lambda compile: (
             compiled(lambda: F.cosine_similarity(x, ref, -1)) if compile else {}
         ),
+        product=dtype,
     )  # fmt: skip
 
 
@@ -148,7 +149,7 @@ def prune(count: int, depth: int) -> Case:
         "compact", f"similarity, select, compact: bf16 {count} x {depth}, {KEPT:.0%} kept", ours,
         check, moved, 6 * count * depth, lambda: x[least()], "torch, eager",
         rivals={"torch, as EVS": lambda: x[furthest()]},
-        more=more, results=results,
+        more=more, results=results, product=x.dtype,
     )  # fmt: skip
 
 

@@ -6,16 +6,21 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
+from itertools import cycle
 from pathlib import Path
 from statistics import median
 
 import torch
 
 from .. import _C
+from ..buffers import huge
+from ..ops.registry import DTYPE_CODE
 
 LONG = 12.0
 """A call that takes as many times as long as to write twice the last cache cannot tell a cold one
 by more than a fiftieth: to fill the cache anew takes a quarter of that writing, or less."""
+FEW = 4 << 20
+"""Bytes that a single thread may read as quickly as all: the others have to be woken."""
 PATIENCE = 3.0
 """A callable has its least number of calls, unless they take as many times its seconds."""
 
@@ -67,16 +72,13 @@ def interleaved(runs: Mapping[str, Run], seconds: float) -> dict[str, float]:
 
 
 def by_cache(
-    runs: Mapping[str, Run],
-    seconds: float,
-    known: Mapping[str, list[float]] | None = None,
-    most: int = 200,
+    runs: Mapping[str, Run], seconds: float, most: int = 200, cold: bool = True
 ) -> dict[str, dict[str, list[float]]]:
-    """`samples` of caches that are warm (the call before was the same one) and cold (a buffer
-    twice the size of the last cache was written in between).
+    """`samples` of caches that are warm (the call before was the same one) and, unless `cold` is
+    False, cold (a buffer twice the size of the last cache was written in between).
 
     A call that is `LONG` beside that writing cannot tell them apart. It is timed once for both, and
-    the same list stands in both; `known` has calls that were timed before.
+    the same list stands in both.
     """
     swept = torch.zeros(2 * last_cache() // 4)
     sweep = lambda: swept.add_(1)  # noqa: E731
@@ -84,8 +86,6 @@ def by_cache(
     writing = min(_seconds(sweep) for _ in range(3))
     long = {name: [_seconds(run)] for name, run in runs.items()}
     long = {name: taken for name, taken in long.items() if taken[0] > LONG * writing}
-    for name in long:
-        long[name] = (known or {}).get(name) or long[name]
     again = {
         name: runs[name]
         for name, taken in long.items()
@@ -94,9 +94,12 @@ def by_cache(
     for name, taken in samples(again, seconds, most=most, warm=True).items():
         long[name] = long[name] + taken
     short = {name: run for name, run in runs.items() if name not in long}
+    before: dict[str, Callable[[Run], object]] = {"warm": lambda run: run()}
+    if cold:
+        before["cold"] = lambda _: sweep()
     return {
-        "warm": samples(short, seconds, most=most, before=lambda run: run()) | long,
-        "cold": samples(short, seconds, most=most, before=lambda _: sweep()) | long,
+        kind: samples(short, seconds, most=most, before=first) | long
+        for kind, first in before.items()
     }
 
 
@@ -117,9 +120,21 @@ def quartiles(taken: list[float]) -> tuple[float, float]:
     return ordered[len(ordered) // 4], ordered[len(ordered) - 1 - len(ordered) // 4]
 
 
-def multiply_add_rate(seconds: float = 0.2) -> float:
-    """FLOP/s of the threads in use, from registers: two for each fp32 multiply-add."""
-    return 2 * _C.multiply_add_rate(seconds, torch.get_num_threads())
+class MultiplyAdds:
+    """FLOP/s of the threads in use, from registers, two for each multiply-add: the most that has
+    been seen, by the dtype of the factors. bf16, and int8 as int16, come in pairs where
+    `headrace info` says avx512_bf16; other levels, and other dtypes, multiply as fp32.
+    """
+
+    def __init__(self) -> None:
+        self._most: dict[torch.dtype, float] = {}
+
+    def rate(self, dtype: torch.dtype) -> float:
+        """Measured at every call, since a machine that is shared is not always at its best."""
+        seconds, threads = 0.05 if dtype in self._most else 0.2, torch.get_num_threads()
+        seen = 2 * _C.multiply_add_rate(DTYPE_CODE[dtype], seconds, threads)
+        self._most[dtype] = max(seen, self._most.get(dtype, 0.0))
+        return self._most[dtype]
 
 
 def matmul_rate(size: int = 1536, seconds: float = 0.5) -> float:
@@ -128,9 +143,21 @@ def matmul_rate(size: int = 1536, seconds: float = 0.5) -> float:
     return 2 * size**3 / interleaved({"matmul": lambda: a @ b}, seconds)["matmul"]
 
 
-def reader(size: float) -> Callable[[], object]:
-    """Reads a buffer of `size` bytes once with every thread; to be timed beside a kernel."""
-    words = max(int(size) // 4, 1024)
-    buffer = torch.ones(words)
-    threads = torch.get_num_threads()
-    return lambda: (_C.read_seconds(buffer.data_ptr(), words, 1, threads), buffer)
+def reader(size: float, turns: int = 1) -> Run:
+    """Reads `size` bytes once, from huge pages where there are any, with every thread, or with one
+    where that is quicker; to be timed beside a kernel. turns: how many calls it takes to come back
+    to the same bytes.
+    """
+    words = -(-max(int(size), 4096) // 64) * 16
+    buffer = huge(torch.empty(words * turns)).fill_(1)
+    starts = cycle(range(buffer.data_ptr(), buffer.data_ptr() + 4 * buffer.numel(), 4 * words))
+
+    def reading(threads: int) -> Run:
+        return lambda: (_C.read_seconds(next(starts), words, 1, threads), buffer)
+
+    every = torch.get_num_threads()
+    ways = {"one": reading(1), "every": reading(every)}
+    if every == 1 or size > FEW:
+        return ways["every"]
+    taken = samples(ways, 0.02, before=lambda run: run())
+    return ways[min(ways, key=lambda way: median(taken[way]))]

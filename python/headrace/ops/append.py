@@ -1,15 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from torch import Tensor
 
-from torch import Tensor, get_num_threads
-
-from .. import _C
-from ..errors import bad_value
 from ..kernels.attention.spec import APPEND
-from .registry import DTYPE_CODE, address, call, register
+from .registry import call, register
 
 
 def append(
@@ -57,49 +52,4 @@ def append(
     )
 
 
-def page_strides(pages: Tensor, op: str, name: str) -> tuple[int, int]:
-    """Strides of page and head; the two axes inside must be dense."""
-    page, head, row, one = pages.stride()
-    if (one != 1 or row != pages.shape[3]) and pages.numel():
-        raise bad_value(op, name, "the last two axes contiguous", f"strides {pages.stride()}")
-    return page, head
-
-
-def page_scales(scale: Tensor | None) -> tuple[int, int, int, int]:
-    """Address of scales [N, Hkv, S]; strides of page, head and slot: the last 0 when S is 1."""
-    if scale is None:
-        return 0, 0, 0, 0
-    page, head, _ = scale.stride()
-    return scale.data_ptr(), page, head, int(scale.shape[2] > 1)
-
-
-def rope(bound: Mapping[str, Any], dimensions: int) -> tuple[int, int, int, int]:
-    """Addresses of inv_freq and freq_axis, how many frequencies, how many axes."""
-    inv_freq = bound["inv_freq"]
-    half = 0 if inv_freq is None else inv_freq.numel()
-    return address(inv_freq), address(bound["freq_axis"]), half, dimensions
-
-
-def _cpu(bound, axes, outs):
-    k, v, pages = bound["k"], bound["v"], bound["k_pages"]
-    _C.append(
-        k.data_ptr(),
-        k.stride()[:2],
-        v.data_ptr(),
-        v.stride()[:2],
-        pages.data_ptr(),
-        page_strides(pages, "append", "k_pages"),
-        bound["v_pages"].data_ptr(),
-        page_strides(bound["v_pages"], "append", "v_pages"),
-        page_scales(bound["k_scale"]),
-        page_scales(bound["v_scale"]),
-        bound["where"].data_ptr(),
-        rope(bound, bound["where"].shape[1] - 2),
-        (axes["T"], axes["Hkv"], axes["D"], axes["P"], axes["N"]),
-        DTYPE_CODE[k.dtype],
-        DTYPE_CODE[pages.dtype],
-        get_num_threads(),
-    )
-
-
-register(APPEND, _cpu)
+register(APPEND)

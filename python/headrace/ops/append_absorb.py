@@ -1,14 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
-from torch import Tensor, get_num_threads
+from torch import Tensor
 
-from .. import _C
 from ..errors import bad_value
 from ..kernels.append_absorb.spec import SPECS
-from .append import page_scales, page_strides, rope
 from .linear_attention import FEATURES
-from .registry import DTYPE_CODE, address, call, register
+from .registry import call, register
 
 
 def append_absorb(
@@ -84,26 +82,4 @@ def append_absorb(
     )
 
 
-def _cpu(bound, axes, outs):
-    k, v, pages, values = (bound[x] for x in ("k", "v", "k_pages", "v_pages"))
-    tensors = ("where", "evicted", "state", "norm", "indptr", "rows", "log_decay", "count")
-    _C.append_absorb(
-        [address(x) for x in (k, v, pages, values, *(bound[x] for x in tensors))],
-        [
-            *(axes[x] for x in "TNBS"),
-            *k.stride()[:2],
-            *v.stride()[:2],
-            *page_strides(pages, "append_absorb", "k_pages"),
-            *page_strides(values, "append_absorb", "v_pages"),
-            *(axes[x] for x in ("Hkv", "D", "P")),
-            bound["feature"],
-        ],
-        page_scales(bound["k_scale"]),
-        page_scales(bound["v_scale"]),
-        rope(bound, bound["where"].shape[1] - 2),
-        (DTYPE_CODE[k.dtype], DTYPE_CODE[pages.dtype], int(bound["raw"])),
-        get_num_threads(),
-    )
-
-
-register(SPECS[0], _cpu)
+register(SPECS[0])

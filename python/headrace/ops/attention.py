@@ -1,12 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
-from torch import Tensor, get_num_threads
+from torch import Tensor
 
-from .. import _C
-from ..kernels.attention.blocks import mask_strides
 from ..kernels.attention.spec import ATTENTION
-from .registry import DTYPE_CODE, address, call, register
+from .registry import call, register
 
 
 def attention(
@@ -60,33 +58,4 @@ def attention(
     return (o, lse) if return_lse else o
 
 
-def _cpu(bound, axes, outs):
-    q, k, v, (o, lse) = bound["q"], bound["k"], bound["v"], outs
-    window, mask = bound["window"], bound["block_mask"]
-    unlimited = axes["Lq"] + axes["Lk"]
-    _C.attention(
-        q.data_ptr(),
-        q.stride()[:3],
-        k.data_ptr(),
-        k.stride()[:3],
-        v.data_ptr(),
-        v.stride()[:3],
-        (axes["B"], axes["Hq"], axes["Hkv"], axes["Lq"], axes["Lk"], axes["D"]),
-        DTYPE_CODE[q.dtype],
-        unlimited if window is None else min(window, unlimited),
-        bound["sinks"] if window is not None or mask is not None else 0,
-        bound["causal"],
-        bound["scale"],
-        bound["softcap"],
-        address(bound["sink_logits"]),
-        address(mask),
-        mask_strides(mask),
-        min(bound["block_size"], max(1, unlimited)),
-        o.data_ptr(),
-        lse.data_ptr(),
-        bound["split"],
-        get_num_threads(),
-    )
-
-
-register(ATTENTION, _cpu)
+register(ATTENTION)

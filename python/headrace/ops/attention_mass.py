@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
-from torch import Tensor, get_num_threads
+from torch import Tensor
 
-from .. import _C
 from ..kernels.score.spec import ATTENTION_MASS
-from .registry import DTYPE_CODE, address, call, register
+from .registry import call, register
 
 
 def attention_mass(
@@ -62,35 +61,4 @@ def attention_mass(
     )
 
 
-def _cpu(bound, axes, outs):
-    q, k, lse, past, lengths = (bound[n] for n in ATTENTION_MASS.parameters[:5])
-    sizes = [axes[n] for n in ("B", "Hq", "Hkv", "W", "N", "D")]
-    reach = 2 * axes["N"] + 1  # a pool beyond that sees no more
-    pool = bound["pool"] if bound["pooling"] == "mean" else min(bound["pool"], reach)
-    _C.attention_mass(
-        q.data_ptr(),
-        q.stride()[:3],
-        k.data_ptr(),
-        k.stride()[:3],
-        address(lse),
-        (0, 0, 0) if lse is None else lse.stride(),
-        address(past),
-        (0, 0, 0) if past is None else past.stride(),
-        address(lengths),
-        0 if lengths is None else lengths.stride(0),
-        [*sizes, 0 if past is None else past.shape[2], min(bound["exclude"], axes["N"]), pool],
-        DTYPE_CODE[q.dtype],
-        (
-            bound["causal"],
-            bound["reduce"] == "max",
-            bound["reduce"] == "mean",
-            bound["pooling"] == "max",
-        ),
-        bound["scale"],
-        bound["decay"],
-        outs[0].data_ptr(),
-        get_num_threads(),
-    )
-
-
-register(ATTENTION_MASS, _cpu)
+register(ATTENTION_MASS)

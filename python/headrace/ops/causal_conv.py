@@ -1,12 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
-from torch import Tensor, get_num_threads
+from torch import Tensor
 
-from .. import _C
 from ..errors import bad_value
 from ..kernels.causal_conv.spec import SPEC
-from .registry import DTYPE_CODE, address, call, register
+from .registry import call, register
 
 
 def causal_conv(
@@ -37,22 +36,4 @@ def causal_conv(
     return call("causal_conv", x, weight, bias, state, indptr, rows, silu=activation == "silu")
 
 
-def _cpu(bound, axes, outs):
-    x, (y,) = bound["x"], outs
-    _C.causal_conv(
-        (
-            x.data_ptr(),
-            bound["weight"].data_ptr(),
-            address(bound["bias"]),
-            bound["state"].data_ptr(),
-            y.data_ptr(),
-            bound["indptr"].data_ptr(),
-            bound["rows"].data_ptr(),
-        ),
-        (axes["T"], axes["C"], axes["B"], axes["S"], x.stride(0)),
-        (axes["L"] + 1, DTYPE_CODE[x.dtype], int(bound["silu"])),
-        get_num_threads(),
-    )
-
-
-register(SPEC, _cpu)
+register(SPEC)

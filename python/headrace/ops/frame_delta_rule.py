@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
-from torch import Tensor, get_num_threads
+from torch import Tensor
 
-from .. import _C
 from ..kernels.delta.spec import FRAME_DELTA_RULE
-from .registry import DTYPE_CODE, address, call, register
+from .registry import call, register
 
 
 def frame_delta_rule(
@@ -71,18 +70,4 @@ def frame_delta_rule(
     )
 
 
-def _cpu(bound, axes, outs):
-    hats = {x: bound[f"{x}_hat"] if bound[f"{x}_hat"] is not None else bound[x] for x in "qk"}
-    rows = (bound["q"], bound["k"], bound["v"], hats["q"], hats["k"])
-    names = ("beta", "log_decay", "state", "norm", "frames", "indptr", "rows")
-    _C.frame_delta_rule(
-        [*map(address, rows), *(address(bound[x]) for x in names), outs[0].data_ptr()],
-        [axes[x] for x in ("T", "H", "HV", "K", "V", "F", "B", "S")]
-        + [n for x in rows for n in (x.stride(0), x.stride(1))],
-        (DTYPE_CODE[bound["q"].dtype], int(bound["update"])),
-        bound["eps"],
-        get_num_threads(),
-    )
-
-
-register(FRAME_DELTA_RULE, _cpu)
+register(FRAME_DELTA_RULE)

@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
-from torch import Tensor, get_num_threads
+from torch import Tensor
 
-from .. import _C
 from ..kernels.delta.spec import GATED_DELTA_RULE
-from .registry import DTYPE_CODE, call, register
+from .registry import call, register
 
 
 def gated_delta_rule(
@@ -53,19 +52,4 @@ def gated_delta_rule(
     )
 
 
-def _cpu(bound, axes, outs):
-    q, k, v = bound["q"], bound["k"], bound["v"]
-    others = (bound[n] for n in ("log_decay", "beta"))
-    kept = (bound[n] for n in ("state", "indptr", "rows"))
-    _C.gated_delta_rule(
-        [t.data_ptr() for t in (q, k, v, *others, outs[0], *kept)],
-        [axes[n] for n in ("T", "B", "S", "H", "HV", "D", "V")],
-        (*q.stride()[:2], *k.stride()[:2], *v.stride()[:2]),
-        DTYPE_CODE[q.dtype],
-        bound["scale"],
-        bound["normalize"],
-        get_num_threads(),
-    )
-
-
-register(GATED_DELTA_RULE, _cpu)
+register(GATED_DELTA_RULE)

@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
-from torch import Tensor, get_num_threads
+from torch import Tensor
 
-from .. import _C
 from ..kernels.hstu.spec import HSTU_ATTENTION
-from .registry import DTYPE_CODE, address, call, register
+from .registry import call, register
 
 
 def hstu_attention(
@@ -77,29 +76,4 @@ def _alpha(q: Tensor) -> float:
     return float(shape[-1] ** -0.5) if shape and shape[-1] else 1.0
 
 
-def _cpu(bound, axes, outs):
-    q, k, v, (o,) = bound["q"], bound["k"], bound["v"], outs
-    q_indptr = bound["k_indptr"] if bound["q_indptr"] is None else bound["q_indptr"]
-    tables = (q_indptr, *(bound[x] for x in ("k_indptr", "num_targets", "k_order", "attn_scale")))
-    rule = ("max_attn_len", "contextual_seq_len", "min_full_attn_seq_len", "sinks")
-    _C.hstu_attention(
-        q.data_ptr(),
-        q.stride()[:2],
-        k.data_ptr(),
-        k.stride()[:2],
-        v.data_ptr(),
-        v.stride()[:2],
-        tuple(map(address, tables)),
-        tuple(axes[x] for x in ("Lq", "Lk", "H", "D", "Dv", "B")),
-        DTYPE_CODE[q.dtype],
-        bound["alpha"],
-        1.0 / bound["max_seq_len"],
-        tuple(bound[x] for x in rule),
-        bound["causal"],
-        o.data_ptr(),
-        bound["split"],
-        get_num_threads(),
-    )
-
-
-register(HSTU_ATTENTION, _cpu)
+register(HSTU_ATTENTION)

@@ -1,12 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
-from torch import Tensor, get_num_threads
+from torch import Tensor
 
-from .. import _C
 from ..errors import bad_value
 from ..kernels.linear_attention.spec import SPEC
-from .registry import DTYPE_CODE, address, call, register
+from .registry import call, register
 
 FEATURES = {"none": 0, "relu": 1, "elu1": 2}
 
@@ -72,24 +71,4 @@ def linear_attention(
     )
 
 
-def _cpu(bound, axes, outs):
-    names = ("q", "k", "v", "state", "norm", "indptr", "rows")
-    more = ("log_decay", "inv_freq", "offset", "count")
-    strides = [n for x in map(bound.get, "qkv") for n in strides_of(x)]
-    freqs = bound["inv_freq"]
-    _C.linear_attention(
-        [*(address(bound[x]) for x in (*names, *more)), outs[0].data_ptr()],
-        [axes[x] for x in ("T", "H", "Hkv", "D", "Dv", "B", "S")]
-        + [0 if freqs is None else freqs.numel(), *strides],
-        (DTYPE_CODE[bound["q"].dtype], bound["feature"], int(bound["raw"])),
-        (bound["scale"], bound["eps"]),
-        get_num_threads(),
-    )
-
-
-def strides_of(x: Tensor | None) -> tuple[int, int]:
-    """Strides of token and head; zeros for None."""
-    return (0, 0) if x is None else (x.stride(0), x.stride(1))
-
-
-register(SPEC, _cpu)
+register(SPEC)

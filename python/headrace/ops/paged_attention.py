@@ -1,12 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
-from torch import Tensor, get_num_threads
+from torch import Tensor
 
-from .. import _C
 from ..kernels.attention.spec import PAGED_ATTENTION
-from .append import page_scales, page_strides, rope
-from .registry import DTYPE_CODE, address, call, register
+from .registry import call, register
 
 
 def paged_attention(
@@ -78,42 +76,4 @@ def paged_attention(
     )
 
 
-def _cpu(bound, axes, outs):
-    q, k, v, (o, lse) = bound["q"], bound["k_pages"], bound["v_pages"], outs
-    order = bound["q_pos"] if bound["q_order"] is None else bound["q_order"]
-    k_strides = page_strides(k, "paged_attention", "k_pages")
-    v_strides = page_strides(v, "paged_attention", "v_pages")
-    k_scale, v_scale = page_scales(bound["k_scale"]), page_scales(bound["v_scale"])
-    if axes["Hp"] < axes["Hkv"]:  # a page holds one head, whichever it is
-        k_strides, v_strides = (k_strides[0], 0), (v_strides[0], 0)
-        k_scale, v_scale = (*k_scale[:2], 0, k_scale[3]), (*v_scale[:2], 0, v_scale[3])
-    _C.paged_attention(
-        q.data_ptr(),
-        q.stride()[:2],
-        k.data_ptr(),
-        k_strides,
-        v.data_ptr(),
-        v_strides,
-        k_scale,
-        v_scale,
-        bound["entries"].data_ptr(),
-        bound["entry_indptr"].data_ptr(),
-        bound["q_indptr"].data_ptr(),
-        bound["q_pos"].data_ptr(),
-        order.data_ptr(),
-        rope(bound, 1 if bound["q_pos"].dim() == 1 else 3),
-        bound["rope_gain"],
-        tuple(axes[x] for x in ("T", "Hq", "Hkv", "D", "P", "N", "B", "L", "E")),
-        DTYPE_CODE[q.dtype],
-        DTYPE_CODE[k.dtype],
-        bound["scale"],
-        bound["softcap"],
-        address(bound["sink_logits"]),
-        o.data_ptr(),
-        lse.data_ptr(),
-        bound["split"],
-        get_num_threads(),
-    )
-
-
-register(PAGED_ATTENTION, _cpu)
+register(PAGED_ATTENTION)

@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
-from torch import Tensor, get_num_threads
+from torch import Tensor
 
-from .. import _C
 from ..kernels.pooled_block_mask.spec import POOLED_BLOCK_MASK
-from .registry import DTYPE_CODE, call, register
+from .registry import call, register
 
 
 def pooled_block_mask(
@@ -52,26 +51,4 @@ def pooled_block_mask(
     )
 
 
-def _cpu(bound, axes, outs):
-    q, k, (mask,) = bound["q"], bound["k"], outs
-    window, unlimited = bound["window"], max(1, axes["Lq"] + axes["Lk"])
-    _C.pooled_block_mask(
-        q.data_ptr(),
-        q.stride()[:3],
-        k.data_ptr(),
-        k.stride()[:3],
-        (axes["B"], axes["Hq"], axes["Hkv"], axes["Lq"], axes["Lk"], axes["D"]),
-        DTYPE_CODE[q.dtype],
-        bound["share"],
-        -1 if bound["blocks"] is None else bound["blocks"],
-        min(bound["block_size"], unlimited),
-        unlimited if window is None else min(window, unlimited),
-        bound["sinks"],
-        min(bound["local"], unlimited),
-        bound["causal"],
-        mask.data_ptr(),
-        get_num_threads(),
-    )
-
-
-register(POOLED_BLOCK_MASK, _cpu)
+register(POOLED_BLOCK_MASK)

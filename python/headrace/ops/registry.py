@@ -11,8 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.compiler import is_compiling
+from torch.nn import Parameter
 
-from .. import _C, audit, backends, quick
+from .. import _C, audit, backends, compiled, quick
 from ..contract import Axes, OpSpec
 from ..errors import BackendError, bad_type, bad_value
 
@@ -32,12 +33,10 @@ _SPECS: dict[str, OpSpec] = {}
 _DIRECT: dict[str, Callable[[Any, Any], Any]] = {}
 UNUSUAL = object()
 """What a path past torch's dispatcher gives for a call that it leaves to the dispatcher."""
-_KINDS_OF: dict[str, tuple[type]] = {
-    "int": (int,), "float": (float,), "bool": (bool,), "str": (str,)
-}  # fmt: skip
+_KINDS_OF: dict[str, type] = {"int": int, "float": float, "bool": bool, "str": str}
 
 
-_C.take_exchange(getattr(Tensor, "__dlpack_c_exchange_api__", None), Tensor)
+_C.take_exchange(getattr(Tensor, "__dlpack_c_exchange_api__", None), Tensor, Parameter)
 
 
 def direct() -> bool:
@@ -61,11 +60,19 @@ def address(x: Tensor | None) -> int:
     return 0 if x is None else x.data_ptr()
 
 
-def register(spec: OpSpec, cpu: Kernel) -> None:
-    """Defines `torch.ops.headrace.<name>` with CPU and CUDA kernels and a fake function."""
+def register(spec: OpSpec, cpu: Kernel | None = None) -> None:
+    """Defines `torch.ops.headrace.<name>` with CPU and CUDA kernels and a fake function.
+
+    Without a CPU kernel it is the one of `_C` that takes the arguments as they are, and small calls
+    are read there too.
+    """
     _LIBRARY.define(spec.name + spec.schema)
     _SPECS[spec.name] = spec
-    _DIRECT[spec.name] = _direct(spec, cpu)
+    if cpu is None:
+        cpu = _compiled(spec)
+        _DIRECT[spec.name] = compiled.direct(spec, _kinds(spec), UNUSUAL, wrote)
+    else:
+        _DIRECT[spec.name] = _direct(spec, cpu)
 
     def bind(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[dict[str, Any], Axes]:
         bound = spec.bind(*args, **kwargs)
@@ -104,18 +111,35 @@ def _returned(outs: list[Tensor]) -> Any:
     return None if not outs else outs[0] if len(outs) == 1 else tuple(outs)
 
 
+def _kinds(spec: OpSpec) -> dict[str, tuple[str, bool]]:
+    """Of every argument its type, as torch's schema names it, and whether it may be None."""
+    schema = getattr(torch.ops.headrace, spec.name).default._schema
+    types = {a.name: str(a.type) for a in schema.arguments}
+    return {
+        name: (text.removeprefix("Optional[").removesuffix("]"), text.startswith("Optional["))
+        for name, text in types.items()
+    }
+
+
+def _compiled(spec: OpSpec) -> Kernel:
+    run = getattr(_C, spec.name)
+
+    def cpu(bound: Mapping[str, Any], axes: Axes, outs: list[Tensor]) -> None:
+        run([*(bound[name] for name in spec.parameters), *outs], torch.get_num_threads())
+
+    return cpu
+
+
 def _direct(spec: OpSpec, cpu: Kernel) -> Callable[[Any, Any], Any]:
     """The CPU kernel without torch's dispatcher, which takes as long as a small call itself.
 
     Gives `UNUSUAL`, having done nothing, where anything is out of the ordinary, or where torch or
     the debug mode is to see the call.
     """
-    names = {arg.name for arg in spec.args}
     kinds = {
-        a.name: _KINDS_OF[str(a.type).removeprefix("Optional[").removesuffix("]")]
-        + (str(a.type).startswith("Optional["),)
-        for a in getattr(torch.ops.headrace, spec.name).default._schema.arguments
-        if a.name not in names
+        name: (_KINDS_OF[kind], optional)
+        for name, (kind, optional) in _kinds(spec).items()
+        if kind != "Tensor"
     }
     entry = quick.entry(spec.args, spec.outs, spec.parameters, spec.defaults, kinds)
     late, values, scaled = quick.outs(spec.args, spec.outs), spec.values, "scale" in kinds

@@ -1,0 +1,84 @@
+// SPDX-License-Identifier: Apache-2.0
+// A call of an op as its binding sees it: arguments in the order of the schema, results behind
+// them. One that lies ready goes from Python's arguments to the kernel here; every other call is
+// checked in Python, against the same contract and with a message, and comes as a list.
+#pragma once
+#include <cmath>
+#include <string>
+#include <type_traits>
+
+#include "bind/plain.h"
+
+namespace headrace::bind {
+
+struct Given {
+  bool there = false;  // not None
+  int dtype = -1;      // of a tensor; a code of types.h, or one of plain.h
+  Described at{};      // of a tensor
+  double number = 0;
+  std::int64_t whole = 0;  // an integer, or whether
+  const char* text = "";
+
+  std::int64_t size(int axis) const { return at.shape[axis]; }
+  std::int64_t stride(int axis) const { return there ? at.strides[axis] : 0; }
+  template <class T>
+  T* as() const {
+    return there ? static_cast<T*>(at.data) : nullptr;
+  }
+  operator const void*() const { return as<const void>(); }
+};
+
+// What run and serves of an op take: arguments as the schema names and orders them, then results.
+#define HEADRACE_IN(...)                                \
+  struct In {                                           \
+    Given __VA_ARGS__;                                  \
+    static constexpr const char* kNames = #__VA_ARGS__; \
+  }
+
+struct Op {
+  std::string names;
+  std::size_t count;
+  bool (*serves)(const Given* given, std::int64_t* told);
+  void (*run)(const Given* given, int threads);
+};
+
+void bind_op(py::module_& m, const char* name, const Op& op);
+
+template <class In>
+const In& in_order(const Given* given) {
+  static_assert(std::is_standard_layout_v<In> && sizeof(In) % sizeof(Given) == 0);
+  return *reinterpret_cast<const In*>(given);
+}
+
+template <auto serves, auto run, class In>
+void bind_as(py::module_& m, const char* name, void (*)(const In&, int)) {
+  bind_op(m, name,
+          {In::kNames, sizeof(In) / sizeof(Given),
+           [](const Given* g, std::int64_t* told) { return serves(in_order<In>(g), told); },
+           [](const Given* g, int threads) { run(in_order<In>(g), threads); }});
+}
+
+// serves(in, told): whether it is a call that the `values` of the contract let pass; it tells the
+// sizes of results that no axis of an argument has, in their order. run(in, threads): throws
+// std::invalid_argument before anything is written, and leaves Python alone.
+template <auto serves, auto run>
+void bind_op(py::module_& m, const char* name) {
+  bind_as<serves, run>(m, name, run);
+}
+
+inline bool finite(const Given& x) { return !x.there || std::isfinite(x.number); }
+inline bool sixteens(std::int64_t dim, std::int64_t most) {
+  return dim > 0 && dim % 16 == 0 && dim <= most;
+}
+inline bool groups(std::int64_t heads, std::int64_t kv_heads) {
+  return kv_heads > 0 && heads % kv_heads == 0;
+}
+inline std::int64_t blocks_of(std::int64_t tokens, std::int64_t block) {
+  return tokens / block + (tokens % block != 0);
+}
+// What the softmax multiplies logits by, as Python's default has it.
+inline float scale_of(const Given& scale, std::int64_t dim) {
+  return static_cast<float>(scale.there ? scale.number : std::pow(static_cast<double>(dim), -0.5));
+}
+
+}  // namespace headrace::bind
