@@ -103,7 +103,7 @@ def test_the_page_of_speed_says_what_was_recorded():
     one = {"warm_s": 1e-3, "cold_s": 2e-3, "ok": True, "name": "ours", "calls": [200, 9]}
     peer = one | {"name": "a peer", "warm_s": 3e-3, "cold_s": 4e-3, "calls": [3]}
     wrong = one | {"name": "a wrong peer", "ok": False}
-    row = {"ok": True, "beside": [one, one | {"name": "floor", "warm_s": 5e-4}, peer, wrong]}
+    row = {"ok": True, "beside": [one | {"name": "floor", "warm_s": 5e-4}, one, peer, wrong]}
     found = {"bench-linear.json": {"rows": [row, row | {"ok": False}]}}
     text = speed.speed_page(found)
     assert "| `linear` | a peer | 1 | 3.00x | 2.00x | 3 | 50%, 100% |" in text

@@ -85,9 +85,9 @@ def _peers(found: Found) -> str:
         ratios: dict[str, list[tuple[float, float]]] = {}
         calls: dict[str, list[int]] = {}
         for row in rows if name.startswith("bench-") else ():
-            ours = row["beside"][0]
-            for one in row["beside"][1:]:
-                if one["ok"] and one["warm_s"]:
+            (ours,) = [one for one in row["beside"] if one["name"] == "ours"]
+            for one in row["beside"]:
+                if one["ok"] and one["warm_s"] and one is not ours:
                     pair = one["warm_s"] / ours["warm_s"], one["cold_s"] / ours["cold_s"]
                     ratios.setdefault(one["name"], []).append(pair)
                     calls.setdefault(one["name"], []).append(sum(one["calls"]))

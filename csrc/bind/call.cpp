@@ -103,13 +103,19 @@ class Direct {
     dtype_ = py::make_tuple("dtype");
   }
 
+  // Arguments by position and by name.
   py::object call(PyObject* args, PyObject* kwargs) const {
-    if (watched()) return shared_.unusual;
     PyObject* values[kMost];
+    return take(args, kwargs, values) ? call(values, parameters_.size()) : shared_.unusual;
+  }
+
+  // All of them, in the order of the schema.
+  py::object call(PyObject* const* values, std::size_t count) const {
+    if (count != parameters_.size() || watched()) return shared_.unusual;
     Given given[kMost];
     const bool recorded = truth(shared_.recording);
     std::int64_t axes[2 * kMostAxes];
-    if (!take(args, kwargs, values) || !read(values, given, recorded) || !match(given, axes) ||
+    if (!read(values, given, recorded) || !match(given, axes) ||
         !op_.serves(given, axes + known_)) {
       return shared_.unusual;
     }
@@ -167,7 +173,7 @@ class Direct {
     return named == PyDict_GET_SIZE(kwargs);
   }
 
-  bool read(PyObject** values, Given* given, bool recorded) const {
+  bool read(PyObject* const* values, Given* given, bool recorded) const {
     for (std::size_t i = 0; i < parameters_.size(); ++i) {
       const auto& [name, kind, optional, usual, axes, fewer, dtypes, like, dense_] = parameters_[i];
       Given& to = given[i];
@@ -231,7 +237,7 @@ class Direct {
     return py::reinterpret_steal<py::object>(made);
   }
 
-  void wrote(PyObject** values, const Given* given) const {
+  void wrote(PyObject* const* values, const Given* given) const {
     PyObject* written[kMost];
     std::size_t count = 0;
     for (const int i : mutated_) {
@@ -253,13 +259,10 @@ class Direct {
 };
 
 // Without pybind's own dispatch, which takes as long as reading the arguments.
-PyObject* call_direct(PyObject* self, PyObject* const* args, Py_ssize_t count) {
+template <class Call>
+PyObject* called(PyObject* self, const Call& call) {
   try {
-    if (count != 2 || !PyTuple_Check(args[0]) || !PyDict_Check(args[1])) {
-      throw py::type_error("expected a tuple and a dict");
-    }
-    const auto* direct = static_cast<const Direct*>(PyCapsule_GetPointer(self, nullptr));
-    return direct->call(args[0], args[1]).release().ptr();
+    return call(*static_cast<const Direct*>(PyCapsule_GetPointer(self, nullptr))).release().ptr();
   } catch (py::error_already_set& error) {
     error.restore();
   } catch (const py::builtin_exception& error) {
@@ -274,12 +277,31 @@ PyObject* call_direct(PyObject* self, PyObject* const* args, Py_ssize_t count) {
   return nullptr;
 }
 
-PyMethodDef kCall = {"direct", reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(&call_direct)),
-                     METH_FASTCALL, nullptr};
+PyObject* by_name(PyObject* self, PyObject* const* args, Py_ssize_t count) {
+  return called(self, [&](const Direct& direct) {
+    if (count != 2 || !PyTuple_Check(args[0]) || !PyDict_Check(args[1])) {
+      throw py::type_error("expected a tuple and a dict");
+    }
+    return direct.call(args[0], args[1]);
+  });
+}
 
-py::object direct(const std::string& name, std::vector<Parameter> parameters,
-                  std::vector<Result> results, int known, std::vector<int> mutated,
-                  const py::dict& shared) {
+PyObject* in_order(PyObject* self, PyObject* const* args, Py_ssize_t count) {
+  return called(self, [&](const Direct& direct) {
+    return direct.call(args, static_cast<std::size_t>(count));
+  });
+}
+
+using Fast = PyObject* (*)(PyObject*, PyObject* const*, Py_ssize_t);
+PyCFunction plain_function(Fast function) {
+  return reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(function));
+}
+PyMethodDef kByName = {"by_name", plain_function(&by_name), METH_FASTCALL, nullptr};
+PyMethodDef kInOrder = {"in_order", plain_function(&in_order), METH_FASTCALL, nullptr};
+
+py::tuple direct(const std::string& name, std::vector<Parameter> parameters,
+                 std::vector<Result> results, int known, std::vector<int> mutated,
+                 const py::dict& shared) {
   const Op& op = ops().at(name);
   std::string names;
   for (const Parameter& p : parameters) names += std::get<0>(p) + ", ";
@@ -300,7 +322,10 @@ py::object direct(const std::string& name, std::vector<Parameter> parameters,
   const auto* made = new Direct(op, std::move(parameters), std::move(results), known,
                                 std::move(mutated), std::move(with));  // as long as the process
   const py::capsule self(made);
-  return py::reinterpret_steal<py::object>(PyCFunction_New(&kCall, self.ptr()));
+  const auto function = [&](PyMethodDef* which) {
+    return py::reinterpret_steal<py::object>(PyCFunction_New(which, self.ptr()));
+  };
+  return py::make_tuple(function(&kByName), function(&kInOrder));
 }
 
 }  // namespace

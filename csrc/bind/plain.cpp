@@ -98,7 +98,7 @@ bool lies(py::handle x, bool recorded, Described& to, int& dtype) {
 
 bool plain(py::handle x, int dims, bool recorded, Described& to, int& dtype) {
   return reinterpret_cast<PyObject*>(Py_TYPE(x.ptr())) == tensor_type &&
-         lies(x, recorded, to, dtype) && dtype <= kPlainI64 && to.dims == dims &&
+         lies(x, recorded, to, dtype) && dtype < kPlainBool && to.dims == dims &&
          (dims == 0 || to.strides[dims - 1] == 1) &&
          std::all_of(to.shape, to.shape + dims, [](std::int64_t size) { return size > 0; });
 }
@@ -110,8 +110,8 @@ void described(py::handle x, Described& to, int& dtype, std::int64_t* room, int 
     return;
   }
   PyErr_Clear();
-  static const char* const kNames[] = {"float32", "bfloat16", "float16", "int8",    "float8_e4m3fn",
-                                       "uint8",   "int32",    "int64",   "float64", "bool"};
+  static const char* const kNames[] = {"float32", "bfloat16", "float16", "int8", "float8_e4m3fn",
+                                       "uint8",   "int32",    "int64",   "bool", "float64"};
   const auto shape = x.attr("shape").cast<std::vector<std::int64_t>>();
   const auto strides = x.attr("stride")().cast<std::vector<std::int64_t>>();
   const std::string kind = py::str(x.attr("dtype"));

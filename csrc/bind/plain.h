@@ -18,8 +18,8 @@ struct Described {
 };
 
 // A tensor of the CPU that can be read as it lies; `dtype` is a code of types.h, or one of these.
-enum PlainDType : int { kPlainU8 = 5, kPlainI32, kPlainI64, kPlainF64, kPlainBool };
-constexpr std::int64_t kItems[] = {4, 2, 2, 1, 1, 1, 4, 8, 8, 1};  // bytes of an element
+enum PlainDType : int { kPlainU8 = 5, kPlainI32, kPlainI64, kPlainBool, kPlainF64 };
+constexpr std::int64_t kItems[] = {4, 2, 2, 1, 1, 1, 4, 8, 1, 8};  // bytes of an element
 
 // Takes the capsule, torch's Tensor and its Parameter; nothing is plain before, nor of a table of
 // another version.

@@ -13,7 +13,7 @@ from .contract import OpSpec
 
 DTYPES = (
     torch.float32, torch.bfloat16, torch.float16, torch.int8, torch.float8_e4m3fn,
-    torch.uint8, torch.int32, torch.int64, torch.float64, torch.bool,
+    torch.uint8, torch.int32, torch.int64, torch.bool, torch.float64,
 )  # fmt: skip
 """By the codes of the extension."""
 
@@ -22,10 +22,11 @@ Axis = tuple[int, int, list[int]]
 
 def direct(
     spec: OpSpec, kinds: Mapping[str, tuple[str, bool]], unusual: object, wrote: Callable[..., None]
-) -> Callable[[Any, Any], Any]:
-    """A function of arguments (a tuple) and of those by name (a dict) that runs the CPU kernel.
+) -> tuple[Callable[[Any, Any], Any], Callable[..., Any]]:
+    """Two functions that run the CPU kernel: of arguments (a tuple) and of those by name (a dict),
+    and of all arguments of the schema in its order, which spares making a dict.
 
-    It gives `unusual`, having done nothing, for what `quick.entry` gives None for, and where a
+    They give `unusual`, having done nothing, for what `quick.entry` gives None for, and where a
     backend was named, or the debug mode or something of torch is to see the call.
     """
     numbers: dict[str, int] = {}

@@ -296,6 +296,17 @@ def test_the_table_says_how_many_calls(monkeypatch, capsys):
     assert [len(b["calls"]) for b in row["beside"]] == [2, 2, 2, 1]
 
 
+def test_ours_and_the_floor_come_first_however_long_they_take(monkeypatch):
+    def sleep():
+        time.sleep(0.02)
+        return torch.zeros(3)
+
+    monkeypatch.setattr(timing, "last_cache", lambda: 8)
+    monkeypatch.setattr(bench, "cases", lambda *_: [toy(ours=sleep)])
+    (row,) = bench.run("linear", True, peers=True, budget=1e-3)
+    assert [one.name for one in row.beside] == ["ours", "floor", "right", "wrong", "cut short"]
+
+
 @pytest.mark.parametrize("budget", ["0", "-1", "nan", "inf"])
 def test_a_budget_is_time(budget, capsys):
     assert main(["bench", "linear", "--quick", f"--budget={budget}"]) == 1
@@ -310,6 +321,23 @@ def test_the_command_says_what_goes_on(monkeypatch):
         "right, its result", "wrong, its result", "cut short, its result", "its result",
         "in turns with every peer and the floor",
     ]  # fmt: skip
+
+
+def test_the_peers_of_other_packages_are_taken_where_they_are(monkeypatch):
+    """Neither a package that is not there nor one that would fetch a kernel."""
+    monkeypatch.setattr(peers, "find_spec", lambda name: None)
+    assert peers.of_transformers("torch_chunk_gated_delta_rule") is None
+    assert peers.fla_chunks() is None
+    monkeypatch.undo()
+    pytest.importorskip("transformers")
+    rule = peers.of_transformers("torch_chunk_gated_delta_rule")
+    assert not hasattr(rule, "__wrapped__")
+    assert peers.of_transformers("no such rule") is None
+    (case,) = [c for c in bench.cases("gated_delta_rule", quick=True)]
+    told = beside.compared(case)
+    assert told.errors["transformers, chunks of 64"] <= 1e-4
+    (case,) = [c for c in bench.cases("causal_conv", quick=True)]
+    assert beside.compared(case).errors["transformers, conv1d"] <= beside.ALIKE
 
 
 def test_what_codes_stand_for():

@@ -120,7 +120,7 @@ def listed(told: Compared, taken: Taken, least: float) -> list[Beside]:
     """Ours, the floor and every peer from their times by the state of the cache. least: seconds
     that the multiply-adds need, below which there is no floor."""
     made = []
-    for name in taken["warm"]:
+    for name in ("ours", "floor", *told.peers):
         bound = least if name == "floor" else 0.0
         times = {kind: [max(t, bound) for t in taken[kind][name]] for kind in taken}
         error = told.errors.get(name)

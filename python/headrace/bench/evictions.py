@@ -8,6 +8,7 @@ from torch import Tensor
 
 from .. import ops
 from .case import DIM, KV_HEADS, PAGE, Case, after, bound_call, dtype_name, frequencies, rms_error
+from .peers import Run, compiled
 
 
 def append_absorb(streams: int, tokens: int, dtype: torch.dtype = torch.bfloat16) -> Case:
@@ -34,17 +35,27 @@ def append_absorb(streams: int, tokens: int, dtype: torch.dtype = torch.bfloat16
     angle = slot[:, None].double() * inv_freq
     cos, sin = angle.cos().float()[:, None], angle.sin().float()[:, None]
 
-    def turned(x: Tensor, sign: int) -> Tensor:
+    def turned(x: Tensor, sign: int, at: slice) -> Tensor:
         a, b = x.float().split(DIM // 2, -1)
-        return torch.cat([a * cos - sign * b * sin, b * cos + sign * a * sin], -1)
+        c, s = cos[at], sign * sin[at]
+        return torch.cat([a * c - b * s, b * c + a * s], -1)
+
+    def expression(at: slice, first: int, last: int) -> None:
+        own, seats = page[at], slot[at]
+        old = turned(k_pages[own, :, :, seats], -1, at).relu().view(-1, tokens, KV_HEADS, DIM)
+        values = v_pages[own, :, seats].float().view(-1, tokens, KV_HEADS, DIM)
+        state[first:last].add_(torch.einsum("bthd,bthv->bhdv", old, values))
+        norm[first:last].add_(old.sum(1))
+        k_pages[own, :, :, seats] = turned(k[at], 1, at).to(dtype)
+        v_pages[own, :, seats] = v[at]
 
     def peer() -> None:
-        old = turned(k_pages[page, :, :, slot], -1).relu().view(streams, tokens, KV_HEADS, DIM)
-        values = v_pages[page, :, slot].float().view(streams, tokens, KV_HEADS, DIM)
-        state.add_(torch.einsum("bthd,bthv->bhdv", old, values))
-        norm.add_(old.sum(1))
-        k_pages[page, :, :, slot] = turned(k, 1).to(dtype)
-        v_pages[page, :, slot] = v
+        expression(slice(None), 0, streams)
+
+    def one_by_one() -> None:
+        for b in range(streams):
+            mine = slice(b * tokens, (b + 1) * tokens)
+            expression(mine, b, b + 1)
 
     other, slots = torch.ones_like(state), torch.zeros(2 * k.numel() * k.itemsize // 4).int()
 
@@ -70,10 +81,22 @@ def append_absorb(streams: int, tokens: int, dtype: torch.dtype = torch.bfloat16
     def ours() -> None:
         ops.append_absorb(*args, inv_freq=inv_freq)
 
+    results = {
+        name: after(run, held)
+        for name, run in (("ours", ours), ("torch expression", peer),
+                          ("torch, a stream at a time", one_by_one))
+    }  # fmt: skip
+
+    def more(compile: bool) -> dict[str, Run]:
+        runs = compiled(peer) if compile else {}
+        results.update({name: after(run, held) for name, run in runs.items()})
+        return runs
+
     return Case(
         "append_absorb", f"{dtype_name(dtype)} {streams} streams x {tokens} tokens",
         ours, check,
         spec.bytes(axes, bound), spec.flops(axes, bound), peer, "torch expression",
         {"moving its bytes": move}, state=(k_pages, v_pages, state, norm),
-        results={"ours": after(ours, held), "torch expression": after(peer, held)},
+        rivals={"torch, a stream at a time": one_by_one} if streams > 1 else {}, more=more,
+        results=results,
     )  # fmt: skip

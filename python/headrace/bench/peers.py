@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import shutil
 import warnings
@@ -56,6 +57,31 @@ def compiled(f: Callable[..., Any], name: str = "torch, compiled") -> dict[str, 
     inductor.compile_threads = 1  # a pool of compilers would start beside the first timings
     torch._dynamo.reset()  # past eight shapes it would run uncompiled
     return {name: torch.compile(f, dynamic=False)}
+
+
+def of_transformers(name: str) -> Callable[..., Any] | None:
+    """A function of the gated delta nets of transformers, in plain torch, not what it would fetch
+    or take from another package in its place; None without it."""
+    if find_spec("transformers") is None:
+        return None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of packages that it tries
+        from transformers.models.qwen3_next import modeling_qwen3_next as model
+
+    found: Any = getattr(model, name, None)
+    return None if found is None else inspect.unwrap(found)
+
+
+def fla_chunks() -> Callable[..., Any] | None:
+    """The chunked gated delta rule of flash-linear-attention in plain torch; None without it."""
+    if find_spec("fla") is None:
+        return None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that there is no GPU
+        from fla.ops.gated_delta_rule import naive
+
+    found: Callable[..., Any] = naive.naive_chunk_gated_delta_rule
+    return found
 
 
 def peft_rows(

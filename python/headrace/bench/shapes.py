@@ -104,7 +104,7 @@ def merge_states(tokens: int, dtype: torch.dtype = torch.float32, dims: Dims = L
 
 def cases(op: str | None, quick: bool) -> Iterator[Case]:
     """Cases of one op or of all, made one at a time: some hold gigabytes."""
-    from . import adapters, evictions, masses, scores, sequences, sparse, survivors, wider
+    from . import adapters, deltas, evictions, masses, scores, sequences, sparse, survivors, wider
 
     bf16, f16, f32 = torch.bfloat16, torch.float16, torch.float32
     i8, e4m3 = torch.int8, torch.float8_e4m3fn
@@ -155,9 +155,9 @@ def cases(op: str | None, quick: bool) -> Iterator[Case]:
         ],
         "compact_inplace": [partial(survivors.compact_inplace, *tokens)],
         "scatter_back": [partial(survivors.scatter_back, *tokens)],
-        "gated_delta_rule": [partial(sequences.gated_delta_rule, t) for t in chunks],
+        "gated_delta_rule": [partial(deltas.gated_delta_rule, t) for t in chunks],
         "hstu_attention": [partial(sequences.hstu_attention, *shape) for shape in hstus],
-        "frame_delta_rule": [partial(sequences.frame_delta_rule, n, t) for n, t in clips],
+        "frame_delta_rule": [partial(deltas.frame_delta_rule, n, t) for n, t in clips],
         "linear_attention": [partial(sequences.linear_attention, t) for t in chunks],
         "causal_conv": [partial(sequences.causal_conv, t, 4096) for t in chunks],
         "paged_attention": [partial(decode, *shape) for shape in decodes],

@@ -77,18 +77,26 @@ def pooled_block_mask(length: int, dtype: torch.dtype) -> Case:
         b = (b - b.mean(2, True)).repeat_interleave(HEADS // KV_HEADS, 1)
         return a @ b.mT
 
+    def folded() -> Tensor:
+        a = q.view(1, KV_HEADS, -1, SIZE, DIM).mean(3)  # the heads of a group, one after another
+        b = k.view(1, KV_HEADS, blocks, SIZE, DIM).mean(3)
+        return chosen((a @ (b - b.mean(2, True)).mT).view(1, HEADS, blocks, blocks))
+
+    def chosen(score: Tensor) -> Tensor:
+        score = score.masked_fill(i > i[:, None], -torch.inf)
+        order = score.topk(int(count[-1]), -1).indices
+        kept = (torch.arange(order.shape[-1]) < count).expand(order.shape)
+        return torch.zeros(score.shape, dtype=torch.bool).scatter(-1, order, kept)
+
     def worth(run: Callable[[], Tensor]) -> Tensor:
         """Exact scores of the blocks chosen, in all: which of two near ones it is goes with the
         rounding."""
         exact = scores(q.double(), k.double())
-        chosen = run()
-        return torch.cat([(exact * chosen).sum(-1), chosen.sum(-1).double()])
+        picked = run()
+        return torch.cat([(exact * picked).sum(-1), picked.sum(-1).double()])
 
     def peer() -> Tensor:
-        score = scores(q, k).masked_fill(i > i[:, None], -torch.inf)
-        order = score.topk(int(count[-1]), -1).indices
-        kept = (torch.arange(order.shape[-1]) < count).expand(order.shape)
-        return torch.zeros(score.shape, dtype=torch.bool).scatter(-1, order, kept)
+        return chosen(scores(q, k))
 
     def check() -> tuple[float, float]:
         want = spec.reference(q.double(), k.double(), SHARE, None, SIZE, None, 0, 0, True)
@@ -100,6 +108,7 @@ def pooled_block_mask(length: int, dtype: torch.dtype) -> Case:
     results = {
         "ours": partial(worth, lambda: ops.pooled_block_mask(q, k)),
         "torch, eager": partial(worth, peer),
+        "torch, heads folded": partial(worth, folded),
     }
 
     def more(compile: bool) -> dict[str, Callable[[], object]]:
@@ -111,7 +120,7 @@ def pooled_block_mask(length: int, dtype: torch.dtype) -> Case:
         "pooled_block_mask", f"{dtype_name(dtype)} {short(length)}",
         lambda: ops.pooled_block_mask(q, k), check,
         spec.bytes(axes, bound), spec.flops(axes, bound), peer, "torch, eager",
-        more=more, results=results,
+        rivals={"torch, heads folded": folded}, more=more, results=results,
     )  # fmt: skip
 
 

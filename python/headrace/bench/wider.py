@@ -8,7 +8,7 @@ from functools import partial
 
 import torch
 
-from . import adapters, evictions, masses, scores, sequences, sparse, survivors
+from . import adapters, deltas, evictions, masses, scores, sequences, sparse, survivors
 from .case import MODELS, Case
 
 DTYPES = (torch.bfloat16, torch.float32, torch.float16)
@@ -50,10 +50,10 @@ def shapes() -> dict[str, list[Callable[[], Case]]]:
             partial(sequences.linear_attention, n, d) for d in (f32, f16) for n in (1, 100, 1024)
         ],
         "gated_delta_rule": [
-            partial(sequences.gated_delta_rule, n, d) for d in (f32, f16) for n in (1, 100)
+            partial(deltas.gated_delta_rule, n, d) for d in (f32, f16) for n in (1, 100)
         ],
         "frame_delta_rule": [
-            partial(sequences.frame_delta_rule, 1, n, d) for d in (f32, f16) for n in (16, 220)
+            partial(deltas.frame_delta_rule, 1, n, d) for d in (f32, f16) for n in (16, 220)
         ],
         "hstu_attention": [
             partial(sequences.hstu_attention, n, 256, None, d)

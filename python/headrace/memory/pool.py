@@ -71,6 +71,8 @@ class PagePool:
             raise bad_value(
                 "PagePool", "pages", "a pool that fits in memory", got, "lower pool_pages"
             ) from error
+        # Views of every layer, made once: a step asks for them again and again.
+        self._layers = [self._layer(i) for i in range(layers)]
         tensors = (self.k, self.v, self.k_scale, self.v_scale)
         self.page_bytes = sum(x[:, 0].nbytes for x in tensors if x is not None)
         self.filled = [0] * pages
@@ -109,6 +111,9 @@ class PagePool:
 
     def layer(self, index: int) -> tuple[tuple[Tensor, Tensor], dict[str, Any]]:
         """Keys and values of a layer, and the scales by the names that the ops give them."""
+        return self._layers[index]
+
+    def _layer(self, index: int) -> tuple[tuple[Tensor, Tensor], dict[str, Any]]:
         scales = {
             name: None if x is None else x[index]
             for name, x in (("k_scale", self.k_scale), ("v_scale", self.v_scale))
@@ -150,4 +155,5 @@ class PagePool:
         """Gives the memory back; the pages and what holds them are void."""
         self.k, self.v = self.k.new_empty(0), self.v.new_empty(0)
         self.k_scale = self.v_scale = None
+        self._layers = []
         self.page_bytes = 0

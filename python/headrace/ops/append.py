@@ -2,9 +2,10 @@
 from __future__ import annotations
 
 from torch import Tensor
+from torch.compiler import is_dynamo_compiling
 
 from ..kernels.attention.spec import APPEND
-from .registry import call, register
+from .registry import UNUSUAL, call, register
 
 
 def append(
@@ -38,6 +39,10 @@ def append(
     tokens came in chunks. Raises TypeError or ValueError naming the argument, before anything is
     written.
     """
+    if not is_dynamo_compiling():
+        out = _append(k, v, k_pages, v_pages, where, inv_freq, freq_axis, k_scale, v_scale)
+        if out is not UNUSUAL:
+            return
     call(
         "append",
         k,
@@ -52,4 +57,4 @@ def append(
     )
 
 
-register(APPEND)
+_append = register(APPEND)

@@ -2,9 +2,10 @@
 from __future__ import annotations
 
 from torch import Tensor
+from torch.compiler import is_dynamo_compiling
 
 from ..kernels.attention.spec import PAGED_ATTENTION
-from .registry import call, register
+from .registry import UNUSUAL, call, register
 
 
 def paged_attention(
@@ -54,6 +55,13 @@ def paged_attention(
     a page in the pool, or on the number of threads; `split` (tokens per split of a long view)
     changes rounding. Raises TypeError, ValueError or NotImplementedError naming the argument.
     """
+    if not is_dynamo_compiling():
+        out = _paged_attention(
+            q, k_pages, v_pages, entries, entry_indptr, q_indptr, q_pos, q_order, inv_freq, scale,
+            softcap, sink_logits, freq_axis, rope_gain, k_scale, v_scale, split,
+        )  # fmt: skip
+        if out is not UNUSUAL:
+            return out
     return call(
         "paged_attention",
         q,
@@ -76,4 +84,4 @@ def paged_attention(
     )
 
 
-register(PAGED_ATTENTION)
+_paged_attention = register(PAGED_ATTENTION)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.compiler import is_compiling
+from torch.compiler import is_dynamo_compiling
 from torch.nn import Parameter
 
 from .. import _C, audit, backends, compiled, quick
@@ -42,7 +42,8 @@ _C.take_exchange(getattr(Tensor, "__dlpack_c_exchange_api__", None), Tensor, Par
 def direct() -> bool:
     """Whether a call on plain tensors may go straight to a kernel: no backend was named, and
     neither the debug mode nor anything of torch is to see it."""
-    return not (is_compiling() or backends.current() != "auto" or audit.on or quick.watched())
+    named = backends.current() != "auto"
+    return not (is_dynamo_compiling() or named or audit.on or quick.watched())
 
 
 def wrote(*tensors: Tensor) -> None:
@@ -60,19 +61,22 @@ def address(x: Tensor | None) -> int:
     return 0 if x is None else x.data_ptr()
 
 
-def register(spec: OpSpec, cpu: Kernel | None = None) -> None:
+def register(spec: OpSpec, cpu: Kernel | None = None) -> Callable[..., Any]:
     """Defines `torch.ops.headrace.<name>` with CPU and CUDA kernels and a fake function.
 
     Without a CPU kernel it is the one of `_C` that takes the arguments as they are, and small calls
-    are read there too.
+    are read there too. Gives the way past torch's dispatcher, of all arguments of the schema in its
+    order: not to be gone under torch.compile, and giving `UNUSUAL` for what is left to `call`.
     """
     _LIBRARY.define(spec.name + spec.schema)
     _SPECS[spec.name] = spec
     if cpu is None:
         cpu = _compiled(spec)
-        _DIRECT[spec.name] = compiled.direct(spec, _kinds(spec), UNUSUAL, wrote)
+        by_name, in_order = compiled.direct(spec, _kinds(spec), UNUSUAL, wrote)
     else:
-        _DIRECT[spec.name] = _direct(spec, cpu)
+        by_name = _direct(spec, cpu)
+        in_order = lambda *args: by_name(args, {})  # noqa: E731
+    _DIRECT[spec.name] = by_name
 
     def bind(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[dict[str, Any], Axes]:
         bound = spec.bind(*args, **kwargs)
@@ -105,6 +109,7 @@ def register(spec: OpSpec, cpu: Kernel | None = None) -> None:
     _LIBRARY.impl(spec.name, on("cpu"), "CPU")
     _LIBRARY.impl(spec.name, on("cuda"), "CUDA")
     torch.library.register_fake(f"headrace::{spec.name}", fake, lib=_LIBRARY)
+    return in_order
 
 
 def _returned(outs: list[Tensor]) -> Any:
@@ -165,6 +170,23 @@ def _direct(spec: OpSpec, cpu: Kernel) -> Callable[[Any, Any], Any]:
     return run
 
 
+def alone(spec: OpSpec, cpu: Kernel, lead: int = 2) -> Callable[..., Any]:
+    """An op by its CPU kernel for tensors without the first `lead` axes, which would be 1: they are
+    checked, and results made, without a view of any. The op's `values` do not find those axes.
+    It takes every argument in the order of the schema.
+
+    Gives `UNUSUAL`, having done nothing, where the call is to go by `call`.
+    """
+    args = tuple(replace(a, axes=" ".join(a.axes.split()[lead:])) for a in spec.args)
+    outs = tuple(replace(o, axes=" ".join(o.axes.split()[lead:])) for o in spec.outs)
+    run = _direct(replace(spec, args=args, outs=outs), cpu)
+
+    def one(*args: Any) -> Any:
+        return UNUSUAL if is_dynamo_compiling() else run(args, {})
+
+    return one
+
+
 def _reference(spec: OpSpec, bound: Mapping[str, Any]) -> Any:
     skip = {"split"}  # how a kernel cuts its work is no part of what the op means
     outs = spec.reference(**{k: v for k, v in bound.items() if k not in skip})
@@ -204,7 +226,7 @@ def call(name: str, *args: Any, **kwargs: Any) -> Any:
 
     Raises ValueError when autograd would have to record it: the ops have no backward.
     """
-    if not torch.compiler.is_compiling():
+    if not is_dynamo_compiling():
         out = _DIRECT[name](args, kwargs)
         if out is not UNUSUAL:
             return out

@@ -100,12 +100,13 @@ def attend(
     """What a model calls for every layer of a step: keys and values go to pages, and are read."""
     pool = engine.pool
     inv_freq, axis = engine._inv_freq, engine.freq_axis
+    written = step.where.shape[0] * pool.row_bytes
 
     def read(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         pages, scales = pool.layer(layer)
         sink_logits = engine.model.sink_logits(layer)
         ops.append(k, v, *pages, step.where, inv_freq=inv_freq, freq_axis=axis, **scales)
-        pool.written_bytes += len(step.where) * pool.row_bytes
+        pool.written_bytes += written
         lists = step.lists(layer) if engine._seen is None else engine._seen(layer, q, step)
         o, lse = ops.paged_attention(
             q,

@@ -3,17 +3,17 @@
 
 from __future__ import annotations
 
-import heapq
 import math
 from collections.abc import Sequence
 from typing import Any
 
-from ..errors import bad_value, unsupported
+from ..errors import bad_value
+from .coming import Coming
 from .engine import Engine
-from .events import READING, Event, check_trace
+from .events import READING, Event, check_lanes, check_trace
 from .policies.policy import Policy
 from .run import Run
-from .seat import Job, Seat
+from .seat import Job, Seat, side_by_side
 from .timing import Outcome
 
 
@@ -36,8 +36,7 @@ class Desk:
         self.arrivals: list[Job] = []
         self._closed: set[str] = set()
         self._lanes: dict[str, tuple[Seat, ...]] = {}  # of each stream that has several
-        self._coming: list[tuple[float, int]] = []
-        self._after: dict[int, list[int]] = {}
+        self._coming = Coming()
         self._note: dict[str, Any] = {}
         self._stems = 0
         self.run = Run([], [], [], [], [], settings, policy)
@@ -51,12 +50,11 @@ class Desk:
             run.events.append(event)
             nan, pace = math.nan, event.pace
             run.outcomes.append(Outcome(i, event.stream, event.kind, nan, math.inf, pace))
-            if event.after is None:
-                heapq.heappush(self._coming, (event.time, i))
-            elif math.isnan(self._over(event.after)):
-                self._after.setdefault(event.after, []).append(i)
+            since = 0.0 if event.after is None else self._over(event.after)
+            if event.after is not None and math.isnan(since):
+                self._coming.after(event.after, i)
             else:
-                heapq.heappush(self._coming, (self._over(event.after) + event.time, i))
+                self._coming.at(since + event.time, i)
 
     def close(self) -> None:
         """Closes the streams of the run."""
@@ -72,7 +70,6 @@ class Desk:
         ValueError while something waits or is to come.
         """
         waits = sum(len(seat.queue) for seat in self.seats.values()) + len(self._coming)
-        waits += sum(map(len, self._after.values()))
         if waits:
             raise bad_value("serve", "forget", "a run with nothing left to do", f"{waits} events")
         run = self.run
@@ -112,8 +109,7 @@ class Desk:
 
     def _admit(self) -> None:
         self.arrivals = []
-        while self._coming and self._coming[0][0] <= self.now:
-            at, i = heapq.heappop(self._coming)
+        for at, i in self._coming.due(self.now):
             event, out = self.run.events[i], self.run.outcomes[i]
             out.arrived = at
             if event.deadline is not None:
@@ -157,23 +153,14 @@ class Desk:
         if not self.engine.lanes:
             self.seats[name] = Seat(name, self.engine.open())
             return
-        opened = self.engine.open_lanes()
-        seats = tuple(Seat(f"{name}/{lane}", opened[lane]) for lane in opened)
-        for seat in seats:
-            seat.lanes = seats
-            self.seats[seat.name] = seat
-        self._lanes[name] = seats
+        self._lanes[name] = seats = side_by_side(name, self.engine.open_lanes())
+        self.seats.update({seat.name: seat for seat in seats})
 
     def _of_lanes(self, name: str, event: Event, out: Outcome) -> None:
         """An event of a stream of several lanes, or of one of them."""
         kind, whole = event.kind, name in self._lanes
         seats = self._lanes[name] if whole else (self.seats[name],)
-        fits = ("close", "kill", "mark", "rollback", "interrupt") if whole else (
-            "feed", "say", "interrupt")  # fmt: skip
-        if kind not in fits:
-            what = "a stream of lanes" if whole else "one of its lanes"
-            got = f"{kind} of {name!r}"
-            raise unsupported("serve", "trace", f"{', '.join(fits)} of {what}", got)
+        check_lanes(event, name, whole)
         if kind == "kill":
             self._shut_lanes(name)
             self._over_now(out)
@@ -306,8 +293,7 @@ class Desk:
             out.done = self.now
         if math.isnan(out.first) and state == "done":
             out.first = out.done
-        for i in self._after.pop(out.index, []):
-            heapq.heappush(self._coming, (out.done + self.run.events[i].time, i))
+        self._coming.over(out.index, out.done, self.run.events)
 
     def _over(self, index: int) -> float:
         """When an event was over; nan while it is not."""

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import MISSING, asdict, dataclass, fields
 from typing import Any
 
-from ..errors import bad_type, bad_value
+from ..errors import bad_type, bad_value, unsupported
 
 KINDS = (
     "open", "fork", "feed", "say", "update", "mark", "rollback", "close", "kill", "interrupt",
@@ -91,3 +91,16 @@ def check_trace(events: Iterable[Event], before: int = 0) -> list[Event]:
 def total_tokens(events: Sequence[Event]) -> int:
     """Tokens that they bring, and may have said."""
     return sum(len(e.tokens) + e.max_new for e in events)
+
+
+def check_lanes(event: Event, name: str, whole: bool) -> None:
+    """NotImplementedError for what cannot be asked of a stream of lanes, or, unless it is to the
+    whole of them, of one lane."""
+    fits: tuple[str, ...] = ("feed", "say", "interrupt")
+    if whole:
+        fits = ("close", "kill", "mark", "rollback", "interrupt")
+    if event.kind not in fits:
+        what = "a stream of lanes" if whole else "one of its lanes"
+        raise unsupported(
+            "serve", "trace", f"{', '.join(fits)} of {what}", f"{event.kind} of {name!r}"
+        )

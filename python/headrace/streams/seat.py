@@ -13,6 +13,7 @@ from ..errors import bad_value
 from ..memory import Lease, Parked, Table
 from .events import READING, Event
 from .history import History
+from .lane import Lanes
 from .saying import generator, pick
 from .stream import Mark, Stream
 from .timing import Outcome
@@ -216,3 +217,11 @@ class Seat:
 def _only_copied(table: Table) -> bool:
     """Whether reading the text again might give another table."""
     return table.kept is not None or (table.placed is not None and table.placed.given)
+
+
+def side_by_side(name: str, lanes: Lanes) -> tuple[Seat, ...]:
+    """A seat for each lane of a stream, which know one another."""
+    seats = tuple(Seat(f"{name}/{lane}", lanes[lane]) for lane in lanes)
+    for seat in seats:
+        seat.lanes = seats
+    return seats

@@ -203,7 +203,7 @@ class Server(Desk):
 
     def _idle(self) -> bool:
         wakes = self.policy.wakes(self) if self.ready else math.inf
-        until = min(wakes, self._coming[0][0] if self._coming else math.inf)
+        until = min(wakes, self._coming.next)
         if until < math.inf:
             self.clock.wait(until)
             return True
