@@ -170,23 +170,6 @@ def _direct(spec: OpSpec, cpu: Kernel) -> Callable[[Any, Any], Any]:
     return run
 
 
-def alone(spec: OpSpec, cpu: Kernel, lead: int = 2) -> Callable[..., Any]:
-    """An op by its CPU kernel for tensors without the first `lead` axes, which would be 1: they are
-    checked, and results made, without a view of any. The op's `values` do not find those axes.
-    It takes every argument in the order of the schema.
-
-    Gives `UNUSUAL`, having done nothing, where the call is to go by `call`.
-    """
-    args = tuple(replace(a, axes=" ".join(a.axes.split()[lead:])) for a in spec.args)
-    outs = tuple(replace(o, axes=" ".join(o.axes.split()[lead:])) for o in spec.outs)
-    run = _direct(replace(spec, args=args, outs=outs), cpu)
-
-    def one(*args: Any) -> Any:
-        return UNUSUAL if is_dynamo_compiling() else run(args, {})
-
-    return one
-
-
 def _reference(spec: OpSpec, bound: Mapping[str, Any]) -> Any:
     skip = {"split"}  # how a kernel cuts its work is no part of what the op means
     outs = spec.reference(**{k: v for k, v in bound.items() if k not in skip})
