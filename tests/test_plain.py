@@ -154,6 +154,18 @@ def test_reduces_as_the_long_way(dtype, dim):
         ops.segment_reduce(x, ids, torch.ones(1, 3, dim).expand(5, 3, dim))
 
 
+@pytest.mark.parametrize("dtype", [torch.bool, torch.float64])
+def test_rows_of_no_known_dtype_do_not_move(dtype):
+    x = torch.zeros(6, 4, dtype=dtype)
+    for move in (
+        lambda: ops.compact(x, INDEX),
+        lambda: ops.compact_inplace(x, INDEX),
+        lambda: ops.scatter_back(x, x[:3], INDEX),
+    ):
+        with pytest.raises(TypeError, match=r"expected one of float32.*, got "):
+            move()
+
+
 @pytest.mark.parametrize("metric", ["cos", "dot", "l2", "hamming"])
 def test_assigns_as_the_long_way(metric):
     gen = torch.Generator().manual_seed(4)

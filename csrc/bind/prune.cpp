@@ -161,8 +161,8 @@ bool moved_rows(py::handle y, py::handle index, bool recorded, headrace::Compact
                 int& dtype) {
   Described rows, places;
   int kind;
-  if (!plain(y, 2, recorded, rows, dtype) || !plain(index, 1, recorded, places, kind) ||
-      kind != kPlainI32) {
+  if (!plain(y, 2, recorded, rows, dtype) || dtype > kPlainI64 ||
+      !plain(index, 1, recorded, places, kind) || kind != kPlainI32) {
     return false;
   }
   args.y = static_cast<char*>(rows.data);
@@ -207,7 +207,7 @@ bool compact_plain(py::handle x, py::tuple options, py::handle y, py::handle siz
   Described rows, made, out[3], option;
   int dtype, other, kind, dims = 2;
   while (dims <= 4 && !plain(x, dims, recorded, rows, dtype)) ++dims;
-  if (dims > 4 || dtype == kPlainBool || options.size() != 5 ||
+  if (dims > 4 || dtype > kPlainI64 || options.size() != 5 ||
       !plain(y, dims, recorded, made, other) || other != dtype || !dense(made)) {
     return false;
   }

@@ -118,7 +118,7 @@ def assign(x, c, lengths, metric, threshold, causal, bipartite):
         a, b = x.to(dtype), c.to(dtype)
         if metric == "cos":
             a, b = (
-                torch.where((n := y.norm(dim=-1, keepdim=True)) > 0, y / n, 0.0) for y in (a, b)
+                torch.where((n := y.norm(dim=-1, keepdim=True)) == 0, 0.0, y / n) for y in (a, b)
             )
         s = a @ b.mT if metric != "l2" else -(a.unsqueeze(2) - b.unsqueeze(1)).square().sum(-1)
     j, i = (torch.arange(n, device=x.device) for n in (s.shape[2], s.shape[1]))

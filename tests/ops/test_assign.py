@@ -104,6 +104,26 @@ def test_nan_and_infinity_never_win(isa):
         assert torch.equal(id[::2], ops.assign(x, c, metric=metric)[0][::2]), metric
 
 
+@pytest.mark.parametrize("metric", masses.METRICS[:3])
+@pytest.mark.parametrize("dtype", samples.DTYPES)
+def test_nan_infinity_and_zeros_as_the_reference_has_them(dtype, metric):
+    gen = samples.rng(10)
+    x, c = (samples.normal(gen, 1, n, 32).to(dtype) for n in (9, 70))
+    x[0, 0, 0], x[0, 5], x[0, 6], x[0, 8] = torch.nan, torch.inf, 0.0, -torch.inf
+    c[0, 3, 5], c[0, 4], c[0, 7], c[0, 9] = torch.inf, torch.nan, 0.0, 0.0
+    c[0, 60] = c[0, 61]
+    want = compare.reference("assign", (x, c), {"metric": metric})
+    for level in _C.available_isas():
+        with headrace.use_isa(level):
+            id, similarity = ops.assign(x, c, metric=metric)
+        assert torch.equal(id, want[0].int()), level
+        assert torch.allclose(similarity, want[1].float(), rtol=1e-4, atol=1e-4), level
+    assert id[0, 0] == -1  # a row that holds NaN is like none, also where a zero is a candidate
+    assert similarity[0, 0] == -torch.inf
+    if metric != "dot":
+        assert id[0, 6] == (0 if metric == "cos" else 7)
+
+
 def test_rows_of_no_length_have_cosine_zero(isa):
     x, c = torch.zeros(2, 16), torch.ones(3, 16)
     x[1, 15] = 2.0

@@ -81,9 +81,28 @@ def shapes() -> dict[str, list[Callable[[], Case]]]:
                 for d in DTYPES[::2]
                 for x in ((1, 15625, 64), (1024, 196, 60))
             ),
-            *(partial(scores.select, *x) for x in ((1, 64, 8), (1, 1000, 64))),
+            *(
+                partial(scores.select, *x)
+                for x in ((1, 64, 8), (1, 1000, 64), (64, 64, 12), (256, 32, 8))
+            ),
+            *(partial(scores.select, *x, "mass") for x in ((64, 64, 0), (256, 32, 0))),
         ],
-        "similarity": [partial(survivors.features, *x, d) for d in DTYPES for x in few],
+        "similarity": [
+            partial(survivors.features, *x, d)
+            for d in DTYPES
+            for x in [*few, (333, 77), (1000, 33)]
+        ],
+        "compact": [
+            partial(survivors.gather, *x, merged)
+            for x in ((150, 128), (1000, 77))
+            for merged in (False, True)
+        ],
+        "segment_reduce": [
+            partial(masses.segment_reduce, n, kind, d)
+            for n in (64, 256)
+            for kind in masses.STATES
+            for d in DTYPES[:2]
+        ],
         "compact_inplace": [partial(survivors.compact_inplace, *x, d) for d in DTYPES for x in few],
         "scatter_back": [partial(survivors.scatter_back, *x, d) for d in DTYPES for x in few],
         "attention_mass": [
@@ -94,6 +113,12 @@ def shapes() -> dict[str, list[Callable[[], Case]]]:
         "assign": [
             partial(masses.assign, *x, d)
             for d in DTYPES
-            for x in ((196, 0, 64, "cos"), (2048, 64, 128, "dot"), (1000, 333, 1152, "cos"))
+            for x in (
+                (196, 0, 64, "cos"),
+                (2048, 64, 128, "dot"),
+                (1000, 333, 1152, "cos"),
+                (2048, 64, 128, "l2"),
+                (196, 60, 1152, "l2"),
+            )
         ],
     }
