@@ -1,31 +1,33 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "linear.h"
 
-#include "bind/bind.h"
+#include "bind/call.h"
 
 namespace headrace::bind {
 
 namespace {
 
-void linear(Address x, std::int64_t x_row, Address weight, std::int64_t w_row, Address bias,
-            Address y, Strides3 sizes, int x_dtype, int w_dtype, int threads) {
-  const headrace::LinearArgs args{at<const void>(x),
-                                  at<const void>(weight),
-                                  at<const void>(bias),
-                                  at<void>(y),
-                                  sizes[0],
-                                  sizes[1],
-                                  sizes[2],
-                                  x_row,
-                                  w_row,
-                                  x_dtype,
-                                  w_dtype};
-  py::gil_scoped_release nogil;
+HEADRACE_IN(x, weight, bias, y);
+
+bool serves(const In&, std::int64_t*) { return true; }
+
+void run(const In& in, int threads) {
+  const headrace::LinearArgs args{in.x,
+                                  in.weight,
+                                  in.bias,
+                                  in.y.as<void>(),
+                                  in.x.size(0),
+                                  in.weight.size(0),
+                                  in.x.size(1),
+                                  in.x.stride(0),
+                                  in.weight.stride(0),
+                                  in.x.dtype,
+                                  in.weight.dtype};
   headrace::linear(args, threads);
 }
 
 }  // namespace
 
-void linear_family(py::module_& m) { m.def("linear", &linear); }
+void linear_family(py::module_& m) { bind_op<&serves, &run>(m, "linear"); }
 
 }  // namespace headrace::bind

@@ -27,6 +27,7 @@ def direct(
 ) -> tuple[Callable[[tuple[Any, ...], dict[str, Any]], Any], Callable[..., Any]]: ...
 
 # Of these ops: the arguments in the order of the schema, then the results to fill.
+def linear(given: list[Any], threads: int, /) -> None: ...
 def paged_attention(given: list[Any], threads: int, /) -> None: ...
 def attention(given: list[Any], threads: int, /) -> None: ...
 def append(given: list[Any], threads: int, /) -> None: ...
@@ -219,19 +220,6 @@ def scatter_back(
     sizes: Sequence[int],
     item: int,
     aligned: bool,
-    threads: int,
-    /,
-) -> None: ...
-def linear(
-    x: int,
-    x_row: int,
-    weight: int,
-    w_row: int,
-    bias: int,
-    y: int,
-    sizes: tuple[int, int, int],
-    x_dtype: int,
-    w_dtype: int,
     threads: int,
     /,
 ) -> None: ...

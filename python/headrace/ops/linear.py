@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
-from torch import Tensor, get_num_threads
+from torch import Tensor
+from torch.compiler import is_dynamo_compiling
 
-from .. import _C
 from ..kernels.linear.spec import LINEAR
-from .registry import DTYPE_CODE, address, call, register
+from .registry import UNUSUAL, call, register
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -17,23 +17,11 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     stride 1. Numpy arrays are taken too and given back. Raises TypeError or ValueError naming the
     argument.
     """
+    if not is_dynamo_compiling():
+        out = _linear(x, weight, bias)
+        if out is not UNUSUAL:
+            return out
     return call("linear", x, weight, bias)
 
 
-def _cpu(bound, axes, outs):
-    x, weight, (y,) = bound["x"], bound["weight"], outs
-    _C.linear(
-        x.data_ptr(),
-        x.stride(0),
-        weight.data_ptr(),
-        weight.stride(0),
-        address(bound["bias"]),
-        y.data_ptr(),
-        (axes["T"], axes["N"], axes["K"]),
-        DTYPE_CODE[x.dtype],
-        DTYPE_CODE[weight.dtype],
-        get_num_threads(),
-    )
-
-
-register(LINEAR, _cpu)
+_linear = register(LINEAR)
