@@ -71,8 +71,7 @@ class PagePool:
             raise bad_value(
                 "PagePool", "pages", "a pool that fits in memory", got, "lower pool_pages"
             ) from error
-        # Views of every layer, made once: a step asks for them again and again.
-        self._layers = [self._layer(i) for i in range(layers)]
+        self._show_layers()
         tensors = (self.k, self.v, self.k_scale, self.v_scale)
         self.page_bytes = sum(x[:, 0].nbytes for x in tensors if x is not None)
         self.filled = [0] * pages
@@ -113,12 +112,18 @@ class PagePool:
         """Keys and values of a layer, and the scales by the names that the ops give them."""
         return self._layers[index]
 
-    def _layer(self, index: int) -> tuple[tuple[Tensor, Tensor], dict[str, Any]]:
-        scales = {
-            name: None if x is None else x[index]
-            for name, x in (("k_scale", self.k_scale), ("v_scale", self.v_scale))
-        }
-        return (self.k[index], self.v[index]), scales
+    def _show_layers(self) -> None:
+        """Views of every layer, made once for as long as the tensors stay: every step asks."""
+        self._layers = [
+            (
+                (self.k[i], self.v[i]),
+                {
+                    "k_scale": None if self.k_scale is None else self.k_scale[i],
+                    "v_scale": None if self.v_scale is None else self.v_scale[i],
+                },
+            )
+            for i in range(len(self.k))
+        ]
 
     def take(self, count: int) -> list[int]:
         """Hands out `count` pages, each with one holder.
@@ -155,5 +160,5 @@ class PagePool:
         """Gives the memory back; the pages and what holds them are void."""
         self.k, self.v = self.k.new_empty(0), self.v.new_empty(0)
         self.k_scale = self.v_scale = None
-        self._layers = []
+        self._show_layers()
         self.page_bytes = 0

@@ -59,6 +59,7 @@ class GrowingPool(PagePool):
                 new = old.new_empty(old.shape[0], old.shape[1] + more, *old.shape[2:])
                 new[:, : old.shape[1]] = old
                 setattr(self, name, new)
+        self._show_layers()
         pages = self.pages
         self.filled += [0] * more
         self._holders += [0] * more
