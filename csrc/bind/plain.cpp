@@ -98,7 +98,7 @@ bool lies(py::handle x, bool recorded, Described& to, int& dtype) {
 
 bool plain(py::handle x, int dims, bool recorded, Described& to, int& dtype) {
   return reinterpret_cast<PyObject*>(Py_TYPE(x.ptr())) == tensor_type &&
-         lies(x, recorded, to, dtype) && dtype < kPlainBool && to.dims == dims &&
+         lies(x, recorded, to, dtype) && dtype <= kPlainBool && to.dims == dims &&
          (dims == 0 || to.strides[dims - 1] == 1) &&
          std::all_of(to.shape, to.shape + dims, [](std::int64_t size) { return size > 0; });
 }
