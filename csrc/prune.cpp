@@ -201,29 +201,19 @@ void gather_of(char* y, std::int64_t y_step, const char* x, std::int64_t x_step,
   for (std::int64_t c = 0; c < n; ++c, y += y_step) std::memcpy(y, x + index[c] * x_step, kBytes);
 }
 
+template <std::size_t... kBytes>
+bool gathered(char* y, std::int64_t y_step, const char* x, std::int64_t x_step,
+              const std::int32_t* index, std::int64_t n, std::int64_t bytes) {
+  return ((bytes == static_cast<std::int64_t>(kBytes) &&
+           (gather_of<kBytes>(y, y_step, x, x_step, index, n), true)) ||
+          ...);
+}
+
 void gather(char* y, std::int64_t y_step, const char* x, std::int64_t x_step,
             const std::int32_t* index, std::int64_t n, std::int64_t bytes) {
-  switch (bytes) {
-    case 1:
-      return gather_of<1>(y, y_step, x, x_step, index, n);
-    case 2:
-      return gather_of<2>(y, y_step, x, x_step, index, n);
-    case 4:
-      return gather_of<4>(y, y_step, x, x_step, index, n);
-    case 8:
-      return gather_of<8>(y, y_step, x, x_step, index, n);
-    case 64:
-      return gather_of<64>(y, y_step, x, x_step, index, n);
-    case 128:
-      return gather_of<128>(y, y_step, x, x_step, index, n);
-    case 256:
-      return gather_of<256>(y, y_step, x, x_step, index, n);
-    case 512:
-      return gather_of<512>(y, y_step, x, x_step, index, n);
-    default:
-      for (std::int64_t c = 0; c < n; ++c, y += y_step) {
-        std::memcpy(y, x + index[c] * x_step, static_cast<std::size_t>(bytes));
-      }
+  if (gathered<1, 2, 4, 8, 64, 128, 256, 512>(y, y_step, x, x_step, index, n, bytes)) return;
+  for (std::int64_t c = 0; c < n; ++c, y += y_step) {
+    std::memcpy(y, x + index[c] * x_step, static_cast<std::size_t>(bytes));
   }
 }
 

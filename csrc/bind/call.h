@@ -66,6 +66,21 @@ void bind_op(py::module_& m, const char* name) {
   bind_as<serves, run>(m, name, run);
 }
 
+// Queries, keys and values [tokens, heads, dim], as the kernels take them.
+template <class In, class Args>
+void take_qkv(const In& in, Args& args) {
+  args.q = in.q;
+  args.k = in.k;
+  args.v = in.v;
+  args.q_row = in.q.stride(0);
+  args.q_head = in.q.stride(1);
+  args.k_row = in.k.stride(0);
+  args.k_head = in.k.stride(1);
+  args.v_row = in.v.stride(0);
+  args.v_head = in.v.stride(1);
+  args.dtype = in.q.dtype;
+}
+
 inline bool finite(const Given& x) { return !x.there || std::isfinite(x.number); }
 inline bool sixteens(std::int64_t dim, std::int64_t most) {
   return dim > 0 && dim % 16 == 0 && dim <= most;

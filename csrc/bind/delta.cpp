@@ -20,9 +20,7 @@ void run(const In& in, int threads) {
   const Given &q_hat = (in.q_hat.there ? in.q_hat : in.q),
               &k_hat = (in.k_hat.there ? in.k_hat : in.k);
   headrace::FrameDeltaArgs args{};
-  args.q = in.q;
-  args.k = in.k;
-  args.v = in.v;
+  take_qkv(in, args);
   args.q_hat = q_hat;
   args.k_hat = k_hat;
   args.beta = in.beta.as<const float>();
@@ -41,17 +39,10 @@ void run(const In& in, int threads) {
   args.frame_count = in.frames.size(0) - 1;
   args.streams = in.rows.size(0);
   args.states = in.state.size(0);
-  args.q_row = in.q.stride(0);
-  args.q_head = in.q.stride(1);
-  args.k_row = in.k.stride(0);
-  args.k_head = in.k.stride(1);
-  args.v_row = in.v.stride(0);
-  args.v_head = in.v.stride(1);
   args.q_hat_row = q_hat.stride(0);
   args.q_hat_head = q_hat.stride(1);
   args.k_hat_row = k_hat.stride(0);
   args.k_hat_head = k_hat.stride(1);
-  args.dtype = in.q.dtype;
   args.update = static_cast<int>(in.update.whole);
   args.eps = static_cast<float>(in.eps.number);
   headrace::frame_delta_rule(args, threads);
@@ -68,9 +59,7 @@ bool serves(const In& in, std::int64_t*) {
 
 void run(const In& in, int threads) {
   headrace::GatedDeltaRuleArgs args{};
-  args.q = in.q;
-  args.k = in.k;
-  args.v = in.v;
+  take_qkv(in, args);
   args.log_decay = in.log_decay.as<const float>();
   args.beta = in.beta.as<const float>();
   args.o = in.o.as<void>();
@@ -81,13 +70,6 @@ void run(const In& in, int threads) {
   args.v_heads = static_cast<int>(in.v.size(1));
   args.dim = static_cast<int>(in.q.size(2));
   args.v_dim = static_cast<int>(in.v.size(2));
-  args.q_row = in.q.stride(0);
-  args.q_head = in.q.stride(1);
-  args.k_row = in.k.stride(0);
-  args.k_head = in.k.stride(1);
-  args.v_row = in.v.stride(0);
-  args.v_head = in.v.stride(1);
-  args.dtype = in.q.dtype;
   args.scale = scale_of(in.scale, in.q.size(2));
   args.normalize = in.normalize.whole;
   headrace::gated_delta_rule(args, in.rows.size(0), in.q.size(0), in.state.size(0), threads);

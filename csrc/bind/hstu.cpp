@@ -20,22 +20,13 @@ bool serves(const In& in, std::int64_t*) {
 
 void run(const In& in, int threads) {
   headrace::HstuArgs args{};
-  args.q = in.q;
-  args.k = in.k;
-  args.v = in.v;
+  take_qkv(in, args);
   args.o = in.o.as<void>();
   args.attn_scale = in.attn_scale.as<const float>();
-  args.q_row = in.q.stride(0);
-  args.q_head = in.q.stride(1);
-  args.k_row = in.k.stride(0);
-  args.k_head = in.k.stride(1);
-  args.v_row = in.v.stride(0);
-  args.v_head = in.v.stride(1);
   args.split = in.split.whole;
   args.heads = static_cast<int>(in.q.size(1));
   args.dim = static_cast<int>(in.q.size(2));
   args.v_dim = static_cast<int>(in.v.size(2));
-  args.dtype = in.q.dtype;
   args.alpha = static_cast<float>(in.alpha.number);
   args.weight = static_cast<float>(1.0 / static_cast<double>(in.max_seq_len.whole));
   headrace::HstuBatch batch{};

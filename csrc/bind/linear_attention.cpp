@@ -22,9 +22,7 @@ bool serves(const In& in, std::int64_t*) {
 
 void run(const In& in, int threads) {
   headrace::LinearAttentionArgs args{};
-  args.q = in.q;
-  args.k = in.k;
-  args.v = in.v;
+  take_qkv(in, args);
   args.o = in.o.as<void>();
   args.state = in.state.as<float>();
   args.norm = in.norm.as<float>();
@@ -42,13 +40,6 @@ void run(const In& in, int threads) {
   args.streams = in.rows.size(0);
   args.states = in.state.size(0);
   args.half = in.inv_freq.there ? in.inv_freq.size(0) : 0;
-  args.q_row = in.q.stride(0);
-  args.q_head = in.q.stride(1);
-  args.k_row = in.k.stride(0);
-  args.k_head = in.k.stride(1);
-  args.v_row = in.v.stride(0);
-  args.v_head = in.v.stride(1);
-  args.dtype = in.q.dtype;
   args.feature = static_cast<int>(in.feature.whole);
   args.raw = static_cast<int>(in.raw.whole);
   args.scale = static_cast<float>(in.scale.number);
