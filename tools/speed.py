@@ -12,6 +12,7 @@ from typing import Any
 from aim import geometric
 
 from headrace.bench import loops, pictures, scaling
+from headrace.bench.tables import time_of
 
 Found = dict[str, dict[str, Any]]
 NONE = "Not recorded yet.\n"
@@ -164,7 +165,7 @@ def _scaling(found: list[dict[str, Any]]) -> str:
     for work in found:
         for one in work["series"]:
             last = f"{one['last_slope']:+.2f}" if "last_slope" in one else ""
-            first, then = (scaling.time_of(one["seconds"][i]) for i in (0, -1))
+            first, then = (time_of(one["seconds"][i]) for i in (0, -1))
             cells = (
                 work["name"], one["name"], f"{one['at'][0]:,} to {one['at'][-1]:,} {work['axis']}",
                 f"{work['of']}: {first} to {then}", scaling.slope(one), last,
