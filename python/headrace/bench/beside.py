@@ -12,23 +12,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from . import tables
 from .case import Case, rms_error
-from .tables import (
-    BAD,
-    QUIET,
-    RIGHT,
-    SLOWER,
-    STRONG,
-    WRONG,
-    Line,
-    Table,
-    micro,
-    names,
-    numbers,
-    ratio,
-    slower,
-    with_notes,
-)
+from .tables import BAD, QUIET, RIGHT, SLOWER, STRONG, WRONG, Line, Table
 from .timing import quartiles
 
 if TYPE_CHECKING:
@@ -156,9 +142,10 @@ def table(rows: Iterable[Row], aside: Iterable[str] = ()) -> Table:
     """A line for each contestant of each shape. No ratio where ours is wrong, and none to a peer
     that computes something else. aside: peers that are not there."""
     columns = (
-        *names("op", "shape", "", "check"), *numbers("warm, us", "half within", "ours is"),
-        *numbers("cold, us", "ours is", "calls"), *names("notes"),
-    )  # fmt: skip
+        *tables.names("op", "shape", "", "check"),
+        *tables.numbers("warm, us", "half within", "ours is", "cold, us", "ours is", "calls"),
+        *tables.names("notes"),
+    )
     lines, behind, peers = [], 0, 0
     for row in rows:
         ours = next((b for b in row.beside if b.name == "ours"), None)
@@ -167,11 +154,11 @@ def table(rows: Iterable[Row], aside: Iterable[str] = ()) -> Table:
             times = _ratios(row, ours, one)
             lines.append(_line(shown, row, one, times))
             shown = ("", "")
-            behind += any(map(slower, times)) and one.name != "floor"
+            behind += any(map(tables.slower, times)) and one.name != "floor"
             peers += one is not ours and one.name != "floor"
     below = [f"{SLOWER} slower than the peer: {behind} of {peers} peers"] if behind else []
     below += [f"not here: {line}" for line in aside]
-    return with_notes(columns, lines, 2, below)
+    return tables.with_notes(columns, lines, 2, below)
 
 
 def _ratios(row: Row, ours: Beside | None, one: Beside) -> list[float | None]:
@@ -195,12 +182,12 @@ def _line(shown: tuple[str, str], row: Row, one: Beside, times: list[float | Non
     if one.name == "floor":
         ratios = ["" if share is None else f"at {share:.0%}" for share in times]
     else:
-        ratios = [ratio(each) for each in times]
-        looks |= {at: BAD for at, each in zip((6, 8), times, strict=True) if slower(each)}
+        ratios = [tables.ratio(each) for each in times]
+        looks |= {at: BAD for at, each in zip((6, 8), times, strict=True) if tables.slower(each)}
     low, high = one.warm_half
     spread = f"\u00b1 {(high - low) / one.warm_s / 2:.0%}" if min(one.calls) > 2 else ""
     cells = (
-        *shown, one.name, check, micro(one.warm_s), spread, ratios[0],
-        micro(one.cold_s), ratios[1], " + ".join(map(str, one.calls)), "",
+        *shown, one.name, check, tables.micro(one.warm_s), spread, ratios[0],
+        tables.micro(one.cold_s), ratios[1], " + ".join(map(str, one.calls)), "",
     )  # fmt: skip
     return Line(cells, looks)
