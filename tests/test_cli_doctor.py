@@ -75,7 +75,10 @@ def test_a_missing_package_costs_its_feature_only(report, monkeypatch):
     monkeypatch.setattr(info, "version", lambda p: None if p == "matplotlib" else known(p))
     found = doctor.examine(ill)
     assert find(found, "plots").remedy == "pip install 'headrace[cli]'"
-    assert find(found, "the live view of `headrace stream`").state == "ok"
+    assert (
+        find(found, "the live view of `headrace stream`, the tables of `headrace bench`").state
+        == "ok"
+    )
 
 
 PYPROJECT = Path(__file__).resolve().parents[1] / "pyproject.toml"

@@ -14,6 +14,7 @@ from headrace import ops
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tools"))
 
+import machines  # noqa: E402
 import record  # noqa: E402
 import results  # noqa: E402
 
@@ -26,7 +27,6 @@ def bench(monkeypatch, tmp_path):
     (told.target / "bench-linear.json").write_text("{}")
     (told.target / "quick.json").write_text(json.dumps({"host": record.report.machine()}))
     monkeypatch.setattr(results, "ROOT", tmp_path)
-    monkeypatch.setattr(results, "MACHINE", "here")
     monkeypatch.setattr(record.report, "commit", lambda: "0123456789ab")
 
     def run(words, folder):
@@ -70,18 +70,72 @@ def test_a_run_goes_on_where_it_was(bench, capsys):
     assert len(bench.ran) == 4
 
 
-@pytest.mark.parametrize(("what", "other"), [("cpu", "Another (R) 9"), ("processors", 96)])
-def test_another_machine_has_a_folder_of_its_own(bench, monkeypatch, what, other):
-    here = record.report.machine()
-    monkeypatch.setattr(record.report, "machine", lambda: {**here, "cpu": "A", what: other})
+XEON = "Intel(R) Xeon(R) Processor @ 2.50GHz"
+
+
+@pytest.mark.parametrize(
+    ("what", "other", "name"),
+    [
+        ("cpu", XEON, "cpu-2-cores-intel-xeon-avx512"),
+        ("cpu", "AMD EPYC 9654 96-Core Processor", "cpu-2-cores-amd-epyc-9654-avx512"),
+        ("processors", 96, "cpu-96-cores-a-avx512"),
+        ("isa", "avx512_bf16", "cpu-2-cores-a-avx512-bf16"),
+    ],
+)
+def test_another_machine_has_a_folder_of_its_own(bench, monkeypatch, what, other, name):
+    here = record.report.machine() | {"cpu": "A", "processors": 2, "isa": "avx512"}
+    (bench.target / "quick.json").write_text(json.dumps({"host": here}))
+    here = here | {what: other}
+    monkeypatch.setattr(record.report, "machine", lambda: here)
     record.main(["linear"])
     assert (bench.target / "bench-linear.json").read_text() == "{}"
-    name = "another-r-9-" if what == "cpu" else "a-96-"
-    (made,) = (f for f in bench.target.parent.iterdir() if f.name.startswith(name))
+    made = bench.target.parent / name
     assert (made / "bench-linear.json").read_text() == '{"file": "bench-linear.json"}'
-    assert (made / "notes.md").read_text().startswith("# A")
-    (made / "append.json").write_text(json.dumps({"host": record.report.machine()}))
+    assert (made / "notes.md").read_text() == (
+        f"# {machines.short_name(here)}, {here['processors']} processors\n"
+    )
+    (made / "append.json").write_text(json.dumps({"host": here}))
     assert record.machine_folder() == made
+
+
+def test_machines_of_one_name_have_two_folders(bench, monkeypatch):
+    """They differ by their clock alone, which no folder is named after."""
+    (bench.target / "quick.json").write_text("{}")
+    for clock, name in (("2.50", "cpu-2-cores-intel-xeon-avx512"),
+                        ("2.20", "cpu-2-cores-intel-xeon-avx512-2")):  # fmt: skip
+        host = record.report.machine() | {"cpu": XEON.replace("2.50", clock), "processors": 2}
+        host["isa"] = "avx512"
+        monkeypatch.setattr(record.report, "machine", lambda host=host: host)
+        made = record.machine_folder()
+        assert made.name == name
+        (made / "quick.json").write_text(json.dumps({"host": host}))
+        assert record.machine_folder() == made
+
+
+def test_a_folder_is_of_the_highest_level_in_it(bench, monkeypatch):
+    """Its older records may have been taken before there was that level."""
+    host = record.report.machine() | {"isa": "avx512_bf16"}
+    for name, isa in (("bench-append.json", "avx512"), ("quick.json", "avx512_bf16"),
+                      ("soak.json", "avx512")):  # fmt: skip
+        (bench.target / name).write_text(json.dumps({"host": host | {"isa": isa}}))
+    monkeypatch.setattr(record.report, "machine", lambda: host)
+    assert record.machine_folder() == bench.target
+    monkeypatch.setattr(record.report, "machine", lambda: host | {"isa": "avx512"})
+    assert record.machine_folder() != bench.target
+
+
+@pytest.mark.parametrize(
+    ("cpu", "words"),
+    [
+        (XEON, "Intel Xeon"),
+        ("Intel(R) Xeon(R) Platinum 8259CL CPU @ 2.50GHz", "Intel Xeon Platinum 8259CL"),
+        ("AMD EPYC", "AMD EPYC"),
+        ("AMD Ryzen 7 7840U w/ Radeon 780M Graphics", "AMD Ryzen 7 7840U"),
+        ("13th Gen Intel(R) Core(TM) i7-1360P", "13th Gen Intel Core i7-1360P"),
+    ],
+)
+def test_a_processor_is_called_by_its_makers_words(cpu, words):
+    assert machines.brand(cpu) == words
 
 
 @pytest.mark.parametrize("commit", [None, "0123456789ab+"])

@@ -15,13 +15,30 @@ sys.path.insert(0, str(ROOT / "tools"))
 import aims  # noqa: E402
 import front  # noqa: E402
 import gpu  # noqa: E402
+import machines  # noqa: E402
 import results  # noqa: E402
 import speed  # noqa: E402
+from record import machine_folder, report  # noqa: E402
+
+MACHINES = machines.machines(ROOT / "bench/results")
+HOST = {"cpu", "processors", "threads", "isa", "platform", "python"}
 
 
 @pytest.fixture(scope="module")
 def found():
-    return results.load(ROOT / "bench/results" / results.MACHINE)
+    """The records of the main machine."""
+    return MACHINES[0].found
+
+
+@pytest.fixture(params=MACHINES, ids=lambda one: one.folder)
+def machine(request):
+    """Each in turn: what holds for the records of one holds for all."""
+    return request.param
+
+
+def alone(found):
+    """A single machine with these records."""
+    return [machines.Machine(machines.MAIN, found, "A CPU, avx512")]
 
 
 def test_every_table_is_that_of_the_recorded_files():
@@ -38,23 +55,34 @@ def test_every_plot_is_that_of_the_recorded_files(found, tmp_path):
     assert speed.mark_of(tmp_path / "none.png") == ""
 
 
-def test_every_record_says_where_it_comes_from(found):
-    for name, record in found.items():
+def test_every_record_says_where_it_comes_from(machine):
+    hosts = []
+    for name, record in machine.found.items():
         assert record["command"], name
         assert record.get("taken") or record["started"], name
         assert len(record["commit"]) >= 7, name
         assert not record["commit"].endswith("+"), f"{name}: taken from files not committed"
         assert "/" not in "".join(record["command"]).replace("bench/", ""), name
+        hosts.append(record.get("host") or record["machine"])
+        assert set(hosts[-1]) >= HOST, name
+        assert all(hosts[-1].values()), name
+        assert hosts[-1]["isa"] in machines.LEVELS, name
+    assert len({(host["cpu"], host["processors"]) for host in hosts}) == 1
 
 
-def test_no_ratio_is_shown_of_a_wrong_result(found):
-    for name, record in found.items():
+def test_the_machine_of_a_folder_finds_it_again(machine, monkeypatch):
+    monkeypatch.setattr(report, "machine", lambda: machines.host_of(machine.found))
+    assert machine_folder() == ROOT / "bench/results" / machine.folder
+
+
+def test_no_ratio_is_shown_of_a_wrong_result(machine):
+    for name, record in machine.found.items():
         assert all(row.get("ok", True) for row in record.get("rows", [])), name
 
 
-def test_no_share_of_a_floor_is_above_what_noise_explains(found):
+def test_no_share_of_a_floor_is_above_what_noise_explains(machine):
     """Of the rows whose floor goes by the dtype of their products."""
-    for name, record in found.items():
+    for name, record in machine.found.items():
         for row in record.get("rows", []):
             if isinstance(row, dict) and row.get("product") and row["of_floor"] is not None:
                 assert row["of_floor"] <= 1.05, (name, row["shape"], row["of_floor"])
@@ -66,8 +94,8 @@ def test_another_figure_gives_another_table(found):
     assert front.front(changed) != front.front(found)
     assert front.prose(changed) == front.prose(found)
     changed["bench-paged_attention.json"]["rows"][0]["speedup"] = 0.5
-    assert "**short**" in _line(results.aims(changed), "the same, worst shape")
-    assert "met" in _line(results.aims(found), "the same, worst shape")
+    assert "**short**" in _line(results.aims(alone(changed)), "the same, worst shape")
+    assert "met" in _line(results.aims(alone(found)), "the same, worst shape")
 
 
 @pytest.mark.parametrize(
@@ -96,7 +124,7 @@ def test_what_the_front_page_says_is_what_was_recorded(found, file, shape, note,
 def test_the_page_of_speed_gives_the_rates_of_its_floors():
     row = {"product": "bf16", "rates": [1e10, 9.4e11]}
     rows = [row, row | {"rates": [1e10, 9e11]}, row | {"product": "fp32"}]
-    assert "in GFLOP/s: bf16 940, fp32 940." in speed.speed_page({"a.json": {"rows": rows}})
+    assert "in GFLOP/s: bf16 940, fp32 940." in speed.speed_page(alone({"a.json": {"rows": rows}}))
 
 
 def test_the_page_of_speed_says_what_was_recorded():
@@ -105,7 +133,7 @@ def test_the_page_of_speed_says_what_was_recorded():
     wrong = one | {"name": "a wrong peer", "ok": False}
     row = {"ok": True, "beside": [one | {"name": "floor", "warm_s": 5e-4}, one, peer, wrong]}
     found = {"bench-linear.json": {"rows": [row, row | {"ok": False}]}}
-    text = speed.speed_page(found)
+    text = speed.speed_page(alone(found))
     assert "| `linear` | a peer | 1 | 3.00x | 2.00x | 3 | 50%, 100% |" in text
     assert "a wrong peer" not in text
     assert text.count(speed.NONE) == 2  # neither loops nor scaling
@@ -121,7 +149,7 @@ def test_the_page_of_speed_says_what_was_recorded():
     work = {"name": "length", "title": "a title", "axis": "tokens", "of": "a token",
             "ideal": 0.0, "series": [series]}  # fmt: skip
     found |= {"loop-streaming.json": {"loops": [loop]}, "scale-length.json": {"scaling": [work]}}
-    text = speed.speed_page(found)
+    text = speed.speed_page(alone(found))
     told = "| recomputation | 80.0 | 1.00, 2.00 ms | 2 KiB | 22.50x (21.00 to 23.00) |"
     assert told in text
     told = "10 to 1,000 tokens | a token: 1000 us to 1000 us | +0.01 \N{PLUS-MINUS SIGN} 0.00 |"
@@ -132,9 +160,9 @@ def test_the_page_of_speed_says_what_was_recorded():
     changed = {name: mark for name, (mark, _) in speed.plots(found).items()}
     assert marks["loops.png"] != changed["loops.png"]
     assert marks["scaling.png"] == changed["scaling.png"]
-    told = results.aims({name: found[name] for name in found if name != "bench-linear.json"})
+    told = results.aims(alone({name: found[name] for name in found if name != "bench-linear.json"}))
     assert "**short**" in _line(told, "sinks and a window of 4,096")
-    assert "| met |" in _line(told, "the exponent")
+    assert ", met |" in _line(told, "the exponent")
 
 
 def test_no_op_may_be_slower_than_its_peer():
@@ -147,7 +175,7 @@ def test_no_op_may_be_slower_than_its_peer():
 
 def test_an_aim_without_its_record_says_so(found):
     without = {k: v for k, v in found.items() if k != "bench-lora_rows.json"}
-    assert "not recorded yet" in _line(results.aims(without), "256 int4 adapters")
+    assert "not recorded yet" in _line(results.aims(alone(without)), "256 int4 adapters")
 
 
 def test_small_shapes_are_no_slower_either(found):
@@ -155,25 +183,25 @@ def test_small_shapes_are_no_slower_either(found):
         {"op": op, "peer_name": "torch", "speedup": 1 + i}
         for i, op in enumerate(["linear", "lora"])
     ]
-    told = results.aims(found | {"quick.json": {"rows": rows}})
-    assert "| 1x | met |" in _line(told, "`linear`, quick shapes")
-    assert "| 2x | met |" in _line(told, "`lora`, quick shapes")
+    told = results.aims(alone(found | {"quick.json": {"rows": rows}}))
+    assert "| 1x, met |" in _line(told, "`linear`, quick shapes")
+    assert "| 2x, met |" in _line(told, "`lora`, quick shapes")
     assert "not recorded yet" in _line(told, "`select`, quick shapes")
     rows[0]["speedup"] = 0.99
-    told = results.aims(found | {"quick.json": {"rows": rows}})
+    told = results.aims(alone(found | {"quick.json": {"rows": rows}}))
     assert "**short**" in _line(told, "`linear`, quick shapes")
     assert "**short**" not in _line(told, "`append`, every shape")
 
 
 @pytest.mark.parametrize("aim", aims.AIMS, ids=lambda aim: aim.what)
-def test_an_aim_bounds_one_side_and_measures(aim, found):
+def test_an_aim_bounds_one_side_and_measures(aim):
     assert (aim.least is None) != (aim.most is None)
     bar = aim.least if aim.least is not None else aim.most
     up = aim.least is not None
     assert aim.met(bar)
     assert aim.met(bar * 1.01) is up
     assert aim.met(bar * 0.99) is not up
-    if aim.file in found:
+    for found in (one.found for one in MACHINES if aim.file in one.found):
         assert math.isfinite(aim.measure(found[aim.file]))  # a slope or a loss may be below 0
 
 
@@ -182,8 +210,8 @@ def test_an_aim_of_no_shape_is_an_error(found):
         aims.mean("decode bf17")(found["bench-paged_attention.json"])
 
 
-def test_a_record_is_one_that_the_bench_writes(found):
-    for name, record in found.items():
+def test_a_record_is_one_that_the_bench_writes(machine):
+    for name, record in machine.found.items():
         if name.startswith("bench-"):
             assert json.dumps(record, allow_nan=False)
             assert {row["op"] for row in record["rows"]} == {name[6:-5]}, name

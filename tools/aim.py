@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import exp, log
 from typing import Any
@@ -14,7 +14,8 @@ Record = dict[str, Any]
 @dataclass(frozen=True)
 class Aim:
     """One bar. `least` or `most` bounds what `measure` finds in the record, None where that is not
-    in it; `why` explains a shortfall and is shown only beside one.
+    in it; `why` explains a shortfall and is shown only beside one: of every machine, or of those
+    whose folders it names.
     """
 
     family: str
@@ -24,7 +25,11 @@ class Aim:
     least: float | None = None
     most: float | None = None
     unit: str = "x"
-    why: str = ""
+    why: str | Mapping[str, str] = ""
+
+    def reason(self, folder: str) -> str:
+        """Why the machine of this folder falls short, as far as that is known."""
+        return self.why if isinstance(self.why, str) else self.why.get(folder, "")
 
     def met(self, value: float) -> bool:
         return value >= self.least if self.least is not None else value <= (self.most or 0)

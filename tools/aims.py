@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 
 from aim import Aim, Record, geometric, inside, mean, note, rows, worst
 from aims_speed import loops, scaling, shapes
+from machines import MAIN
 
 __all__ = ["AIMS", "Aim", "geometric", "mean", "rows"]
 
@@ -19,14 +20,15 @@ def _attention() -> Iterator[Aim]:
     yield Aim(
         "attention", f"{decode}: share of the floor, mean", file, mean("decode bf16", "of_floor"),
         0.75, unit="%",
-        why="42 to 44% for one and two streams of 1k, whose bytes lie in the cache: reading 4 MB"
-        " there takes 25 us, the products over 30; 63 to 100% elsewhere",
+        why={MAIN: "42 to 44% for one and two streams of 1k, whose bytes lie in the cache: reading"
+             " 4 MB there takes 25 us, the products over 30; 63 to 100% elsewhere"},
     )  # fmt: skip
     yield Aim(
         "attention", f"{decode}: time over re-indexing off, worst shape", file,
         note("decode bf16", "time over re-indexing off"), most=1.03,
-        why="a turned query is multiplied as two bf16, so that lse keeps its digits, another as"
-        " one: 10 to 21% of the time where keys come from the cache, at most 4% from 8 x 4k on",
+        why={MAIN: "a turned query is multiplied as two bf16, so that lse keeps its digits, another"
+             " as one: 10 to 21% of the time where keys come from the cache, at most 4% from 8 x 4k"
+             " on"},
     )  # fmt: skip
     yield Aim(
         "attention", "decode from int8 pages, 64k cached: time of bf16 pages over it, mean", file,
@@ -41,7 +43,7 @@ def _attention() -> Iterator[Aim]:
     for dtype, why in (("bf16", ""), ("fp32", peak)):
         yield Aim(
             "attention", f"prefill {dtype}, 4k and 16k, 4 sinks: FlexAttention's time, worst shape",
-            file, worst(f"prefill {dtype}"), 3.0, why=why,
+            file, worst(f"prefill {dtype}"), 3.0, why={MAIN: why},
         )  # fmt: skip
     yield Aim(
         "attention", "prefill, useful pairs: share of torch's fp32 matrix rate, worst shape", file,
@@ -69,11 +71,12 @@ def _adapters() -> Iterator[Aim]:
     file, many = "bench-lora_rows.json", "bf16 64 rows, 64 adapters"
     yield Aim(
         "adapters", "64 rows of 64 adapters: gather and bmm's time", file, worst(many), 4.0,
-        why="3.9 and 4.1 in two runs, each at the rate of memory",
+        why={MAIN: "3.9 and 4.1 in two runs, each at the rate of memory"},
     )  # fmt: skip
     yield Aim(
         "adapters", "the same: share of the floor", file, worst(many, "of_floor"), 0.7, unit="%",
-        why="16 MB that lie in the cache, which a plain reader of huge pages takes in 0.27 ms",
+        why={MAIN: "16 MB that lie in the cache, which a plain reader of huge pages takes in"
+             " 0.27 ms"},
     )  # fmt: skip
     yield Aim(
         "adapters", "512 rows of 8 adapters: the time of a loop over adapters", file,
@@ -86,7 +89,7 @@ def _adapters() -> Iterator[Aim]:
         yield Aim(
             "adapters", f"{many} rows of {many} int4 adapters: time over bf16", file,
             note(f"int4 {many} rows, {many} adapters", "time over bf16 adapters"), most=1 / 2.5,
-            why=why,
+            why={MAIN: why},
         )  # fmt: skip
     yield Aim(
         "adapters", "rows without adapters: the base layer's time over it", file,
@@ -116,8 +119,8 @@ def _adapters() -> Iterator[Aim]:
             "adapter bank", f"64 requests on 64 adapters, a Llama {width} wide: peft's mixed batch "
             "over ours, the quicker of plain and exact", "adapter-peft.json",
             lambda found, at=at: _over_ours(found["models"][at]), 5.0,
-            why="most of the time is the model's own: without any adapters it is 4 times as quick "
-            "as peft's batch, 5.4 times by ops.linear" if width == 512 else "",
+            why={MAIN: "most of the time is the model's own: without any adapters it is 4 times as"
+                 " quick as peft's batch, 5.4 times by ops.linear"} if width == 512 else "",
         )  # fmt: skip
 
 
@@ -133,7 +136,8 @@ def _scores() -> Iterator[Aim]:
         yield Aim(
             "retrieval", f"score a million cached tokens by {kind}: share of the floor", file,
             worst(many, "of_floor"), 1 / 1.6, unit="%",
-            why="58 and 64% in two runs: 1/16 of the bytes of keys, and as many products of bits",
+            why={MAIN: "58 and 64% in two runs: 1/16 of the bytes of keys, and as many products of"
+                 " bits"},
         )  # fmt: skip
         yield Aim(
             "retrieval", f"the same: the time of the torch expression over it, {kind}", file,

@@ -7,17 +7,18 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from aim import Aim, Record
+from machines import MAIN
 
 from headrace import ops
 
-WHY = {
+WHY: dict[str, str | dict[str, str]] = {
     "append": "a single token: a call of an op costs about what torch takes for all of it",
-    "linear": "bf16, hundreds of rows: oneDNN runs nearer to the rate of bf16 pairs; its sums know"
-    " how many rows there are, which `exact=False` allows",
-    "lora": "bf16, many rows of one adapter: two products of bf16 pairs, whose bridge is rounded to"
-    " bf16; ours is two bf16, so that it keeps its digits",
+    "linear": {MAIN: "bf16, hundreds of rows: oneDNN runs nearer to the rate of bf16 pairs; its"
+               " sums know how many rows there are, which `exact=False` allows"},
+    "lora": {MAIN: "bf16, many rows of one adapter: two products of bf16 pairs, whose bridge is"
+             " rounded to bf16; ours is two bf16, so that it keeps its digits"},
     "compact": "a few rows by a mask: four results are made beside torch's one",
-}
+}  # fmt: skip
 
 
 def shapes() -> Iterator[Aim]:

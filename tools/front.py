@@ -4,12 +4,11 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from aim import geometric, rows
-
-Found = dict[str, dict[str, Any]]
+from machines import Found, Machine
 
 # What the front page shows: what, file, beginnings of shapes, the peer. All shapes of a line count.
 FRONT = (
@@ -96,6 +95,18 @@ def prose(found: Found) -> str:
         " quicker ways to write it in torch too."
     )
     return textwrap.fill(told, 100, break_on_hyphens=False, break_long_words=False)
+
+
+def elsewhere(others: Sequence[Machine]) -> str:
+    """Where the figures of other machines are; nothing where there are none."""
+    if not others:
+        return ""
+    listed = ", ".join(f"{one.name} (`bench/results/{one.folder}`)" for one in others)
+    text = (
+        "[docs/aims.md](docs/aims.md) and [docs/speed.md](docs/speed.md) set other machines beside"
+        f" this one: {listed}."
+    )
+    return textwrap.fill(text, 100, break_on_hyphens=False, break_long_words=False)
 
 
 def _times(values: Iterable[float]) -> str:

@@ -8,7 +8,7 @@ quick   headrace bench --quick --json quick.json, the small shapes of all ops
 
 Without names it takes them all, each in a process of its own. Files are kept under
 build/records/<commit> until all that were named are there, so that a run that was stopped goes on
-where it was; then they go to bench/results/<machine>, the folder of this processor or a new one,
+where it was; then they go to bench/results/<machine>, the folder of this machine or a new one,
 and tools/results.py writes the pages. A command that fails, or finds a wrong result, leaves no
 file, and then nothing goes anywhere. Nothing is taken from files that differ from the commit:
 nobody could take it again.
@@ -17,15 +17,14 @@ nobody could take it again.
 from __future__ import annotations
 
 import argparse
-import re
 import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
+import machines
 import results
 
 from headrace import ops
@@ -57,18 +56,10 @@ def machine_folder() -> Path:
     """Where the figures of this machine are: the folder whose files say so, else a new one."""
     here = report.machine()
     known = results.ROOT / "bench/results"
-    for folder in sorted(known.iterdir()):
-        if any(_same(record.get("host"), here) for record in results.load(folder).values()):
+    for folder in sorted(path for path in known.iterdir() if path.is_dir()):
+        if machines.same(machines.host_of(machines.load(folder)), here):
             return folder
-    words = re.sub("[^a-z0-9]+", "-", str(here["cpu"]).lower()).strip("-")
-    made = known / f"{words}-{here['processors']}-processors"
-    made.mkdir()
-    (made / "notes.md").write_text(f"# {here['cpu']}, {here['processors']} processors\n", "utf-8")
-    return made
-
-
-def _same(there: Mapping[str, Any] | None, here: Mapping[str, Any]) -> bool:
-    return there is not None and all(there.get(x) == here[x] for x in ("cpu", "processors"))
+    return machines.new_folder(known, here)
 
 
 def take(names: Sequence[str], folder: Path, budget: float | None) -> list[str]:

@@ -14,55 +14,62 @@ README.md, docs/pruning.md          the blocks between their marks
 
 from __future__ import annotations
 
-import json
 import sys
+import textwrap
 from collections.abc import Iterable, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from aims import AIMS, Aim
-from front import front, prose
+from front import elsewhere, front, prose
 from gpu import gpu_page
+from machines import MAIN, Machine, load, machines
 from speed import mark_of, plots, speed_page
 
 from headrace.bench import Row, table
 
 ROOT = Path(__file__).resolve().parents[1]
-MACHINE = "cpu-2-cores-avx512"
 BEGIN, END = "<!-- figures: tools/results.py -->", "<!-- end of figures -->"
 
 
-def load(folder: Path) -> dict[str, dict[str, Any]]:
-    """The recorded files of a machine by name."""
-    return {f.name: json.loads(f.read_text("utf-8")) for f in sorted(folder.glob("*.json"))}
-
-
-def aims(found: dict[str, dict[str, Any]], aims: Iterable[Aim] = AIMS) -> str:
+def aims(machines: Sequence[Machine], aims: Iterable[Aim] = AIMS) -> str:
     """docs/aims.md."""
+    folders = ", ".join(f"`bench/results/{one.folder}`" for one in machines)
+    said = (
+        f"Written by `python tools/results.py`: every bar beside what was recorded in {folders};"
+        " ratios are of times taken in turns in one run. A bar that is not met says what stands in"
+        " its way, as far as that is known of the machine."
+    )
+    heads = ["", "what", "bar", *(one.name for one in machines), "recorded in"]
     lines = [
         "# What the engine aims for",
         "",
-        f"Every bar beside what was recorded in `bench/results/{MACHINE}`, written by",
-        "`python tools/results.py`; ratios are of times taken in turns in one run. A bar that is",
-        "not met says what stands in its way.",
+        textwrap.fill(said, 100, break_on_hyphens=False, break_long_words=False),
         "",
-        "| | what | bar | measured | | recorded in |",
-        "|---|---|---|---|---|---|",
+        f"| {' | '.join(heads)} |",
+        "|---" * len(heads) + "|",
     ]
     for aim in aims:
-        lines.append("| " + " | ".join(_cells(aim, found)) + " |")
+        bar = f"{_value(aim.least, aim.unit)} or more" if aim.least is not None else None
+        bar = bar or f"{_value(aim.most or 0, aim.unit)} or less"
+        told = [_verdict(aim, one) for one in machines]
+        if not any(told):
+            told[0] = "not recorded yet"
+        lines.append(f"| {' | '.join([aim.family, aim.what, bar, *told, f'`{aim.file}`'])} |")
     return "\n".join(lines) + "\n"
 
 
-def _cells(aim: Aim, found: dict[str, dict[str, Any]]) -> tuple[str, ...]:
-    bar = f"{_value(aim.least, aim.unit)} or more" if aim.least is not None else None
-    bar = bar or f"{_value(aim.most or 0, aim.unit)} or less"
-    value = aim.measure(found[aim.file]) if aim.file in found else None
+def _verdict(aim: Aim, machine: Machine) -> str:
+    """What a machine measured, and whether that is enough; empty where it did not."""
+    value = aim.measure(machine.found[aim.file]) if aim.file in machine.found else None
     if value is None:
-        return aim.family, aim.what, bar, "", "not recorded yet", f"`{aim.file}`"
-    verdict = "met" if aim.met(value) else "**short**" + (f": {aim.why}" if aim.why else "")
-    return aim.family, aim.what, bar, _value(value, aim.unit), verdict, f"`{aim.file}`"
+        return ""
+    told = _value(value, aim.unit)
+    if aim.met(value):
+        return f"{told}, met"
+    why = aim.reason(machine.folder)
+    return f"{told}, **short**" + (f": {why}" if why else "")
 
 
 def _value(value: float, unit: str) -> str:
@@ -70,7 +77,7 @@ def _value(value: float, unit: str) -> str:
         return f"{100 * value:.1f}%"
     if value >= 1000:
         return f"{value:,.0f}{unit}"
-    return f"{value:.3g}{'' if unit == 'x' else ' '}{unit}"
+    return f"{value:.3g}{'' if unit == 'x' else ' '}{unit}".rstrip()
 
 
 def page(folder: Path, found: dict[str, dict[str, Any]]) -> str:
@@ -129,16 +136,21 @@ def _between(text: str, block: str, nth: int = 0) -> str:
 
 def written() -> dict[Path, str]:
     """Every file that this writes, and its text."""
-    texts = {}
-    for folder in sorted((ROOT / "bench/results").iterdir()):
-        if (folder / "notes.md").exists():
-            texts[folder / "README.md"] = page(folder, load(folder))
-    found = load(ROOT / "bench/results" / MACHINE)
-    texts[ROOT / "docs/aims.md"] = aims(found)
-    texts[ROOT / "docs/speed.md"] = speed_page(found)
+    every = machines(ROOT / "bench/results")
+    found = every[0].found
+    texts = {
+        ROOT / "bench/results" / one.folder / "README.md": page(
+            ROOT / "bench/results" / one.folder, one.found
+        )
+        for one in every
+    }
+    texts[ROOT / "docs/aims.md"] = aims(every)
+    texts[ROOT / "docs/speed.md"] = speed_page(every)
     texts[ROOT / "docs/gpu.md"] = gpu_page(ROOT / "bench/results")
     page_of = {name: (ROOT / name).read_text("utf-8") for name in ("README.md", "docs/pruning.md")}
-    texts[ROOT / "README.md"] = _between(page_of["README.md"], f"{front(found)}\n\n{prose(found)}")
+    shown = [front(found), prose(found), elsewhere(every[1:])]
+    block = "\n\n".join(part for part in shown if part)
+    texts[ROOT / "README.md"] = _between(page_of["README.md"], block)
     pruning = _between(page_of["docs/pruning.md"], clips(found))
     texts[ROOT / "docs/pruning.md"] = _between(pruning, gated(found), 1)
     return texts
@@ -152,7 +164,7 @@ def main(arguments: Sequence[str]) -> None:
             stale.append(str(path.relative_to(ROOT)))
             if not check:
                 path.write_text(text, "utf-8")
-    for name, (mark, draw) in plots(load(ROOT / "bench/results" / MACHINE)).items():
+    for name, (mark, draw) in plots(load(ROOT / "bench/results" / MAIN)).items():
         path = ROOT / "docs" / name
         if mark_of(path) != mark:
             stale.append(f"docs/{name}")

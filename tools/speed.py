@@ -5,15 +5,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from aim import geometric
+from machines import Found, Machine, sections
 
 from headrace.bench import loops, pictures, scaling
+from headrace.bench.tables import time_of
 
-Found = dict[str, dict[str, Any]]
 NONE = "Not recorded yet.\n"
 FLOOR = """## The floor
 
@@ -45,33 +46,44 @@ def measured(found: Found, kind: str) -> list[dict[str, Any]]:
     return sorted(each, key=lambda one: order.index(one["name"]))
 
 
-def speed_page(found: Found) -> str:
+def speed_page(machines: Sequence[Machine]) -> str:
     """The page."""
     parts = [
         "# Speed\n\n"
         "Written by `python tools/results.py` from `bench/results`; docs/aims.md has the bars.\n"
         "Whatever is compared took turns in one process, equality was checked first, and nothing"
         " has a\nratio where that failed. Times are medians.\n",
-        FLOOR + _rates(found),
+        FLOOR + _rates(machines),
         "## Every op beside every peer\n\n"
         "`headrace bench OP --peers`. Peers that are not installed are named by the command, with"
         " how to get\nthem. Warm: the call before was the same one; cold: a buffer twice the size"
         " of the last cache was\nwritten in between. Means are geometric, over the shapes; in"
         " brackets the least and the most. Calls:"
         " how many of a peer were timed, warm and cold of\na shape together; slow ones are few.\n",
-        _peers(found),
+        sections(machines, [_peers(one.found) for one in machines]) or NONE,
         "## Loops\n\n"
         "`headrace bench --loops [NAME]`: whole steps of an engine, over a size that grows. Lag is"
         " from when\nan input is there to its answer; what is kept are keys, values, indices and"
         " adapters between steps.\n",
-        _loops(measured(found, "loops")),
+        _each(machines, "loops", _loops) or NONE,
         "## Cost as work grows\n\n"
         "`headrace bench --scaling [NAME]`: time goes with the amount of work to the power of the"
         " slope, by\nleast squares of the logarithms, with its standard error; the last part is the"
         " last factor of 16.\n",
-        _scaling(measured(found, "scaling")),
+        _each(machines, "scaling", _scaling) or NONE,
     ]
     return "\n".join(parts)
+
+
+def _each(
+    machines: Sequence[Machine], kind: str, told: Callable[[list[dict[str, Any]], str], str]
+) -> str:
+    """Of every machine that has any; the plot is of the first."""
+    texts = []
+    for nth, one in enumerate(machines):
+        found = measured(one.found, kind)
+        texts.append(told(found, f"({kind}.png)" if nth == 0 else "") if found else "")
+    return sections(machines, texts)
 
 
 def _peers(found: Found) -> str:
@@ -103,18 +115,25 @@ def _peers(found: Found) -> str:
             cells = (f"`{op}`", peer, str(len(pairs)), _range(warm), _range(cold), many, share)
             lines.append("| " + " | ".join(cells) + " |")
             share = ""
-    return "\n".join(lines) + "\n" if len(lines) > 2 else NONE
+    return "\n".join(lines) + "\n" if len(lines) > 2 else ""
 
 
-def _rates(found: Found) -> str:
-    """The rates of multiply-adds in the records, by the dtype of the factors."""
+def _rates(machines: Sequence[Machine]) -> str:
+    """Of multiply-adds, in the records of every machine that has any."""
+    rates = [(one.name, text) for one in machines if (text := _rates_of(one.found))]
+    several = len(machines) > 1
+    told = [f"{f'{name}: ' if several else ''}{text}" for name, text in rates]
+    return f"\nAt their best in these records, in GFLOP/s: {'; '.join(told)}.\n" if told else ""
+
+
+def _rates_of(found: Found) -> str:
+    """By the dtype of the factors."""
     most: dict[str, float] = {}
     for record in found.values():
         for row in record.get("rows", ()):
             if row.get("product"):
                 most[row["product"]] = max(most.get(row["product"], 0.0), row["rates"][1])
-    told = ", ".join(f"{name} {rate / 1e9:.0f}" for name, rate in sorted(most.items()))
-    return f"\nAt their best in these records, in GFLOP/s: {told}.\n" if told else ""
+    return ", ".join(f"{name} {rate / 1e9:.0f}" for name, rate in sorted(most.items()))
 
 
 def _range(values: tuple[float, ...]) -> str:
@@ -122,10 +141,9 @@ def _range(values: tuple[float, ...]) -> str:
     return f"{middle:.2f}x" + (f" ({low:.2f} to {high:.2f})" if len(values) > 1 else "")
 
 
-def _loops(found: list[dict[str, Any]]) -> str:
-    if not found:
-        return NONE
-    parts = ["![Throughput, ratio, lag and memory of every loop over its size](loops.png)\n"]
+def _loops(found: list[dict[str, Any]], plot: str) -> str:
+    shown = "![Throughput, ratio, lag and memory of every loop over its size]"
+    parts = [f"{shown}{plot}\n"] if plot else []
     for loop in found:
         lines = [
             f"**{loop['name']}**: {loop['title']}. Equal to: {loop['equals']}.\n",
@@ -153,18 +171,16 @@ def _loops(found: list[dict[str, Any]]) -> str:
     return "\n".join(parts)
 
 
-def _scaling(found: list[dict[str, Any]]) -> str:
-    if not found:
-        return NONE
+def _scaling(found: list[dict[str, Any]], plot: str) -> str:
     lines = [
-        "![Time over the amount of work, on logarithmic axes](scaling.png)\n",
+        *([f"![Time over the amount of work, on logarithmic axes]{plot}\n"] if plot else []),
         "| work | | from, to | time of | slope | its last part |",
         "|---|---|---|---|---|---|",
     ]
     for work in found:
         for one in work["series"]:
             last = f"{one['last_slope']:+.2f}" if "last_slope" in one else ""
-            first, then = (scaling.time_of(one["seconds"][i]) for i in (0, -1))
+            first, then = (time_of(one["seconds"][i]) for i in (0, -1))
             cells = (
                 work["name"], one["name"], f"{one['at'][0]:,} to {one['at'][-1]:,} {work['axis']}",
                 f"{work['of']}: {first} to {then}", scaling.slope(one), last,

@@ -37,7 +37,7 @@ class Finding:
 
 # Packages that only some features need: the feature, the package, the extra that brings it.
 OPTIONAL = (
-    ("the live view of `headrace stream`", "rich", "cli"),
+    ("the live view of `headrace stream`, the tables of `headrace bench`", "rich", "cli"),
     ("plots", "matplotlib", "cli"),
     ("stock models: `integrations.transformers`", "transformers", "transformers"),
     ("a PeftModel in `integrations.peft`; folders need none", "peft", "peft"),

@@ -168,9 +168,10 @@ def test_bench_tells_a_change_from_noise(measured, monkeypatch, capsys):
         run(scale, floor)
         capsys.readouterr()
         assert main(["bench", "--compare", "then.json"]) == 0
-        line = capsys.readouterr().out.splitlines()[-1]
+        line, last = capsys.readouterr().out.splitlines()[-2:]
         assert line.startswith("linear")
         assert line.endswith(verdict), (scale, floor)
+        assert last == f"of 1 shapes: 1 {verdict}"
 
 
 def test_bench_compares_with_what_it_wrote_only(capsys):

@@ -14,9 +14,24 @@ import torch
 from .. import ops
 from ..errors import bad_value
 from . import beside
-from .beside import Beside, time_of
+from .beside import Beside
 from .case import MODELS, Case, dtype_name, finite
 from .shapes import cases, of_model
+from .tables import (
+    BAD,
+    QUIET,
+    RIGHT,
+    SLOWER,
+    WRONG,
+    Line,
+    Table,
+    micro,
+    names,
+    numbers,
+    ratio,
+    slower,
+    with_notes,
+)
 from .timing import MultiplyAdds, by_cache, interleaved, matmul_rate, quartiles, reader
 
 __all__ = [
@@ -175,31 +190,38 @@ def _saying(case: Case, nth: int, progress: Callable[[str], None] | None) -> Cal
     return say
 
 
-def table(rows: Iterable[Row]) -> str:
-    """The rows as text: time, check, ratio to the peer, share of the floor."""
-    head = ("op", "shape", "ours", "check", "peer", "speed-up", "of floor", "")
-    lines = [head, *(_cells(row) for row in rows)]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
-    texts = [
-        "  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip() for line in lines
-    ]
-    return "\n".join([texts[0], "-" * len(texts[0]), *texts[1:]])
+def table(rows: Iterable[Row]) -> Table:
+    """The rows: time, check, ratio to the peer, share of the floor."""
+    rows = list(rows)
+    columns = (
+        *names("op", "shape"), *numbers("ours, us"), *names("check", "peer"),
+        *numbers("speed-up", "of floor"), *names("notes"),
+    )  # fmt: skip
+    return with_notes(columns, map(_line, rows), 1, _worst(rows))
 
 
-def _cells(row: Row) -> tuple[str, ...]:
-    mark = ("\u2713" if row.ok else "\u2717") + f" {row.error:.1e}"
+def _line(row: Row) -> Line:
+    mark = f"{RIGHT if row.ok else WRONG} {row.error:.1e}"
     speedup, share = row.speedup, row.of_floor
     notes = ", ".join(f"{name} {value:.2f}" for name, value in row.notes.items()) if row.ok else ""
-    return (
-        row.op,
-        row.shape,
-        time_of(row.ours_s),
-        mark,
-        row.peer_name,
-        "" if speedup is None else f"{speedup:.2f}x",
-        "" if share is None else f"{share:.0%}",
-        notes,
-    )
+    cells = (
+        row.op, row.shape, micro(row.ours_s), mark, row.peer_name, ratio(speedup),
+        "" if share is None else f"{share:.0%}", notes,
+    )  # fmt: skip
+    looks = {7: QUIET} | ({5: BAD} if slower(speedup) else {}) | ({} if row.ok else {3: BAD})
+    return Line(cells, looks)
+
+
+def _worst(rows: list[Row]) -> Iterator[str]:
+    """What is marked, in a line: easily missed among many."""
+    wrong = sum(not row.ok for row in rows)
+    if wrong:
+        yield f"{WRONG} wrong results: {wrong} of {len(rows)} shapes"
+    behind = [(row.speedup, row) for row in rows if row.speedup and slower(row.speedup)]
+    if behind:
+        least, row = min(behind, key=lambda pair: pair[0])
+        told = f"{SLOWER} slower than the peer: {len(behind)} of {len(rows)} shapes"
+        yield f"{told}, at the worst {least:.2f}x: {row.op} {row.shape}"
 
 
 def to_json(rows: Iterable[Row]) -> dict[str, Any]:

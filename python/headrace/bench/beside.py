@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from . import tables
 from .case import Case, rms_error
+from .tables import BAD, QUIET, RIGHT, SLOWER, STRONG, WRONG, Line, Table
 from .timing import quartiles
 
 if TYPE_CHECKING:
@@ -136,48 +138,56 @@ def listed(told: Compared, taken: Taken, least: float) -> list[Beside]:
     return made + told.failed
 
 
-def table(rows: Iterable[Row], aside: Iterable[str] = ()) -> str:
+def table(rows: Iterable[Row], aside: Iterable[str] = ()) -> Table:
     """A line for each contestant of each shape. No ratio where ours is wrong, and none to a peer
     that computes something else. aside: peers that are not there."""
-    head = (
-        "op", "shape", "", "check", "warm", "half within", "ours is", "cold", "ours is", "calls"
-    )  # fmt: skip
-    lines: list[tuple[str, ...]] = [head]
+    columns = (
+        *tables.names("op", "shape", "", "check"),
+        *tables.numbers("warm, us", "half within", "ours is", "cold, us", "ours is", "calls"),
+        *tables.names("notes"),
+    )
+    lines, behind, peers = [], 0, 0
     for row in rows:
         ours = next((b for b in row.beside if b.name == "ours"), None)
         shown: tuple[str, str] = (row.op, row.shape)
         for one in row.beside:
-            lines.append((*shown, *_cells(row, ours, one)))
+            times = _ratios(row, ours, one)
+            lines.append(_line(shown, row, one, times))
             shown = ("", "")
-    widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
-    texts = [
-        "  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip() for line in lines
-    ]
-    absent = [f"not here: {line}" for line in aside]
-    return "\n".join([texts[0], "-" * len(texts[0]), *texts[1:], *absent])
+            behind += any(map(tables.slower, times)) and one.name != "floor"
+            peers += one is not ours and one.name != "floor"
+    below = [f"{SLOWER} slower than the peer: {behind} of {peers} peers"] if behind else []
+    below += [f"not here: {line}" for line in aside]
+    return tables.with_notes(columns, lines, 2, below)
 
 
-def _cells(row: Row, ours: Beside | None, one: Beside) -> tuple[str, ...]:
+def _ratios(row: Row, ours: Beside | None, one: Beside) -> list[float | None]:
+    """Its times over ours, warm and cold; None where there is nothing to say."""
+    if not (row.ok and one.ok and ours is not None and ours is not one):
+        return [None, None]
+    pairs = ((ours.warm_s, one.warm_s), (ours.cold_s, one.cold_s))
+    return [their / mine if mine and their else None for mine, their in pairs]
+
+
+def _line(shown: tuple[str, str], row: Row, one: Beside, times: list[float | None]) -> Line:
+    look = {"ours": {2: STRONG}, "floor": dict.fromkeys((2, 4, 5, 6, 7, 8, 9), QUIET)}
+    looks = look.get(one.name, {}) | {10: QUIET}
+    error, ok = (row.error, row.ok) if one.name == "ours" else (one.error, one.ok)
+    mark = RIGHT if ok else WRONG
+    if not ok:
+        looks[3] = BAD
     if one.warm_s is None or one.cold_s is None or one.warm_half is None:
-        return (one.name, "\u2717 " + one.why, "", "", "", "", "", "")
-    error = row.error if one.name == "ours" else one.error
-    ok = row.ok if one.name == "ours" else one.ok
-    check = "" if error is None else ("\u2713" if ok else "\u2717") + f" {error:.1e}"
-    ratios = ["", ""]
-    if row.ok and one.ok and ours is not None and ours is not one:
-        for i, (mine, their) in enumerate(((ours.warm_s, one.warm_s), (ours.cold_s, one.cold_s))):
-            if mine and one.name == "floor":
-                ratios[i] = f"at {their / mine:.0%}"
-            elif mine:
-                ratios[i] = f"{their / mine:.2f}x"
+        return Line((*shown, one.name, mark, *[""] * 6, one.why), looks)
+    check = "" if error is None else f"{mark} {error:.1e}"
+    if one.name == "floor":
+        ratios = ["" if share is None else f"at {share:.0%}" for share in times]
+    else:
+        ratios = [tables.ratio(each) for each in times]
+        looks |= {at: BAD for at, each in zip((6, 8), times, strict=True) if tables.slower(each)}
     low, high = one.warm_half
     spread = f"\u00b1 {(high - low) / one.warm_s / 2:.0%}" if min(one.calls) > 2 else ""
-    return (
-        one.name, check, time_of(one.warm_s), spread, ratios[0],
-        time_of(one.cold_s), ratios[1], " + ".join(map(str, one.calls)),
+    cells = (
+        *shown, one.name, check, tables.micro(one.warm_s), spread, ratios[0],
+        tables.micro(one.cold_s), ratios[1], " + ".join(map(str, one.calls)), "",
     )  # fmt: skip
-
-
-def time_of(seconds: float) -> str:
-    """In microseconds, or in milliseconds from ten on."""
-    return f"{seconds * 1e6:.0f} us" if seconds < 1e-2 else f"{seconds * 1e3:.1f} ms"
+    return Line(cells, looks)

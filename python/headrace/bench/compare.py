@@ -4,9 +4,12 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
+
+from .tables import BAD, GOOD, QUIET, Line, Table, names, numbers
 
 Rows = Mapping[str, Any]
 LEAST = 1.05
@@ -90,11 +93,8 @@ def confirmed(
 def other(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """What was not as it is now, of two files of figures: level, threads, versions."""
     lines = []
-    for part, names in (
-        ("host", ("isa", "threads", "python")),
-        ("versions", ("headrace", "torch")),
-    ):
-        for name in names:
+    for part, told in (("host", ("isa", "threads", "python")), ("versions", ("headrace", "torch"))):
+        for name in told:
             was, is_ = then[part].get(name), now[part].get(name)
             if was != is_:
                 lines.append(f"{name} {was}, now {is_}")
@@ -106,16 +106,24 @@ def _spread(row: Rows) -> float:
     return high / low
 
 
-def table(found: Iterable[Change]) -> str:
+def table(found: Iterable[Change]) -> Table:
     """One line per shape."""
-    head = ("op", "shape", "time over then", "over the floor's", "over the peer's", "noise", "")
-    lines = [head]
-    for c in found:
-        peer = "" if c.peer is None else f"{c.peer:.2f}"
-        lines.append((c.op, c.shape, f"{c.time:.2f}", f"{c.share:.2f}", peer, f"{c.noise:.2f}",
-                      c.verdict))  # fmt: skip
-    widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
-    texts = [
-        "  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip() for line in lines
-    ]
-    return "\n".join([texts[0], "-" * len(texts[0]), *texts[1:]])
+    columns = (
+        *names("op", "shape"),
+        *numbers("time over then", "over the floor's", "over the peer's", "noise"),
+        *names("verdict"),
+    )
+    looks = {"slower": BAD, "faster": GOOD, "noise": QUIET}
+    lines = tuple(
+        Line(
+            (
+                c.op, c.shape, f"{c.time:.2f}", f"{c.share:.2f}",
+                "" if c.peer is None else f"{c.peer:.2f}", f"{c.noise:.2f}", c.verdict,
+            ),
+            {6: looks[c.verdict]},
+        )
+        for c in found
+    )  # fmt: skip
+    many = Counter(line.cells[-1] for line in lines)
+    told = ", ".join(f"{many[verdict]} {verdict}" for verdict in looks if many[verdict])
+    return Table(columns, lines, by=1, below=(f"of {len(lines)} shapes: {told}",) if told else ())

@@ -47,7 +47,7 @@ def run(args: argparse.Namespace) -> int:
     after Ctrl-C, when what was done by then is shown and written all the same."""
     from .. import bench, ops
     from ..bench import beside, compare, peers, roofline
-    from . import bench_loops, report
+    from . import bench_loops, bench_view, report
 
     try:
         for option in ("json", "plot"):
@@ -63,15 +63,16 @@ def run(args: argparse.Namespace) -> int:
         told = progress()
         coming = bench.each(args.op, args.quick, told, args.shapes, args.peers, args.budget)
         rows, ended = gather(coming, "shapes")
-        shown = beside.table(rows, peers.missing()) if args.peers else bench.table(rows)
-        print(shown, flush=True)
+        show = bench_view.shower()
+        show(beside.table(rows, peers.missing()) if args.peers else bench.table(rows))
         if args.json:
             report.write(report.taken(ended) | bench.to_json(rows), args.json)
         if args.compare:
             found = compare.changes(bench.to_json(rows)["rows"], then["rows"])
             if ended is None:  # each takes as long as it took
                 found = compare.confirmed(found, then["rows"], partial(_again, args, told))
-            print(f"\nsince {args.compare.name}:\n{compare.table(found)}")
+            print(f"\nsince {args.compare.name}:")
+            show(compare.table(found))
             for line in compare.other(then, report.taken()):
                 print(f"then: {line}")
         if args.plot:

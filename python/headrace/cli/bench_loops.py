@@ -6,7 +6,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from . import report
+from . import bench_view, report
 from .fail import Fail
 from .gather import gather, progress
 
@@ -31,7 +31,10 @@ def run(args: argparse.Namespace) -> int:
     names = [] if wanted == "all" else [wanted]
     part: Any = loops if args.loops else scaling
     found, ended = gather(part.each(names, args.quick, progress()), kind)
-    print(part.table(found), flush=True)
+    show = bench_view.shower()
+    for nth, table in enumerate(part.tables(found)):
+        print(end="\n" if nth else "")
+        show(table)
     if args.loops and not names:
         for name, how in loops.missing().items():
             print(f"not here: {name}, {how}")

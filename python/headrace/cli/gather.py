@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Callable, Iterable
@@ -33,7 +34,8 @@ def gather(coming: Iterable[Any], what: str) -> tuple[list[Any], Fail | None]:
 
 
 def progress() -> Callable[[str], None] | None:
-    """A line that is drawn again, ten times a second at most; None where nobody looks."""
+    """A line that is drawn again, ten times a second at most, cut where the terminal ends: a line
+    that goes on below cannot be drawn again. None where nobody looks."""
     if not sys.stderr.isatty():
         return None
     began = last = time.perf_counter()
@@ -43,6 +45,14 @@ def progress() -> Callable[[str], None] | None:
         now = time.perf_counter()
         if now - last > 0.1:
             last = now
-            print(f"\r{now - began:4.0f} s  {line}\x1b[K", end="\r", file=sys.stderr, flush=True)
+            text = f"{now - began:4.0f} s  {line}"[: _columns() - 1]
+            print(f"\r{text}\x1b[K", end="\r", file=sys.stderr, flush=True)
 
     return told
+
+
+def _columns() -> int:
+    try:
+        return os.get_terminal_size(sys.stderr.fileno()).columns or 80
+    except (OSError, ValueError):
+        return 80

@@ -8,6 +8,7 @@ from importlib.util import find_spec
 from typing import Any
 
 from ..peers import WANTED
+from ..tables import BAD, SLOWER, STRONG, WRONG, Line, Table, names, numbers, ratio
 from . import adapters, lanes, recall, rings, stock, streaming, streams, video
 from .turns import Loop, Told, measure
 
@@ -19,7 +20,7 @@ LOOPS: dict[str, Loop] = {
     )
 }  # fmt: skip
 
-__all__ = ["LOOPS", "Loop", "each", "measure", "missing", "table"]
+__all__ = ["LOOPS", "Loop", "each", "measure", "missing", "tables"]
 
 
 def each(
@@ -45,32 +46,33 @@ def missing() -> dict[str, str]:
     }
 
 
-def table(found: Sequence[dict[str, Any]]) -> str:
-    """A block for each loop, a line for each side of each size; no ratio where ours is wrong."""
-    return "\n\n".join("\n".join(_lines(loop)) for loop in found)
+def tables(found: Sequence[dict[str, Any]]) -> list[Table]:
+    """One for each loop, a line for each side of each size; no ratio where ours is wrong."""
+    return [_table(loop) for loop in found]
 
 
-def _lines(loop: dict[str, Any]) -> list[str]:
-    head = (loop["axis"], "", loop["unit"], "lag p50", "p99", "kept", "ours is", "within")
-    lines: list[tuple[str, ...]] = [head]
+def _table(loop: dict[str, Any]) -> Table:
+    columns = (
+        *numbers(loop["axis"]), *names(""), *numbers(loop["unit"], "lag p50, ms", "p99, ms"),
+        *numbers("kept", "ours is", "within"),
+    )  # fmt: skip
+    lines = []
     for point in loop["points"]:
         if not point["ok"]:
-            told = f"\u2717 off by {point['error']:.1e}, more than {point['tolerance']:.1e}"
-            lines.append((f"{point['at']:,}", told, *[""] * 6))
+            told = f"{WRONG} off by {point['error']:.1e}, more than {point['tolerance']:.1e}"
+            lines.append(Line((f"{point['at']:,}", told, *[""] * 6), {1: BAD}))
             continue
         for i, (name, side) in enumerate(point["sides"].items()):
             gain = point["speedup"].get(name)
-            lines.append((
+            cells = (
                 "" if i else f"{point['at']:,}", name, f"{side['throughput']:,.1f}",
-                f"{1e3 * side['lag_p50']:.2f} ms", f"{1e3 * side['lag_p99']:.2f} ms",
-                size(side["bytes"]), f"{gain['median']:.2f}x" if gain else "",
+                f"{1e3 * side['lag_p50']:.2f}", f"{1e3 * side['lag_p99']:.2f}",
+                size(side["bytes"]), ratio(gain and gain["median"]),
                 f"{gain['least']:.2f} to {gain['most']:.2f}" if gain else "",
-            ))  # fmt: skip
-    widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
-    texts = [
-        "  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip() for line in lines
-    ]
-    return [f"{loop['name']}: {loop['title']}", texts[0], "-" * len(texts[0]), *texts[1:]]
+            )  # fmt: skip
+            looks = {} if i else {1: STRONG}
+            lines.append(Line(cells, looks | ({6: BAD} if cells[6].startswith(SLOWER) else {})))
+    return Table(columns, tuple(lines), title=f"{loop['name']}: {loop['title']}")
 
 
 def size(count: float) -> str:

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from ..beside import time_of
+from ..tables import STRONG, Line, Table, micro, names, numbers
 from . import stored, streams, threads
 from .curve import Fit, Told, Work, fit, measure
 
@@ -18,7 +18,7 @@ WORKS: dict[str, Work] = {
     )
 }  # fmt: skip
 
-__all__ = ["WORKS", "Fit", "Work", "each", "fit", "measure", "table"]
+__all__ = ["WORKS", "Fit", "Work", "each", "fit", "measure", "tables"]
 
 
 def each(
@@ -29,27 +29,25 @@ def each(
         yield measure(WORKS[name], quick, told)
 
 
-def table(found: Sequence[dict[str, Any]]) -> str:
-    """A block for each work, a line for each series: its times, first to last, and its slope."""
-    blocks = []
-    for work in found:
-        lines: list[tuple[str, ...]] = [(work["axis"], "from", "to", f"time of {work['of']}",
-                                         "to", "slope", "its last part")]  # fmt: skip
-        for series in work["series"]:
-            at, seconds = series["at"], series["seconds"]
-            lines.append((
-                series["name"], f"{at[0]:,}", f"{at[-1]:,}", time_of(seconds[0]),
-                time_of(seconds[-1]), slope(series),
-                f"{series['last_slope']:+.2f}" if "last_slope" in series else "",
-            ))  # fmt: skip
-        widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
-        texts = [
-            "  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip()
-            for line in lines
-        ]
-        head = f"{work['name']}: {work['title']}"
-        blocks.append("\n".join([head, texts[0], "-" * len(texts[0]), *texts[1:]]))
-    return "\n\n".join(blocks)
+def tables(found: Sequence[dict[str, Any]]) -> list[Table]:
+    """One for each work, a line for each series: its times, first to last, and its slope."""
+    return [_table(work) for work in found]
+
+
+def _table(work: dict[str, Any]) -> Table:
+    columns = (
+        *names(work["axis"]), *numbers("from", "to", f"time of {work['of']}, us", "to"),
+        *numbers("slope", "its last part"),
+    )  # fmt: skip
+    lines = []
+    for series in work["series"]:
+        at, seconds = series["at"], series["seconds"]
+        cells = (
+            series["name"], f"{at[0]:,}", f"{at[-1]:,}", micro(seconds[0]), micro(seconds[-1]),
+            slope(series), f"{series['last_slope']:+.2f}" if "last_slope" in series else "",
+        )  # fmt: skip
+        lines.append(Line(cells, {5: STRONG}))
+    return Table(columns, tuple(lines), title=f"{work['name']}: {work['title']}")
 
 
 def slope(series: dict[str, Any]) -> str:
