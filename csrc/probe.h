@@ -8,8 +8,8 @@ namespace headrace {
 // registers. dtype is that of the factors: bf16, and int8 widened to int16, are multiplied in pairs
 // where the level has such dot products; everything else as fp32.
 double multiply_add_rate(int dtype, double seconds, int threads);
-// Seconds that one pass over `words` fp32 words takes, at the best of `passes`, each thread its
-// share.
-double read_seconds(const float* data, std::int64_t words, int passes, int threads);
+// Seconds that reading `words` fp32 words takes. The first `again` of them are read a second time
+// while they are near, as what is written where it was read.
+double read_seconds(const float* data, std::int64_t words, std::int64_t again, int threads);
 
 }  // namespace headrace

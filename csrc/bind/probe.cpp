@@ -10,10 +10,10 @@ void probe_family(py::module_& m) {
         py::arg("threads"), py::call_guard<py::gil_scoped_release>());
   m.def(
       "read_seconds",
-      [](Address data, std::int64_t words, int passes, int threads) {
-        return read_seconds(at<const float>(data), words, passes, threads);
+      [](Address data, std::int64_t words, std::int64_t again, int threads) {
+        return read_seconds(at<const float>(data), words, again, threads);
       },
-      py::arg("data"), py::arg("words"), py::arg("passes"), py::arg("threads"),
+      py::arg("data"), py::arg("words"), py::arg("again"), py::arg("threads"),
       py::call_guard<py::gil_scoped_release>());
 }
 

@@ -263,7 +263,19 @@ def test_the_floor_reads_what_a_kernel_would(monkeypatch):
             run()
         starts = [at for at, *_ in read]
         assert starts == [starts[0] + i * size for i in range(turns)] * 2
-        assert {told[1:] for told in read} == {(size // 4, 1, torch.get_num_threads())}
+        assert {told[1:] for told in read} == {(size // 4, 0, torch.get_num_threads())}
+
+
+def test_what_is_written_in_place_takes_no_other_memory(monkeypatch):
+    read = []
+    monkeypatch.setattr(timing, "_C", SimpleNamespace(read_seconds=lambda *a: read.append(a)))
+    size, again = 5 << 20, 2 << 20
+    run = timing.reader(size, 2, again)
+    read.clear()
+    run(), run()
+    (first, *told), (then, *same) = read
+    assert then - first == size - again
+    assert told == same == [(size - again) // 4, again // 4, torch.get_num_threads()]
 
 
 def test_few_bytes_are_read_by_one_thread_where_that_is_quicker(clock, monkeypatch):
@@ -271,7 +283,7 @@ def test_few_bytes_are_read_by_one_thread_where_that_is_quicker(clock, monkeypat
     for slower in (1, 4):
         used = []
 
-        def read(at, words, passes, threads, slower=slower, used=used):
+        def read(at, words, again, threads, slower=slower, used=used):
             used.append(threads)
             clock(0.002 if threads == slower else 0.001)
 

@@ -42,7 +42,8 @@ class Case:
     """One shape of one op. `check` gives (error, tolerance); bytes and FLOPs are the least.
 
     product: the wider dtype of the two inputs of its products, by which the rate of multiply-adds
-    goes. turns: after so many calls the memory of the first one comes again.
+    goes. turns: after so many calls the memory of the first one comes again. again: bytes, of those
+    that are counted, that are written where they were read; at most half.
     peer is what people use today; rivals are other ways to the same result, and `more` makes those
     that take long to set up, with True those that need a compiler too. others are variants of ours.
     state: what the calls change; it is put back before results are compared. results: by name,
@@ -64,6 +65,7 @@ class Case:
     results: Mapping[str, Callable[[], Tensor]] = field(default_factory=dict)
     product: torch.dtype = torch.float32
     turns: int = 1
+    again: float = 0.0
 
 
 def after(run: Callable[[], object], result: Callable[[], Tensor]) -> Callable[[], Tensor]:

@@ -143,17 +143,17 @@ def matmul_rate(size: int = 1536, seconds: float = 0.5) -> float:
     return 2 * size**3 / interleaved({"matmul": lambda: a @ b}, seconds)["matmul"]
 
 
-def reader(size: float, turns: int = 1) -> Run:
+def reader(size: float, turns: int = 1, again: float = 0.0) -> Run:
     """Reads `size` bytes once, from huge pages where there are any, with every thread, or with one
     where that is quicker; to be timed beside a kernel. turns: how many calls it takes to come back
-    to the same bytes.
+    to the same bytes. again: so many of the bytes lie where others do, and are read beside them.
     """
-    words = -(-max(int(size), 4096) // 64) * 16
+    words, more = -(-max(int(size - again), 4096) // 64) * 16, int(again) // 64 * 16
     buffer = huge(torch.empty(words * turns)).fill_(1)
     starts = cycle(range(buffer.data_ptr(), buffer.data_ptr() + 4 * buffer.numel(), 4 * words))
 
     def reading(threads: int) -> Run:
-        return lambda: (_C.read_seconds(next(starts), words, 1, threads), buffer)
+        return lambda: (_C.read_seconds(next(starts), words, more, threads), buffer)
 
     every = torch.get_num_threads()
     ways = {"one": reading(1), "every": reading(every)}
