@@ -21,9 +21,9 @@ def assign(
 
     x [N, D] or [B, N, D]; c [M, D], [1, M, D] or [B, M, D]: candidates (centroids, other tokens),
     of the dtype of x: fp32, bf16 or fp16 with D a multiple of 16, or int32 words of bits for
-    "hamming". Of c the first `lengths` (int32 [] or [B]) count. Similarity is by `metric`: "cos" (0 for
-    rows of length 0), "dot", "l2" (the squared distance, negative), "hamming" (the number of bits
-    that differ, negative). Of equally similar candidates the lowest index wins; NaN never does.
+    "hamming". Of c the first `lengths` (int32 [] or [B]) count. Similarity is by `metric`: "cos" (0
+    for rows of length 0), "dot", "l2" (the squared distance, negative), "hamming" (the number of
+    bits that differ, negative). Of equally similar candidates the lowest index wins; NaN never.
 
     causal: row i chooses among candidates 0..i-1 only; c may be left out and is then x itself.
     bipartite (without c): rows 0, 2, 4... choose among rows 1, 3, 5... of x, as in ToMe.

@@ -44,8 +44,8 @@ def select(
       of equally good cuts); all, where all scores are equal.
     - quota: of every bucket the best `quota`, and the best `floor` of all whatever their bucket;
       buckets int32 ([N], [B, N] or [B, H, N]), an id outside 0..N-1 is never kept by score.
-    - flat: `k` (or a `budget`, [] or [B]) for all heads of a batch entry together, `floor` of each at
-      least; of equal scores the lowest head, then the lowest index.
+    - flat: `k` (or a `budget`, [] or [B]) for all heads of a batch entry together, `floor` of each
+      at least; of equal scores the lowest head, then the lowest index.
 
     In the other policies than flat and quota at least `floor` are kept, and in all at most `k` or
     `budget` where given. The `first` and the `last` elements of a row, and ranges `forced` (int32
