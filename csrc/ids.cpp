@@ -6,7 +6,7 @@
 #include <cstdint>
 #include <vector>
 
-#include "bind/plain.h"
+#include "bind/tensor.h"
 
 namespace headrace::bind {
 
@@ -16,7 +16,8 @@ namespace {
 const std::int64_t* numbers(py::handle tensor, std::int64_t& count) {
   Described shown;
   int dtype = -1;
-  if (!plain(tensor, 1, false, shown, dtype) || dtype != kPlainI64) return nullptr;
+  if (!lies(tensor, false, shown, dtype) || dtype != kInt64) return nullptr;
+  if (shown.dims != 1 || shown.strides[0] != 1) return nullptr;
   count = shown.shape[0];
   return static_cast<const std::int64_t*>(shown.data);
 }
@@ -34,7 +35,7 @@ bool read(PyObject* list, std::vector<std::int64_t>* ids) {
 }
 
 // How many ids each of `given` has, and all of them in a row in what make(count) gives, int64 [T];
-// None where one is neither a plain int64 [T] nor a list of ints, or an id is not in [0, vocab):
+// None where one is neither a dense int64 [T] nor a list of ints, or an id is not in [0, vocab):
 // those are for a closer look.
 py::object join(const py::list& given, std::int64_t vocab, const py::function& make) {
   std::vector<std::int64_t> ids;

@@ -7,7 +7,7 @@
 #include <cstdint>
 #include <string>
 
-#include "bind/plain.h"
+#include "bind/tensor.h"
 #include "build_info.h"
 #include "common/isa.h"
 #include "common/pages.h"

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import itertools
 import subprocess
 import sys
@@ -14,27 +16,18 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import headrace
-from headrace import _C, compiled, ops
+from headrace import _C, ops
 from headrace.contract import Arg
 from headrace.ops import registry
+from tests.direct import IN_ORDER, UNUSUAL, direct
 from tests.ops.samples import SAMPLES
 
-OPS = [
-    "append", "append_absorb", "attention", "attention_mass", "causal_conv", "frame_delta_rule",
-    "gated_delta_rule", "hstu_attention", "linear_attention", "paged_attention",
-    "pooled_block_mask",
-]  # fmt: skip
-DIRECT = {
-    name: compiled.direct(spec, registry._kinds(spec), registry.UNUSUAL, registry.wrote)
-    for name, spec in ops.specs().items()
-    if name in OPS
-}
-"""By name and in the order of the schema."""
+OPS = sorted(ops.specs())
 NUMBERS = {
     "int": (-1, 0, 1, 2, 7, 2**40, 2**63, 1.0, True, None),
     "float": (float("nan"), float("inf"), -1.0, 0.0, 0.5, 2.0, 1, None, "1"),
     "bool": (True, False, 1, None),
-    "str": ("max", "sum", "", None, 1),
+    "str": ("max", "sum", "dot", "l2", "each", "group", "flat", "quota", "otsu", "", None, 1),
 }
 
 
@@ -69,12 +62,22 @@ def copied(given):
     return {name: copy(x) for name, x in given.items()}
 
 
-def outcome(name, given):
+def ways(name):
+    """Of a call of an op: past torch's dispatcher where it may, and through it."""
+    through = functools.partial(registry.call, name)
+
+    def past(*values):
+        out = IN_ORDER[name](*values)
+        return through(*values) if out is UNUSUAL else out
+
+    return past, through
+
+
+def outcome(name, given, way):
     """What a call gives, and leaves where it writes; or the error."""
     given = copied(given)
     try:
-        first, *rest = ops.specs()[name].parameters
-        got = registry.call(name, given[first], **{n: given[n] for n in rest})
+        got = way(*(given[n] for n in ops.specs()[name].parameters))
     except Exception as error:
         got = f"{type(error).__name__}: {error}"
     written = [given[n] for n in ops.specs()[name].mutates if given.get(n) is not None]
@@ -132,44 +135,89 @@ def samples(name):
         yield spec.bind(*args, **kwargs)
 
 
+def fewer(name, given):
+    """Calls of which all tensors, or all but the first, lack leading axes."""
+    lead, spec = registry._LEAD[name], ops.specs()[name]
+    for missing in range(1, lead + 1):
+        for args in (spec.args, spec.args[1:]):
+            one = dict(given)
+            for a in args:
+                x = one[a.name]
+                if x is not None and all(x.shape[lead - missing : lead]):
+                    one[a.name] = x[(slice(None),) * (lead - missing) + (0,) * missing]
+            yield one
+
+
 @pytest.mark.parametrize("name", OPS)
-def test_an_error_is_the_same_read_here_or_there(name, monkeypatch):
-    errors = set()
-    for given in samples(name):
-        for what, one in itertools.chain(variants(name, given), together(name, given)):
-            got = outcome(name, one)
-            with monkeypatch.context() as patch:
-                patch.setitem(registry._DIRECT, name, lambda args, kwargs: registry.UNUSUAL)
-                want = outcome(name, one)
-            assert len(got) == len(want), what
-            assert all(map(same, got, want)), (what, got[0], want[0])
-            if isinstance(got[0], str):
-                errors.add(got[0].split(":")[1])
+def test_an_error_is_the_same_read_here_or_there(name):
+    errors, (way, through) = set(), ways(name)
+    for i, sample in enumerate(samples(name)):
+        less = [*fewer(name, sample)]  # of which each sample tries one
+        for given in (sample, *less[i % max(len(less), 1) :][:1]):
+            for what, one in itertools.chain(variants(name, given), together(name, given)):
+                got, want = outcome(name, one, way), outcome(name, one, through)
+                assert len(got) == len(want), what
+                assert all(map(same, got, want)), (what, got[0], want[0])
+                if isinstance(got[0], str):
+                    errors.add(got[0].split(":")[1])
     named = {error for error in errors if error.startswith(f" {name}(")}
     assert len(named) >= len(ops.specs()[name].args)  # of most arguments, in several ways
+
+
+@pytest.mark.parametrize("name", OPS)
+def test_calls_that_fit_are_read_here(name):
+    for sample in samples(name):
+        for given in (sample, *fewer(name, sample)):
+            out = direct(name, **copied(given))
+            want = outcome(name, given, ways(name)[1])
+            assert out is not UNUSUAL or isinstance(want[0], str), (given, want)
+
+
+class SeenError(Exception):
+    pass
+
+
+@pytest.mark.parametrize("name", OPS)
+def test_every_argument_reaches_its_place(name, monkeypatch):
+    spec, public = ops.specs()[name], getattr(ops, name)
+    taken = inspect.signature(public).parameters
+    made = {"activation": "silu", "feature": "relu"}  # which it makes something else of
+    given = {n: made.get(n) or object() for n in taken if n != "return_lse"}
+
+    def way():
+        def call(*values):
+            for n, value in zip(spec.parameters, values, strict=False):
+                assert n in made or n not in given or value is given[n], n
+            assert len(values) >= len([n for n in spec.parameters if n in given])
+            raise SeenError
+
+        return call
+
+    monkeypatch.setattr(sys.modules[public.__module__], "_way", way)
+    with pytest.raises(SeenError):
+        public(**given)
 
 
 def test_arguments_are_those_of_the_schema():
     spec = ops.specs()["append"]
     with pytest.raises(ValueError, match="expected arguments and results k, v, k_pages"):
-        _C.direct("append", [], [], 0, [], {})
+        _C.direct("append", [], [], 0, 0, [], {})
     assert [a.name for a in spec.args if isinstance(a, Arg)] == list(spec.parameters)
     with pytest.raises(IndexError):
-        _C.direct("no_such_op", [], [], 0, [], {})
-    with pytest.raises(TypeError, match="tuple"):
-        registry._DIRECT["append"]([], {})
+        _C.direct("no_such_op", [], [], 0, 0, [], {})
+    with pytest.raises(TypeError, match=r"append\(v\): expected a tensor, got None"):
+        registry.call("append", torch.zeros(1, 2, 16))
 
 
 WITHOUT = """
 import sys
 import torch
 torch.Tensor.__dlpack_c_exchange_api__ = None
-from headrace.ops import registry
-from tests.test_compiled import OPS, digest, outcome, samples
+from tests.direct import IN_ORDER, UNUSUAL
+from tests.test_compiled import OPS, digest, outcome, sample, samples, ways
 for name in OPS:
-    given = next(samples(name))
-    assert registry._DIRECT[name]((), given) is registry.UNUSUAL
-    print(name, digest(outcome(name, given)))
+    assert IN_ORDER[name](*sample(name)) is UNUSUAL
+    print(name, digest(outcome(name, next(samples(name)), ways(name)[0])))
 """
 
 
@@ -186,7 +234,7 @@ def test_without_the_table_of_dlpack_the_bits_are_the_same():
         [sys.executable, "-c", WITHOUT], capture_output=True, text=True, check=True,
         cwd=__file__.rsplit("/", 2)[0],
     )  # fmt: skip
-    want = [f"{name} {digest(outcome(name, next(samples(name))))}" for name in OPS]
+    want = [f"{name} {digest(outcome(name, next(samples(name)), ways(name)[0]))}" for name in OPS]
     assert run.stdout.splitlines() == want
 
 
@@ -217,14 +265,13 @@ WATCHED = {
 @pytest.mark.parametrize("name", OPS)
 @pytest.mark.parametrize("who", WATCHED)
 def test_whoever_looks_sees_the_call(name, who):
-    args = sample(name)
-    by_name, in_order = DIRECT[name]
+    args, spec = sample(name), ops.specs()[name]
     with WATCHED[who]():
-        assert by_name(tuple(args), {}) is registry.UNUSUAL
-        assert in_order(*args) is registry.UNUSUAL
-    assert in_order(*args) is not registry.UNUSUAL
-    assert in_order(*args[:-1]) is registry.UNUSUAL
-    assert by_name(tuple(args), {"more": 1}) is registry.UNUSUAL
+        assert IN_ORDER[name](*args) is UNUSUAL
+    assert IN_ORDER[name](*args) is not UNUSUAL
+    assert IN_ORDER[name](*args, None) is UNUSUAL
+    needed = [i for i, n in enumerate(spec.parameters) if n not in spec.defaults]
+    assert IN_ORDER[name](*args[: needed[-1]]) is UNUSUAL
 
 
 def test_transforms_and_traces_see_the_call():
@@ -232,7 +279,7 @@ def test_transforms_and_traces_see_the_call():
     seen = []
 
     def call(q):
-        seen.append(DIRECT["attention"][1](q, *args[1:]) is registry.UNUSUAL)
+        seen.append(IN_ORDER["attention"](q, *args[1:]) is UNUSUAL)
         return q
 
     def beside(x):
@@ -248,17 +295,17 @@ def test_transforms_and_traces_see_the_call():
 @pytest.mark.parametrize("name", [name for name in OPS if ops.specs()[name].mutates])
 def test_autograd_hears_of_what_is_written(name):
     spec, args = ops.specs()[name], sample(name)
-    in_order = DIRECT[name][1]
+    in_order = IN_ORDER[name]
     given = dict(zip(spec.parameters, args, strict=True))
     for recorded in (True, False):
         before = {n: x._version for n, x in given.items() if isinstance(x, torch.Tensor)}
         with torch.set_grad_enabled(recorded):
-            assert in_order(*args) is not registry.UNUSUAL
+            assert in_order(*args) is not UNUSUAL
         for n, version in before.items():
             assert given[n]._version == version + (recorded and n in spec.mutates), n
     with torch.inference_mode():
         fresh = [x.clone() if isinstance(x, torch.Tensor) else x for x in args]
-        assert in_order(*fresh) is not registry.UNUSUAL
+        assert in_order(*fresh) is not UNUSUAL
 
 
 def test_what_would_be_recorded_is_refused():
@@ -266,6 +313,4 @@ def test_what_would_be_recorded_is_refused():
     with pytest.raises(ValueError, match="without requires_grad"):
         ops.attention(q.clone().requires_grad_(), k, v)
     with torch.no_grad():
-        assert (
-            DIRECT["attention"][0]((q.clone().requires_grad_(), k, v), {}) is not registry.UNUSUAL
-        )
+        assert IN_ORDER["attention"](q.clone().requires_grad_(), k, v) is not UNUSUAL

@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-import sys
-
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -12,6 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import headrace
 from headrace import backends, ops
 from headrace.ops import registry
+from tests.direct import UNUSUAL, direct
 from tests.ops.samples import SAMPLES
 
 OPS = sorted(ops.specs())
@@ -31,8 +30,8 @@ def test_a_direct_call_has_the_bits_of_a_dispatched_one(name):
     for make in SAMPLES[name]:
         args, kwargs = make()
         (args_d, kwargs_d), (args_t, kwargs_t) = copied(args, kwargs), copied(args, kwargs)
-        got = registry._DIRECT[name](args_d, kwargs_d)
-        assert got is not registry.UNUSUAL
+        got = direct(name, *args_d, **kwargs_d)
+        assert got is not UNUSUAL
         want = getattr(torch.ops.headrace, name)(*args_t, **kwargs_t)
         got, want = (x if isinstance(x, tuple) else (x,) for x in (got, want))
         pairs = [
@@ -53,7 +52,7 @@ def linear():
 
 
 def is_direct(*args, name="linear", **kwargs):
-    return registry._DIRECT[name](args, kwargs) is not registry.UNUSUAL
+    return direct(name, *args, **kwargs) is not UNUSUAL
 
 
 class Watching(TorchDispatchMode):
@@ -167,7 +166,7 @@ def test_a_call_of_one_head_has_the_bits_of_a_dispatched_one(name, monkeypatch):
         raise AssertionError("not alone")
 
     with monkeypatch.context() as patch:
-        patch.setattr(sys.modules[f"headrace.ops.{name}"], "call", call)
+        patch.setattr(registry, "call", call)
         got = getattr(ops, name)(*args, **kwargs)
         with pytest.raises(AssertionError, match="not alone"), backends.use_backend("cpu"):
             getattr(ops, name)(*args, **kwargs)

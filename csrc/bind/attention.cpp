@@ -5,7 +5,6 @@
 #include <utility>
 
 #include "bind/pages.h"
-#include "bind/plain.h"
 
 namespace headrace::bind {
 
@@ -153,48 +152,23 @@ void run(const In& in, int threads) {
 }
 }  // namespace appending
 
-void merge_states(Address o_a, Address lse_a, Address o_b, Address lse_b, Address o, Address lse,
-                  std::int64_t rows, int dim, int dtype, int threads) {
-  const headrace::MergeArgs args{at<const void>(o_a),
-                                 at<const void>(o_b),
-                                 at<const float>(lse_a),
-                                 at<const float>(lse_b),
-                                 at<void>(o),
-                                 at<float>(lse),
-                                 dim,
-                                 dtype};
-  py::gil_scoped_release nogil;
-  headrace::merge_states(args, rows, threads);
-}
+namespace merging {
+HEADRACE_IN(o_a, lse_a, o_b, lse_b, o, lse);
 
-// Of plain tensors. False, with nothing done, for anything else.
-bool merge_plain(py::handle o_a, py::handle lse_a, py::handle o_b, py::handle lse_b, py::handle o,
-                 py::handle lse, bool recorded, int threads) {
-  Described states[3], sums[3];
-  int dtypes[3], kinds[3];
-  const py::handle wide[] = {o_a, o_b, o}, narrow[] = {lse_a, lse_b, lse};
-  for (int i = 0; i < 3; ++i) {
-    if (!plain(wide[i], 3, recorded, states[i], dtypes[i]) || !dense(states[i]) ||
-        !plain(narrow[i], 2, recorded, sums[i], kinds[i]) || !dense(sums[i]) ||
-        kinds[i] != headrace::kF32 || dtypes[i] != dtypes[0] || dtypes[i] > headrace::kF16 ||
-        !std::equal(states[i].shape, states[i].shape + 3, states[0].shape) ||
-        !std::equal(sums[i].shape, sums[i].shape + 2, states[0].shape)) {
-      return false;
-    }
-  }
-  if (states[0].shape[2] % 16 != 0) return false;
-  const headrace::MergeArgs args{states[0].data,
-                                 states[1].data,
-                                 static_cast<const float*>(sums[0].data),
-                                 static_cast<const float*>(sums[1].data),
-                                 states[2].data,
-                                 static_cast<float*>(sums[2].data),
-                                 static_cast<int>(states[0].shape[2]),
-                                 dtypes[0]};
-  py::gil_scoped_release nogil;
-  headrace::merge_states(args, states[0].shape[0] * states[0].shape[1], threads);
-  return true;
+bool serves(const In& in, std::int64_t*) { return in.o_a.size(2) % 16 == 0; }
+
+void run(const In& in, int threads) {
+  const headrace::MergeArgs args{in.o_a,
+                                 in.o_b,
+                                 in.lse_a.as<const float>(),
+                                 in.lse_b.as<const float>(),
+                                 in.o.as<void>(),
+                                 in.lse.as<float>(),
+                                 static_cast<int>(in.o_a.size(2)),
+                                 in.o_a.dtype};
+  headrace::merge_states(args, in.o_a.size(0) * in.o_a.size(1), threads);
 }
+}  // namespace merging
 
 }  // namespace
 
@@ -202,8 +176,7 @@ void attention_family(py::module_& m) {
   bind_op<&paged::serves, &paged::run>(m, "paged_attention");
   bind_op<&whole::serves, &whole::run>(m, "attention");
   bind_op<&appending::serves, &appending::run>(m, "append");
-  m.def("merge_states", &merge_states);
-  m.def("merge_plain", &merge_plain);
+  bind_op<&merging::serves, &merging::run>(m, "merge_states");
 }
 
 }  // namespace headrace::bind

@@ -4,16 +4,21 @@
 // checked in Python, against the same contract and with a message, and comes as a list.
 #pragma once
 #include <cmath>
+#include <cstring>
 #include <string>
 #include <type_traits>
 
-#include "bind/plain.h"
+#include "bind/tensor.h"
 
 namespace headrace::bind {
 
+constexpr int kMost = 24;      // arguments and results
+constexpr int kMostAxes = 16;  // of an op, and of its tensors
+
 struct Given {
   bool there = false;  // not None
-  int dtype = -1;      // of a tensor; a code of types.h, or one of plain.h
+  int dtype = -1;      // of a tensor; a code of types.h, or one of tensor.h
+  int fewer = 0;       // leading axes that the call left out, and that are 1 here
   Described at{};      // of a tensor
   double number = 0;
   std::int64_t whole = 0;  // an integer, or whether
@@ -21,6 +26,8 @@ struct Given {
 
   std::int64_t size(int axis) const { return at.shape[axis]; }
   std::int64_t stride(int axis) const { return there ? at.strides[axis] : 0; }
+  // 0 along what there is once, which then serves all.
+  std::int64_t step(int axis) const { return there && size(axis) != 1 ? at.strides[axis] : 0; }
   template <class T>
   T* as() const {
     return there ? static_cast<T*>(at.data) : nullptr;
@@ -43,6 +50,8 @@ struct Op {
 };
 
 void bind_op(py::module_& m, const char* name, const Op& op);
+const Op& op_named(const std::string& name);  // std::out_of_range
+void run_op(const Op& op, const Given* given, int threads);
 
 template <class In>
 const In& in_order(const Given* given) {
@@ -79,6 +88,27 @@ void take_qkv(const In& in, Args& args) {
   args.v_row = in.v.stride(0);
   args.v_head = in.v.stride(1);
   args.dtype = in.q.dtype;
+}
+
+// Strides of the first `axes` axes; with `shared` 0 along what there is once.
+inline void strides_of(const Given& x, int axes, std::int64_t* to, bool shared = true) {
+  for (int i = 0; i < axes; ++i) to[i] = shared ? x.step(i) : x.stride(i);
+}
+
+// Which of the names an argument is; -1 for none.
+template <std::size_t count>
+int which(const Given& text, const char* const (&names)[count]) {
+  for (std::size_t i = 0; i < count; ++i) {
+    if (std::strcmp(text.text, names[i]) == 0) return static_cast<int>(i);
+  }
+  return -1;
+}
+
+// Whether x is None, or its first `axes` axes are as those of `rows`, or 1.
+inline bool spreads(const Given& x, const Given& rows, int axes) {
+  bool good = true;
+  for (int i = 0; x.there && i < axes; ++i) good &= x.size(i) == 1 || x.size(i) == rows.size(i);
+  return good;
 }
 
 inline bool finite(const Given& x) { return !x.there || std::isfinite(x.number); }

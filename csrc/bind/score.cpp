@@ -2,7 +2,7 @@
 #include "score.h"
 
 #include <algorithm>
-#include <cstring>
+#include <cmath>
 #include <limits>
 
 #include "bind/call.h"
@@ -11,126 +11,137 @@ namespace headrace::bind {
 
 namespace {
 
-// sizes: batch, q_heads, kv_heads, out_heads, queries, rows, stored, dim, block_size, blocks
-void block_score(Address q, Strides3 q_strides, Address keys, Strides3 key_strides, Address upper,
-                 Strides3 upper_strides, Address index, std::int64_t index_stride, Address lengths,
-                 std::int64_t lengths_stride, std::array<std::int64_t, 10> sizes, int q_dtype,
-                 int dtype, int heads, int reduce, float scale, Address out, int threads) {
-  headrace::BlockScoreArgs args{};
-  args.q = at<const void>(q);
-  args.keys = at<const void>(keys);
-  args.upper = at<const void>(upper);
-  args.index = at<const std::int32_t>(index);
-  args.lengths = at<const std::int32_t>(lengths);
-  args.out = at<float>(out);
-  std::copy(q_strides.begin(), q_strides.end(), args.q_strides);
-  std::copy(key_strides.begin(), key_strides.end(), args.key_strides);
-  std::copy(upper_strides.begin(), upper_strides.end(), args.upper_strides);
-  args.index_stride = index_stride;
-  args.lengths_stride = lengths_stride;
-  args.q_heads = static_cast<int>(sizes[1]);
-  args.kv_heads = static_cast<int>(sizes[2]);
-  args.out_heads = static_cast<int>(sizes[3]);
-  args.queries = sizes[4];
-  args.rows = sizes[5];
-  args.stored = sizes[6];
-  args.dim = sizes[7];
-  args.block_size = sizes[8];
-  args.blocks = sizes[9];
-  args.q_dtype = q_dtype;
-  args.dtype = dtype;
-  args.heads = heads;
-  args.reduce = reduce;
-  args.scale = scale;
-  py::gil_scoped_release nogil;
-  headrace::block_score(args, sizes[0], threads);
+constexpr std::int64_t kWords = 16;  // of bits in a row, at most
+
+// The dtype of rows as the kernels have it.
+int dtype_of(const Given& rows) {
+  return rows.dtype == kInt32 ? int{headrace::kScoreInt} : rows.dtype;
 }
 
-// Of plain floats, every row a block; `upper` may be None. False, with nothing done, for anything
-// else.
-bool block_score_plain(py::handle q, py::handle keys, py::handle upper, int heads, int reduce,
-                       double scale, py::handle out, bool recorded, int threads) {
-  Described asked, rows, most, scores;
-  int q_dtype, dtype, other, kind;
-  const bool bounds = !upper.is_none();
-  if (!plain(q, 4, recorded, asked, q_dtype) || !plain(keys, 4, recorded, rows, dtype) ||
-      !plain(out, 3, recorded, scores, kind) || q_dtype > headrace::kF16 ||
-      dtype > headrace::kF16 || kind != headrace::kF32 || !dense(scores)) {
+// Whether there is a kernel for rows of words of bits, or of so many numbers.
+bool wide(bool bits, std::int64_t dim) {
+  return bits ? dim >= 1 && dim <= kWords : sixteens(dim, INT64_MAX);
+}
+
+namespace blocks {
+HEADRACE_IN(q, keys, upper, index, lengths, heads, queries, block_size, scale, out);
+
+constexpr const char* kHeads[] = {"each", "group", "group_max", "sum", "max"};  // as ScoreHeads
+constexpr const char* kQueries[] = {"mean", "sum", "max"};                      // as ScoreQueries
+
+std::int64_t rows_of(const In& in) { return in.index.there ? in.index.size(1) : in.keys.size(2); }
+
+bool serves(const In& in, std::int64_t* told) {
+  const Given &q = in.q, &keys = in.keys;
+  const bool bits = q.dtype == kInt32;
+  const int heads = which(in.heads, kHeads);
+  if (bits != (keys.dtype == kInt32) || (bits && in.upper.there) || !wide(bits, q.size(3)) ||
+      !groups(q.size(1), keys.size(1)) || q.size(1) == 0 || q.size(2) == 0 || heads < 0 ||
+      which(in.queries, kQueries) < 0 || in.block_size.whole < 1 || !finite(in.scale) ||
+      !(in.scale.number > 0) || !spreads(keys, q, 1) || !spreads(in.index, q, 1) ||
+      (in.upper.there && in.upper.size(0) != keys.size(0))) {
     return false;
   }
-  if (bounds && (!plain(upper, 4, recorded, most, other) || other != dtype ||
-                 !std::equal(most.shape, most.shape + 4, rows.shape))) {
-    return false;
-  }
-  const std::int64_t *one = asked.shape, *stored = rows.shape;       // B Hq W D, Bk Hkv N D
-  const std::int64_t made[] = {one[1], stored[1], stored[1], 1, 1};  // heads, by ScoreHeads
-  if ((stored[0] != one[0] && stored[0] != 1) || one[1] % stored[1] != 0 || one[3] != stored[3] ||
-      one[3] % 16 != 0 || heads < 0 || reduce < 0 || scores.shape[0] != one[0] ||
-      scores.shape[1] != made[heads] || scores.shape[2] != stored[2]) {
-    return false;
-  }
-  headrace::BlockScoreArgs args{};
-  args.q = asked.data;
-  args.keys = rows.data;
-  args.upper = bounds ? most.data : nullptr;
-  args.out = static_cast<float*>(scores.data);
-  for (int i = 0; i < 3; ++i) {
-    args.q_strides[i] = asked.strides[i];
-    args.key_strides[i] = i == 0 && stored[0] == 1 ? 0 : rows.strides[i];
-    if (bounds) args.upper_strides[i] = i == 0 && stored[0] == 1 ? 0 : most.strides[i];
-  }
-  args.q_heads = static_cast<int>(one[1]);
-  args.kv_heads = static_cast<int>(stored[1]);
-  args.out_heads = static_cast<int>(made[heads]);
-  args.queries = one[2];
-  args.rows = args.stored = args.blocks = stored[2];
-  args.dim = one[3];
-  args.block_size = 1;
-  args.q_dtype = q_dtype;
-  args.dtype = dtype;
-  args.heads = heads;
-  args.reduce = reduce;
-  args.scale = static_cast<float>(scale);
-  py::gil_scoped_release nogil;
-  headrace::block_score(args, one[0], threads);
+  const std::int64_t made[] = {q.size(1), keys.size(1), keys.size(1), 1, 1};
+  told[0] = made[heads];
+  told[1] = blocks_of(rows_of(in), in.block_size.whole);
   return true;
 }
 
-// sizes: rows, heads, dim, segments. Of total, low, high, unit: address and strides.
-void segment_reduce(Address x, Strides2 x_strides, Address ids, std::int64_t ids_stride,
-                    std::array<std::int64_t, 4> sizes, int dtype, std::array<Address, 4> states,
-                    std::array<Strides2, 4> strides, std::array<int, 2> bound_dtypes, Address count,
-                    std::int64_t count_stride, int threads) {
-  headrace::SegmentArgs args{};
-  args.x = at<const void>(x);
-  args.total = at<float>(states[0]);
-  args.low = at<void>(states[1]);
-  args.high = at<void>(states[2]);
-  args.unit = at<float>(states[3]);
-  std::int64_t* to[] = {args.total_strides, args.low_strides, args.high_strides, args.unit_strides};
-  for (int i = 0; i < 4; ++i) std::copy(strides[i].begin(), strides[i].end(), to[i]);
-  std::copy(x_strides.begin(), x_strides.end(), args.x_strides);
-  args.dim = sizes[2];
-  args.heads = static_cast<int>(sizes[1]);
-  args.dtype = dtype;
-  args.low_dtype = bound_dtypes[0];
-  args.high_dtype = bound_dtypes[1];
-  py::gil_scoped_release nogil;
-  headrace::segment_reduce(args, at<const std::int32_t>(ids), ids_stride, sizes[0], sizes[3],
-                           at<std::int32_t>(count), count_stride, threads);
+void run(const In& in, int threads) {
+  headrace::BlockScoreArgs args{};
+  args.q = in.q;
+  args.keys = in.keys;
+  args.upper = in.upper;
+  args.index = in.index.as<const std::int32_t>();
+  args.lengths = in.lengths.as<const std::int32_t>();
+  args.out = in.out.as<float>();
+  strides_of(in.q, 3, args.q_strides, false);
+  strides_of(in.keys, 3, args.key_strides, false);
+  strides_of(in.upper, 3, args.upper_strides, false);
+  if (in.keys.size(0) == 1) args.key_strides[0] = args.upper_strides[0] = 0;
+  args.index_stride = in.index.step(0);
+  args.lengths_stride = in.lengths.stride(0);
+  args.q_heads = static_cast<int>(in.q.size(1));
+  args.kv_heads = static_cast<int>(in.keys.size(1));
+  args.out_heads = static_cast<int>(in.out.size(1));
+  args.queries = in.q.size(2);
+  args.rows = rows_of(in);
+  args.stored = in.keys.size(2);
+  args.dim = in.q.size(3);
+  args.block_size = std::min(in.block_size.whole, std::max<std::int64_t>(1, args.rows));
+  args.blocks = in.out.size(2);
+  args.q_dtype = dtype_of(in.q);
+  args.dtype = dtype_of(in.keys);
+  args.heads = which(in.heads, kHeads);
+  args.reduce = which(in.queries, kQueries);
+  args.scale = static_cast<float>(in.scale.number);
+  headrace::block_score(args, in.q.size(0), threads);
 }
+}  // namespace blocks
+
+namespace segments {
+HEADRACE_IN(x, ids, total, low, high, unit, count);
+
+// Whether a state has memory of its own for every segment and head.
+bool own(const Given& state) {
+  bool good = true;
+  for (int i = 0; state.there && i < state.at.dims; ++i) {
+    good &= state.size(i) <= 1 || state.stride(i) != 0;
+  }
+  return good;
+}
+
+bool bound(const Given& state, const Given& x) {
+  return !state.there || state.dtype == headrace::kF32 || state.dtype == x.dtype;
+}
+
+bool serves(const In& in, std::int64_t*) {
+  bool some = false, good = bound(in.low, in.x) && bound(in.high, in.x);
+  for (const Given* state : {&in.total, &in.low, &in.high, &in.unit, &in.count}) {
+    some |= state->there;
+    good &= own(*state);
+  }
+  return some && good;
+}
+
+void run(const In& in, int threads) {
+  headrace::SegmentArgs args{};
+  args.x = in.x;
+  args.total = in.total.as<float>();
+  args.low = in.low.as<void>();
+  args.high = in.high.as<void>();
+  args.unit = in.unit.as<float>();
+  strides_of(in.x, 2, args.x_strides, false);
+  strides_of(in.total, 2, args.total_strides, false);
+  strides_of(in.low, 2, args.low_strides, false);
+  strides_of(in.high, 2, args.high_strides, false);
+  strides_of(in.unit, 2, args.unit_strides, false);
+  args.heads = static_cast<int>(in.x.size(1));
+  args.dim = in.x.size(2);
+  args.dtype = in.x.dtype;
+  args.low_dtype = in.low.there ? in.low.dtype : int{headrace::kF32};
+  args.high_dtype = in.high.there ? in.high.dtype : int{headrace::kF32};
+  std::int64_t count = 0;
+  for (const Given* state : {&in.total, &in.low, &in.high, &in.unit, &in.count}) {
+    if (state->there) count = state->size(0);
+  }
+  headrace::segment_reduce(args, in.ids.as<const std::int32_t>(), in.ids.stride(0), in.x.size(0),
+                           count, in.count.as<std::int32_t>(), in.count.stride(0), threads);
+}
+}  // namespace segments
 
 namespace mass {
 HEADRACE_IN(q, k, lse, past, lengths, causal, reduce, exclude, pool, pooling, decay, scale, out);
 
-bool is(const Given& x, const char* text) { return std::strcmp(x.text, text) == 0; }
+constexpr const char* kReduce[] = {"mean", "sum", "max"};
+constexpr const char* kPooling[] = {"mean", "max"};
 
 bool serves(const In& in, std::int64_t* told) {
   if (!sixteens(in.q.size(3), INT64_MAX) || in.q.size(1) == 0 ||
-      !groups(in.q.size(1), in.k.size(1)) || in.q.size(2) == 0 ||
-      !(is(in.reduce, "mean") || is(in.reduce, "sum") || is(in.reduce, "max")) ||
-      !(is(in.pooling, "mean") || is(in.pooling, "max")) || in.exclude.whole < 0 ||
-      in.pool.whole < 1 || in.pool.whole % 2 == 0 || !finite(in.decay) || !finite(in.scale)) {
+      !groups(in.q.size(1), in.k.size(1)) || in.q.size(2) == 0 || which(in.reduce, kReduce) < 0 ||
+      which(in.pooling, kPooling) < 0 || in.exclude.whole < 0 || in.pool.whole < 1 ||
+      in.pool.whole % 2 == 0 || !finite(in.decay) || !finite(in.scale)) {
     return false;
   }
   told[0] = std::max<std::int64_t>(in.k.size(2) - in.exclude.whole, 0);
@@ -152,7 +163,7 @@ void run(const In& in, int threads) {
   args.dim = in.q.size(3);
   args.dtype = in.q.dtype;
   args.causal = in.causal.whole;
-  args.largest = is(in.reduce, "max");
+  args.largest = which(in.reduce, kReduce) == 2;
   args.scale = scale_of(in.scale, in.q.size(3));
   headrace::MassPlan plan{};
   plan.lse = in.lse.as<const float>();
@@ -163,8 +174,8 @@ void run(const In& in, int threads) {
   }
   plan.past_keys = in.past.there ? in.past.size(2) : 0;
   plan.exclude = std::min(in.exclude.whole, args.keys);
-  plan.mean = is(in.reduce, "mean");
-  plan.pool_largest = is(in.pooling, "max");
+  plan.mean = which(in.reduce, kReduce) == 0;
+  plan.pool_largest = which(in.pooling, kPooling) == 1;
   // A pool beyond that sees no more.
   plan.pool = plan.pool_largest ? std::min(in.pool.whole, 2 * args.keys + 1) : in.pool.whole;
   plan.decay = static_cast<float>(in.decay.number);
@@ -173,162 +184,59 @@ void run(const In& in, int threads) {
 }
 }  // namespace mass
 
-// sizes: batch, rows, candidates, dim; ids: what a candidate's number is multiplied by, and added
-void assign(Address x, Strides2 x_strides, Address c, Strides2 c_strides, Address lengths,
-            std::int64_t lengths_stride, std::array<std::int64_t, 4> sizes, int dtype, int metric,
-            float threshold, bool causal, std::array<int, 2> ids, Address id, Address similarity,
-            int threads) {
-  headrace::AssignArgs args{};
-  args.x = at<const void>(x);
-  args.c = at<const void>(c);
-  args.lengths = at<const std::int32_t>(lengths);
-  args.id = at<std::int32_t>(id);
-  args.similarity = at<float>(similarity);
-  std::copy(x_strides.begin(), x_strides.end(), args.x_strides);
-  std::copy(c_strides.begin(), c_strides.end(), args.c_strides);
-  args.lengths_stride = lengths_stride;
-  args.rows = sizes[1];
-  args.candidates = sizes[2];
-  args.dim = sizes[3];
-  args.dtype = dtype;
-  args.metric = metric;
-  args.threshold = threshold;
-  args.causal = causal;
-  args.id_step = ids[0];
-  args.id_first = ids[1];
-  py::gil_scoped_release nogil;
-  headrace::assign(args, sizes[0], threads);
-}
+namespace assigning {
+HEADRACE_IN(x, c, lengths, metric, threshold, causal, bipartite, id, similarity);
 
-// Of plain tensors; states: total, low, high, unit, count, each may be None. False, with nothing
-// done, for anything else.
-bool segment_plain(py::handle x, py::handle ids, py::tuple states, bool recorded, int threads) {
-  headrace::SegmentArgs args{};
-  Described rows, segment, state;
-  int dtype, kind;
-  std::int64_t segments = -1, count_stride = 0;
-  if (!plain(x, 3, recorded, rows, dtype) || dtype > headrace::kF16 ||
-      !plain(ids, 1, recorded, segment, kind) || kind != kPlainI32 ||
-      segment.shape[0] != rows.shape[0] || states.size() != 5) {
+constexpr const char* kMetrics[] = {"cos", "dot", "l2", "hamming"};  // as AssignMetric
+
+bool serves(const In& in, std::int64_t* told) {
+  const int metric = which(in.metric, kMetrics);
+  const bool bits = metric == headrace::kHamming, apart = in.bipartite.whole;
+  if (metric < 0 || bits != (in.x.dtype == kInt32) || !wide(bits, in.x.size(2)) ||
+      !(in.c.there || in.causal.whole || apart) || (apart && (in.c.there || in.causal.whole)) ||
+      !spreads(in.c, in.x, 1) || (in.threshold.there && std::isnan(in.threshold.number))) {
     return false;
   }
-  void* found[5] = {};
-  std::int64_t* strides[] = {args.total_strides, args.low_strides, args.high_strides,
-                             args.unit_strides};
-  int kinds[5] = {};
-  for (int i = 0; i < 5; ++i) {
-    const py::handle given = PyTuple_GET_ITEM(states.ptr(), i);
-    if (given.is_none()) continue;
-    if (!plain(given, i < 4 ? 3 : 1, recorded, state, kinds[i])) return false;
-    if (segments >= 0 && state.shape[0] != segments) return false;
-    for (int d = 0; d < state.dims; ++d) {  // memory of its own for all
-      if (state.shape[d] > 1 && state.strides[d] == 0) return false;
-    }
-    segments = state.shape[0];
-    found[i] = state.data;
-    if (i == 4) {
-      if (kinds[i] != kPlainI32) return false;
-      count_stride = state.strides[0];
-      continue;
-    }
-    const bool bound = i == 1 || i == 2;
-    if (state.shape[1] != rows.shape[1] || state.shape[2] != rows.shape[2] ||
-        (kinds[i] != headrace::kF32 && !(bound && kinds[i] == dtype))) {
-      return false;
-    }
-    std::copy_n(state.strides, 2, strides[i]);
-  }
-  if (segments < 0) return false;
-  args.x = rows.data;
-  std::copy_n(rows.strides, 2, args.x_strides);
-  args.total = static_cast<float*>(found[0]);
-  args.low = found[1];
-  args.high = found[2];
-  args.unit = static_cast<float*>(found[3]);
-  args.low_dtype = kinds[1];
-  args.high_dtype = kinds[2];
-  args.heads = static_cast<int>(rows.shape[1]);
-  args.dim = rows.shape[2];
-  args.dtype = dtype;
-  py::gil_scoped_release nogil;
-  headrace::segment_reduce(args, static_cast<const std::int32_t*>(segment.data), segment.strides[0],
-                           rows.shape[0], segments, static_cast<std::int32_t*>(found[4]),
-                           count_stride, threads);
+  told[0] = apart ? (in.x.size(1) + 1) / 2 : in.x.size(1);
   return true;
 }
 
-// Of plain tensors, x and c [N, D] or [B, N, D]; c may be None. False, with nothing done, for
-// anything else.
-bool assign_plain(py::handle x, py::handle c, int metric, py::handle threshold, bool causal,
-                  bool bipartite, py::handle id, py::handle similarity, bool recorded,
-                  int threads) {
+void run(const In& in, int threads) {
+  const bool apart = in.bipartite.whole;  // rows 0, 2, 4... of x from those between
+  const Given& c = in.c.there ? in.c : in.x;
+  const std::int64_t step = apart ? 2 : 1;
   headrace::AssignArgs args{};
-  Described rows, others, ids, likeness;
-  int dtype, other, kind, float_kind, dims = 2;
-  double least = -std::numeric_limits<double>::infinity();
-  while (dims <= 3 && !plain(x, dims, recorded, rows, dtype)) ++dims;
-  const bool bits = metric == headrace::kHamming;
-  if (dims > 3 || metric < 0 || (bits ? dtype != kPlainI32 : dtype > headrace::kF16) ||
-      (!threshold.is_none() && !number(threshold, least)) || !(least == least) ||
-      !plain(id, dims - 1, recorded, ids, kind) || kind != kPlainI32 ||
-      !plain(similarity, dims - 1, recorded, likeness, float_kind) ||
-      float_kind != headrace::kF32 || !dense(ids) || !dense(likeness)) {
-    return false;
-  }
-  const std::int64_t batch = dims == 3 ? rows.shape[0] : 1, all = rows.shape[dims - 2],
-                     dim = rows.shape[dims - 1], step = bipartite ? 2 : 1;
-  if (bits ? dim > 16 : dim % 16 != 0) return false;
-  args.x = args.c = rows.data;
-  args.dim = dim;
-  args.rows = bipartite ? (all + 1) / 2 : all;
-  args.candidates = bipartite ? all / 2 : all;
-  args.x_strides[0] = dims == 3 ? rows.strides[0] : 0;
-  args.x_strides[1] = step * rows.strides[dims - 2];
-  std::copy_n(args.x_strides, 2, args.c_strides);
-  if (batch == 1) args.c_strides[0] = 0;
-  if (!c.is_none()) {
-    int of = 2;
-    while (of <= 3 && !plain(c, of, recorded, others, other)) ++of;
-    if (of > 3 || bipartite || other != dtype || others.shape[of - 1] != dim ||
-        (of == 3 && others.shape[0] != 1 && others.shape[0] != batch)) {
-      return false;
-    }
-    args.c = others.data;
-    args.candidates = others.shape[of - 2];
-    args.c_strides[0] = of == 3 && others.shape[0] > 1 ? others.strides[0] : 0;
-    args.c_strides[1] = others.strides[of - 2];
-  } else if (causal == bipartite) {
-    return false;
-  } else if (bipartite) {  // rows 1, 3, 5... of x
-    args.c = static_cast<const char*>(rows.data) + rows.strides[dims - 2] * kItems[dtype];
-  }
-  if (ids.shape[dims - 2] != args.rows || likeness.shape[dims - 2] != args.rows ||
-      (dims == 3 && (ids.shape[0] != batch || likeness.shape[0] != batch))) {
-    return false;
-  }
-  args.id = static_cast<std::int32_t*>(ids.data);
-  args.similarity = static_cast<float*>(likeness.data);
-  args.dtype = bits ? headrace::kScoreInt : dtype;
-  args.metric = metric;
-  args.threshold = static_cast<float>(least);
-  args.causal = causal;
+  args.x = in.x;
+  args.c = c.as<const char>() + (apart ? in.x.stride(1) * kItems[in.x.dtype] : 0);
+  args.lengths = in.lengths.as<const std::int32_t>();
+  args.id = in.id.as<std::int32_t>();
+  args.similarity = in.similarity.as<float>();
+  args.x_strides[0] = in.x.stride(0);
+  args.x_strides[1] = step * in.x.stride(1);
+  args.c_strides[0] = c.step(0);
+  args.c_strides[1] = step * c.stride(1);
+  args.lengths_stride = in.lengths.stride(0);
+  args.rows = in.id.size(1);
+  args.candidates = c.size(1) / step;
+  args.dim = in.x.size(2);
+  args.metric = which(in.metric, kMetrics);
+  args.dtype = dtype_of(in.x);
+  args.threshold = in.threshold.there ? static_cast<float>(in.threshold.number)
+                                      : -std::numeric_limits<float>::infinity();
+  args.causal = in.causal.whole;
   args.id_step = static_cast<int>(step);
-  args.id_first = bipartite ? 1 : 0;
-  py::gil_scoped_release nogil;
-  headrace::assign(args, batch, threads);
-  return true;
+  args.id_first = static_cast<int>(step) - 1;
+  headrace::assign(args, in.x.size(0), threads);
 }
+}  // namespace assigning
 
 }  // namespace
 
 void score_family(py::module_& m) {
-  m.def("block_score", &block_score);
-  m.def("block_score_plain", &block_score_plain);
-  m.def("segment_reduce", &segment_reduce);
+  bind_op<&blocks::serves, &blocks::run>(m, "block_score");
+  bind_op<&segments::serves, &segments::run>(m, "segment_reduce");
   bind_op<&mass::serves, &mass::run>(m, "attention_mass");
-  m.def("assign", &assign);
-  m.def("segment_plain", &segment_plain);
-  m.def("assign_plain", &assign_plain);
+  bind_op<&assigning::serves, &assigning::run>(m, "assign");
 }
 
 }  // namespace headrace::bind

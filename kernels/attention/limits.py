@@ -8,7 +8,7 @@ import torch
 from headrace.errors import bad_value
 
 FORMAT = {torch.int8: 3, torch.float8_e4m3fn: 4}
-"""Quantised pages, by the codes of headrace.ops.registry; 0 stands for floats."""
+"""Quantised pages, by the codes of headrace.compiled; 0 stands for floats."""
 
 
 def as_bits(pages):

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from . import _C, audit, backends, quick
+from . import _C, audit, backends
 from .contract import OpSpec
 
 DTYPES = (
@@ -17,17 +17,30 @@ DTYPES = (
 )  # fmt: skip
 """By the codes of the extension."""
 
+WATCHERS = (
+    torch._C._len_torch_dispatch_stack,
+    torch._C._len_torch_function_stack,
+    torch._C._autograd._profiler_enabled,
+    torch._C._get_tracing_state,
+    torch._C._functorch.peek_interpreter_stack,
+)
+"""Functions of torch that give 0, False or None as long as nothing is to see every call."""
+
 Axis = tuple[int, int, list[int]]
 
 
 def direct(
-    spec: OpSpec, kinds: Mapping[str, tuple[str, bool]], unusual: object, wrote: Callable[..., None]
-) -> tuple[Callable[[Any, Any], Any], Callable[..., Any]]:
-    """Two functions that run the CPU kernel: of arguments (a tuple) and of those by name (a dict),
-    and of all arguments of the schema in its order, which spares making a dict.
+    spec: OpSpec,
+    kinds: Mapping[str, tuple[str, bool]],
+    otherwise: Callable[..., Any],
+    lead: int = 0,
+) -> Callable[..., Any]:
+    """A function of arguments in the order of the schema, but for the last ones that have its
+    defaults, that runs the CPU kernel.
 
-    They give `unusual`, having done nothing, for what `quick.entry` gives None for, and where a
-    backend was named, or the debug mode or something of torch is to see the call.
+    What a closer look may refuse or torch is to convert goes to `otherwise`, with nothing done, and
+    so does every call where a backend was named, or the debug mode or something of torch is to see
+    it. Of the first `lead` axes a call may leave some out: see `registry.register`.
     """
     numbers: dict[str, int] = {}
     by_name = {a.name: a for a in spec.args}
@@ -49,18 +62,13 @@ def direct(
         (
             [numbers.setdefault(axis, len(numbers)) for axis in out.axes.split()],
             spec.parameters.index(out.dtype) if isinstance(out.dtype, str) else -1,
-            None if isinstance(out.dtype, str) else out.dtype,
+            -1 if isinstance(out.dtype, str) else DTYPES.index(out.dtype),
         )
         for out in spec.outs
     ]
     mutated = [spec.parameters.index(name) for name in spec.mutates]
     return _C.direct(
-        spec.name,
-        parameters,
-        results,
-        known,
-        mutated,
-        _SHARED | {"unusual": unusual, "wrote": wrote},
+        spec.name, parameters, results, known, lead, mutated, _SHARED | {"otherwise": otherwise}
     )
 
 
@@ -73,10 +81,14 @@ def _axis(text: str, numbers: dict[str, int]) -> Axis:
 
 
 _SHARED: dict[str, Any] = {
-    "watchers": quick.WATCHERS,
+    "watchers": WATCHERS,
     "flags": [(vars(backends), "_current", "auto"), (vars(audit), "on", False)],
     "recording": torch.is_grad_enabled,
     "threads": torch.get_num_threads,
     "empty": torch.empty,
+    "empty_like": torch.empty_like,
+    "wrote": torch.autograd.graph.increment_version,
+    "is_inference": "is_inference",
     "dtypes": DTYPES,
+    "numbers": [torch.empty((), dtype=dtype) for dtype in DTYPES],
 }

@@ -93,7 +93,7 @@ ERRORS = [
     ((Y.double(), X, INDEX), TypeError, f"{OP}(y): expected one of float32"),
     ((Y, X.half(), INDEX), TypeError, f"{OP}(x): expected float32, as y, got float16"),
     ((Y[0, 0, 0], X, INDEX), ValueError, f"{OP}(y): expected [N, D], [B, N, D]"),
-    ((Y, X[0, 0, 0], INDEX), ValueError, f"{OP}(x): expected [N, D], [B, N, D]"),
+    ((Y, X[0, 0, 0], INDEX), ValueError, f"{OP}(x): expected [K, D], [B, K, D]"),
     ((Y, X[:1], INDEX), ValueError, f"{OP}(x): expected B = 2 in"),
     ((Y, X[:, :, :0], INDEX), ValueError, f"{OP}(x): expected 1 rows, as index"),
     ((Y, X, INDEX.long()), TypeError, f"{OP}(index): expected int32, got int64"),

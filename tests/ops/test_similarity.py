@@ -267,7 +267,7 @@ ERRORS = [
     ((X.double(), X), {}, TypeError, "similarity(x): expected one of float32, bfloat16"),
     ((X, X.half()), {}, TypeError, "similarity(ref): expected float32, got float16"),
     ((X.half(), X.byte()), {}, TypeError, "similarity(ref): expected float16 or float32, got"),
-    ((X[0, 0, 0], X), {}, ValueError, "similarity(x): expected [N, D], [F, N, D] or [F, H, W, D]"),
+    ((X[0, 0, 0], X), {}, ValueError, "similarity(x): expected [W, D], [F, W, D] or [F, H, W, D]"),
     ((X, X[..., :7]), {}, ValueError, "similarity(ref): expected D = 8 in"),
     ((X, X[:, :3]), {}, ValueError, "similarity(ref): expected H = 4, or 1, got shape"),
     ((X.mT.contiguous().mT, X), {}, ValueError, "similarity(x): expected stride 1 along"),

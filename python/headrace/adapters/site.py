@@ -3,24 +3,17 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
-from torch import Tensor, get_num_threads
+from torch import Tensor
 
-from .. import _C, audit, backends
 from ..errors import bad_value
-from ..kernels.lora.spec import LORA_ROWS
-from ..ops.lora_rows import lora_rows, prepared
+from ..ops.lora_rows import lora_rows
 from .route import LoraRoute
 
 
 class LoraSite:
     """`lora_rows` of one projection with everything but the rows of a step in place.
 
-    Takes what `lora_rows` takes of a pool; the tensors may change in what they hold, not in where
-    they lie. The first call with rows of a dtype checks everything, as the op does; later ones on
-    the CPU go to the kernel without the dispatcher, which costs more than the kernel where a step
-    has few rows. Whatever is not the plain case (a GPU, torch.compile, a backend by name, debug
-    mode, rows that do not fit) goes through the op.
+    Takes what `lora_rows` takes of a pool.
     """
 
     def __init__(
@@ -35,7 +28,6 @@ class LoraSite:
         self._pool = (a, b, rows, row_indptr)
         self._scale = scale
         self._options = options
-        self._calls: dict[torch.dtype, tuple[Any, int, int, int]] = {}
 
     def __call__(self, x: Tensor, y: Tensor, route: LoraRoute) -> Tensor:
         """Adds the updates of x [T, K] to y [T, N], in place, and returns it. T is the number of
@@ -45,60 +37,16 @@ class LoraSite:
         """
         if route.idle:
             return y
-        known = self._calls.get(x.dtype)
-        if known is not None and self._plain(x, y, route, known):
-            call, width = known[0], known[1]
-            call.run(
-                x.data_ptr(),
-                y.data_ptr(),
-                route.slots.data_ptr(),
-                route.weights.data_ptr() if width > 1 else 0,
-                x.shape[0],
-                x.stride(0),
-                y.stride(0),
-                get_num_threads(),
-            )
-            return y
-        return self._checked(x, y, route)
-
-    def _plain(
-        self, x: Tensor, y: Tensor, route: LoraRoute, known: tuple[Any, int, int, int]
-    ) -> bool:
-        _, width, depth, outputs = known
-        tokens = x.shape[0]
-        return (
-            type(x) is Tensor
-            and type(y) is Tensor
-            and y.dtype is x.dtype
-            and x.shape == (tokens, depth)
-            and y.shape == (tokens, outputs)
-            and route.rows <= tokens <= route.tokens
-            and route.width == width
-            and x.stride(1) == 1
-            and y.stride(1) == 1
-            and x.is_cpu
-            and y.is_cpu
-            and not (x.requires_grad or y.requires_grad)
-            and backends.current() in ("auto", "cpu")
-            and not audit.on
-            and not torch.compiler.is_compiling()
-        )
-
-    def _checked(self, x: Tensor, y: Tensor, route: LoraRoute) -> Tensor:
-        tokens = x.shape[0]
-        if not route.rows <= tokens <= route.tokens:
-            wanted = f"{route.rows} to {route.tokens} rows, as the route has"
+        tokens, slots = x.shape[0], route.slots
+        more: dict[str, Any] = self._options
+        room, width = slots.shape
+        if not route.rows <= tokens <= room:
+            wanted = f"{route.rows} to {room} rows, as the route has"
             raise bad_value("lora_rows", "x", wanted, tokens)
-        mine: dict[str, Any] = dict(self._options)
-        if route.width > 1:
-            mine["weights"] = route.weights[:tokens]
-        if route.order is not None and route.tiles is not None:  # rows that use none come last
-            mine["order"], mine["tiles"] = route.order[:tokens], route.tiles[:tokens]
-        args: Any = (x, *self._pool, route.slots[:tokens], self._scale, y)
-        lora_rows(*args, **mine)
-        if type(x) is Tensor and x.is_cpu and not torch.compiler.is_compiling():
-            bound = LORA_ROWS.bind(*args, **mine)
-            axes = LORA_ROWS.check(bound)
-            call = _C.LoraCall(*prepared(bound, axes))
-            self._calls[x.dtype] = (call, axes["W"], axes["K"], axes["N"])
-        return y
+        if tokens < room:  # rows that use none come last
+            slots = slots[:tokens]
+        if width > 1:
+            more = more | {"weights": route.weights[:tokens]}
+        if route.order is not None and route.tiles is not None:
+            more = more | {"order": route.order[:tokens], "tiles": route.tiles[:tokens]}
+        return lora_rows(x, *self._pool, slots, self._scale, y, **more)

@@ -14,7 +14,7 @@ import torch
 
 from .. import _C
 from ..buffers import huge
-from ..ops.registry import DTYPE_CODE
+from ..compiled import DTYPES
 
 LONG = 12.0
 """A call that takes as many times as long as to write twice the last cache cannot tell a cold one
@@ -132,7 +132,7 @@ class MultiplyAdds:
     def rate(self, dtype: torch.dtype) -> float:
         """Measured at every call, since a machine that is shared is not always at its best."""
         seconds, threads = 0.05 if dtype in self._most else 0.2, torch.get_num_threads()
-        seen = 2 * _C.multiply_add_rate(DTYPE_CODE[dtype], seconds, threads)
+        seen = 2 * _C.multiply_add_rate(DTYPES.index(dtype), seconds, threads)
         self._most[dtype] = max(seen, self._most.get(dtype, 0.0))
         return self._most[dtype]
 

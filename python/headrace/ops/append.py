@@ -2,10 +2,9 @@
 from __future__ import annotations
 
 from torch import Tensor
-from torch.compiler import is_dynamo_compiling
 
 from ..kernels.attention.spec import APPEND
-from .registry import UNUSUAL, call, register
+from .registry import register
 
 
 def append(
@@ -39,22 +38,7 @@ def append(
     tokens came in chunks. Raises TypeError or ValueError naming the argument, before anything is
     written.
     """
-    if not is_dynamo_compiling():
-        out = _append(k, v, k_pages, v_pages, where, inv_freq, freq_axis, k_scale, v_scale)
-        if out is not UNUSUAL:
-            return
-    call(
-        "append",
-        k,
-        v,
-        k_pages,
-        v_pages,
-        where,
-        inv_freq=inv_freq,
-        freq_axis=freq_axis,
-        k_scale=k_scale,
-        v_scale=v_scale,
-    )
+    _way()(k, v, k_pages, v_pages, where, inv_freq, freq_axis, k_scale, v_scale)
 
 
-_append = register(APPEND)
+_way = register(APPEND)

@@ -6,7 +6,7 @@ from torch import Tensor
 from ..errors import bad_value
 from ..kernels.append_absorb.spec import SPECS
 from .linear_attention import FEATURES
-from .registry import call, register
+from .registry import register
 
 
 def append_absorb(
@@ -59,27 +59,10 @@ def append_absorb(
     """
     if feature not in FEATURES:
         raise bad_value("append_absorb", "feature", "none, relu or elu1", feature)
-    call(
-        "append_absorb",
-        k,
-        v,
-        k_pages,
-        v_pages,
-        where,
-        evicted,
-        state,
-        norm,
-        indptr,
-        rows,
-        inv_freq=inv_freq,
-        freq_axis=freq_axis,
-        k_scale=k_scale,
-        v_scale=v_scale,
-        log_decay=log_decay,
-        count=count,
-        feature=FEATURES[feature],
-        raw=raw,
-    )
+    _way()(
+        k, v, k_pages, v_pages, where, evicted, state, norm, indptr, rows, inv_freq, freq_axis,
+        k_scale, v_scale, log_decay, count, FEATURES[feature], raw,
+    )  # fmt: skip
 
 
-register(SPECS[0])
+_way = register(SPECS[0])

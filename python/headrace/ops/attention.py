@@ -4,7 +4,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from ..kernels.attention.spec import ATTENTION
-from .registry import call, register
+from .registry import register
 
 
 def attention(
@@ -41,21 +41,10 @@ def attention(
     some row sees are read, and what a row does not see never reaches it (on the CPU; see the Triton
     kernels for NaN there). Raises TypeError, ValueError or NotImplementedError naming the argument.
     """
-    o, lse = call(
-        "attention",
-        q,
-        k,
-        v,
-        window=window,
-        sinks=sinks,
-        sink_logits=sink_logits,
-        block_mask=block_mask,
-        block_size=block_size,
-        causal=causal,
-        scale=scale,
-        softcap=softcap,
-    )
+    o, lse = _way()(
+        q, k, v, window, sinks, sink_logits, causal, scale, softcap, block_mask, block_size,
+    )  # fmt: skip
     return (o, lse) if return_lse else o
 
 
-register(ATTENTION)
+_way = register(ATTENTION)

@@ -4,7 +4,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from ..kernels.score.spec import ATTENTION_MASS
-from .registry import call, register
+from .registry import register
 
 
 def attention_mass(
@@ -44,21 +44,7 @@ def attention_mass(
     are taken too and given back. Raises TypeError, ValueError or NotImplementedError naming the
     argument. Sources: SnapKV, TOVA, H2O, FastV.
     """
-    return call(
-        "attention_mass",
-        q,
-        k,
-        lse=lse,
-        past=past,
-        lengths=lengths,
-        causal=causal,
-        reduce=reduce,
-        exclude=exclude,
-        pool=pool,
-        pooling=pooling,
-        decay=decay,
-        scale=scale,
-    )
+    return _way()(q, k, lse, past, lengths, causal, reduce, exclude, pool, pooling, decay, scale)
 
 
-register(ATTENTION_MASS)
+_way = register(ATTENTION_MASS)

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from ..errors import bad_value
 from ..kernels.causal_conv.spec import SPEC
-from .registry import call, register
+from .registry import register
 
 
 def causal_conv(
@@ -33,7 +33,7 @@ def causal_conv(
     """
     if activation not in ("silu", None):
         raise bad_value("causal_conv", "activation", "silu or None", activation)
-    return call("causal_conv", x, weight, bias, state, indptr, rows, silu=activation == "silu")
+    return _way()(x, weight, bias, state, indptr, rows, activation == "silu")
 
 
-register(SPEC)
+_way = register(SPEC)

@@ -1,12 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
-from torch import Tensor, get_num_threads, is_grad_enabled
+from torch import Tensor
 
-from .. import _C
 from ..kernels.prune.spec import COMPACT_INPLACE
-from .compact import counts_of, options, rows_of, spread
-from .registry import call, direct, register, wrote
+from .registry import register
 
 
 def compact_inplace(x: Tensor, index: Tensor, count: Tensor | None = None) -> None:
@@ -21,25 +19,7 @@ def compact_inplace(x: Tensor, index: Tensor, count: Tensor | None = None) -> No
     for an index that does not ascend or is no row, before anything moves; on a GPU such a row does
     not move).
     """
-    if count is None and direct():
-        recorded = is_grad_enabled()
-        if _C.compact_inplace_rows(x, index, recorded, get_num_threads()):
-            if recorded:
-                wrote(x)
-            return
-    call("compact_inplace", rows_of("compact_inplace", x), spread(index, 3), counts_of(count))
+    _way()(x, index, count)
 
 
-def _cpu(bound, axes, outs):
-    x = bound["x"]
-    _C.compact_inplace(
-        x.data_ptr(),
-        x.stride()[:3],
-        *options(bound),
-        [axes[n] for n in "BHNKD"],
-        x.element_size(),
-        get_num_threads(),
-    )
-
-
-register(COMPACT_INPLACE, _cpu)
+_way = register(COMPACT_INPLACE, lead=2)

@@ -4,7 +4,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from ..kernels.delta.spec import FRAME_DELTA_RULE
-from .registry import call, register
+from .registry import register
 
 
 def frame_delta_rule(
@@ -51,23 +51,9 @@ def frame_delta_rule(
 
     Source: SANA-Streaming (NVlabs/Sana).
     """
-    return call(
-        "frame_delta_rule",
-        q,
-        k,
-        v,
-        beta,
-        state,
-        norm,
-        frames,
-        indptr,
-        rows,
-        log_decay=log_decay,
-        q_hat=q_hat,
-        k_hat=k_hat,
-        update=update,
-        eps=eps,
-    )
+    return _way()(
+        q, k, v, beta, state, norm, frames, indptr, rows, log_decay, q_hat, k_hat, update, eps,
+    )  # fmt: skip
 
 
-register(FRAME_DELTA_RULE)
+_way = register(FRAME_DELTA_RULE)

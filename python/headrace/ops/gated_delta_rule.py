@@ -4,7 +4,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from ..kernels.delta.spec import GATED_DELTA_RULE
-from .registry import call, register
+from .registry import register
 
 
 def gated_delta_rule(
@@ -37,19 +37,7 @@ def gated_delta_rule(
 
     Source: Gated Delta Networks (Yang et al., 2024).
     """
-    return call(
-        "gated_delta_rule",
-        q,
-        k,
-        v,
-        log_decay,
-        beta,
-        state,
-        indptr,
-        rows,
-        scale=scale,
-        normalize=normalize,
-    )
+    return _way()(q, k, v, log_decay, beta, state, indptr, rows, scale, normalize)
 
 
-register(GATED_DELTA_RULE)
+_way = register(GATED_DELTA_RULE)

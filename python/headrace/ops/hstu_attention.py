@@ -4,7 +4,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from ..kernels.hstu.spec import HSTU_ATTENTION
-from .registry import call, register
+from .registry import register
 
 
 def hstu_attention(
@@ -51,24 +51,11 @@ def hstu_attention(
     it, nor on where in k its keys lie. Numpy arrays are taken too and given back. No relative
     attention bias. Raises TypeError, ValueError or NotImplementedError naming the argument.
     """
-    return call(
-        "hstu_attention",
-        q,
-        k,
-        v,
-        k_indptr,
-        q_indptr,
-        num_targets,
-        k_order,
-        attn_scale,
-        max_seq_len=max_seq_len,
-        alpha=_alpha(q) if alpha is None else alpha,
-        causal=causal,
-        max_attn_len=max_attn_len,
-        contextual_seq_len=contextual_seq_len,
-        min_full_attn_seq_len=min_full_attn_seq_len,
-        sinks=sinks,
-    )
+    return _way()(
+        q, k, v, k_indptr, q_indptr, num_targets, k_order, attn_scale, max_seq_len,
+        _alpha(q) if alpha is None else alpha, causal, max_attn_len, contextual_seq_len,
+        min_full_attn_seq_len, sinks,
+    )  # fmt: skip
 
 
 def _alpha(q: Tensor) -> float:
@@ -76,4 +63,4 @@ def _alpha(q: Tensor) -> float:
     return float(shape[-1] ** -0.5) if shape and shape[-1] else 1.0
 
 
-register(HSTU_ATTENTION)
+_way = register(HSTU_ATTENTION)

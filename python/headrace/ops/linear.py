@@ -2,10 +2,9 @@
 from __future__ import annotations
 
 from torch import Tensor
-from torch.compiler import is_dynamo_compiling
 
 from ..kernels.linear.spec import LINEAR
-from .registry import UNUSUAL, call, register
+from .registry import register
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -17,11 +16,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     stride 1. Numpy arrays are taken too and given back. Raises TypeError or ValueError naming the
     argument.
     """
-    if not is_dynamo_compiling():
-        out = _linear(x, weight, bias)
-        if out is not UNUSUAL:
-            return out
-    return call("linear", x, weight, bias)
+    return _way()(x, weight, bias)
 
 
-_linear = register(LINEAR)
+_way = register(LINEAR)

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from ..errors import bad_value
 from ..kernels.linear_attention.spec import SPEC
-from .registry import call, register
+from .registry import register
 
 FEATURES = {"none": 0, "relu": 1, "elu1": 2}
 
@@ -51,24 +51,10 @@ def linear_attention(
     """
     if feature not in FEATURES:
         raise bad_value("linear_attention", "feature", "none, relu or elu1", feature)
-    return call(
-        "linear_attention",
-        q,
-        k,
-        v,
-        state,
-        norm,
-        indptr,
-        rows,
-        log_decay=log_decay,
-        inv_freq=inv_freq,
-        offset=offset,
-        count=count,
-        feature=FEATURES[feature],
-        raw=raw,
-        scale=scale,
-        eps=eps,
-    )
+    return _way()(
+        q, k, v, state, norm, indptr, rows, log_decay, inv_freq, offset, count, FEATURES[feature],
+        raw, scale, eps,
+    )  # fmt: skip
 
 
-register(SPEC)
+_way = register(SPEC)

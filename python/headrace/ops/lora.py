@@ -2,15 +2,11 @@
 from __future__ import annotations
 
 import numpy as np
-import torch
-from torch import Tensor, get_num_threads, is_grad_enabled
+from torch import Tensor
 
-from .. import _C
 from ..errors import bad_type
 from ..kernels.lora.spec import LORA
-from .registry import DTYPE_CODE, address, call, direct, register, wrote
-
-POOL_CODE = {**DTYPE_CODE, torch.int8: 3, torch.uint8: 4}
+from .registry import register
 
 
 def lora(
@@ -42,34 +38,8 @@ def lora(
                 raise bad_type("lora", name, "a tensor", type(value).__name__)
         shape = (x.shape[0], b.shape[1] if b.ndim > 1 else 0)
         y = np.zeros(shape, x.dtype) if isinstance(x, np.ndarray) else x.new_zeros(shape)
-    if ranks is None and direct():
-        recorded = is_grad_enabled()
-        if _C.lora_plain(x, a, b, slots, scale, y, recorded, get_num_threads()):
-            if recorded:
-                wrote(y)
-            return y
-    call("lora", x, a, b, slots, scale, y, ranks=ranks)
+    _way()(x, a, b, slots, scale, y, ranks)
     return y
 
 
-def _stack(bound, axes, outs):
-    x, a, b, y = bound["x"], bound["a"], bound["b"], bound["y"]
-    pointers = [0] * 17
-    pointers[:4] = x.data_ptr(), y.data_ptr(), a.data_ptr(), b.data_ptr()
-    pointers[9] = bound["slots"].data_ptr()
-    pointers[11] = bound["scale"].data_ptr()
-    pointers[14] = address(bound["ranks"])
-    slots, rank = axes["S"], axes["R"]
-    b_slot, b_col, b_rank = b.stride()
-    _C.lora(
-        "lora",
-        pointers,
-        (axes["T"], axes["K"], axes["N"], slots, slots * rank, 0, 1, 1, rank, 0, 0),
-        (x.stride(0), y.stride(0), axes["K"], 0, max(rank, 1), b_slot, b_rank, b_col),
-        (DTYPE_CODE[x.dtype], POOL_CODE[a.dtype]),
-        (1, 1),
-        get_num_threads(),
-    )
-
-
-register(LORA, _stack)
+_way = register(LORA)

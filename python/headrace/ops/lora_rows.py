@@ -1,12 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
-from torch import Tensor, get_num_threads
+from torch import Tensor
 
-from .. import _C
 from ..kernels.lora.spec import LORA_ROWS
-from .lora import POOL_CODE
-from .registry import DTYPE_CODE, address, call, register
+from .registry import register
 
 
 def lora_rows(
@@ -54,57 +52,11 @@ def lora_rows(
 
     Source: S-LoRA (Sheng et al., 2023); DoRA (Liu et al., 2024); activated LoRA (2025).
     """
-    call(
-        "lora_rows",
-        x,
-        a,
-        b,
-        rows,
-        row_indptr,
-        slots,
-        scale,
-        y,
-        weights=weights,
-        ranks=ranks,
-        slice_ends=slice_ends,
-        a_scale=a_scale,
-        b_scale=b_scale,
-        bias=bias,
-        gain=gain,
-        base_bias=base_bias,
-        epilogue=epilogue,
-        order=order,
-        tiles=tiles,
-    )
+    _way()(
+        x, a, b, rows, row_indptr, slots, scale, y, weights, ranks, slice_ends, a_scale, b_scale,
+        bias, gain, base_bias, epilogue, order, tiles,
+    )  # fmt: skip
     return y
 
 
-def prepared(bound, axes):
-    """Everything that the extension wants of a call, but the number of threads."""
-    x, a, b, y = bound["x"], bound["a"], bound["b"], bound["y"]
-    optional = ("a_scale", "b_scale", "bias", "gain", "base_bias")
-    pointers = [t.data_ptr() for t in (x, y, a, b)] + [address(bound[n]) for n in optional]
-    pointers += [bound["slots"].data_ptr(), address(bound["weights"]), bound["scale"].data_ptr()]
-    pointers += [bound["rows"].data_ptr(), bound["row_indptr"].data_ptr()]
-    pointers += [address(bound[n]) for n in ("ranks", "slice_ends", "epilogue")]
-    sides = (("a_scale", axes["K"]), ("b_scale", axes["N"]))
-    groups = [1 if bound[name] is None else n // bound[name].shape[-1] for name, n in sides]
-    return (
-        "lora_rows",
-        pointers,
-        (
-            *(axes[n] for n in ("T", "K", "N", "S", "C", "M", "J", "W")),
-            0,
-            *(0 if bound[n] is None else bound[n].shape[0] for n in ("bias", "gain")),
-        ),
-        (x.stride(0), y.stride(0), *a.stride()[:2], 1, b.stride(0), 0, 1),
-        (DTYPE_CODE[x.dtype], POOL_CODE[a.dtype]),
-        (groups[0], groups[1]),
-    )
-
-
-def _rows(bound, axes, outs):
-    _C.lora_rows(*prepared(bound, axes), get_num_threads())
-
-
-register(LORA_ROWS, _rows)
+_way = register(LORA_ROWS)

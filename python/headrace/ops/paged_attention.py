@@ -2,10 +2,9 @@
 from __future__ import annotations
 
 from torch import Tensor
-from torch.compiler import is_dynamo_compiling
 
 from ..kernels.attention.spec import PAGED_ATTENTION
-from .registry import UNUSUAL, call, register
+from .registry import register
 
 
 def paged_attention(
@@ -55,33 +54,10 @@ def paged_attention(
     a page in the pool, or on the number of threads; `split` (tokens per split of a long view)
     changes rounding. Raises TypeError, ValueError or NotImplementedError naming the argument.
     """
-    if not is_dynamo_compiling():
-        out = _paged_attention(
-            q, k_pages, v_pages, entries, entry_indptr, q_indptr, q_pos, q_order, inv_freq, scale,
-            softcap, sink_logits, freq_axis, rope_gain, k_scale, v_scale, split,
-        )  # fmt: skip
-        if out is not UNUSUAL:
-            return out
-    return call(
-        "paged_attention",
-        q,
-        k_pages,
-        v_pages,
-        entries,
-        entry_indptr,
-        q_indptr,
-        q_pos,
-        q_order=q_order,
-        inv_freq=inv_freq,
-        freq_axis=freq_axis,
-        rope_gain=rope_gain,
-        scale=scale,
-        softcap=softcap,
-        sink_logits=sink_logits,
-        k_scale=k_scale,
-        v_scale=v_scale,
-        split=split,
-    )
+    return _way()(
+        q, k_pages, v_pages, entries, entry_indptr, q_indptr, q_pos, q_order, inv_freq, scale,
+        softcap, sink_logits, freq_axis, rope_gain, k_scale, v_scale, split,
+    )  # fmt: skip
 
 
-_paged_attention = register(PAGED_ATTENTION)
+_way = register(PAGED_ATTENTION)

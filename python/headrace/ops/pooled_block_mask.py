@@ -4,7 +4,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from ..kernels.pooled_block_mask.spec import POOLED_BLOCK_MASK
-from .registry import call, register
+from .registry import register
 
 
 def pooled_block_mask(
@@ -37,18 +37,7 @@ def pooled_block_mask(
     given back. Raises TypeError, ValueError or NotImplementedError naming the argument. Source: SLA
     (Zhang et al., 2025), as Hybrid Forcing uses it.
     """
-    return call(
-        "pooled_block_mask",
-        q,
-        k,
-        share=share,
-        blocks=blocks,
-        block_size=block_size,
-        window=window,
-        sinks=sinks,
-        local=local,
-        causal=causal,
-    )
+    return _way()(q, k, share, blocks, block_size, window, sinks, local, causal)
 
 
-register(POOLED_BLOCK_MASK)
+_way = register(POOLED_BLOCK_MASK)

@@ -13,42 +13,19 @@ from torch import Tensor
 from torch.compiler import is_dynamo_compiling
 from torch.nn import Parameter
 
-from .. import _C, audit, backends, compiled, quick
+from .. import _C, audit, backends, compiled
 from ..contract import Axes, OpSpec
 from ..errors import BackendError, bad_type, bad_value
 
 # fn(bound arguments, axes, outputs to fill)
 Kernel = Callable[[Mapping[str, Any], Axes, list[Tensor]], None]
 
-DTYPE_CODE = {
-    torch.float32: 0,
-    torch.bfloat16: 1,
-    torch.float16: 2,
-    torch.int8: 3,
-    torch.float8_e4m3fn: 4,
-}
-
 _LIBRARY = torch.library.Library("headrace", "DEF")
 _SPECS: dict[str, OpSpec] = {}
-_DIRECT: dict[str, Callable[[Any, Any], Any]] = {}
-UNUSUAL = object()
-"""What a path past torch's dispatcher gives for a call that it leaves to the dispatcher."""
-_KINDS_OF: dict[str, type] = {"int": int, "float": float, "bool": bool, "str": str}
-
+_LEAD: dict[str, int] = {}
+"""Of ops of which a call may leave out leading axes, how many."""
 
 _C.take_exchange(getattr(Tensor, "__dlpack_c_exchange_api__", None), Tensor, Parameter)
-
-
-def direct() -> bool:
-    """Whether a call on plain tensors may go straight to a kernel: no backend was named, and
-    neither the debug mode nor anything of torch is to see it."""
-    named = backends.current() != "auto"
-    return not (is_dynamo_compiling() or named or audit.on or quick.watched())
-
-
-def wrote(*tensors: Tensor) -> None:
-    """What autograd saved of these must not pass unnoticed."""
-    torch.autograd.graph.increment_version([x for x in tensors if not x.is_inference()])
 
 
 def specs() -> dict[str, OpSpec]:
@@ -56,27 +33,19 @@ def specs() -> dict[str, OpSpec]:
     return dict(_SPECS)
 
 
-def address(x: Tensor | None) -> int:
-    """Where the data of a tensor starts; 0 for None."""
-    return 0 if x is None else x.data_ptr()
-
-
-def register(spec: OpSpec, cpu: Kernel | None = None) -> Callable[..., Any]:
+def register(spec: OpSpec, lead: int = 0) -> Callable[..., Any]:
     """Defines `torch.ops.headrace.<name>` with CPU and CUDA kernels and a fake function.
 
-    Without a CPU kernel it is the one of `_C` that takes the arguments as they are, and small calls
-    are read there too. Gives the way past torch's dispatcher, of all arguments of the schema in its
-    order: not to be gone under torch.compile, and giving `UNUSUAL` for what is left to `call`.
+    The CPU kernel is the one of `_C` that takes the arguments as they are; small calls are read
+    there too. Tensors may come to `call` without the last of their first `lead` axes, or without
+    several, which are 1 then; results are without those that the first argument lacks.
+
+    Gives a function that gives the way of a call, which takes arguments in the order of the schema:
+    straight to the CPU kernel if it can go there, else as `call`.
     """
     _LIBRARY.define(spec.name + spec.schema)
-    _SPECS[spec.name] = spec
-    if cpu is None:
-        cpu = _compiled(spec)
-        by_name, in_order = compiled.direct(spec, _kinds(spec), UNUSUAL, wrote)
-    else:
-        by_name = _direct(spec, cpu)
-        in_order = lambda *args: by_name(args, {})  # noqa: E731
-    _DIRECT[spec.name] = by_name
+    _SPECS[spec.name], _LEAD[spec.name] = spec, lead
+    cpu = _compiled(spec)
 
     def bind(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[dict[str, Any], Axes]:
         bound = spec.bind(*args, **kwargs)
@@ -109,7 +78,16 @@ def register(spec: OpSpec, cpu: Kernel | None = None) -> Callable[..., Any]:
     _LIBRARY.impl(spec.name, on("cpu"), "CPU")
     _LIBRARY.impl(spec.name, on("cuda"), "CUDA")
     torch.library.register_fake(f"headrace::{spec.name}", fake, lib=_LIBRARY)
-    return in_order
+
+    def long(*values: Any) -> Any:
+        return call(spec.name, *values)
+
+    short = compiled.direct(spec, _kinds(spec), long, lead)
+
+    def way() -> Callable[..., Any]:
+        return long if is_dynamo_compiling() else short
+
+    return way
 
 
 def _returned(outs: list[Tensor]) -> Any:
@@ -133,41 +111,6 @@ def _compiled(spec: OpSpec) -> Kernel:
         run([*(bound[name] for name in spec.parameters), *outs], torch.get_num_threads())
 
     return cpu
-
-
-def _direct(spec: OpSpec, cpu: Kernel) -> Callable[[Any, Any], Any]:
-    """The CPU kernel without torch's dispatcher, which takes as long as a small call itself.
-
-    Gives `UNUSUAL`, having done nothing, where anything is out of the ordinary, or where torch or
-    the debug mode is to see the call.
-    """
-    kinds = {
-        name: (_KINDS_OF[kind], optional)
-        for name, (kind, optional) in _kinds(spec).items()
-        if kind != "Tensor"
-    }
-    entry = quick.entry(spec.args, spec.outs, spec.parameters, spec.defaults, kinds)
-    late, values, scaled = quick.outs(spec.args, spec.outs), spec.values, "scale" in kinds
-
-    def run(args: Any, kwargs: Any) -> Any:
-        if backends.current() != "auto" or audit.on or quick.watched():
-            return UNUSUAL
-        found = entry(*args, **kwargs)
-        if found is None:
-            return UNUSUAL
-        bound, axes, outs = found
-        values(bound, axes)
-        if scaled and bound["scale"] is None:
-            bound["scale"] = axes["D"] ** -0.5
-        if outs is None:
-            outs = late(bound, axes)
-        cpu(bound, axes, outs)
-        if spec.mutates and torch.is_grad_enabled():  # what autograd saved must not pass unnoticed
-            written = [bound[name] for name in spec.mutates if bound[name] is not None]
-            torch.autograd.graph.increment_version([x for x in written if not x.is_inference()])
-        return _returned(outs)
-
-    return run
 
 
 def _reference(spec: OpSpec, bound: Mapping[str, Any]) -> Any:
@@ -204,27 +147,20 @@ def _load(spec: OpSpec, backend: str) -> Kernel:
         ) from error
 
 
-def call(name: str, *args: Any, **kwargs: Any) -> Any:
-    """Runs an op on tensors, or on numpy arrays (zero-copy; arrays come back).
+def call(name: str, *values: Any) -> Any:
+    """Runs an op through torch's dispatcher, on tensors, or on numpy arrays (zero-copy; arrays come
+    back). Takes arguments in the order of the schema, but for the last ones that have its defaults.
 
     Raises ValueError when autograd would have to record it: the ops have no backward.
     """
-    if not is_dynamo_compiling():
-        out = _DIRECT[name](args, kwargs)
-        if out is not UNUSUAL:
-            return out
-    if isinstance(args[0], np.ndarray):
-        given = dict(zip(_SPECS[name].parameters, args, strict=False)) | kwargs
+    given = _SPECS[name].bind(*values)
+    if isinstance(values[0], np.ndarray):
         for arg in _SPECS[name].mutates:
-            if isinstance(x := given.get(arg), np.ndarray) and not x.flags.writeable:
+            if isinstance(x := given[arg], np.ndarray) and not x.flags.writeable:
                 raise bad_value(name, arg, "an array that may be written", "one that is read-only")
-        out = _checked(
-            name, tuple(map(_as_tensor, args)), {k: _as_tensor(v) for k, v in kwargs.items()}
-        )
+        out = _checked(name, {n: _as_tensor(x) for n, x in given.items()})
         return tuple(o.numpy() for o in out) if isinstance(out, tuple) else _as_array(out)
-    if torch.is_grad_enabled() and any(
-        isinstance(x, Tensor) and x.requires_grad for x in (*args, *kwargs.values())
-    ):
+    if torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in values):
         raise bad_value(
             name,
             "inputs",
@@ -232,17 +168,42 @@ def call(name: str, *args: Any, **kwargs: Any) -> Any:
             "one that requires grad",
             "the op has no backward; call it under torch.no_grad()",
         )
-    return _checked(name, args, kwargs)
+    return _checked(name, given)
 
 
-def _checked(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def _checked(name: str, given: dict[str, Any]) -> Any:
+    spec, lead = _SPECS[name], _LEAD[name]
+    kept = _spread(spec, given, lead) if lead else lead
     op = getattr(torch.ops.headrace, name).default
     try:
-        return op(*args, **kwargs)
+        out = op(**given)
     except RuntimeError:
-        if (error := _mistyped(op._schema.arguments, name, args, kwargs)) is not None:
+        if (error := _mistyped(op._schema.arguments, name, given)) is not None:
             raise error from None
         raise
+    if kept == lead or out is None:
+        return out
+    several = out if isinstance(out, tuple) else (out,)
+    less = tuple(x.reshape((*x.shape[:kept], *x.shape[lead:])) for x in several)
+    return less if isinstance(out, tuple) else less[0]
+
+
+def _spread(spec: OpSpec, given: dict[str, Any], lead: int) -> int:
+    """Puts axes of 1 where tensors lack some; how many leading ones the first argument has."""
+    first = lead
+    for arg in reversed(spec.args):
+        x, axes = given[arg.name], arg.axes.split()
+        if not isinstance(x, Tensor):
+            continue
+        missing = len(axes) - x.ndim
+        if not 0 <= missing <= lead:
+            forms = ["[" + ", ".join(axes[:i] + axes[lead:]) + "]" for i in range(lead + 1)]
+            expected = ", ".join(forms[:-1]) + " or " + forms[-1]
+            raise bad_value(spec.name, arg.name, expected, f"shape {tuple(x.shape)}")
+        first = lead - missing
+        if missing:
+            given[arg.name] = x.reshape((*x.shape[:first], *(1,) * missing, *x.shape[first:]))
+    return first
 
 
 _KINDS: dict[str, tuple[Any, str]] = {
@@ -254,9 +215,8 @@ _KINDS: dict[str, tuple[Any, str]] = {
 }
 
 
-def _mistyped(schema: Any, name: str, args: Any, kwargs: Any) -> Exception | None:
+def _mistyped(schema: Any, name: str, given: Mapping[str, Any]) -> Exception | None:
     """The error that names the first argument which torch's schema refuses; None when all fit."""
-    given = dict(zip((a.name for a in schema), args, strict=False)) | kwargs
     for a in schema:
         text = str(a.type)
         kind, wanted = _KINDS[text.removeprefix("Optional[").removesuffix("]")]

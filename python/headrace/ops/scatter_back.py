@@ -1,12 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
-from torch import Tensor, get_num_threads, is_grad_enabled
+from torch import Tensor
 
-from .. import _C
 from ..kernels.prune.spec import SCATTER_BACK
-from .compact import counts_of, options, rows_of, spread
-from .registry import call, direct, register, wrote
+from .registry import register
 
 
 def scatter_back(
@@ -24,30 +22,7 @@ def scatter_back(
     for an index that does not ascend or is no row, before anything is written; on a GPU such a row
     is left out). Sources: STC (what was computed anew goes into what was cached), VideoLLM-MoD.
     """
-    if count is None and not aligned and direct():
-        recorded = is_grad_enabled()
-        if _C.scatter_back_rows(y, x, index, recorded, get_num_threads()):
-            if recorded:
-                wrote(y)
-            return
-    op = "scatter_back"
-    rows = rows_of(op, y, "y"), rows_of(op, x)
-    call(op, *rows, spread(index, 3), counts_of(count), aligned=aligned)
+    _way()(y, x, index, count, aligned)
 
 
-def _cpu(bound, axes, outs):
-    x, y = bound["x"], bound["y"]
-    _C.scatter_back(
-        x.data_ptr(),
-        x.stride()[:3],
-        y.data_ptr(),
-        y.stride()[:3],
-        *options(bound),
-        [axes[n] for n in "BHNKD"],
-        x.element_size(),
-        bound["aligned"],
-        get_num_threads(),
-    )
-
-
-register(SCATTER_BACK, _cpu)
+_way = register(SCATTER_BACK, lead=2)

@@ -1,12 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
-import torch
-from torch import Tensor, get_num_threads, is_grad_enabled
+from torch import Tensor
 
-from .. import _C
-from ..kernels.score.spec import SEGMENT_REDUCE, STATES
-from .registry import DTYPE_CODE, address, call, direct, register, wrote
+from ..kernels.score.spec import SEGMENT_REDUCE
+from .registry import register
 
 
 def segment_reduce(
@@ -37,33 +35,7 @@ def segment_reduce(
     ValueError naming the argument. Sources: ReKV and InfLLM (means), Quest (bounds), KeyDiff and
     InfiniPot-V (unit sums).
     """
-    if type(x) is Tensor and direct():
-        states, recorded = (total, low, high, unit, count), is_grad_enabled()
-        if _C.segment_plain(x, ids, states, recorded, get_num_threads()):
-            if recorded:
-                wrote(*(s for s in states if s is not None))
-            return
-    call("segment_reduce", x, ids, total, low, high, unit, count)
+    _way()(x, ids, total, low, high, unit, count)
 
 
-def _cpu(bound, axes, outs):
-    x, ids, count = bound["x"], bound["ids"], bound["count"]
-    states = [bound[n] for n in STATES]
-    bounds = [DTYPE_CODE[torch.float32 if s is None else s.dtype] for s in states[1:3]]
-    _C.segment_reduce(
-        x.data_ptr(),
-        x.stride()[:2],
-        ids.data_ptr(),
-        ids.stride(0),
-        (axes["T"], axes["H"], axes["D"], axes["S"]),
-        DTYPE_CODE[x.dtype],
-        [address(s) for s in states],
-        [(0, 0) if s is None else s.stride()[:2] for s in states],
-        (bounds[0], bounds[1]),
-        address(count),
-        0 if count is None else count.stride(0),
-        get_num_threads(),
-    )
-
-
-register(SEGMENT_REDUCE, _cpu)
+_way = register(SEGMENT_REDUCE)

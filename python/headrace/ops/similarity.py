@@ -1,18 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
-from typing import Any
+from torch import Tensor
 
-import torch
-from torch import Tensor, empty, float32, get_num_threads, is_grad_enabled
-
-from .. import _C
 from ..errors import bad_value
-from ..kernels.prune.spec import METRICS, SIMILARITY
-from .registry import DTYPE_CODE, address, call, direct, register
-
-_METRICS = {name: i for i, name in enumerate(METRICS)}
-_CODES = DTYPE_CODE | {torch.uint8: 5}
+from ..kernels.prune.spec import SIMILARITY
+from .registry import register
 
 
 def similarity(
@@ -57,75 +50,15 @@ def similarity(
     NotImplementedError naming the argument. Sources: TimeChat-Online's DTD and EVS (previous
     frame), FluxMem (neighbourhood), STC (Gaussian, means), StreamDiffusion's filter (whole frames).
     """
-    rows = patch_height == patch_width == 1 and radius == 0
-    if rows and type(x) is Tensor and type(metric) is str and metric in _METRICS and direct():
-        *lead, _ = x.shape or (0,)
-        made = empty(*lead, dtype=float32) if lead else x
-        code, recorded = _METRICS[metric], is_grad_enabled()
-        if _C.similarity_plain(x, ref, code, index, alpha, made, recorded, get_num_threads()):
-            return made
-    dims = x.ndim
-    if dims not in (2, 3, 4):
-        expected = "[N, D], [F, N, D] or [F, H, W, D]"
-        raise bad_value("similarity", "x", expected, f"shape {tuple(x.shape)}")
+    dims, others = getattr(x, "ndim", 4), getattr(ref, "ndim", 4)
     if dims < 4 and (radius > 0 or patch_height > 1):
         expected = "[F, H, W, D] with patches or a radius"
         raise bad_value("similarity", "x", expected, f"shape {tuple(x.shape)}")
-    score = call(
-        "similarity",
-        _grid(x, dims, 4),
-        _rows(ref) if index is not None else _grid(ref, dims, 4),
-        metric,
-        index=None if index is None else _grid(index, dims - 1, 3),
-        patch_height=patch_height,
-        patch_width=patch_width,
-        radius=radius,
-        alpha=alpha,
-    )
-    if dims == 3:
-        return score[:, 0]
-    return score[0, 0] if dims == 2 else score
+    if others in (1, 3) and others != dims:  # without leading axes of x
+        ref = ref[None]
+    if index is not None and dims == 4 and getattr(index, "ndim", 4) == 2:
+        index = index[None]
+    return _way()(x, ref, metric, index, patch_height, patch_width, radius, alpha)
 
 
-def _grid(x: Any, dims: int, full: int) -> Any:
-    """Frames of height 1 for tensors of x's kind; leading axes of 1 for those of fewer axes."""
-    if x.ndim == dims == full - 1:
-        return x[:, None]
-    for _ in range(full - x.ndim):
-        x = x[None]
-    return x
-
-
-def _rows(ref: Any) -> Any:
-    return ref[None, None] if ref.ndim == 2 else ref
-
-
-def _strides(x: Tensor, axes: int = 3) -> list[int]:
-    """Of the leading axes; 0 along what there is once."""
-    return [0 if x.shape[i] == 1 else x.stride(i) for i in range(axes)]
-
-
-def _cpu(bound, axes, outs):
-    x, ref, index = (bound[n] for n in ("x", "ref", "index"))
-    high, wide = bound["patch_height"] or axes["H"], bound["patch_width"] or axes["W"]
-    _C.similarity(
-        x.data_ptr(),
-        x.stride()[:3],
-        ref.data_ptr(),
-        _strides(ref) if index is None else ref.stride()[:3],
-        address(index),
-        (0, 0, 0) if index is None else _strides(index),
-        tuple(x.shape),
-        ref.shape[2],
-        (max(1, min(high, axes["H"])), max(1, min(wide, axes["W"]))),
-        min(bound["radius"], max(axes["H"], axes["W"])),
-        bound["alpha"],
-        METRICS.index(bound["metric"]),
-        _CODES[x.dtype],
-        _CODES[ref.dtype],
-        outs[0].data_ptr(),
-        get_num_threads(),
-    )
-
-
-register(SIMILARITY, _cpu)
+_way = register(SIMILARITY, lead=2)

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "bind/plain.h"
+#include "bind/tensor.h"
 
 #include <algorithm>
 #include <stdexcept>
@@ -38,15 +38,15 @@ int dtype_of(const Described& x) {
     case 10 << 8 | 8:
       return headrace::kE4M3;
     case 1 << 8 | 8:
-      return kPlainU8;
+      return kUint8;
     case 0 << 8 | 32:
-      return kPlainI32;
+      return kInt32;
     case 0 << 8 | 64:
-      return kPlainI64;
+      return kInt64;
     case 2 << 8 | 64:
-      return kPlainF64;
+      return kFloat64;
     case 6 << 8 | 8:
-      return kPlainBool;
+      return kBool;
     default:
       return -1;
   }
@@ -90,17 +90,10 @@ bool lies(py::handle x, bool recorded, Described& to, int& dtype) {
   }
   dtype = dtype_of(to);
   if (to.device_type != kCpu || to.offset != 0 || dtype < 0) return false;
-  const bool real = dtype <= headrace::kF16 || dtype == headrace::kE4M3 || dtype == kPlainF64;
+  const bool real = dtype <= headrace::kF16 || dtype == headrace::kE4M3 || dtype == kFloat64;
   if (!real) return true;  // integers have no sign to turn
   return denied(PyObject_CallMethodNoArgs(x.ptr(), is_neg)) &&
          (!recorded || denied(PyObject_GetAttr(x.ptr(), requires_grad)));
-}
-
-bool plain(py::handle x, int dims, bool recorded, Described& to, int& dtype) {
-  return reinterpret_cast<PyObject*>(Py_TYPE(x.ptr())) == tensor_type &&
-         lies(x, recorded, to, dtype) && dtype <= kPlainBool && to.dims == dims &&
-         (dims == 0 || to.strides[dims - 1] == 1) &&
-         std::all_of(to.shape, to.shape + dims, [](std::int64_t size) { return size > 0; });
 }
 
 void described(py::handle x, Described& to, int& dtype, std::int64_t* room, int most) {
@@ -125,34 +118,6 @@ void described(py::handle x, Described& to, int& dtype, std::int64_t* room, int 
   for (int i = 0; i < static_cast<int>(std::size(kNames)); ++i) {
     if (kind == std::string("torch.") + kNames[i]) dtype = i;
   }
-}
-
-bool plain_rows(py::handle x, int inner, const std::int64_t* lead, bool recorded, Described& to,
-                int& dtype, std::int64_t* strides) {
-  int more = 0;
-  while (more <= 2 && !plain(x, inner + more, recorded, to, dtype)) ++more;
-  if (more > 2) return false;
-  strides[0] = strides[1] = 0;
-  for (int i = 0; i < more; ++i) {
-    if (to.shape[i] != lead[i] && to.shape[i] != 1) return false;
-    if (to.shape[i] > 1) strides[i] = to.strides[i];
-  }
-  to.shape += more;
-  to.strides += more;
-  return true;
-}
-
-bool whole(py::handle x, std::int64_t least, std::int64_t& to) {
-  if (!PyLong_CheckExact(x.ptr())) return false;
-  int over = 0;
-  to = PyLong_AsLongLongAndOverflow(x.ptr(), &over);
-  return over == 0 && to >= least;
-}
-
-bool number(py::handle x, double& to) {
-  if (!PyFloat_CheckExact(x.ptr())) return false;
-  to = PyFloat_AS_DOUBLE(x.ptr());
-  return true;
 }
 
 bool dense(const Described& x) {

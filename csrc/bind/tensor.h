@@ -18,10 +18,10 @@ struct Described {
 };
 
 // A tensor of the CPU that can be read as it lies; `dtype` is a code of types.h, or one of these.
-enum PlainDType : int { kPlainU8 = 5, kPlainI32, kPlainI64, kPlainBool, kPlainF64 };
+enum MoreDType : int { kUint8 = 5, kInt32, kInt64, kBool, kFloat64 };
 constexpr std::int64_t kItems[] = {4, 2, 2, 1, 1, 1, 4, 8, 1, 8};  // bytes of an element
 
-// Takes the capsule, torch's Tensor and its Parameter; nothing is plain before, nor of a table of
+// Takes the capsule, torch's Tensor and its Parameter; nothing lies ready before, nor of a table of
 // another version.
 void take_exchange(py::object capsule, py::object tensor, py::object parameter);
 
@@ -29,23 +29,9 @@ void take_exchange(py::object capsule, py::object tensor, py::object parameter);
 // `recorded`, a gradient.
 bool lies(py::handle x, bool recorded, Described& to, int& dtype);
 
-// Whether it is one of `dims` axes, none of them 0, the last one dense, and no parameter.
-bool plain(py::handle x, int dims, bool recorded, Described& to, int& dtype);
-
 // Any tensor of the CPU, whatever there is of the table. Sizes and strides may go to `room`, which
 // has `most` places for each.
 void described(py::handle x, Described& to, int& dtype, std::int64_t* room, int most);
-
-// The same of x with `inner` axes behind none, one or both of batch and head, which are those of
-// `lead` or 1; strides of these two, 0 along what there is once. Shape and strides of `to` are then
-// of the inner axes.
-bool plain_rows(py::handle x, int inner, const std::int64_t* lead, bool recorded, Described& to,
-                int& dtype, std::int64_t* strides);
-
-// Whether x is a Python int (no bool) from `least` up; nothing is raised.
-bool whole(py::handle x, std::int64_t least, std::int64_t& to);
-// Whether x is a Python float.
-bool number(py::handle x, double& to);
 
 // Whether its elements lie one after the other.
 bool dense(const Described& x);
