@@ -23,8 +23,8 @@ void block_score(BlockScoreArgs a, std::int64_t batch, int threads) {
   a.bit_unit = summed % 2 ? 1 : 2;  // weights are odd or even as their number is
   for (std::int64_t n = summed / a.bit_unit; n > 0; n /= 2) ++a.planes;
   const std::int64_t width = a.dtype == kScoreInt ? bit_record(a) : a.dim * (a.upper ? 2 : 1);
-  std::vector<float> folds(static_cast<std::size_t>(batch * a.kv_heads * a.folded * width));
-  a.folds = folds.data();
+  const Scratch folds(batch * a.kv_heads * a.folded * width, 1);
+  a.folds = folds.of(0);
   parallel(batch,
            useful_threads(threads, static_cast<double>(batch) * a.q_heads * a.queries * a.dim),
            [&](std::int64_t b, int) { kernels.fold(a, b); });
@@ -95,12 +95,11 @@ void attention_mass(MassArgs a, const MassPlan& plan, std::int64_t batch, int th
   const std::int64_t group = a.q_heads / a.kv_heads, rows = group * a.queries;
   const std::int64_t heads = batch * a.kv_heads,
                      kept = std::max<std::int64_t>(a.keys - plan.exclude, 0);
-  std::vector<float> folds(static_cast<std::size_t>(heads * rows * a.dim));
+  const Scratch folds(heads * rows * a.dim, 1), mass(heads * a.keys, 1);
   std::vector<float> norms(static_cast<std::size_t>(heads * rows), kNone);
-  std::vector<float> mass(static_cast<std::size_t>(heads * a.keys));
-  a.folds = folds.data();
+  a.folds = folds.of(0);
   a.norms = norms.data();
-  a.mass = mass.data();
+  a.mass = mass.of(0);
   const double work = static_cast<double>(heads) * rows * a.keys * a.dim;
   const int team = useful_threads(threads, work);
   parallel(batch, team, [&](std::int64_t b, int) { kernels.mass_queries(a, b); });
@@ -109,13 +108,14 @@ void attention_mass(MassArgs a, const MassPlan& plan, std::int64_t batch, int th
   const std::int64_t chunks = (a.keys + kChunk - 1) / kChunk;
   const Scratch scratch(mass_scratch(a.dim), team);
   // Of few rows a key costs more than its logits, which then are kept from the sums to the masses:
-  // those of as many heads at a time as a cache holds.
-  constexpr std::int64_t kCached = std::int64_t{1} << 21, kMost = std::int64_t{1} << 24;
+  // those of as many heads at a time as a cache holds, or as all threads want.
+  constexpr std::int64_t kCached = std::int64_t{1} << 18, kMost = std::int64_t{1} << 24;
   const std::int64_t tiles = (a.keys + kScoreTile - 1) / kScoreTile;
+  const std::int64_t wanted = team > 1 ? (2 * team + chunks - 1) / chunks : 1;
   a.head_logits = tiles * kScoreTile * rows;
   const bool kept_logits = !plan.lse && a.head_logits > 0 && a.head_logits <= kMost;
   const std::int64_t round =
-      kept_logits ? std::clamp<std::int64_t>(kCached / a.head_logits, 1, heads) : heads;
+      kept_logits ? std::clamp(kCached / a.head_logits, std::min(wanted, heads), heads) : heads;
   const Scratch logits(kept_logits ? round * a.head_logits : 0, 1);
   a.logits = logits.of(0);
   const auto each_chunk = [&](std::int64_t count, const auto& body) {
@@ -169,9 +169,11 @@ void attention_mass(MassArgs a, const MassPlan& plan, std::int64_t batch, int th
   const float part = plan.mean ? 1.f / static_cast<float>(rows) : 1.f;
   parallel(heads, useful_threads(threads, static_cast<double>(heads) * a.keys * plan.pool),
            [&](std::int64_t i, int) {
-             const float* x = mass.data() + i * a.keys;
+             const float* x = a.mass + i * a.keys;
              const std::int64_t b = i / a.kv_heads, length = lengths[b];
              const std::int64_t there = std::max<std::int64_t>(length - plan.exclude, 0);
+             const std::int64_t* s = plan.past_strides;
+             const float* past = plan.past ? plan.past + b * s[0] + i % a.kv_heads * s[1] : nullptr;
              for (std::int64_t j = 0; j < kept; ++j) {
                const std::int64_t first = std::max<std::int64_t>(j - plan.pool / 2, 0);
                const std::int64_t last = std::min(j + plan.pool / 2 + 1, there);
@@ -180,10 +182,7 @@ void attention_mass(MassArgs a, const MassPlan& plan, std::int64_t batch, int th
                  value = plan.pool_largest ? std::max(value, x[n]) : value + x[n];
                if (!plan.pool_largest) value /= static_cast<float>(plan.pool);
                value = j < there ? value * part : 0.f;
-               if (plan.past && j < plan.past_keys) {
-                 const std::int64_t* s = plan.past_strides;
-                 value += plan.decay * plan.past[b * s[0] + i % a.kv_heads * s[1] + j * s[2]];
-               }
+               if (past && j < plan.past_keys) value += plan.decay * past[j * s[2]];
                plan.out[i * kept + j] = value;
              }
            });
@@ -195,15 +194,17 @@ void assign(AssignArgs a, std::int64_t batch, int threads) {
   a.popcount = counts_bits_of_vectors();
   a.tiles = (a.candidates + kScoreTile - 1) / kScoreTile;
   const std::int64_t sets = a.c_strides[0] == 0 ? 1 : batch;
-  const bool in_place = assign_in_place(a);
-  const Scratch columns(in_place ? 0 : sets * a.tiles * assign_tile(a.dim), 1);
-  a.columns = columns.of(0);
+  const std::int64_t parts = (a.rows + kAssignRows - 1) / kAssignRows;
   const double work = static_cast<double>(batch) * a.rows * a.candidates * a.dim;
   const int team = useful_threads(threads, work);
-  parallel(in_place ? 0 : sets * a.tiles, team,
+  // Columns that meet rows but once are made where they do, if that leaves no thread idle.
+  const bool in_place = assign_in_place(a), once = parts == 1 && sets == batch && team <= batch;
+  const std::int64_t kept = in_place || once ? 0 : sets * a.tiles;
+  const Scratch columns(kept * assign_tile(a.dim), 1);
+  a.columns = columns.of(0);
+  parallel(kept, team,
            [&](std::int64_t i, int) { kernels.candidates(a, i / a.tiles, i % a.tiles); });
-  const std::int64_t parts = (a.rows + kAssignRows - 1) / kAssignRows;
-  const Scratch scratch(assign_scratch(a.dim), team);
+  const Scratch scratch(assign_scratch(a.dim, once), team);
   parallel(batch * parts, team, [&](std::int64_t i, int t) {
     const std::int64_t begin = i % parts * kAssignRows;
     kernels.assign(a, i / parts, begin, std::min<std::int64_t>(begin + kAssignRows, a.rows),

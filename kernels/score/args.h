@@ -67,7 +67,7 @@ constexpr int kAssignRows = 24;
 struct AssignArgs {
   const void *x, *c;            // [batch, rows, dim], [batch or 1, candidates, dim]
   const std::int32_t* lengths;  // [batch] or null
-  float* columns;               // [batch or 1, tiles, assign_tile words]; null: rows in place
+  float* columns;               // [batch or 1, tiles, assign_tile words]; null: none are kept
   std::int32_t* id;             // [batch, rows]: number of the candidate * id_step + id_first
   float* similarity;            // [batch, rows]
   std::int64_t x_strides[2], c_strides[2], lengths_stride, rows, candidates, tiles, dim;
@@ -100,19 +100,28 @@ struct ScoreKernels {
 };
 
 inline std::int64_t mass_scratch(std::int64_t dim) { return kScoreTile * (dim + 24); }
-inline std::int64_t assign_scratch(std::int64_t dim) { return kAssignRows * (dim + kScoreTile); }
 
 // Words of a tile of candidates: its columns, and a number of each.
 inline std::int64_t assign_tile(std::int64_t dim) { return (dim + 1) * kScoreTile; }
+// Rows and their similarities; a tile, where columns are not kept.
+inline std::int64_t assign_scratch(std::int64_t dim, bool tile) {
+  return kAssignRows * (dim + kScoreTile) + (tile ? assign_tile(dim) : 0);
+}
 // A row or two meet candidates where these lie.
 inline bool assign_in_place(const AssignArgs& a) { return a.metric == kSquares && a.rows <= 2; }
 
 // Words of the record of one row of queries of sign bits.
 inline std::int64_t bit_record(const BlockScoreArgs& a) { return 1 + a.dim * (1 + a.planes); }
 
+// Blocks of tokens that a tile takes whole.
+inline std::int64_t blocks_of_tile(const BlockScoreArgs& a) {
+  return a.block_size < kScoreTile ? kScoreTile / a.block_size : 1;
+}
+
 // The scores of a span; columns of a tile, and products with it.
 inline std::int64_t block_scratch(const BlockScoreArgs& a) {
-  return kScoreTile * (a.dim + a.group + 24) + kScoreSpan * a.out_heads + a.folded + 64;
+  const std::int64_t most = a.block_size > 1 ? blocks_of_tile(a) * a.folded : 0;
+  return kScoreTile * (a.dim + a.group + 24) + kScoreSpan * a.out_heads + most + 64;
 }
 
 }  // namespace headrace

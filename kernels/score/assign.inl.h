@@ -94,14 +94,19 @@ inline void candidate_bits(const AssignArgs& a, std::int64_t batch, std::int64_t
   }
 }
 
-void candidates(const AssignArgs& a, std::int64_t batch, std::int64_t tile) {
-  float* columns = a.columns + (batch * a.tiles + tile) * headrace::assign_tile(a.dim);
+inline void take_candidates(const AssignArgs& a, std::int64_t batch, std::int64_t tile,
+                            float* columns) {
   if (a.dtype == headrace::kScoreInt) {
     return candidate_bits(a, batch, tile, reinterpret_cast<std::uint32_t*>(columns));
   }
   if (a.dtype == headrace::kF32) return candidates_as<float>(a, batch, tile, columns);
   if (a.dtype == headrace::kBF16) return candidates_as<bf16>(a, batch, tile, columns);
   candidates_as<fp16>(a, batch, tile, columns);
+}
+
+void candidates(const AssignArgs& a, std::int64_t batch, std::int64_t tile) {
+  take_candidates(a, batch, tile,
+                  a.columns + (batch * a.tiles + tile) * headrace::assign_tile(a.dim));
 }
 
 template <class T>
@@ -261,7 +266,7 @@ inline void take_rows(const AssignArgs& a, std::int64_t batch, std::int64_t begi
 
 void assign(const AssignArgs& a, std::int64_t batch, std::int64_t begin, std::int64_t end,
             float* scratch) {
-  float *rows = scratch, *s = rows + kAssignRows * a.dim;
+  float *rows = scratch, *s = rows + kAssignRows * a.dim, *own_tile = s + kAssignRows * kScoreTile;
   float by_row[kAssignRows];
   Best best[kAssignRows];
   const int n = static_cast<int>(end - begin);
@@ -277,7 +282,10 @@ void assign(const AssignArgs& a, std::int64_t batch, std::int64_t begin, std::in
   for (std::int64_t t = 0; t * kScoreTile < length; ++t) {
     const std::int64_t first = t * kScoreTile;
     const int there = static_cast<int>(length - first < kScoreTile ? length - first : kScoreTile);
-    const float* columns = in_place ? nullptr : a.columns + (set * a.tiles + t) * tile;
+    const float* columns = in_place    ? nullptr
+                           : a.columns ? a.columns + (set * a.tiles + t) * tile
+                                       : own_tile;
+    if (columns == own_tile) take_candidates(a, set, t, own_tile);
     if (!in_place) similarities(a, rows, by_row, n, columns, there, s);
     for (int i = 0; i < n; ++i) {
       std::int64_t m = there;

@@ -61,10 +61,10 @@ template <class T>
 struct FloatTile {
   const BlockScoreArgs& a;
   int n, coming;
-  const T *rows[kScoreTile + kAhead], *low[kScoreTile + kAhead];  // the last ones are those to come
+  const T *rows[2 * kScoreTile], *low[2 * kScoreTile];  // the last ones are those to come
 
   FloatTile(const BlockScoreArgs& args, int count, int after)
-      : a(args), n(count), coming(after < kAhead ? after : kAhead) {}
+      : a(args), n(count), coming(after < kScoreTile ? after : kScoreTile) {}
 
   // at: numbers of the rows. Those that are not there read one that is; their scores are dropped.
   void point(std::int64_t batch, int kv, const std::int64_t* at) {
@@ -74,7 +74,7 @@ struct FloatTile {
         static_cast<const T*>(a.keys) + batch * a.key_strides[0] + kv * a.key_strides[1];
     const T* upper = static_cast<const T*>(a.upper) +
                      (a.upper ? batch * a.upper_strides[0] + kv * a.upper_strides[1] : 0);
-    for (int j = 0; j < kScoreTile + kAhead; ++j) {
+    for (int j = 0; j < 2 * kScoreTile; ++j) {
       const std::int64_t row = j < n + coming && at[j] >= 0 ? at[j] : any;
       rows[j] = a.upper ? upper + row * a.upper_strides[2] : keys + row * a.key_strides[2];
       low[j] = keys + row * a.key_strides[2];
@@ -103,17 +103,18 @@ struct FloatTile {
       }
       return;
     }
+    const std::int64_t words = score_in_pairs(a) ? a.dim / 2 : a.dim;
+    Coming next(rows + n, coming, a.dim, a.folded, words);
     for (int r0 = 0; r0 < a.folded; r0 += kChunk) {
       const int count = a.folded - r0 < kChunk ? a.folded - r0 : kChunk;
       if (score_in_pairs(a)) {
         if (r0 == 0) to_pairs(rows, n, a.dim, columns);
-        const std::int64_t words = a.dim / 2;
-        products<Doubles>(q + r0 * words, words, count, columns, n, words, false, s);
+        products<Doubles>(q + r0 * words, words, count, columns, n, words, false, s, &next);
         for (int r = 0; r < count; ++r) body(r0 + r, s + r * kScoreTile);
         continue;
       }
       if (r0 == 0 || a.upper) to_columns(rows, n, a.dim, columns);
-      products(q + r0 * a.dim, a.dim, count, columns, n, a.dim, false, s);
+      products(q + r0 * a.dim, a.dim, count, columns, n, a.dim, false, s, &next);
       if (a.upper) {
         to_columns(low, n, a.dim, columns);
         products(q_low + r0 * a.dim, a.dim, count, columns, n, a.dim, true, s);
@@ -211,12 +212,14 @@ inline void rows_as(const BlockScoreArgs& a, std::int64_t batch, std::int64_t be
         const int n = span - t < kScoreTile ? span - t : kScoreTile;
         Tile tile(a, n, span - t - n);
         tile.point(batch, kv, at + t);
-        tile.score(batch, kv, rest, [&](int r, const float* s) {
-          const int head = static_cast<int>(r / per_head);
-          const std::int64_t w = r % per_head;
-          if (per_head == 1) return combine(a, kv, head, s, n, sums + t);
+        int head = 0;
+        std::int64_t w = 0;  // rows come in order: none is divided by how many a head has
+        tile.score(batch, kv, rest, [&](int, const float* s) {
+          if (per_head == 1) return combine(a, kv, head++, s, n, sums + t);
           reduce_queries(a.reduce, w == 0, s, n, m);
-          if (w == per_head - 1) combine(a, kv, head, m, n, sums + t);
+          if (++w < per_head) return;
+          w = 0;
+          combine(a, kv, head++, m, n, sums + t);
         });
       }
     }
@@ -264,44 +267,68 @@ inline void bits_run(const BlockScoreArgs& a, std::int64_t batch, std::int64_t b
   }
 }
 
-// A block is block_size rows: of every row of queries the largest product counts.
+// The largest of s[first, last) of the rows that are there, if that is more; NaN is none.
+inline float most_of(float best, const float* s, int first, int last, const std::int64_t* at) {
+  F most = set1(best);
+  for (int j = first; j < last; j += kW) {
+    F x = load(s + j);
+    if (at) {
+      float one[kW];
+      for (int i = 0; i < kW; ++i) one[i] = j + i < last && at[j + i] >= 0 ? s[j + i] : -kInf;
+      x = load(one);
+    }
+    most = max(keep(x, set1(-kInf), 0, last - j), most);
+  }
+  return hmax(most);
+}
+
+// A block is block_size rows: of every row of queries the largest product counts. Short blocks
+// share a tile.
 template <class Tile>
 inline void max_as(const BlockScoreArgs& a, std::int64_t batch, std::int64_t begin,
                    std::int64_t end, float* scratch) {
-  const std::int64_t per_head = a.folded / a.group;
+  const std::int64_t per_head = a.folded / a.group, shared = headrace::blocks_of_tile(a);
   float *sums = scratch, *most = sums + a.out_heads * headrace::kScoreSpan;
-  float* rest = most + (a.folded + 15) / 16 * 16;
-  for (std::int64_t b = begin; b < end; ++b) {
-    const std::int64_t first = b * a.block_size;
-    const std::int64_t last = first + a.block_size < a.rows ? first + a.block_size : a.rows;
-    std::int64_t there = 0;
+  float* rest = most + (shared * a.folded + 15) / 16 * 16;
+  for (std::int64_t b = begin; b < end; b += shared) {
+    const int count = static_cast<int>(end - b < shared ? end - b : shared);
+    const std::int64_t first = b * a.block_size, upto = (b + count) * a.block_size;
+    const std::int64_t last = upto < a.rows ? upto : a.rows;
+    std::int64_t here[kScoreTile];  // 0 of a block with rows
+    for (int k = 0; k < count; ++k) here[k] = -1;
     for (int kv = 0; kv < a.kv_heads; ++kv) {
-      for (int r = 0; r < a.folded; ++r) most[r] = -kInf;
+      for (std::int64_t i = 0; i < count * a.folded; ++i) most[i] = -kInf;
       for (std::int64_t t = first; t < last; t += kScoreTile) {
         std::int64_t at[kScoreTile];
         const int n = static_cast<int>(last - t < kScoreTile ? last - t : kScoreTile);
         const int some = tile_rows(a, batch, t, n, at);
         if (some == 0) continue;
-        there += some;
+        const int size = static_cast<int>(count > 1 ? a.block_size : n);
+        for (int k = 0, j = 0; j < n; ++k, j += size) {
+          for (int i = j; i < n && i < j + size && here[k] < 0; ++i) here[k] = at[i] < 0 ? -1 : 0;
+        }
         Tile tile(a, n, 0);
         tile.point(batch, kv, at);
         tile.score(batch, kv, rest, [&](int r, const float* s) {
-          float best = most[r];
-          for (int j = 0; j < n; ++j) best = at[j] >= 0 && !(s[j] <= best) ? s[j] : best;
-          most[r] = best;
+          for (int k = 0, j = 0; j < n; ++k, j += size) {
+            float& best = most[k * a.folded + r];
+            best = most_of(best, s, j, j + size < n ? j + size : n, some < n ? at : nullptr);
+          }
         });
       }
-      for (int head = 0; head < a.group && there; ++head) {
-        float m[kScoreTile] = {most[head * per_head]};
-        for (std::int64_t w = 1; w < per_head; ++w) {
-          const float x = most[head * per_head + w];
-          m[0] = a.reduce == headrace::kQueryMax ? (x > m[0] ? x : m[0]) : m[0] + x;
+      for (int head = 0; head < a.group; ++head) {
+        float m[kScoreTile];
+        for (int k = 0; k < count; ++k) {
+          const float* own = most + k * a.folded + head * per_head;
+          m[k] = own[0];
+          for (std::int64_t w = 1; w < per_head; ++w) {
+            m[k] = a.reduce != headrace::kQueryMax ? m[k] + own[w] : own[w] > m[k] ? own[w] : m[k];
+          }
         }
-        combine(a, kv, head, m, 1, sums);
+        combine(a, kv, head, m, count, sums);
       }
     }
-    const std::int64_t at = there ? 0 : -1;
-    finish(a, batch, b, 1, &at, sums);
+    finish(a, batch, b, count, here, sums);
   }
 }
 

@@ -34,9 +34,12 @@ inline void each_tile(const MassArgs& a, std::int64_t batch, int kv, std::int64_
     const int n = static_cast<int>(end - t < kScoreTile ? end - t : kScoreTile);
     float* kept = a.logits ? a.logits + head * a.head_logits + t * rows : nullptr;
     const bool fresh = !kept || a.summing, few = rows <= kFew;
-    const T* at[kScoreTile + kAhead];
+    const T* at[2 * kScoreTile];  // and those of the next tile
+    const std::int64_t after = end - t - n;
+    Coming coming(at + kScoreTile, static_cast<int>(after < kScoreTile ? after : kScoreTile), a.dim,
+                  static_cast<int>(rows), words);
     if (fresh) {
-      for (int j = 0; j < kScoreTile + kAhead; ++j) {
+      for (int j = 0; j < 2 * kScoreTile; ++j) {
         at[j] = keys + (t + j < end ? t + j : t) * a.k_strides[2];
       }
       if (pairs) {
@@ -50,11 +53,11 @@ inline void each_tile(const MassArgs& a, std::int64_t batch, int kv, std::int64_
       float* to = kept ? kept + r * kScoreTile : s;
       if (fresh && few) dots_tile(q, count, at, n, a.dim, true, to);
       if (fresh && pairs) {
-        products<Doubles>(q + r * words, words, count, columns, n, words, false, to);
+        products<Doubles>(q + r * words, words, count, columns, n, words, false, to, &coming);
         const F by = set1(a.scale * kLog2e);
         for (int j = 0; j < count * kScoreTile; j += kW) store(to + j, mul(load(to + j), by));
       } else if (fresh && !few) {
-        products(q + r * words, words, count, columns, n, words, false, to);
+        products(q + r * words, words, count, columns, n, words, false, to, &coming);
       }
       body(r, count, t, n, to);
     }
@@ -64,7 +67,9 @@ inline void each_tile(const MassArgs& a, std::int64_t batch, int kv, std::int64_
 // Keys of [t, t + n) that row r sees.
 inline int seen(const MassArgs& a, std::int64_t length, std::int64_t r, std::int64_t t, int n) {
   if (!a.causal) return n;
-  const std::int64_t last = length - a.queries + r % a.queries + 1 - t;
+  // Of 32 bits: to divide 64 takes some processors longer than a row of a tile.
+  const auto w = static_cast<std::uint32_t>(r) % static_cast<std::uint32_t>(a.queries);
+  const std::int64_t last = length - a.queries + w + 1 - t;
   return last < 0 ? 0 : last < n ? static_cast<int>(last) : n;
 }
 

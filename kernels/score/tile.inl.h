@@ -167,7 +167,12 @@ inline void product_block(const float* q, std::int64_t q_row, const float* colum
                           std::int64_t dim, bool more, float* s) {
   F acc[M][N];
   for (int m = 0; m < M; ++m) {
-    for (int n = 0; n < N; ++n) acc[m][n] = more ? load(s + m * kScoreTile + n * kW) : zero();
+    for (int n = 0; n < N; ++n) acc[m][n] = zero();
+  }
+  if (more) {
+    for (int m = 0; m < M; ++m) {
+      for (int n = 0; n < N; ++n) acc[m][n] = load(s + m * kScoreTile + n * kW);
+    }
   }
   for (std::int64_t d = 0; d < dim; ++d) {
     typename Of::Words row[N];
@@ -202,18 +207,60 @@ inline void product_rest(const float* q, std::int64_t q_row, int count, const fl
   if constexpr (M > 1) product_rest<M - 1, Of>(q, q_row, count, columns, n, dim, more, s);
 }
 
+constexpr std::int64_t kDeep = 64;  // words of columns that a first-level cache holds
+
+// Rows that are to come: asked for a few lines at a time while there is something to compute, for
+// rows side by side are no stream to a processor.
+class Coming {
+ public:
+  // n rows of `dim` elements, in the steps that `products` takes over `count` rows of `words`.
+  template <class T>
+  Coming(const T* const* rows, int n, std::int64_t dim, int count, std::int64_t words)
+      : rows_(reinterpret_cast<const char* const*>(rows)),
+        lines_(static_cast<int>((dim * sizeof(T) + 63) / 64)),
+        left_(n * lines_) {
+    const int deep = static_cast<int>((words + kDeep - 1) / kDeep);
+    const int steps = (count + kTileRows - 1) / kTileRows * deep;
+    const int each = (left_ + steps - 1) / steps;
+    each_ = each < kMost ? each : kMost;
+  }
+  void some() {
+    const int n = each_ < left_ ? each_ : left_;
+    left_ -= n;
+    for (int i = 0; i < n; ++i) {
+      __builtin_prefetch(*rows_ + 64 * line_);
+      if (++line_ < lines_) continue;
+      line_ = 0;
+      ++rows_;
+    }
+  }
+
+ private:
+  static constexpr int kMost = 32;
+  const char* const* rows_;
+  int lines_, left_, each_, line_ = 0;
+};
+
 // s[m][j] = q[m] . column j (added to what is there, with `more`) for m < count, j < n at least;
-// q_row and dim count words.
+// q_row and dim count words. A sum that goes on from memory, deeper in the columns, has the bits of
+// one that stays in a register.
 template <class Of = Singles>
 inline void products(const float* q, std::int64_t q_row, int count, const float* columns,
-                     std::int64_t n, std::int64_t dim, bool more, float* s) {
-  int m = 0;
-  for (; m + kTileRows <= count; m += kTileRows) {
-    product_rows<kTileRows, Of>(q + m * q_row, q_row, columns, n, dim, more, s + m * kScoreTile);
-  }
-  if (m < count) {
-    product_rest<kTileRows - 1, Of>(q + m * q_row, q_row, count - m, columns, n, dim, more,
-                                    s + m * kScoreTile);
+                     std::int64_t n, std::int64_t dim, bool more, float* s,
+                     Coming* coming = nullptr) {
+  for (std::int64_t d = 0; d < dim; d += kDeep, more = true) {
+    const std::int64_t deep = dim - d < kDeep ? dim - d : kDeep;
+    const float *from = q + d, *some = columns + d * kScoreTile;
+    int m = 0;
+    for (; m + kTileRows <= count; m += kTileRows) {
+      if (coming) coming->some();
+      product_rows<kTileRows, Of>(from + m * q_row, q_row, some, n, deep, more, s + m * kScoreTile);
+    }
+    if (m < count) {
+      if (coming) coming->some();
+      product_rest<kTileRows - 1, Of>(from + m * q_row, q_row, count - m, some, n, deep, more,
+                                      s + m * kScoreTile);
+    }
   }
 }
 
