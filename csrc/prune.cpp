@@ -194,29 +194,6 @@ void merge(const CompactArgs& a, int threads) {
   }
 }
 
-// Rows of a fixed size, which then are moved without a call for each.
-template <std::size_t kBytes>
-void gather_of(char* y, std::int64_t y_step, const char* x, std::int64_t x_step,
-               const std::int32_t* index, std::int64_t n) {
-  for (std::int64_t c = 0; c < n; ++c, y += y_step) std::memcpy(y, x + index[c] * x_step, kBytes);
-}
-
-template <std::size_t... kBytes>
-bool gathered(char* y, std::int64_t y_step, const char* x, std::int64_t x_step,
-              const std::int32_t* index, std::int64_t n, std::int64_t bytes) {
-  return ((bytes == static_cast<std::int64_t>(kBytes) &&
-           (gather_of<kBytes>(y, y_step, x, x_step, index, n), true)) ||
-          ...);
-}
-
-void gather(char* y, std::int64_t y_step, const char* x, std::int64_t x_step,
-            const std::int32_t* index, std::int64_t n, std::int64_t bytes) {
-  if (gathered<1, 2, 4, 8, 64, 128, 256, 512>(y, y_step, x, x_step, index, n, bytes)) return;
-  for (std::int64_t c = 0; c < n; ++c, y += y_step) {
-    std::memcpy(y, x + index[c] * x_step, static_cast<std::size_t>(bytes));
-  }
-}
-
 // The indices of a row into `kept`, from its mask or as they were given.
 void keep(const CompactArgs& a, std::int64_t b, std::int64_t h) {
   std::int32_t* kept = a.kept + (b * a.heads + h) * a.capacity;
@@ -251,6 +228,7 @@ void compact(const CompactArgs& given, int threads) {
   a.count_strides[0] = a.heads;
   a.count_strides[1] = 1;
   if (a.target) return merge(a, threads);
+  const PruneKernels& k = kernels();
   const std::int64_t bytes = a.depth * a.item;
   const std::int64_t block = std::clamp<std::int64_t>((1 << 17) / (bytes + 64), 1, 1024);
   const std::int64_t blocks = (a.capacity + block - 1) / block;
@@ -264,7 +242,7 @@ void compact(const CompactArgs& given, int threads) {
                          : nullptr;
     const std::int64_t end = std::min(first + block, a.capacity), some = std::clamp(n, first, end);
     const std::int64_t x_step = a.x_strides[2] * a.item, y_step = a.y_strides[2] * a.item;
-    gather(head.y(first), y_step, head.x(0), x_step, index + first, some - first, bytes);
+    k.gather(head.y(first), y_step, head.x(0), x_step, index + first, some - first, bytes);
     for (std::int64_t c = some; c < end; ++c) {
       std::memset(head.y(c), 0, static_cast<std::size_t>(bytes));
     }

@@ -39,6 +39,9 @@ struct PruneKernels {
   void (*blend)(const void* x, std::int64_t row_stride, const std::int32_t* rows,
                 const float* weights, std::int64_t count, float total, std::int64_t depth,
                 int dtype, void* out);
+  // y[c] = x[index[c]] for c < n: rows of `bytes`, steps in bytes.
+  void (*gather)(char* y, std::int64_t y_step, const char* x, std::int64_t x_step,
+                 const std::int32_t* index, std::int64_t n, std::int64_t bytes);
 };
 
 }  // namespace headrace

@@ -4,4 +4,4 @@
 #include "similarity.inl.h"
 
 extern "C" const headrace::PruneKernels HEADRACE_JOIN(headrace_prune_, HEADRACE_LEVEL) = {
-    rows, patches, blend};
+    rows, patches, blend, gather};

@@ -38,6 +38,17 @@ constexpr int kTotals = M == kCos ? 3 : 1;
 template <int M, class X, class R>
 inline void lanes_of(const X* x, const R* r, std::int64_t n, F* totals) {
   constexpr int kN = kTotals<M>, kU = M == kCos ? 2 : 4;
+  if (n <= kW) {  // the same with nothing in the other sums
+    for (int j = 0; j < kN; ++j) totals[j] = zero();
+    const int left = static_cast<int>(n);
+    if (left == kW) {
+      step<M>(load(x), load(r), totals);
+    } else {
+      step<M>(load_part(x, left), load_part(r, left), totals);
+    }
+    for (int j = 0; j < kN; ++j) totals[j] = add(totals[j], zero());
+    return;
+  }
   F acc[kU][kN];
   for (int u = 0; u < kU; ++u) {
     for (int j = 0; j < kN; ++j) acc[u][j] = zero();
@@ -100,23 +111,38 @@ inline float around(const SimilarityArgs& a, const X* x, const R* r, std::int64_
   return best;
 }
 
-// Four rows at once: what follows the sums of a short row takes as long as they do.
+// Rows at once: what follows the sums of a short row takes as long as they do.
+template <int M>
+constexpr int kRows = M == kCos ? 4 : 16;
+
 template <int M, class X, class R>
-inline void four_rows(const SimilarityArgs& a, const X* const* x, const R* const* r, float* out) {
-  constexpr int kN = kTotals<M>;
-  F totals[kN][4];
-  for (int i = 0; i < 4; ++i) {
+inline void some_rows(const SimilarityArgs& a, const X* const* x, const R* const* r, float* out) {
+  constexpr int kN = kTotals<M>, kMany = kRows<M>;
+  F totals[kN][kMany];
+  for (int i = 0; i < kMany; ++i) {
     F one[kN];
     lanes_of<M>(x[i], r[i], a.depth, one);
     for (int j = 0; j < kN; ++j) totals[j][i] = one[j];
   }
-  float sums[kN][4];
-  for (int j = 0; j < kN; ++j) hsum4(totals[j], sums[j]);
-  for (int i = 0; i < 4; ++i) {
-    if (M == kDot) {
-      out[i] = sums[0][i];
-      continue;
+  float sums[kN][kMany];
+  for (int j = 0; j < kN; ++j) {
+    if constexpr (kMany == 16) {
+      hsum16(totals[j], sums[j]);
+    } else {
+      hsum4(totals[j], sums[j]);
     }
+  }
+  if (M == kDot) {
+    memcpy(out, sums[0], sizeof sums[0]);
+    return;
+  }
+  if (a.metric == headrace::kGauss) {
+    double apart[kMany];
+    for (int i = 0; i < kMany; ++i) apart[i] = sums[0][i] / (2 * a.alpha);
+    for (int i = 0; i < kMany; ++i) out[i] = static_cast<float>(falling(apart[i]));
+    return;
+  }
+  for (int i = 0; i < kMany; ++i) {
     double own[kSums] = {};
     for (int j = 0; j < kN; ++j) own[j] = sums[j][i];
     out[i] = similarity_of(a, own, static_cast<double>(a.depth));
@@ -148,14 +174,15 @@ void rows_of(const SimilarityArgs& a, std::int64_t first, std::int64_t last) {
   place();
   std::int64_t t = first;
   constexpr bool kBytes = std::is_same<X, u8>::value && std::is_same<R, u8>::value && M == kL1;
-  for (; !kBytes && !a.segments && !a.radius && t + 4 <= last; t += 4) {
-    const X* four[4];
-    const R* others[4];
-    for (int i = 0; i < 4; ++i, further()) {
-      four[i] = row;
+  constexpr int kMany = kRows<M>;
+  for (; !kBytes && !a.segments && !a.radius && t + kMany <= last; t += kMany) {
+    const X* own[kMany];
+    const R* others[kMany];
+    for (int i = 0; i < kMany; ++i, further()) {
+      own[i] = row;
       others[i] = other;
     }
-    four_rows<M>(a, four, others, a.out + t);
+    some_rows<M>(a, own, others, a.out + t);
   }
   for (; t < last; ++t, further()) {
     if (a.segments) {
