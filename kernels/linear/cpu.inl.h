@@ -4,6 +4,14 @@
 // which is what makes the product batch-invariant; blocking changes which dots run together and
 // nothing else.
 #pragma once
+#include <type_traits>
+
+// Pairs of bf16 have ways of their own.
+#if defined(HEADRACE_AVX512) && !defined(HEADRACE_AVX512_BF16)
+#define HEADRACE_COLUMNS
+#endif
+
+#include "columns.inl.h"
 #include "quads.inl.h"
 
 namespace {
@@ -11,74 +19,87 @@ namespace {
 // Rows of a register block against four outputs, whose sums end in one vector.
 constexpr int kM = F::registers == 32 ? 6 : 3;
 
-// out = `rows` rows of x side by side: a vector of each, then the next of each. Rows that lie a
-// power of two apart would fight for the same few lines of the cache.
-template <class L, class X>
-inline void pack_rows(const X* x, std::int64_t x_row, int rows, std::int64_t depth,
-                      typename L::Packed* out) {
-  std::int64_t k = 0;
-  for (; k + L::width <= depth; k += L::width) {
-    for (int m = 0; m < rows; ++m, out += L::width) L::pack(x + m * x_row + k, out);
-  }
-  if (k == depth) return;
-  for (int m = 0; m < rows; ++m, out += L::width) {
-    L::pack(Tail<L, X>(x + m * x_row + k, static_cast<int>(depth - k)).lanes, out);
-  }
-}
+// Weights of N outputs as `dots` reads them: from `of` on, a vector every `step` elements. Where
+// they lie packed, zeros follow the last, and the cache has them.
+template <int N, class W, bool Packed>
+struct Weights {
+  const W* of[N];
+  std::int64_t step;
+};
 
 // M packed rows against N outputs over [begin, end) of the depth; `kept` holds their sums from one
 // visit to the next. Of the last outputs some may repeat, and only `cols` of them are written.
-// Meanwhile the row of weights at `ahead` comes nearer.
-template <int M, int N, class X, class W>
-inline void dots(const LinearArgs& a, const typename Lanes<X, W>::Packed* x, std::int64_t row,
-                 std::int64_t col, int cols, std::int64_t begin, std::int64_t end, float* kept,
-                 const W* ahead) {
+// Meanwhile the row at `ahead`, of weights or of x, comes nearer.
+template <int M, int N, class X, class W, bool P, class A>
+inline void dots(const LinearArgs& a, const typename Lanes<X, W>::Packed* x,
+                 const Weights<N, W, P>& weights, std::int64_t row, std::int64_t col, int cols,
+                 std::int64_t begin, std::int64_t end, float* kept, const A* ahead) {
   using L = Lanes<X, W>;
   const W* w[N];
-  for (int n = 0; n < N; ++n) {
-    w[n] = static_cast<const W*>(a.weight) + (col + (n < cols ? n : cols - 1)) * a.w_row;
-  }
+#pragma GCC unroll 8
+  for (int n = 0; n < N; ++n) w[n] = weights.of[n];
   F acc[M * N];
-  for (int m = 0; m < M; ++m) {
-    for (int n = 0; n < N; ++n) acc[m * N + n] = begin ? load(kept + (m * N + n) * kW) : zero();
+  if (begin) {
+#pragma GCC unroll 32
+    for (int i = 0; i < M * N; ++i) acc[i] = load(kept + i * kW);
+  } else {
+#pragma GCC unroll 32
+    for (int i = 0; i < M * N; ++i) acc[i] = zero();
   }
-  std::int64_t k = begin;
-  for (; k + L::width <= end; k += L::width, x += M * L::width) {
+  std::int64_t k = begin, at = 0;
+  const std::int64_t whole = P ? end : end - L::width + 1;
+#pragma GCC unroll 2
+  for (; k < whole; k += L::width, x += M * L::width, at += weights.step) {
     typename L::Vector xs[M];
+#pragma GCC unroll 8
     for (int m = 0; m < M; ++m) xs[m] = L::read(x + m * L::width);
-    __builtin_prefetch(ahead + k, 0, 2);
+    __builtin_prefetch(ahead + (k - begin), 0, 2);
+#pragma GCC unroll 8
     for (int n = 0; n < N; ++n) {
-      const auto y = L::read(w[n] + k);
+      const auto y = L::read(w[n] + at);
+#pragma GCC unroll 8
       for (int m = 0; m < M; ++m) acc[m * N + n] = L::add(xs[m], y, acc[m * N + n]);
     }
   }
   if (end < a.depth) {
-    for (int m = 0; m < M; ++m) {
-      for (int n = 0; n < N; ++n) store(kept + (m * N + n) * kW, acc[m * N + n]);
-    }
+#pragma GCC unroll 32
+    for (int i = 0; i < M * N; ++i) store(kept + i * kW, acc[i]);
     return;
   }
-  for (int n = 0; k < end && n < N; ++n) {
-    const auto y = L::read(Tail<L, W>(w[n] + k, static_cast<int>(end - k)).lanes);
-    for (int m = 0; m < M; ++m)
-      acc[m * N + n] = L::add(L::read(x + m * L::width), y, acc[m * N + n]);
+  if (!P && k < end) {
+#pragma GCC unroll 8
+    for (int n = 0; n < N; ++n) {
+      const auto y = L::read(Tail<L, W>(w[n] + at, static_cast<int>(end - k)).lanes);
+#pragma GCC unroll 8
+      for (int m = 0; m < M; ++m) {
+        acc[m * N + n] = L::add(L::read(x + m * L::width), y, acc[m * N + n]);
+      }
+    }
   }
+  F whole_sums[M * N];  // so that those of the loop stay in registers
+#pragma GCC unroll 32
+  for (int i = 0; i < M * N; ++i) whole_sums[i] = acc[i];
   alignas(64) float sums[(M * N + 15) / 16 * 16];
-  int i = 0;
-  for (; i + 16 <= M * N; i += 16) hsum16(acc + i, sums + i);
-  for (; i + 8 <= M * N; i += 8) hsum8(acc + i, sums + i);
-  for (; i < M * N; i += 4) hsum4(acc + i, sums + i);
+  constexpr int by16 = M * N / 16 * 16, by8 = M * N / 8 * 8;
+#pragma GCC unroll 4
+  for (int i = 0; i < by16; i += 16) hsum16(whole_sums + i, sums + i);
+#pragma GCC unroll 2
+  for (int i = by16; i < by8; i += 8) hsum8(whole_sums + i, sums + i);
+#pragma GCC unroll 2
+  for (int i = by8; i < M * N; i += 4) hsum4(whole_sums + i, sums + i);
   finish<X, N, sizeof(sums) / sizeof(float)>(a, sums, M, row, col, cols);
 }
 
-// The last rows, fewer than a block.
-template <int M, int N, class X, class W>
-inline void rest(const LinearArgs& a, const typename Lanes<X, W>::Packed* x, int rows,
-                 std::int64_t row, std::int64_t col, int cols, std::int64_t begin, std::int64_t end,
-                 float* kept, const W* ahead) {
+// The last rows, at most M.
+template <int M, int N, class X, class W, bool P, class A>
+inline void rest(const LinearArgs& a, const typename Lanes<X, W>::Packed* x,
+                 const Weights<N, W, P>& weights, int rows, std::int64_t row, std::int64_t col,
+                 int cols, std::int64_t begin, std::int64_t end, float* kept, const A* ahead) {
   if constexpr (M > 0) {
-    if (rows == M) return dots<M, N, X, W>(a, x, row, col, cols, begin, end, kept, ahead);
-    rest<M - 1, N, X, W>(a, x, rows, row, col, cols, begin, end, kept, ahead);
+    if (rows == M) {
+      return dots<M, N, X, W, P>(a, x, weights, row, col, cols, begin, end, kept, ahead);
+    }
+    rest<M - 1, N, X, W, P>(a, x, weights, rows, row, col, cols, begin, end, kept, ahead);
   }
 }
 
@@ -104,26 +125,83 @@ inline void blocks(const LinearArgs& a, std::int64_t begin, std::int64_t end, st
     for (std::int64_t n = first; n < last; n += N) {
       const int cols = static_cast<int>(last - n < N ? last - n : N);
       float* sums = kept + (n - first) * rows * kW;
+      Weights<N, W, false> weights{{}, L::width};
+      for (int i = 0; i < N; ++i) {
+        weights.of[i] = weight + (n + (i < cols ? i : cols - 1)) * a.w_row + k;
+      }
       // Each block of rows calls for one row of the next weights.
       std::int64_t ahead = n + N < last ? n + N : n;
       std::int64_t t = 0;
       for (; t + M <= rows; t += M) {
-        dots<M, N, X, W>(a, packed + t * padded, begin + t, n, cols, k, upto, sums + t * N * kW,
-                         weight + ahead * a.w_row);
+        dots<M, N, X, W, false>(a, packed + t * padded, weights, begin + t, n, cols, k, upto,
+                                sums + t * N * kW, weight + ahead * a.w_row + k);
         ahead += ahead + 1 < last && ahead + 1 < n + 2 * N;
       }
-      rest<M - 1, N, X, W>(a, packed + t * padded, static_cast<int>(rows - t), begin + t, n, cols,
-                           k, upto, sums + t * N * kW, weight + ahead * a.w_row);
+      rest<M - 1, N, X, W, false>(a, packed + t * padded, weights, static_cast<int>(rows - t),
+                                  begin + t, n, cols, k, upto, sums + t * N * kW,
+                                  weight + ahead * a.w_row + k);
     }
     k = upto;
   } while (k < a.depth);
 }
+
+#ifdef HEADRACE_COLUMNS
+// Many rows of a deep product: six of them over a slab of the depth stay in the first-level cache,
+// and the weights of a strip, packed and widened, in the second-level one until all rows have met
+// them. Unfinished sums wait for the next slab.
+template <class X, class W>
+inline void slabs(const LinearArgs& a, std::int64_t begin, std::int64_t end, std::int64_t first,
+                  std::int64_t last, float* scratch) {
+  constexpr int N = 4;
+  const std::int64_t padded = (a.depth + kW - 1) / kW * kW;
+  const std::int64_t slab = headrace::linear_slab(a.depth);
+  float* weight = scratch;
+  float* packed = weight + (last - first) * padded;
+  float* kept = packed + kM * slab;
+  const auto cols_at = [&](std::int64_t n) {
+    return static_cast<int>(last - n < N ? last - n : N);
+  };
+  for (std::int64_t n = first; n < last; n += N) {
+    pack_rows<Lanes<W, float>>(static_cast<const W*>(a.weight) + n * a.w_row, a.w_row, cols_at(n),
+                               a.depth, weight + (n - first) * padded);
+  }
+  for (std::int64_t t = begin; t < end; t += kM) {
+    const int rows = static_cast<int>(end - t < kM ? end - t : kM);
+    const X* x = static_cast<const X*>(a.x) + t * a.x_row;
+    for (std::int64_t k = 0; k < a.depth; k += slab) {
+      const std::int64_t upto = k + slab < a.depth ? k + slab : a.depth;
+      pack_rows<Lanes<X, float>>(x + k, a.x_row, rows, upto - k, packed);
+      // What is packed next comes nearer, a row for every few outputs.
+      const X* next = upto < a.depth ? x + upto : t + 2 * kM <= end ? x + kM * a.x_row : x;
+      for (std::int64_t n = first; n < last; n += N) {
+        const int cols = cols_at(n);
+        const X* ahead = next + (n - first) / N % rows * a.x_row;
+        Weights<N, float, true> weights{{}, cols * kW};
+        const float* from = weight + (n - first) * padded + k * cols;
+        for (int i = 0; i < N; ++i) weights.of[i] = from + (i < cols ? i : cols - 1) * kW;
+        float* sums = kept + (n - first) * kM * kW;
+        rest<kM, N, X, float, true>(a, packed, weights, rows, t, n, cols, k, upto, sums, ahead);
+      }
+    }
+  }
+}
+#endif
 
 template <class X, class W>
 inline void block(const LinearArgs& a, std::int64_t begin, std::int64_t end, std::int64_t first,
                   std::int64_t last, float* scratch) {
   // One row needs more sums at a time than four, for each to have time to end.
   if (end - begin == 1) return blocks<1, 8, X, W>(a, begin, end, first, last, scratch);
+#ifdef HEADRACE_COLUMNS
+  const headrace::LinearWay way = headrace::linear_way(a);
+  if (way == headrace::LinearWay::kSlabs) return slabs<X, W>(a, begin, end, first, last, scratch);
+  if (way == headrace::LinearWay::kColumns) {
+    const std::int64_t left = (end - begin) % kW, upto = left > 12 ? end : end - left;
+    blocks_of_columns<X, W>(a, begin, upto, first, last, scratch);
+    if (upto == end) return;
+    begin = upto;
+  }
+#endif
 #ifdef HEADRACE_LANES
   if constexpr (kQuads<X, W>) {
     if (end - begin > 8 && a.depth * static_cast<std::int64_t>(sizeof(X)) <= kShort) {
@@ -151,4 +229,11 @@ void linear(const LinearArgs& a, std::int64_t begin, std::int64_t end, std::int6
 
 }  // namespace
 
-extern "C" const headrace::LinearKernels HEADRACE_JOIN(headrace_linear_, HEADRACE_LEVEL) = {linear};
+extern "C" const headrace::LinearKernels HEADRACE_JOIN(headrace_linear_, HEADRACE_LEVEL) = {
+    linear,
+#ifdef HEADRACE_COLUMNS
+    true,
+#else
+    false,
+#endif
+};

@@ -27,6 +27,21 @@ inline void round_to(bf16* to, F a) {
 #endif
 }
 
+// out = `rows` rows of x side by side: a vector of each, then the next of each. Rows that lie a
+// power of two apart would fight for the same few lines of the cache.
+template <class L, class X>
+inline void pack_rows(const X* x, std::int64_t x_row, int rows, std::int64_t depth,
+                      typename L::Packed* out) {
+  std::int64_t k = 0;
+  for (; k + L::width <= depth; k += L::width) {
+    for (int m = 0; m < rows; ++m, out += L::width) L::pack(x + m * x_row + k, out);
+  }
+  if (k == depth) return;
+  for (int m = 0; m < rows; ++m, out += L::width) {
+    L::pack(Tail<L, X>(x + m * x_row + k, static_cast<int>(depth - k)).lanes, out);
+  }
+}
+
 // Writes sums[rows][N], of which the first `cols` columns count, once the bias is added to them.
 template <class X, int N, int Words>
 inline void finish(const LinearArgs& a, float* sums, int rows, std::int64_t row, std::int64_t col,
