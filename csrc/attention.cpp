@@ -320,7 +320,7 @@ void attention(DenseArgs args, std::int64_t batch, std::int64_t split, int threa
   }
   run_items(args, items, partial_words,
             cache_words(args) + attention_scratch(block, block * heads, args.dim, 0), work, threads,
-            kernels().dense, kernels().dense_merge, 2 * ((args.cached + 7) / 8 * 8));
+            kernels().dense, kernels().dense_merge, owner_words(args.cached));
 }
 
 void append(const AppendArgs& args, std::int64_t tokens, std::int64_t pages, int threads) {

@@ -141,9 +141,10 @@ inline std::int64_t attention_scratch(int positions, int rows, int dim, int half
 }
 
 // fp32 words at the start of an item's scratch that stay from item to item of a dense call: whose
-// every packed tile is (int64, -1 at first), and the tiles.
+// every packed tile is (int64, -1 at first), and the tiles, of keys and of values.
+inline std::int64_t owner_words(std::int64_t tiles) { return 2 * ((tiles + 7) / 8 * 8); }
 inline std::int64_t cache_words(const DenseArgs& a) {
-  return 2 * ((a.cached + 7) / 8 * 8) + a.cached * kTile * a.dim;
+  return owner_words(a.cached) + 2 * a.cached * kTile * a.dim;
 }
 
 struct AttentionKernels {

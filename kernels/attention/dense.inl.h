@@ -11,23 +11,70 @@ using headrace::BlockRow;
 using headrace::DenseArgs;
 using headrace::DenseItem;
 
-// Tile `tile` of the keys of one kv head, packed; blocks of queries that lie near each other find
-// it as the one before left it.
+// Tiles of the keys and values of one kv head, packed; blocks of queries that lie near each other
+// find them as the one before left them.
 template <class P, class T>
-inline const float* packed_tile(const DenseArgs& a, float* cache, std::int64_t head,
-                                std::int64_t tile, bool sink, const T* k) {
-  // Sinks have a slot of their own.
-  const std::int64_t slot = a.cached == 1 ? 0 : sink ? a.cached - 1 : tile % (a.cached - 1);
-  std::int64_t* owners = reinterpret_cast<std::int64_t*>(cache);
-  const std::int64_t key = head * ((a.k_len + kTile - 1) / kTile) + tile;
-  float* packed = cache + 2 * ((a.cached + 7) / 8 * 8) + slot * kTile * a.dim;
-  if (owners[slot] != key) {
-    const std::int64_t left = a.k_len - tile * kTile;
-    P::pack(k + tile * kTile * a.k_row, a.k_row, static_cast<int>(left < kTile ? left : kTile),
-            a.dim, packed);
-    owners[slot] = key;
+struct Tiles {
+  const DenseArgs& a;
+  float* cache;
+  std::int64_t head;
+  const T *k, *v;
+
+  bool packs_values() const { return P::packs_values && a.cached > 1; }
+  float* keys(std::int64_t slot) const {
+    return cache + headrace::owner_words(a.cached) + slot * kTile * a.dim;
   }
-  return packed;
+  float* values(std::int64_t slot) const { return keys(a.cached + slot); }
+  // Sinks have a slot of their own.
+  std::int64_t slot_of(std::int64_t tile, bool sink) const {
+    return a.cached == 1 ? 0 : sink ? a.cached - 1 : tile % (a.cached - 1);
+  }
+  std::int64_t& owner(std::int64_t slot) const {
+    return reinterpret_cast<std::int64_t*>(cache)[slot];
+  }
+  std::int64_t name(std::int64_t tile) const {
+    return head * ((a.k_len + kTile - 1) / kTile) + tile;
+  }
+
+  std::int64_t pack(std::int64_t tile, bool sink) const {
+    const std::int64_t slot = slot_of(tile, sink), first = tile * kTile;
+    if (owner(slot) == name(tile)) return slot;
+    const int tokens = static_cast<int>(a.k_len - first < kTile ? a.k_len - first : kTile);
+    P::pack(k + first * a.k_row, a.k_row, tokens, a.dim, keys(slot));
+    if constexpr (P::packs_values) {
+      if (packs_values()) {
+        P::pack_values(v + first * a.v_row, a.v_row, tokens, a.dim, values(slot));
+      }
+    }
+    owner(slot) = name(tile);
+    return slot;
+  }
+  // The packed keys of a tile of the window if they are there, else null.
+  const float* ready(std::int64_t tile) const {
+    const std::int64_t slot = slot_of(tile, false);
+    return owner(slot) == name(tile) ? keys(slot) : nullptr;
+  }
+};
+
+// Adds the weighted values of keys [t, stop), all of one tile, to the rows.
+template <class P, class T>
+inline void add_tile(const Tiles<P, T>& tiles, std::int64_t slot, const float* s, std::int64_t t,
+                     std::int64_t stop, const Rows& st, int group, const int* ranges) {
+  const int column = static_cast<int>(t % kW), tokens = static_cast<int>(stop - t);
+  const auto add = [&](int row, int rows, int first, int count) {
+    float* o = st.o + row * st.dim;
+    const float* weights = s + row * kTile;
+    if constexpr (P::packs_values) {
+      if (tiles.packs_values()) {
+        return P::packed_values(weights, column + first, tiles.values(slot),
+                                static_cast<int>(t % kTile) + first, count, o, rows, st.dim,
+                                tiles.ready(t / kTile + 1), kTile * st.dim * sizeof(float));
+      }
+    }
+    P::values(weights, nullptr, column + first, tiles.v + (t + first) * tiles.a.v_row,
+              tiles.a.v_row, count, o, rows, st.dim, nullptr, 0);
+  };
+  add_values(st.rows, tokens, group, ranges, add);
 }
 
 // As paged_pass, over contiguous keys.
@@ -57,6 +104,8 @@ inline void dense_pass(const DenseArgs& a, const DenseItem& it, const Rows& st, 
   const std::int64_t oldest = it.position + a.k_len - a.q_len, newest = oldest + n - 1;
   const T* k = static_cast<const T*>(a.k) + it.batch * a.k_batch + kv_head * a.k_head;
   const T* v = static_cast<const T*>(a.v) + it.batch * a.v_batch + kv_head * a.v_head;
+  const Tiles<P, T> tiles{a, cache, static_cast<std::int64_t>(it.batch) * a.kv_heads + kv_head, k,
+                          v};
 
   std::int64_t passed = 0;
   for (int part = 0; part < 2 && passed < it.share.end; ++part) {
@@ -76,10 +125,14 @@ inline void dense_pass(const DenseArgs& a, const DenseItem& it, const Rows& st, 
         const std::int64_t tile = t / kTile, base = t / kW * kW;
         const std::int64_t stop = (tile + 1) * kTile < end ? (tile + 1) * kTile : end;
         const int cols = static_cast<int>((stop - base + kW - 1) / kW * kW);
-        const float* packed =
-            packed_tile<P>(a, cache, (it.batch * a.kv_heads + kv_head), tile, part == 0, k);
-        P::packed_logits(q, dim, packed + base % kTile, s, rows, cols, scale,
-                         a.v_row == dim ? v + t * dim : nullptr, (stop - t) * dim * sizeof(T));
+        const std::int64_t slot = tiles.pack(tile, part == 0);
+        const void* next = tiles.packs_values() ? static_cast<const void*>(tiles.values(slot))
+                           : a.v_row == dim     ? v + t * dim
+                                                : nullptr;
+        const std::int64_t bytes =
+            (stop - t) * dim * (tiles.packs_values() ? sizeof(float) : sizeof(T));
+        P::packed_logits(q, dim, tiles.keys(slot) + base % kTile, s, rows, cols, scale, next,
+                         bytes);
         for (int i = 0; i < n; ++i) {
           const std::int64_t at = oldest + i;
           const Range row =
@@ -90,8 +143,7 @@ inline void dense_pass(const DenseArgs& a, const DenseItem& it, const Rows& st, 
         }
         softmax(s, cols, static_cast<int>(t - base), ranges, n, heads, cap, st);
         for (int r = 0; r < rows; ++r) P::weights(s + r * kTile, cols, nullptr);
-        add_values<P>(s, nullptr, static_cast<int>(t - base), v + t * a.v_row, a.v_row,
-                      static_cast<int>(stop - t), st, heads, careful ? ranges : nullptr);
+        add_tile(tiles, slot, s, t, stop, st, heads, careful ? ranges : nullptr);
         t = stop;
       }
     }

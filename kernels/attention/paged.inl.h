@@ -83,9 +83,12 @@ inline void paged_slots(const PagedArgs& a, const PagedItem& it, const std::int6
     for (int head = 0; head < it.heads; ++head) {
       const T* own = v + head * a.v_head + t * dim;
       const T* next = head + 1 < it.heads ? own + a.v_head : stop < end ? k + stop : upcoming;
-      add_values<P>(s + head * rows * kTile, units + head * rows, column, own, dim,
-                    static_cast<int>(stop - t), of_head(st, rows, head), group,
-                    careful ? ranges : nullptr, next, tile_bytes);
+      const Rows to = of_head(st, rows, head);
+      const auto add = [&](int row, int some, int first, int count) {
+        P::values(s + (head * rows + row) * kTile, units + head * rows + row, column + first,
+                  own + first * dim, dim, count, to.o + row * dim, some, dim, next, tile_bytes);
+      };
+      add_values(rows, static_cast<int>(stop - t), group, careful ? ranges : nullptr, add);
     }
     t = stop;
   }

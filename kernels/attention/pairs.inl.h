@@ -120,6 +120,7 @@ inline void dots(const bf16* a, std::int64_t lda, std::int64_t low, const Source
 // weights are rounded to bf16, which is as much as the result will be.
 struct Paired {
   static constexpr bool packs_pairs = true;
+  static constexpr bool packs_values = false;
   static void query(float* row, int dim, float*) {
     alignas(64) bf16 low[headrace::kMostDim];
     bf16* high = reinterpret_cast<bf16*>(row);

@@ -11,6 +11,7 @@ namespace {
 // Rows of queries and weights are fp32. (Others may keep a unit of each row, of what it counts in.)
 struct Widened {
   static constexpr bool packs_pairs = false;
+  static constexpr bool packs_values = true;
   static void query(float*, int, float*) {}
   static void raw_query(const void*, std::int64_t, int, float*) {}
   static void weights(float*, int, float*) {}
@@ -36,24 +37,43 @@ struct Widened {
                      std::int64_t bytes) {
     product<true>(s + column, kTile, v, ld, tokens, o, dim, rows, dim, next, bytes);
   }
+  // The same of values packed as panels, from token `first` of the tile on.
+  static void packed_values(const float* s, int column, const float* packed, int first, int tokens,
+                            float* o, int rows, int dim, const void* next, std::int64_t bytes) {
+    const char* at = static_cast<const char*>(next);
+    for (int d = 0; d < dim; d += kPanel) {
+      const int cols = dim - d < kPanel ? dim - d : kPanel;
+      const std::int64_t part = bytes / dim * cols;
+      product<true>(s + column, kTile, packed + d * kTile + first * cols, cols, tokens, o + d, dim,
+                    rows, cols, at, part);
+      if (at) at += part;
+    }
+  }
+  // Panels [kTile][kPanel] of neighbouring columns, the last one as narrow as they are: a register
+  // block reads one from end to end. In rows of a power of two they would share few sets of L1.
+  template <class T>
+  static void pack_values(const T* v, std::int64_t stride, int tokens, int dim, float* out) {
+    for (int d = 0; d < dim; d += kPanel) {
+      const int cols = dim - d < kPanel ? dim - d : kPanel;
+      for (int t = 0; t < tokens; ++t) {
+        for (int j = 0; j < cols; j += kW) {
+          store(out + d * kTile + t * cols + j, load(v + t * stride + d + j));
+        }
+      }
+    }
+  }
 };
 
-// Adds a tile's weighted values to the rows, `group` of them per position. v starts at the key of
-// `column`. A row multiplies the values that other rows of the block see by weight 0, which is
-// nothing unless they are NaN or infinite: then `ranges` holds each position's own keys [lo, hi)
-// from there, and only those are multiplied.
-template <class P, class T>
-inline void add_values(const float* s, const float* units, int column, const T* v,
-                       std::int64_t v_row, int tokens, const Rows& st, int group, const int* ranges,
-                       const void* next = nullptr, std::int64_t bytes = 0) {
-  if (!ranges) {
-    return P::values(s, units, column, v, v_row, tokens, st.o, st.rows, st.dim, next, bytes);
-  }
-  for (int i = 0; i * group < st.rows; ++i) {
+// Adds a tile's weighted values to the rows, `group` of them per position, by `add`, which takes
+// rows [row, row + rows) and tokens [first, first + tokens) of the tile. A row multiplies the
+// values that other rows of the block see by weight 0, which is nothing unless they are NaN or
+// infinite: then `ranges` holds each position's own keys [lo, hi), and only those are multiplied.
+template <class Add>
+inline void add_values(int rows, int tokens, int group, const int* ranges, const Add& add) {
+  if (!ranges) return add(0, rows, 0, tokens);
+  for (int i = 0; i * group < rows; ++i) {
     const int lo = ranges[2 * i], hi = ranges[2 * i + 1];
-    if (lo >= hi) continue;
-    P::values(s + i * group * kTile, units + i * group, column + lo, v + lo * v_row, v_row, hi - lo,
-              st.o + static_cast<std::int64_t>(i) * group * st.dim, group, st.dim, nullptr, 0);
+    if (lo < hi) add(i * group, group, lo, hi - lo);
   }
 }
 

@@ -23,52 +23,71 @@ constexpr float kInf = __builtin_inff();
 constexpr int kCols = F::registers == 32 ? 4 : 2;
 constexpr int rows_of(int cols) { return cols == 1 ? 8 : (F::registers == 32 ? 16 : 12) / cols; }
 
+// Columns of a whole register block.
+constexpr int kPanel = kCols * kW;
+
 template <int N>
 struct Width {
   static constexpr int value = N;
 };
 
-// What to pull towards the cache while a product runs: `step` bytes of it at each step of depth of
-// each register block. All at once they would be in the way of the product's own loads.
+// What to pull towards the cache while a product runs: `step` bytes more before every kFew steps of
+// depth. All at once they would be in the way of the product's own loads; with a look at every step
+// the processor would have more to decode than it multiplies in that time.
+constexpr int kFew = 2;
+
 struct Ahead {
-  const char* at;
+  const char *at, *stop;
   std::int64_t step;
 
-  void call(int i) const {
-    for (std::int64_t line = (i * step + 63) / 64 * 64; line < (i + 1) * step; line += 64) {
-      __builtin_prefetch(at + line);
-    }
+  void call() {
+    for (stop += step; at < stop; at += 64) __builtin_prefetch(at);
   }
 };
 
-// c[M][N * kW] (+)= a[M][depth] * b[depth][N * kW]; b is widened as it is read.
-template <int M, int N, bool Accumulate, class T>
-inline void block_product(const float* a, std::int64_t lda, const T* b, std::int64_t ldb, int depth,
-                          float* c, std::int64_t ldc, Ahead ahead) {
-  F acc[M][N];
+// acc[M][N] += a column of a, lda apart, times a row of b, which is widened as it is read. Left to
+// itself the compiler keeps the sums in memory.
+template <int M, int N, class T>
+inline void add_step(const float* a, std::int64_t lda, const T* b, F (&acc)[M][N]) {
+  F row[N];
+  load_row<N>(b, row);
+#pragma GCC unroll 8
   for (int m = 0; m < M; ++m) {
+    const F x = set1(a[m * lda]);
+#pragma GCC unroll 4
+    for (int n = 0; n < N; ++n) acc[m][n] = fma(x, row[n], acc[m][n]);
+  }
+}
+
+// c[M][N * kW] (+)= a[M][depth] * b[depth][N * kW]
+template <int M, int N, bool Accumulate, class T>
+inline Ahead block_product(const float* a, std::int64_t lda, const T* b, std::int64_t ldb,
+                           int depth, float* c, std::int64_t ldc, Ahead ahead) {
+  F acc[M][N];
+#pragma GCC unroll 8
+  for (int m = 0; m < M; ++m) {
+#pragma GCC unroll 4
     for (int n = 0; n < N; ++n) acc[m][n] = Accumulate ? load(c + m * ldc + n * kW) : zero();
   }
-  for (int i = 0; i < depth; ++i) {
-    F row[N];
-    load_row<N>(b + i * ldb, row);
-    ahead.call(i);
-    for (int m = 0; m < M; ++m) {
-      const F x = set1(a[m * lda + i]);
-      for (int n = 0; n < N; ++n) acc[m][n] = fma(x, row[n], acc[m][n]);
-    }
+  for (; depth >= kFew; depth -= kFew, a += kFew, b += kFew * ldb) {
+    ahead.call();
+#pragma GCC unroll 2
+    for (int i = 0; i < kFew; ++i) add_step(a + i, lda, b + i * ldb, acc);
   }
+  for (int i = 0; i < depth; ++i) add_step(a + i, lda, b + i * ldb, acc);
+#pragma GCC unroll 8
   for (int m = 0; m < M; ++m) {
+#pragma GCC unroll 4
     for (int n = 0; n < N; ++n) store(c + m * ldc + n * kW, acc[m][n]);
   }
+  return ahead;
 }
 
 template <int M, int N, bool Accumulate, class T>
 inline void row_blocks(const float* a, std::int64_t lda, const T* b, std::int64_t ldb, int depth,
                        float* c, std::int64_t ldc, int rows, Ahead& ahead) {
   for (; rows >= M; rows -= M, a += M * lda, c += M * ldc) {
-    block_product<M, N, Accumulate>(a, lda, b, ldb, depth, c, ldc, ahead);
-    ahead.at += depth * ahead.step;
+    ahead = block_product<M, N, Accumulate>(a, lda, b, ldb, depth, c, ldc, ahead);
   }
   if constexpr (M > 1) {
     if (rows) row_blocks<M - 1, N, Accumulate>(a, lda, b, ldb, depth, c, ldc, rows, ahead);
@@ -82,14 +101,16 @@ template <bool Accumulate, class T>
 inline void product(const float* a, std::int64_t lda, const T* b, std::int64_t ldb, int depth,
                     float* c, std::int64_t ldc, int rows, int cols, const void* next = nullptr,
                     std::int64_t bytes = 0) {
-  const int blocks = (rows + rows_of(kCols) - 1) / rows_of(kCols) * (cols / (kCols * kW));
-  Ahead ahead{static_cast<const char*>(next), next && blocks ? bytes / (depth * blocks) : 0};
+  const int blocks = (rows + rows_of(kCols) - 1) / rows_of(kCols) * (cols / kPanel);
+  const char* at = static_cast<const char*>(next);
+  const int calls = depth / kFew * blocks;
+  Ahead ahead{at, at, next && calls ? bytes / calls : 0};
   const auto some = [&](auto width, int n) {
     constexpr int N = decltype(width)::value;
     row_blocks<rows_of(N), N, Accumulate>(a, lda, b + n, ldb, depth, c + n, ldc, rows, ahead);
   };
   int n = 0;
-  for (; n + kCols * kW <= cols; n += kCols * kW) some(Width<kCols>{}, n);
+  for (; n + kPanel <= cols; n += kPanel) some(Width<kCols>{}, n);
   const int left = (cols - n) / kW;
   if (left == 1) some(Width<1>{}, n);
   if constexpr (kCols == 4) {
@@ -237,10 +258,16 @@ inline void softmax(float* s, int cols, int column, const int* ranges, int posit
     float* own = s + row * kTile;
     if (whole) {
       softmax_rows<true>(own, cols, lo, hi, cap, row, count, st);
-    } else if (lo < hi) {
-      softmax_rows<false>(own, cols, lo, hi, cap, row, count, st);
-    } else {
-      for (int j = 0; j < count * kTile; j += kW) store(own + j, zero());
+      continue;
+    }
+    // Vectors that none of these rows sees are weights of 0 without an exponential.
+    const int begin = lo < hi ? lo / kW * kW : cols, end = lo < hi ? (hi + kW - 1) / kW * kW : cols;
+    for (int r = 0; r < count; ++r) {
+      for (int j = 0; j < begin; j += kW) store(own + r * kTile + j, zero());
+      for (int j = end; j < cols; j += kW) store(own + r * kTile + j, zero());
+    }
+    if (begin < end) {
+      softmax_rows<false>(own + begin, end - begin, lo - begin, hi - begin, cap, row, count, st);
     }
   }
 }
