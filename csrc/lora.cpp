@@ -179,7 +179,7 @@ void lora(const LoraArgs& given, const LoraBatch& batch, int threads) {
   std::vector<float> bridge(static_cast<std::size_t>(bridge_words));
   const int team = useful_threads(threads, work);
   // Large blocks read weights less often; small ones let threads end together.
-  const std::int64_t share = used / (6 * team);
+  const std::int64_t share = team == 1 ? used : used / (6 * team);
   const std::int64_t most =
       share < 24 ? 16 : std::min<std::int64_t>(share / kLoraTogether * kLoraTogether, kLoraTokens);
   std::vector<LoraBlock> blocks;

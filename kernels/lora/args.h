@@ -49,9 +49,11 @@ constexpr int kLoraChunk = 2048;  // bytes
 // Rank rows that one pass over a block takes, and those that a chunk of x meets.
 constexpr int kLoraRanks = 4;
 constexpr int kLoraPanel = 64;
+// Weights of A that are widened at a time.
+constexpr int kLoraWidened = 32768;
 
 inline std::int64_t lora_scratch(std::int64_t depth) {
-  return 4 * (depth + 32) + (kLoraTogether + kLoraRanks) * (kLoraChunk / 4) +
+  return 4 * (depth + 32) + kLoraTogether * (kLoraChunk / 4) + kLoraWidened +
          kLoraTokens * (16 * kLoraPanel + 192) + 128 * 66 + 16384 + 64;
 }
 

@@ -63,6 +63,8 @@ constexpr int kRows = F::registers == 32 ? 6 : 3;  // tokens of a register block
 constexpr int kColumns = 4;                        // vectors of output columns at a time
 constexpr int kWide = kColumns * kW;               // columns
 constexpr int kDeep = 128;                         // rank rows that are widened at a time
+constexpr int kStripWords = 4096;                  // of widened columns: half of a first cache
+constexpr int kStripMost = 512;                    // columns
 
 inline std::int64_t padded(std::int64_t n) { return (n + kBlock - 1) / kBlock * kBlock; }
 

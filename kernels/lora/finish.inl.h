@@ -24,22 +24,53 @@ inline void store_some(void* p, std::int64_t at, int n, int dtype, F value) {
   memcpy(static_cast<char*>(p) + at * size, lanes, n * size);
 }
 
-// Adds columns [first, first + n) of the accumulated product to the rows of y.
-inline void finish(const headrace::LoraArgs& a, const headrace::LoraBlock& b, std::int64_t first,
-                   int n, const float* acc, std::int64_t acc_row) {
+#if defined(HEADRACE_AVX512) && !defined(HEADRACE_DOTS)
+#define HEADRACE_ADD_TWO
+// Adds two vectors of sums to as many of y. The bits are those of `store`, in two thirds of its
+// instructions: the upper halves of both go into one vector, and NaN is looked for once.
+inline void add_two(bf16* y, const float* sums) {
+  const F wide[2] = {add(load(y), load(sums)), add(load(y + kW), load(sums + kW))};
+  if (_mm512_cmp_ps_mask(wide[0].v, wide[1].v, _CMP_UNORD_Q)) {
+    for (int i = 0; i < 2; ++i) store(y + i * kW, wide[i]);
+    return;
+  }
+  __m512i up[2];
+  for (int i = 0; i < 2; ++i) {
+    const __m512i x = _mm512_castps_si512(wide[i].v);
+    const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(x, 16), _mm512_set1_epi32(1));
+    up[i] = _mm512_add_epi32(_mm512_add_epi32(x, _mm512_set1_epi32(0x7fff)), odd);
+  }
+  static constexpr std::uint16_t kUpper[32] = {1,  3,  5,  7,  9,  11, 13, 15, 17, 19, 21,
+                                               23, 25, 27, 29, 31, 33, 35, 37, 39, 41, 43,
+                                               45, 47, 49, 51, 53, 55, 57, 59, 61, 63};
+  const __m512i both = _mm512_permutex2var_epi16(up[0], _mm512_loadu_si512(kUpper), up[1]);
+  _mm512_storeu_si512(y, both);
+}
+#endif
+
+// Adds columns [first, first + n) of the accumulated product of tokens [token, token + count) to
+// their rows of y.
+inline void finish(const headrace::LoraArgs& a, const headrace::LoraBlock& b, int token, int count,
+                   std::int64_t first, int n, const float* acc, std::int64_t acc_row) {
   bool plain = b.gain_row < 0;
   for (int w = 0; w < b.width; ++w) plain = plain && b.bias_rows[w] < 0;
-  for (int m = 0; m < b.count; ++m) {
+  for (int m = token; m < token + count; ++m, acc += acc_row) {
     int i = 0;
+#ifdef HEADRACE_ADD_TWO
+    if (plain && a.x_dtype == headrace::kBF16) {
+      bf16* y = static_cast<bf16*>(a.y) + b.tokens[m] * a.y_row + first;
+      for (; i + 2 * kW <= n; i += 2 * kW) add_two(y + i, acc + i);
+    }
+#endif
     for (const std::int64_t at = b.tokens[m] * a.y_row + first; plain && i + kW <= n; i += kW) {
-      const F y = add(load_any(a.y, at + i, a.x_dtype), load(acc + m * acc_row + i));
+      const F y = add(load_any(a.y, at + i, a.x_dtype), load(acc + i));
       round_any(a.y, at + i, a.x_dtype, y);
     }
     for (; i < n; i += kW) {
       const int some = n - i < kW ? n - i : kW;
       const std::int64_t at = first + i, y_at = b.tokens[m] * a.y_row + at;
       float lanes[kW];
-      F sum = load(acc + m * acc_row + i);
+      F sum = load(acc + i);
       for (int w = 0; w < b.width; ++w) {
         if (b.bias_rows[w] < 0) continue;
         widen_any(a.bias, b.bias_rows[w] * a.outputs + at, some, headrace::kF32, lanes);

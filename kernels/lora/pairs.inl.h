@@ -125,7 +125,7 @@ inline void expand_pairs(const LoraArgs& a, const LoraBlock& b, int start, int d
                                           acc + m * kWide);
       });
     }
-    finish(a, b, at, n, acc, kWide);
+    finish(a, b, 0, b.count, at, n, acc, kWide);
   }
 }
 
