@@ -31,7 +31,7 @@ SHARED = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 PIP = $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format bench wheel dist asan clean install
+.PHONY: help demo test lint format bench wheel dist asan emulated clean install
 
 help:
 	@echo "make demo    stream real text through the shipped model (DEMO_ARGS='$(DEMO_ARGS)')"
@@ -40,6 +40,7 @@ help:
 	@echo "make bench   headrace bench $(BENCH_ARGS)           make wheel    build into dist/"
 	@echo "make dist    sdist and wheel, checked, the wheel in an empty environment"
 	@echo "make asan    the op tests under AddressSanitizer and UBSan"
+	@echo "make emulated  the op tests of AVX512-BF16's level on an AVX-512 processor without it"
 	@echo "make clean   remove $(VENV), build/ and dist/"
 
 $(VENV)/bin/python:
@@ -95,6 +96,14 @@ asan: $(DEV)
 	  LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so.6)" \
 	  $(BIN)/python -m pytest -c $(ROOT)/pyproject.toml --rootdir $(ROOT) -p no:cacheprovider \
 	  $(PYTEST_ARGS) $(ROOT)/tests/ops
+
+# The op tests of the level that few processors have, its instructions worked out by others.
+emulated: $(DEV)
+	$(PIP) install --no-build-isolation --no-deps --upgrade --target $(VENV)/emulated \
+	  -C build-dir=$(VENV)/build-emulated -C cmake.define.HEADRACE_CUDA=OFF \
+	  -C cmake.define.HEADRACE_EMULATE=ON .
+	cd $(AWAY) && PYTHONPATH=$(abspath $(VENV))/emulated $(SHARED) -c $(ROOT)/pyproject.toml \
+	  --rootdir $(ROOT) -p no:cacheprovider -k avx512_bf16 $(PYTEST_ARGS) $(ROOT)/tests/ops
 
 format: $(DEV)
 	$(BIN)/ruff check --fix-only --quiet .

@@ -56,7 +56,9 @@ bool isa_available(Isa level) {
   // The builtin also asks whether the operating system saves the registers.
   switch (level) {
     case Isa::kAvx512Bf16:
-#if defined(HEADRACE_BF16)
+#if defined(HEADRACE_EMULATE)
+      return isa_available(Isa::kAvx512);
+#elif defined(HEADRACE_BF16)
       return __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vnni") &&
              isa_available(Isa::kAvx512);
 #else

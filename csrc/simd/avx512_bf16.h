@@ -3,6 +3,7 @@
 // of two bf16 is exact in fp32 and the sums are fp32; subnormals count as zero.
 #pragma once
 #include "avx512.h"
+#include "dots.h"
 
 #define HEADRACE_DOTS
 
@@ -25,9 +26,7 @@ inline Pairs set1_pair(const void* p) {
   return {_mm512_set1_epi32(both)};
 }
 inline void store_pairs(void* p, Pairs a) { _mm512_storeu_si512(p, a.v); }
-inline F dot(Pairs a, Pairs b, F c) {
-  return {_mm512_dpbf16_ps(c.v, reinterpret_cast<__m512bh>(a.v), reinterpret_cast<__m512bh>(b.v))};
-}
+inline F dot(Pairs a, Pairs b, F c) { return {dot_bf16(c.v, a.v, b.v)}; }
 
 // Pairs from N vectors of columns of two rows. Two vectors at a time come out woven: the first
 // holds columns 0-3, 8-11, 16-19, 24-27 of the 32, the second the others. A vector without a
@@ -122,11 +121,7 @@ struct Whole {
   __m512i v;
 };
 inline Whole no_whole() { return {_mm512_setzero_si512()}; }
-inline Whole dot16(Pairs a, Pairs b, Whole c) {
-  // As an intrinsic it comes with two copies of the sum in GCC 12.
-  __asm__("vpdpwssd %2, %1, %0" : "+v"(c.v) : "v"(a.v), "v"(b.v));
-  return c;
-}
+inline Whole dot16(Pairs a, Pairs b, Whole c) { return {dot_int16(c.v, a.v, b.v)}; }
 inline F to_float(Whole a) { return {_mm512_cvtepi32_ps(a.v)}; }
 
 // Pairs of int16 from 32 columns of two rows of codes, woven in eights: out[0] holds columns 0-7
@@ -163,18 +158,16 @@ inline F load_first(const void* p, int n) {
 // high = a rounded to bf16, and the part of it that is lost, rounded too; none of what is not
 // finite.
 inline void split(F a, bf16* high, bf16* low) {
-  const __m256i h = reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(a.v));
+  const __m256i h = round_bf16(a.v);
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(high), h);
   const __m512 wide = _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(h), 16));
   const __mmask16 finite =
       _mm512_cmp_ps_mask(_mm512_abs_ps(wide), _mm512_set1_ps(__builtin_inff()), _CMP_LT_OQ);
   const __m512 lost = _mm512_maskz_sub_ps(finite, a.v, wide);
-  _mm256_storeu_si256(reinterpret_cast<__m256i*>(low),
-                      reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(lost)));
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(low), round_bf16(lost));
 }
 inline void narrow(F a, bf16* to) {
-  _mm256_storeu_si256(reinterpret_cast<__m256i*>(to),
-                      reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(a.v)));
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), round_bf16(a.v));
 }
 
 }  // namespace
