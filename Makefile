@@ -27,7 +27,8 @@ RUN := $(VENV)/stamp-run-$(call hash,pyproject.toml constraints-dev.txt)
 DEV := $(VENV)/stamp-dev-$(call hash,pyproject.toml constraints-dev.txt)
 BUILT := $(VENV)/stamp-built-$(HEADRACE_CUDA)-$(call hash,pyproject.toml CMakeLists.txt README.md \
   LICENSE cmake csrc kernels python)
-SHARED = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+SHARED = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile \
+  --no-loadscope-reorder
 PIP = $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 .DEFAULT_GOAL := help

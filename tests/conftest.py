@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import signal
 import sys
+from collections import Counter
 from pathlib import Path
 
 ROOT = str(Path(__file__).resolve().parents[1])
@@ -34,6 +35,13 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 GUARD = 64  # elements before and behind every result
 SENTINEL = 1234.0  # exact in every dtype
+
+
+def pytest_collection_modifyitems(items):
+    """Files that build a package come first, then those of many tests, so that workers who share
+    them end together."""
+    tests = Counter(item.path for item in items)
+    items.sort(key=lambda item: (item.path.parent.name != "packaging", -tests[item.path]))
 
 
 @pytest.fixture(params=_C.available_isas())
