@@ -37,28 +37,62 @@ Items by_rows(const LinearArgs& args, int team) {
   return {rows, strip, rows * (linear_words(args.depth) + (passes ? strip * 16 : 0))};
 }
 
-// The weights of a strip stay in the second-level cache until all rows have met them.
-Items by_strips(const LinearArgs& args, int team) {
-  constexpr std::int64_t kBytes = 512 << 10, kRows = 96;
-  const std::int64_t widest = std::max<std::int64_t>(kBytes / (args.depth * 4) / 16, 1) * 16;
-  const std::int64_t wanted = std::min<std::int64_t>(4 * team, blocks(args.outputs, 64));
-  const std::int64_t across = std::max({wanted, blocks(args.outputs, widest), std::int64_t{1}});
-  const std::int64_t strip =
-      std::max<std::int64_t>(blocks(blocks(args.outputs, across), 16), 1) * 16;
-  const std::int64_t down = std::min(blocks(args.tokens, kRows), blocks(4 * team, across));
-  const std::int64_t rows = blocks(blocks(args.tokens, down), 48) * 48;
-  // What is left of the rows goes by rows.
-  return {rows, strip, std::max(linear_room(args, strip), 12 * linear_words(args.depth))};
+// Fewer rows or less depth would not pay for what columns pack.
+bool in_columns(const LinearArgs& args, const LinearKernels& k) {
+  if (!k.columns || (k.pairs && args.x_dtype == kBF16 && args.w_dtype == kBF16)) return false;
+  return args.tokens >= 32 && args.depth >= 128;
+}
+
+// Rows are packed, then strips of outputs meet them.
+void by_columns(const LinearArgs& args, const LinearKernels& k, int team) {
+  const LinearColumns c(args);
+  const Scratch packed(c.words(), 1);
+  const std::int64_t tall = c.blocks();
+  const std::int64_t slice = blocks(c.steps, std::min(blocks(c.steps, 16), blocks(8 * team, tall)));
+  const std::int64_t slices = blocks(c.steps, slice);
+  parallel(tall * slices, team, [&](std::int64_t i, int) {
+    const std::int64_t begin = i % slices * slice;
+    k.pack(args, i / slices, begin, std::min(c.steps, begin + slice), packed.of(0));
+  });
+  constexpr std::int64_t kWidest = 64, kLeast = 32;
+  const std::int64_t wanted = std::min<std::int64_t>(4 * team, blocks(args.outputs, kLeast));
+  const std::int64_t across = std::max({wanted, blocks(args.outputs, kWidest), std::int64_t{1}});
+  const std::int64_t strip = blocks(blocks(args.outputs, across), 16) * 16;
+  const std::int64_t strips = blocks(args.outputs, strip);
+  // Weights are packed anew for each part of the rows.
+  const std::int64_t down = std::min(blocks(4 * team, strips), blocks(tall, 2));
+  const std::int64_t part = blocks(tall, down);
+  const Scratch scratch(c.scratch(strip), team);
+  parallel(strips * down, team, [&](std::int64_t i, int thread) {
+    const std::int64_t n = i / down * strip, begin = i % down * part;
+    if (begin >= tall) return;
+    k.columns(args, packed.of(0), begin, std::min(tall, begin + part), n,
+              std::min(args.outputs, n + strip), scratch.of(thread));
+  });
+}
+
+// As many rows at a time as leave their packed form in a cache.
+void many_rows(const LinearArgs& args, const LinearKernels& k, int team) {
+  constexpr std::int64_t kWords = 4 << 20;
+  const std::int64_t rows = std::max<std::int64_t>(kWords / args.depth / 48, 4) * 48;
+  LinearArgs some = args;
+  for (std::int64_t t = 0; t < args.tokens; t += rows) {
+    some.x = static_cast<const char*>(args.x) + t * args.x_row * dtype_size(args.x_dtype);
+    some.y = static_cast<char*>(args.y) + t * args.outputs * dtype_size(args.x_dtype);
+    some.tokens = std::min(rows, args.tokens - t);
+    by_columns(some, k, team);
+  }
 }
 
 }  // namespace
 
 void linear(const LinearArgs& args, int threads) {
   const LinearKernels& k = HEADRACE_PICK_BF16(linear);
-  const double work = static_cast<double>(args.tokens) * args.outputs * args.depth;
-  const int team = useful_threads(threads, work);
-  const bool strips = k.ways && linear_way(args) != LinearWay::kRows;
-  const Items items = strips ? by_strips(args, team) : by_rows(args, team);
+  // The weights of few rows take longer to read than to multiply.
+  const double rows = static_cast<double>(std::max<std::int64_t>(args.tokens, 4));
+  const int team = useful_threads(threads, rows * args.outputs * args.depth);
+  if (args.outputs && in_columns(args, k)) return many_rows(args, k, team);
+  const Items items = by_rows(args, team);
   const std::int64_t down = blocks(std::max<std::int64_t>(args.tokens, 1), items.rows);
   const std::int64_t across = std::max<std::int64_t>(blocks(args.outputs, items.strip), 1);
   const Scratch scratch(items.words, team);

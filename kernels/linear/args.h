@@ -23,37 +23,77 @@ inline constexpr std::int64_t linear_words(std::int64_t depth) {
   return depth < kLinearDeep / 4 ? (depth + 31) / 32 * 32 : kLinearDeep / 4;
 }
 
-// How a level takes many rows, if it has these ways: as columns where the depth is short, in slabs
-// where it is not. Fewer rows would not pay for what either of them packs.
-enum class LinearWay { kRows, kColumns, kSlabs };
-constexpr std::int64_t kLinearShort = 512;
-inline LinearWay linear_way(const LinearArgs& a) {
-  if (a.depth > kLinearShort) {
-    return a.tokens >= (a.w_dtype == kF32 ? 64 : 48) ? LinearWay::kSlabs : LinearWay::kRows;
-  }
-  return a.tokens >= 32 && a.depth >= 128 ? LinearWay::kColumns : LinearWay::kRows;
-}
-// Depth of a slab: rows of a block and weights of a few outputs fit a first-level cache.
-inline std::int64_t linear_slab(std::int64_t depth) {
-  constexpr std::int64_t kMost = 768;
-  const std::int64_t slabs = (depth + kMost - 1) / kMost;
-  return slabs ? ((depth + slabs - 1) / slabs + 15) / 16 * 16 : 0;
-}
+namespace {  // no weak symbols in the kernels
 
-// Words that columns or slabs need for a strip of outputs.
-inline std::int64_t linear_room(const LinearArgs& a, std::int64_t strip) {
-  const std::int64_t padded = (a.depth + 15) / 16 * 16;
-  if (a.depth <= kLinearShort) return (48 + (a.w_dtype == kF32 ? 0 : strip)) * padded;
-  return strip * padded + 6 * (linear_slab(a.depth) + (strip + 7) / 8 * 8 * 16);
-}
+// Many rows lie packed as columns: sixteen in the lanes of a vector, one, two or three vectors of
+// them to a block. A leaf is one of the 16 partial sums of a dot product: every 16th element.
+struct LinearColumns {
+  static constexpr int kTall = 3, kBeside = 8;         // vectors of rows and outputs of a block
+  static constexpr int kBlock = kTall * 16 * kBeside;  // its sums
+  std::int64_t steps;                                  // elements of a row that belong to a leaf
+  std::int64_t vectors, threes;                        // of rows, blocks of three of them
+  int leaves;                                          // taken together, a power of two
+  std::int64_t chunk;  // steps taken together: all, unless that is too much of a leaf
+
+  explicit LinearColumns(const LinearArgs& a)
+      : steps((a.depth + 15) / 16),
+        vectors((a.tokens + 15) / 16),
+        threes(vectors % 3 == 1 && vectors > 3 ? vectors / 3 - 1 : vectors / 3),
+        leaves(1) {
+    // Steps of a block of rows that stay in a first-level cache while weights pass.
+    constexpr std::int64_t kNear = 128;
+    while (leaves < 16 && 2 * leaves * steps <= kNear) leaves *= 2;
+    const std::int64_t chunks = (steps + kNear - 1) / kNear;
+    chunk = chunks ? (steps + chunks - 1) / chunks : 0;
+  }
+  std::int64_t blocks() const { return threes + (vectors - kTall * threes + 1) / 2; }
+  std::int64_t row(std::int64_t block) const {  // the first of a block
+    return 16 * (block < threes ? kTall * block : kTall * threes + 2 * (block - threes));
+  }
+  int tall(std::int64_t block) const {
+    if (block < threes) return kTall;
+    return 16 * vectors - row(block) > 16 ? 2 : 1;
+  }
+  std::int64_t place(std::int64_t block) const { return row(block) * steps * 16; }
+  std::int64_t words() const { return 16 * vectors * steps * 16; }
+
+  static std::int64_t groups(std::int64_t outputs) { return (outputs + kBeside - 1) / kBeside; }
+  // Where a step of a leaf lies among the packed weights of a strip.
+  std::int64_t weights_at(std::int64_t groups, std::int64_t group, int leaf,
+                          std::int64_t step) const {
+    const std::int64_t before = (leaf / leaves * groups + group) * leaves + leaf % leaves;
+    return (before * steps + step) * kBeside;
+  }
+  // Leaves whose weights stay in a second-level cache. Where these are not all, sums of a few
+  // blocks of rows wait for the others.
+  int together(std::int64_t outputs) const {
+    constexpr std::int64_t kWords = 1 << 17;
+    int some = 16;
+    while (some > leaves && some * steps * groups(outputs) * kBeside > kWords) some /= 2;
+    return some;
+  }
+  std::int64_t most(std::int64_t outputs) const { return together(outputs) < 16 ? 4 : 1; }
+  std::int64_t scratch(std::int64_t outputs) const {
+    const std::int64_t all = groups(outputs);
+    return all * kBeside * steps * 16 + (all + 1) / 2 * 16 + (4 + 5 * most(outputs) * all) * kBlock;
+  }
+};
+
+}  // namespace
 
 struct LinearKernels {
   // y[begin:end, first:last]. scratch: linear_words for every row, 12 rows at least, and where the
-  // depth is more than that, 16 for every row and output, the outputs rounded up to 8; where the
-  // level has ways for many rows, as many as linear_room says.
+  // depth is more than that, 16 for every row and output, the outputs rounded up to 8.
   void (*linear)(const LinearArgs&, std::int64_t begin, std::int64_t end, std::int64_t first,
                  std::int64_t last, float* scratch);
-  bool ways;  // whether the level takes many rows as linear_way says
+  // The same of many rows, which lie packed: blocks [begin, end) of LinearColumns. Null where the
+  // level has no columns.
+  void (*columns)(const LinearArgs&, const float* packed, std::int64_t begin, std::int64_t end,
+                  std::int64_t first, std::int64_t last, float* scratch);
+  // Steps [begin, end) of a block to where they lie among all that are packed.
+  void (*pack)(const LinearArgs&, std::int64_t block, std::int64_t begin, std::int64_t end,
+               float* packed);
+  bool pairs;  // bf16 by bf16 is added up in pairs, which columns don't do
 };
 
 }  // namespace headrace

@@ -6,11 +6,6 @@
 #pragma once
 #include <type_traits>
 
-// Pairs of bf16 have ways of their own.
-#if defined(HEADRACE_AVX512) && !defined(HEADRACE_AVX512_BF16)
-#define HEADRACE_COLUMNS
-#endif
-
 #include "columns.inl.h"
 #include "quads.inl.h"
 
@@ -145,63 +140,11 @@ inline void blocks(const LinearArgs& a, std::int64_t begin, std::int64_t end, st
   } while (k < a.depth);
 }
 
-#ifdef HEADRACE_COLUMNS
-// Many rows of a deep product: six of them over a slab of the depth stay in the first-level cache,
-// and the weights of a strip, packed and widened, in the second-level one until all rows have met
-// them. Unfinished sums wait for the next slab.
-template <class X, class W>
-inline void slabs(const LinearArgs& a, std::int64_t begin, std::int64_t end, std::int64_t first,
-                  std::int64_t last, float* scratch) {
-  constexpr int N = 4;
-  const std::int64_t padded = (a.depth + kW - 1) / kW * kW;
-  const std::int64_t slab = headrace::linear_slab(a.depth);
-  float* weight = scratch;
-  float* packed = weight + (last - first) * padded;
-  float* kept = packed + kM * slab;
-  const auto cols_at = [&](std::int64_t n) {
-    return static_cast<int>(last - n < N ? last - n : N);
-  };
-  for (std::int64_t n = first; n < last; n += N) {
-    pack_rows<Lanes<W, float>>(static_cast<const W*>(a.weight) + n * a.w_row, a.w_row, cols_at(n),
-                               a.depth, weight + (n - first) * padded);
-  }
-  for (std::int64_t t = begin; t < end; t += kM) {
-    const int rows = static_cast<int>(end - t < kM ? end - t : kM);
-    const X* x = static_cast<const X*>(a.x) + t * a.x_row;
-    for (std::int64_t k = 0; k < a.depth; k += slab) {
-      const std::int64_t upto = k + slab < a.depth ? k + slab : a.depth;
-      pack_rows<Lanes<X, float>>(x + k, a.x_row, rows, upto - k, packed);
-      // What is packed next comes nearer, a row for every few outputs.
-      const X* next = upto < a.depth ? x + upto : t + 2 * kM <= end ? x + kM * a.x_row : x;
-      for (std::int64_t n = first; n < last; n += N) {
-        const int cols = cols_at(n);
-        const X* ahead = next + (n - first) / N % rows * a.x_row;
-        Weights<N, float, true> weights{{}, cols * kW};
-        const float* from = weight + (n - first) * padded + k * cols;
-        for (int i = 0; i < N; ++i) weights.of[i] = from + (i < cols ? i : cols - 1) * kW;
-        float* sums = kept + (n - first) * kM * kW;
-        rest<kM, N, X, float, true>(a, packed, weights, rows, t, n, cols, k, upto, sums, ahead);
-      }
-    }
-  }
-}
-#endif
-
 template <class X, class W>
 inline void block(const LinearArgs& a, std::int64_t begin, std::int64_t end, std::int64_t first,
                   std::int64_t last, float* scratch) {
   // One row needs more sums at a time than four, for each to have time to end.
   if (end - begin == 1) return blocks<1, 8, X, W>(a, begin, end, first, last, scratch);
-#ifdef HEADRACE_COLUMNS
-  const headrace::LinearWay way = headrace::linear_way(a);
-  if (way == headrace::LinearWay::kSlabs) return slabs<X, W>(a, begin, end, first, last, scratch);
-  if (way == headrace::LinearWay::kColumns) {
-    const std::int64_t left = (end - begin) % kW, upto = left > 12 ? end : end - left;
-    blocks_of_columns<X, W>(a, begin, upto, first, last, scratch);
-    if (upto == end) return;
-    begin = upto;
-  }
-#endif
 #ifdef HEADRACE_LANES
   if constexpr (kQuads<X, W>) {
     if (end - begin > 8 && a.depth * static_cast<std::int64_t>(sizeof(X)) <= kShort) {
@@ -232,6 +175,13 @@ void linear(const LinearArgs& a, std::int64_t begin, std::int64_t end, std::int6
 extern "C" const headrace::LinearKernels HEADRACE_JOIN(headrace_linear_, HEADRACE_LEVEL) = {
     linear,
 #ifdef HEADRACE_COLUMNS
+    columns,
+    pack,
+#else
+    nullptr,
+    nullptr,
+#endif
+#ifdef HEADRACE_DOTS
     true,
 #else
     false,

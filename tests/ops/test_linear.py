@@ -212,6 +212,48 @@ def test_no_grad_lets_a_parameter_pass():
         assert ops.linear(X.clone().requires_grad_(), W).shape == (3, 5)
 
 
+# Rows of one, two and three vectors of sixteen to a block, depths of which a leaf is one step, a
+# chunk and a few, outputs around a block, a line and a strip.
+MANY = [
+    (32, 128, 1),
+    (33, 127, 64),
+    (47, 129, 7),
+    (48, 255, 8),
+    (49, 256, 9),
+    (63, 257, 65),
+    (64, 300, 15),
+    (65, 512, 16),
+    (97, 1023, 17),
+    (112, 2048, 33),
+    (145, 2049, 24),
+    (161, 4111, 70),
+    (400, 1030, 130),
+]
+
+
+@pytest.mark.parametrize("pair", PAIRS, ids=str)
+@pytest.mark.parametrize("size", MANY, ids=str)
+def test_many_rows_have_the_bits_of_rows_alone(isa, size, pair):
+    """Many rows are packed and their sums made by leaves of the tree; the tree is that of one."""
+    (x, w, b), _ = samples.linear(sum(size), *size, *pair)
+    y = ops.linear(x, w, b)
+    bare = ops.linear(x, w)
+    compare.check("linear", (x, w, b), {}, size, floor=size[1] ** 0.5, got=(y,))
+    for row in {0, 15, 16, 31, size[0] // 2, size[0] - 2, size[0] - 1}:
+        assert compare.same_bits(ops.linear(x[row : row + 1], w, b)[0], y[row]), row
+        assert compare.same_bits(ops.linear(x[row : row + 1], w)[0], bare[row]), row
+    few = size[0] // 2
+    assert compare.same_bits(ops.linear(x[few:], w, b), y[few:])
+
+
+def test_rows_beyond_one_packing_have_the_bits_of_rows_alone(isa):
+    """A deep product packs some hundreds of rows at a time."""
+    (x, w, b), _ = samples.linear(10, 300, 24000, 3)
+    y = ops.linear(x, w, b)
+    for row in (0, 191, 192, 193, 299):
+        assert compare.same_bits(ops.linear(x[row : row + 1], w, b)[0], y[row]), row
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("depth", [1, 31, 64, 250, 512])
 def test_short_depths_have_the_bits_of_rows_alone(isa, depth, dtype):
