@@ -37,7 +37,7 @@ struct Pull {
 
 // The largest number that is made: a little less than fits, for what rounding adds.
 template <int D>
-constexpr float kLargest = D == 2 ? 32639.f : 8355700.f;
+constexpr float kMostWhole = D == 2 ? 32639.f : 8355700.f;
 
 template <int D>
 inline F whole_sum(const Whole* digits) {
@@ -186,8 +186,8 @@ struct Coded {
     for (int r = 0; r < N; ++r) {
       float* row = rows + r * apart;
       const bool finite = most[r] < kInf;
-      const F by = set1(most[r] > 0x1p-100f && finite ? kLargest<D> / most[r] : 0.f);
-      units[r] = finite ? most[r] / kLargest<D> : __builtin_nanf("");
+      const F by = set1(most[r] > 0x1p-100f && finite ? kMostWhole<D> / most[r] : 0.f);
+      units[r] = finite ? most[r] / kMostWhole<D> : __builtin_nanf("");
       Whole sums = no_whole();
       for (int i = 0; i < count; i += kW) {
         const Quads made = digits<D>(mul(load(row + i), by));
