@@ -41,7 +41,7 @@ help:
 	@echo "make bench   headrace bench $(BENCH_ARGS)           make wheel    build into dist/"
 	@echo "make dist    sdist and wheel, checked, the wheel in an empty environment"
 	@echo "make asan    the op tests under AddressSanitizer and UBSan"
-	@echo "make emulated  the op tests of AVX512-BF16's level on an AVX-512 processor without it"
+	@echo "make emulated  the op tests of AVX512-VNNI's and -BF16's levels on a processor without them"
 	@echo "make clean   remove $(VENV), build/ and dist/"
 
 $(VENV)/bin/python:
@@ -98,13 +98,13 @@ asan: $(DEV)
 	  $(BIN)/python -m pytest -c $(ROOT)/pyproject.toml --rootdir $(ROOT) -p no:cacheprovider \
 	  $(PYTEST_ARGS) $(ROOT)/tests/ops
 
-# The op tests of the level that few processors have, its instructions worked out by others.
+# The op tests of the levels that few processors have, their instructions worked out by others.
 emulated: $(DEV)
 	$(PIP) install --no-build-isolation --no-deps --upgrade --target $(VENV)/emulated \
 	  -C build-dir=$(VENV)/build-emulated -C cmake.define.HEADRACE_CUDA=OFF \
 	  -C cmake.define.HEADRACE_EMULATE=ON .
 	cd $(AWAY) && PYTHONPATH=$(abspath $(VENV))/emulated $(SHARED) -c $(ROOT)/pyproject.toml \
-	  --rootdir $(ROOT) -p no:cacheprovider -k avx512_bf16 $(PYTEST_ARGS) $(ROOT)/tests/ops
+	  --rootdir $(ROOT) -p no:cacheprovider -k 'avx512_bf16 or avx512_vnni' $(PYTEST_ARGS) $(ROOT)/tests/ops
 
 format: $(DEV)
 	$(BIN)/ruff check --fix-only --quiet .

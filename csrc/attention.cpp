@@ -22,7 +22,7 @@ namespace {
 
 constexpr std::int64_t kCachedTiles = 64;
 
-const AttentionKernels& kernels() { return HEADRACE_PICK_BF16(attention); }
+const AttentionKernels& kernels() { return HEADRACE_PICK_VNNI(attention); }
 
 // Cuts `visible` tokens of one block into splits of `split` tokens and adds an item for each.
 template <class Item>

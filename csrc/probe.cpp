@@ -13,7 +13,7 @@
 namespace headrace {
 namespace {
 
-const ProbeKernels& kernels() { return HEADRACE_PICK_BF16(probe); }
+const ProbeKernels& kernels() { return HEADRACE_PICK_VNNI(probe); }
 
 double now() {
   using Clock = std::chrono::steady_clock;

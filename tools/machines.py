@@ -14,7 +14,7 @@ Found = dict[str, dict[str, Any]]
 
 MAIN = "cpu-2-cores-avx512"
 """The folder of the machine that comes first on every page."""
-LEVELS = ("scalar", "avx2", "avx512", "avx512_bf16")
+LEVELS = ("scalar", "avx2", "avx512", "avx512_vnni", "avx512_bf16")
 """Of instructions, least first: the last that a machine's records name is its own."""
 CLOCK = r"@\s*[\d.]+\s*GHz|\b\d+-Core\b|\bw(?:ith\b|/).*"
 WORDS = r"\((?:R|TM|C)\)|\bCPU\b|\bProcessor\b|\bQEMU\b|\bVirtual\b"

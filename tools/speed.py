@@ -29,9 +29,9 @@ The floor of a shape is the larger of two times, both measured in the same run:
   in registers: of fp32, of pairs of bf16 (vdpbf16ps), or of pairs of int16 (vpdpwssd), to which
   int8 is widened. The dtype is that of the wider of the two *inputs* of a product: bf16 with bf16
   is bf16 even where our kernel turns a query into two of them; bf16 with a state or with taps of
-  fp32 is fp32; int8 pages with bf16 queries are whole numbers. Pairs exist at the level
-  `avx512_bf16` only (`headrace info`); fp16, and every dtype at other levels, is multiplied as
-  fp32. The rate is the most that has been seen in the run.
+  fp32 is fp32; int8 pages with bf16 queries are whole numbers. Pairs of bf16 exist at the level
+  `avx512_bf16` only (`headrace info`), pairs of int16 at `avx512_vnni` too; fp16, and every dtype
+  at other levels, is multiplied as fp32. The rate is the most that has been seen in the run.
 
 Both are parts of any way to the result, so 100% is out of reach but for noise: medians of two
 calls that take turns differ by some hundredths on a machine that others use, too. What is left

@@ -8,7 +8,8 @@
 namespace headrace {
 namespace {
 
-constexpr Isa kLevels[] = {Isa::kScalar, Isa::kAvx2, Isa::kAvx512, Isa::kAvx512Bf16};
+constexpr Isa kLevels[] = {Isa::kScalar, Isa::kAvx2, Isa::kAvx512, Isa::kAvx512Vnni,
+                           Isa::kAvx512Bf16};
 
 Isa parse(const std::string& name, const char* origin) {
   std::string have;
@@ -42,6 +43,8 @@ const char* isa_name(Isa level) {
   switch (level) {
     case Isa::kAvx512Bf16:
       return "avx512_bf16";
+    case Isa::kAvx512Vnni:
+      return "avx512_vnni";
     case Isa::kAvx512:
       return "avx512";
     case Isa::kAvx2:
@@ -59,8 +62,15 @@ bool isa_available(Isa level) {
 #if defined(HEADRACE_EMULATE)
       return isa_available(Isa::kAvx512);
 #elif defined(HEADRACE_BF16)
-      return __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vnni") &&
-             isa_available(Isa::kAvx512);
+      return __builtin_cpu_supports("avx512bf16") && isa_available(Isa::kAvx512Vnni);
+#else
+      return false;
+#endif
+    case Isa::kAvx512Vnni:
+#if defined(HEADRACE_EMULATE)
+      return isa_available(Isa::kAvx512);
+#elif defined(HEADRACE_VNNI)
+      return __builtin_cpu_supports("avx512vnni") && isa_available(Isa::kAvx512);
 #else
       return false;
 #endif

@@ -2,28 +2,16 @@
 // AVX512-BF16 on top of AVX-512: dot products of pairs of bf16, two multiply-adds a lane. A product
 // of two bf16 is exact in fp32 and the sums are fp32; subnormals count as zero.
 #pragma once
-#include "avx512.h"
-#include "dots.h"
+#include "avx512_vnni.h"
 
 #define HEADRACE_DOTS
 
 namespace {
 
-// 16 lanes of two bf16: the even element in the low half.
-struct Pairs {
-  __m512i v;
-};
-
 inline Pairs load_pairs(const void* p) { return {_mm512_loadu_si512(p)}; }
 // Four pairs in every lane of four.
 inline Pairs spread_pairs(const void* p) {
   return {_mm512_broadcast_i32x4(_mm_loadu_si128(static_cast<const __m128i*>(p)))};
-}
-// Both elements at p in every lane.
-inline Pairs set1_pair(const void* p) {
-  int both;
-  __builtin_memcpy(&both, p, 4);
-  return {_mm512_set1_epi32(both)};
 }
 inline void store_pairs(void* p, Pairs a) { _mm512_storeu_si512(p, a.v); }
 inline F dot(Pairs a, Pairs b, F c) { return {dot_bf16(c.v, a.v, b.v)}; }
@@ -114,40 +102,6 @@ inline void unweave(Pairs* pairs) {
   for (int n = 0; n < N; ++n) lanes[n] = {_mm512_castsi512_ps(pairs[n].v)};
   unweave<N>(lanes);
   for (int n = 0; n < N; ++n) pairs[n] = {_mm512_castps_si512(lanes[n].v)};
-}
-
-// 16 lanes of fp32 as whole numbers of 32 bits, and lanes of two int16.
-struct Whole {
-  __m512i v;
-};
-inline Whole no_whole() { return {_mm512_setzero_si512()}; }
-inline Whole dot16(Pairs a, Pairs b, Whole c) { return {dot_int16(c.v, a.v, b.v)}; }
-inline F to_float(Whole a) { return {_mm512_cvtepi32_ps(a.v)}; }
-
-// Pairs of int16 from 32 columns of two rows of codes, woven in eights: out[0] holds columns 0-7
-// and 16-23, out[1] the others.
-inline void pair_codes(const std::int8_t* even, const std::int8_t* odd, Pairs* out) {
-  const __m256i a = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(even));
-  const __m256i b = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(odd));
-  out[0] = {_mm512_cvtepi8_epi16(_mm256_unpacklo_epi8(a, b))};
-  out[1] = {_mm512_cvtepi8_epi16(_mm256_unpackhi_epi8(a, b))};
-}
-// The same of 16 columns, in order.
-inline Pairs pair_codes(const std::int8_t* even, const std::int8_t* odd) {
-  const __m128i a = _mm_loadu_si128(reinterpret_cast<const __m128i*>(even));
-  const __m128i b = _mm_loadu_si128(reinterpret_cast<const __m128i*>(odd));
-  const __m256i both = _mm256_set_m128i(_mm_unpackhi_epi8(a, b), _mm_unpacklo_epi8(a, b));
-  return {_mm512_cvtepi8_epi16(both)};
-}
-inline void unweave_eights(F& a, F& b) {
-  const __m512 x = a.v, y = b.v;
-  a = {_mm512_shuffle_f32x4(x, y, 0x44)};
-  b = {_mm512_shuffle_f32x4(x, y, 0xee)};
-}
-// a rounded to whole numbers of 16 bits.
-inline void store_whole(F a, std::int16_t* to) {
-  _mm256_storeu_si256(reinterpret_cast<__m256i*>(to),
-                      _mm512_cvtsepi32_epi16(_mm512_cvtps_epi32(a.v)));
 }
 
 // The first n of 16 pairs, and zeros.

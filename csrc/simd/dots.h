@@ -7,7 +7,18 @@
 
 namespace {
 
-#ifdef HEADRACE_EMULATE
+#if defined(HEADRACE_EMULATE)
+
+inline __m512i dot_int16(__m512i c, __m512i a, __m512i b) {
+  return _mm512_add_epi32(c, _mm512_madd_epi16(a, b));
+}
+
+inline __m512i dot_int8(__m512i c, __m512i a, __m512i b) {
+  const __m512i low = _mm512_set1_epi16(0xff);
+  const __m512i even = _mm512_srai_epi16(_mm512_slli_epi16(b, 8), 8);
+  c = _mm512_add_epi32(c, _mm512_madd_epi16(_mm512_and_si512(a, low), even));
+  return _mm512_add_epi32(c, _mm512_madd_epi16(_mm512_srli_epi16(a, 8), _mm512_srai_epi16(b, 8)));
+}
 
 // Subnormals as zeros of their sign.
 inline __m512 flushed(__m512i a) {
@@ -35,23 +46,26 @@ inline __m256i round_bf16(__m512 a) {
   return _mm512_cvtepi32_epi16(_mm512_srli_epi32(near, 16));
 }
 
-inline __m512i dot_int16(__m512i c, __m512i a, __m512i b) {
-  return _mm512_add_epi32(c, _mm512_madd_epi16(a, b));
-}
-
 #else
-
-inline __m512 dot_bf16(__m512 c, __m512i a, __m512i b) {
-  return _mm512_dpbf16_ps(c, reinterpret_cast<__m512bh>(a), reinterpret_cast<__m512bh>(b));
-}
-
-inline __m256i round_bf16(__m512 a) { return reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(a)); }
 
 // As an intrinsic it comes with two copies of the sum in GCC 12.
 inline __m512i dot_int16(__m512i c, __m512i a, __m512i b) {
   __asm__("vpdpwssd %2, %1, %0" : "+v"(c) : "v"(a), "v"(b));
   return c;
 }
+
+inline __m512i dot_int8(__m512i c, __m512i a, __m512i b) {
+  __asm__("vpdpbusd %2, %1, %0" : "+v"(c) : "v"(a), "v"(b));
+  return c;
+}
+
+#if defined(HEADRACE_AVX512_BF16)
+inline __m512 dot_bf16(__m512 c, __m512i a, __m512i b) {
+  return _mm512_dpbf16_ps(c, reinterpret_cast<__m512bh>(a), reinterpret_cast<__m512bh>(b));
+}
+
+inline __m256i round_bf16(__m512 a) { return reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(a)); }
+#endif
 
 #endif
 

@@ -29,5 +29,6 @@ inline constexpr int dtype_size(int dtype) { return dtype == kF32 ? 4 : dtype < 
   extern const headrace::Kernels headrace_##family##_scalar;      \
   extern const headrace::Kernels headrace_##family##_avx2;        \
   extern const headrace::Kernels headrace_##family##_avx512;      \
+  extern const headrace::Kernels headrace_##family##_avx512_vnni; \
   extern const headrace::Kernels headrace_##family##_avx512_bf16; \
   }

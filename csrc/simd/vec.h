@@ -9,6 +9,10 @@
 #define HEADRACE_AVX512  // what that level has, this one has
 #include "avx512_bf16.h"
 #define HEADRACE_LEVEL avx512_bf16
+#elif defined(HEADRACE_AVX512_VNNI)
+#define HEADRACE_AVX512
+#include "avx512_vnni.h"
+#define HEADRACE_LEVEL avx512_vnni
 #elif defined(HEADRACE_AVX512)
 #include "avx512.h"
 #define HEADRACE_LEVEL avx512

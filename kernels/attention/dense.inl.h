@@ -142,7 +142,7 @@ inline void dense_pass(const DenseArgs& a, const DenseItem& it, const Rows& st, 
           ranges[2 * i + 1] = static_cast<int>(headrace::clamp(row.hi, t, stop) - t);
         }
         softmax(s, cols, static_cast<int>(t - base), ranges, n, heads, cap, st);
-        for (int r = 0; r < rows; ++r) P::weights(s + r * kTile, cols, nullptr);
+        P::weights(s, cols, rows, nullptr);
         add_tile(tiles, slot, s, t, stop, st, heads, careful ? ranges : nullptr);
         t = stop;
       }

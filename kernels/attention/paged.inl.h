@@ -60,6 +60,8 @@ inline void paged_slots(const PagedArgs& a, const PagedItem& it, const std::int6
     for (int head = 0; head < it.heads; ++head) {
       const T* own = k + head * a.k_head + base;
       const T* next = head + 1 < it.heads ? own + a.k_head : v + base * dim;
+      pull_scales(scales_of<T>(a.k_scale, entry, it.kv_head + head), base, cols);
+      pull_scales(scales_of<T>(a.v_scale, entry, it.kv_head + head), base, cols);
       P::logits(q + head * rows * dim, q_units + head * rows, dim, own, a.page_size,
                 s + head * rows * kTile, rows, cols, scale, exact, next, tile_bytes);
     }
@@ -67,18 +69,14 @@ inline void paged_slots(const PagedArgs& a, const PagedItem& it, const std::int6
       float* own = s + head * rows * kTile;
       const SlotScales k_scale = scales_of<T>(a.k_scale, entry, it.kv_head + head);
       const SlotScales v_scale = scales_of<T>(a.v_scale, entry, it.kv_head + head);
-      for (int r = 0; k_scale.at && r < rows; ++r) {
-        scale_logits(own + r * kTile, k_scale, base, cols);
-      }
+      if (k_scale.at) scale_logits(own, rows, k_scale, base, cols);
       softmax(own, cols, column, ranges, it.positions, group, a.softmax.softcap,
               of_head(st, rows, head));
-      for (int r = 0; r < rows; ++r) {
-        const int* seen = ranges + r / group * 2;
-        if (v_scale.at) {
-          scale_weights(own + r * kTile, v_scale, base, cols, column + seen[0], column + seen[1]);
-        }
-        P::weights(own + r * kTile, cols, units + head * rows + r);
+      for (int i = 0; v_scale.at && i < it.positions; ++i) {
+        scale_weights(own + i * group * kTile, group, v_scale, base, cols, column + ranges[2 * i],
+                      column + ranges[2 * i + 1]);
       }
+      P::weights(own, cols, rows, units + head * rows);
     }
     for (int head = 0; head < it.heads; ++head) {
       const T* own = v + head * a.v_head + t * dim;
@@ -213,24 +211,12 @@ inline void paged_block(const PagedArgs& a, const PagedItem& it, float* scratch)
   }
 }
 
-void paged(const PagedArgs& a, const PagedItem& it, float* scratch) {
-#ifdef HEADRACE_DOTS
-  // The result is rounded to bf16 too.
-  if (a.kv_dtype == headrace::kBF16 && a.q_dtype == headrace::kBF16) {
-    return paged_block<Paired, bf16>(a, it, scratch);
-  }
-  if (a.kv_dtype == headrace::kI8 && a.q_dtype == headrace::kBF16) {
-    return paged_block<Coded, std::int8_t>(a, it, scratch);
-  }
-#endif
-  if (a.kv_dtype == headrace::kF32) return paged_block<Widened, float>(a, it, scratch);
-  if (a.kv_dtype == headrace::kBF16) return paged_block<Widened, bf16>(a, it, scratch);
-  if (a.kv_dtype == headrace::kI8) return paged_block<Widened, std::int8_t>(a, it, scratch);
-  if (a.kv_dtype == headrace::kE4M3) return paged_block<Widened, e4m3>(a, it, scratch);
-  return paged_block<Widened, fp16>(a, it, scratch);
+// Whether queries and weights may become whole numbers: where the result is rounded to bf16.
+inline bool takes_whole(const PagedArgs& a) {
+  return a.kv_dtype == headrace::kI8 && a.q_dtype == headrace::kBF16;
 }
 
-void paged_merge(const PagedArgs& a, const PagedItem& it) {
+inline void paged_merge(const PagedArgs& a, const PagedItem& it) {
   const int group = a.q_heads / a.kv_heads, rows = it.positions * group;
   for (int head = 0; head < it.heads; ++head) {
     const headrace::Share share = share_of(it, rows, a.dim, head);

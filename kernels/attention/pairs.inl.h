@@ -130,10 +130,12 @@ struct Paired {
   static void raw_query(const void* q, std::int64_t at, int dim, float* to) {
     std::memcpy(to, static_cast<const bf16*>(q) + at, dim * sizeof(bf16));
   }
-  static void weights(float* row, int cols, float*) {
-    bf16* to = reinterpret_cast<bf16*>(row);
-    for (int j = 0; j < cols; j += kW) narrow(load(row + j), to + j);
-    to[cols] = {0};
+  static void weights(float* s, int cols, int rows, float*) {
+    for (; rows > 0; --rows, s += kTile) {
+      bf16* to = reinterpret_cast<bf16*>(s);
+      for (int j = 0; j < cols; j += kW) narrow(load(s + j), to + j);
+      to[cols] = {0};
+    }
   }
   static void logits(const float* q, const float*, int dim, const bf16* keys, std::int64_t ld,
                      float* s, int rows, int cols, float scale, bool exact, const void* next,

@@ -14,7 +14,7 @@ struct Widened {
   static constexpr bool packs_values = true;
   static void query(float*, int, float*) {}
   static void raw_query(const void*, std::int64_t, int, float*) {}
-  static void weights(float*, int, float*) {}
+  static void weights(float*, int, int, float*) {}
   // s[rows][cols] = queries * keys[dim][ld]
   template <class T>
   static void logits(const float* q, const float*, int dim, const T* keys, std::int64_t ld,

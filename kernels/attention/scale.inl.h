@@ -24,18 +24,33 @@ inline F scale_at(const SlotScales& scales, std::int64_t slot) {
   return mul(scales.slot ? load(scales.at + slot) : set1(scales.at[0]), set1(scales.unit));
 }
 
-// Logits of slots base, base + 1, ... against codes become logits against keys.
-inline void scale_logits(float* s, const SlotScales& scales, std::int64_t base, int cols) {
-  for (int j = 0; j < cols; j += kW) store(s + j, mul(load(s + j), scale_at(scales, base + j)));
+// What the next logits will be scaled by, on its way while they are made.
+inline void pull_scales(const SlotScales& scales, std::int64_t base, int cols) {
+  for (int j = 0; scales.at && j < cols; j += 64 / static_cast<int>(sizeof(float))) {
+    __builtin_prefetch(scales.at + scales.slot * (base + j));
+  }
 }
 
-// Weights of values become weights of their codes; columns outside [lo, hi) stay 0 whatever their
-// scale is. The denominator has been summed before.
-inline void scale_weights(float* s, const SlotScales& scales, std::int64_t base, int cols, int lo,
-                          int hi) {
+// Logits of slots base, base + 1, ... against codes become logits against keys.
+inline void scale_logits(float* s, int rows, const SlotScales& scales, std::int64_t base,
+                         int cols) {
   for (int j = 0; j < cols; j += kW) {
-    const F scaled = mul(load(s + j), scale_at(scales, base + j));
-    store(s + j, keep(scaled, zero(), lo - j, hi - j));
+    const F by = scale_at(scales, base + j);
+    for (int r = 0; r < rows; ++r) store(s + r * kTile + j, mul(load(s + r * kTile + j), by));
+  }
+}
+
+// Weights of values become weights of their codes, of rows that see columns [lo, hi); the others
+// stay 0 whatever their scale is. The denominator has been summed before.
+inline void scale_weights(float* s, int rows, const SlotScales& scales, std::int64_t base, int cols,
+                          int lo, int hi) {
+  const bool whole = lo <= 0 && hi >= cols;
+  for (int j = 0; j < cols; j += kW) {
+    const F by = scale_at(scales, base + j);
+    for (int r = 0; r < rows; ++r) {
+      const F scaled = mul(load(s + r * kTile + j), by);
+      store(s + r * kTile + j, whole ? scaled : keep(scaled, zero(), lo - j, hi - j));
+    }
   }
 }
 

@@ -18,9 +18,10 @@ std::int64_t multiply_add(std::int64_t rounds, float* sink) {
   return rounds * kChains * kW;
 }
 
-#if defined(HEADRACE_DOTS)
-constexpr int kDots = 16;  // a dot product takes longer; more would not be unrolled
+[[maybe_unused]] constexpr int kDots =
+    16;  // a dot product takes longer; more would not be unrolled
 
+#if defined(HEADRACE_DOTS)
 std::int64_t bf16_dots(std::int64_t rounds, float* sink) {
   F acc[kDots];
   for (int i = 0; i < kDots; ++i) acc[i] = set1(static_cast<float>(i));
@@ -34,7 +35,11 @@ std::int64_t bf16_dots(std::int64_t rounds, float* sink) {
   *sink = hsum(sum);
   return rounds * kDots * kW * 2;
 }
+#else
+constexpr auto bf16_dots = multiply_add;  // widened
+#endif
 
+#if defined(HEADRACE_WHOLE_DOTS)
 std::int64_t int16_dots(std::int64_t rounds, float* sink) {
   Whole acc[kDots];
   for (int i = 0; i < kDots; ++i) acc[i] = no_whole();
@@ -49,7 +54,7 @@ std::int64_t int16_dots(std::int64_t rounds, float* sink) {
   return rounds * kDots * kW * 2;
 }
 #else
-constexpr auto bf16_dots = multiply_add, int16_dots = multiply_add;  // widened
+constexpr auto int16_dots = multiply_add;
 #endif
 
 void read(const float* data, std::int64_t begin, std::int64_t end, float* sink) {

@@ -44,7 +44,8 @@ def use_backend(name: str) -> Iterator[None]:
 
 @contextmanager
 def use_isa(name: str) -> Iterator[None]:
-    """Runs the CPU kernels of the block at one level: scalar, avx2, avx512 or avx512_bf16.
+    """Runs the CPU kernels of the block at one level: scalar, avx2, avx512, avx512_vnni or
+    avx512_bf16. An op that has nothing of its own there runs as at the level below.
 
     Raises ValueError when this machine lacks it. The level is the process's, not the thread's.
     """

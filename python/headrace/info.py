@@ -23,7 +23,7 @@ VARIABLES = {
     "HEADRACE_BACKEND": "backend of every op: auto, reference, cpu, triton or cuda",
     "HEADRACE_CUDA": "at build time, CUDA kernels: AUTO, ON or OFF",
     "HEADRACE_DEBUG": "1: full checks of every view and append",
-    "HEADRACE_ISA": "level of the CPU kernels: scalar, avx2, avx512 or avx512_bf16",
+    "HEADRACE_ISA": "level of the CPU kernels: scalar, avx2, avx512, avx512_vnni or avx512_bf16",
     "HEADRACE_TRACEBACK": "set: the command line shows the traceback of an error",
 }
 OTHER_VARIABLES = ("OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES", "TRITON_INTERPRET")

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import headrace
-from headrace import _C, ops
+from headrace import ops
+from tests import levels
 from tests.ops import compare, masses, samples
 from tests.ops.masses import check_assign
 
@@ -18,7 +19,7 @@ pytestmark = pytest.mark.usefixtures("guarded", "two_threads")
 
 
 def check_levels(args, kwargs, label=""):
-    for level in _C.available_isas():
+    for level in levels.of_op("assign"):
         with headrace.use_isa(level):
             check_assign(args, kwargs, (level, label))
 
@@ -113,7 +114,7 @@ def test_nan_infinity_and_zeros_as_the_reference_has_them(dtype, metric):
     c[0, 3, 5], c[0, 4], c[0, 7], c[0, 9] = torch.inf, torch.nan, 0.0, 0.0
     c[0, 60] = c[0, 61]
     want = compare.reference("assign", (x, c), {"metric": metric})
-    for level in _C.available_isas():
+    for level in levels.of_op("assign"):
         with headrace.use_isa(level):
             id, similarity = ops.assign(x, c, metric=metric)
         assert torch.equal(id, want[0].int()), level

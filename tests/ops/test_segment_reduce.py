@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import headrace
-from headrace import _C, ops
+from headrace import ops
+from tests import levels
 from tests.ops import compare, masses, samples
 from tests.ops.masses import check_segments, updated
 
@@ -19,7 +20,7 @@ pytestmark = pytest.mark.usefixtures("two_threads")
 
 def check_levels(args, kwargs, label=""):
     want = compare.reference("segment_reduce", args, kwargs)
-    for level in _C.available_isas():
+    for level in levels.of_op("segment_reduce"):
         with headrace.use_isa(level):
             check_segments(args, kwargs, f"{level} {label}", want)
 

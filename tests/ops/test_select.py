@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import headrace
-from headrace import _C, ops
+from headrace import ops
+from tests import levels
 from tests.ops import compare, samples, scores
 
 pytestmark = pytest.mark.usefixtures("guarded", "two_threads")
@@ -19,7 +20,7 @@ pytestmark = pytest.mark.usefixtures("guarded", "two_threads")
 def check_levels(args, kwargs, label=""):
     """Every level keeps exactly what the reference keeps."""
     want = compare.reference("select", args, kwargs)
-    for level in _C.available_isas():
+    for level in levels.of_op("select"):
         with headrace.use_isa(level):
             got = compare.run("select", args, kwargs)
         for g, w in zip(got, want, strict=True):

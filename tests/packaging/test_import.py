@@ -46,7 +46,7 @@ def test_import_starts_nothing():
     }
 
 
-@pytest.mark.parametrize("level", ["scalar", "avx2", "avx512", "avx512_bf16"])
+@pytest.mark.parametrize("level", ["scalar", "avx2", "avx512", "avx512_vnni", "avx512_bf16"])
 def test_isa_variable(level):
     from headrace import _C
 

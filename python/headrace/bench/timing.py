@@ -123,8 +123,9 @@ def quartiles(taken: list[float]) -> tuple[float, float]:
 
 class MultiplyAdds:
     """FLOP/s of the threads in use, from registers, two for each multiply-add: the most that has
-    been seen, by the dtype of the factors. bf16, and int8 as int16, come in pairs where
-    `headrace info` says avx512_bf16; other levels, and other dtypes, multiply as fp32.
+    been seen, by the dtype of the factors. bf16 comes in pairs where `headrace info` says
+    avx512_bf16, int8 as pairs of int16 there and where it says avx512_vnni; other levels, and
+    other dtypes, multiply as fp32.
     """
 
     def __init__(self) -> None:

@@ -93,3 +93,36 @@ def test_dense_prefill_of_odd_lengths(isa):
         args, kwargs = samples.dense(5, 1, 2, 4, length, length, 80, torch.bfloat16)
         kwargs |= {"window": window, "sinks": sinks}
         compare.check("attention", args, kwargs, (length, window, sinks))
+
+
+@pytest.mark.parametrize("code", [-128, 127, None], ids=str)
+def test_codes_and_queries_at_their_ends(isa, code):
+    """The largest sums of digits: every element of a query is its largest, of either sign."""
+    args, kwargs = form(6, [StreamShape(131, 3)], torch.int8, dim=256, group=3, page_size=64)
+    q, k, v = args[0].clone(), args[1].clone(), args[2].clone()
+    q[:] = torch.where(q < 0, -1.5, 1.5) if code is None else 1.5
+    for pages in (k, v):
+        pages[:] = torch.where(pages < 0, -128, 127) if code is None else code
+    args = replaced(args, q=q, k_pages=k, v_pages=v)
+    compare.check(OP, args, kwargs | {"scale": 1e-3}, code)
+
+
+def test_scales_of_either_sign(isa):
+    args, kwargs = form(7, [StreamShape(150, 4, 70, 2)], torch.int8, group=4, page_size=32)
+    for name in ("k_scale", "v_scale"):
+        kwargs[name] = kwargs[name] * (torch.arange(kwargs[name].shape[-1]) % 3 - 1.0)
+    compare.check(OP, args, kwargs, "signs")
+
+
+@pytest.mark.parametrize("page_size", [16, 32, 48, 80])
+def test_pages_of_codes_that_are_no_whole_tile(isa, page_size):
+    for dim in (48, 64, 128):
+        args, kwargs = form(
+            8,
+            [StreamShape(3 * page_size + 5, 2)],
+            torch.int8,
+            dim=dim,
+            group=4,
+            page_size=page_size,
+        )
+        compare.check(OP, args, kwargs, (page_size, dim))
