@@ -1,178 +1,87 @@
 // SPDX-License-Identifier: Apache-2.0
 // Blocks of too few tokens to share a weight that was widened: memory sets the pace. Weights go
-// from memory into the sums, codes by way of registers, and while a group of rank rows is at work
-// the one that is read next comes nearer, in the order in which it lies: memory is fast in long
-// runs. The sums are those of cpu.inl.h, in the same order.
+// from memory into the sums, codes by way of registers, while those that are read next come nearer.
+// The sums are those of many.inl.h, in the same order.
 #pragma once
-#include "codes.inl.h"
+#include "ahead.inl.h"
 
 namespace {
 
-using headrace::kLoraRanks;
-using headrace::LoraArgs;
-using headrace::LoraBlock;
+// Blocks of one group that a step takes of each rank row, where a group is as long.
+constexpr int kStep = 2;
 
-constexpr int kStrip = 4096;  // columns of whole rows at a time
-constexpr int kFew = 4;       // tokens, no fewer than a block here has
+inline int step_of(std::int64_t at, std::int64_t group) {
+  return (at | group) % (kStep * kBlock) ? 1 : kStep;
+}
 
-template <class P>
-constexpr int kBits = std::is_same_v<P, i4> ? 4 : 8 * static_cast<int>(sizeof(P));
+// What lies at p is read when it is needed: for want of registers a compiler would move it to
+// vector registers and back, at the cost of a multiply-add each time.
+template <class T>
+inline void stay(T& p) {
+  asm("" : "+r"(p));
+}
 
-// Lines of a block of each of N rows, no fewer than one.
-template <int N, class P>
-constexpr int lines_of = (N * kBits<P> * kBlock / 8 + 63) / 64;
-
-inline void nearer(const char* p) { __builtin_prefetch(p, 0, 3); }
-
-constexpr char kNowhere[64] = {};
-
-// Stretches of memory, one after the other, and how far they are on their way.
-template <int Most>
-struct Stretches {
-  const char* from[Most] = {kNowhere};
-  std::int64_t bytes[Most] = {};
-  std::int64_t done = 0;
-  int count = 0, at = 0;
-
-  void add(const void* p, std::int64_t n) {
-    from[count] = static_cast<const char*>(p);
-    bytes[count++] = n;
-  }
-  // The next n lines of 64 bytes; behind the last come lines that were named before.
-  const char* lines(int n) {
-    const char* p = from[at] + done;
-    done += 64 * n;
-    if (done >= bytes[at]) {
-      done = 0;
-      at += at + 1 < count;
+// sums[N] = x . rows of codes, over the whole depth. A function of its own: amid others its
+// addresses would wait in memory.
+template <int N, int Step, class P>
+__attribute__((noinline)) void code_dots(const P* const* rows, const float* const* scales,
+                                         const float* x, std::int64_t depth, std::int64_t group,
+                                         Ahead& next, F* sums) {
+  constexpr int kLines = lines_of<N, P, Step>;
+  constexpr std::int64_t kBytes = kBlock * kBits<P> / 8;
+  Run weights_run = next.weights.now, beside_run = next.beside.now;
+  F acc[N];
+#pragma GCC unroll 8
+  for (int i = 0; i < N; ++i) acc[i] = zero();
+  std::int64_t c = 0, g = 0;
+  for (std::int64_t k = 0, stop = group; k < depth; k += Step * kBlock, c += Step * kBytes) {
+    if (k == stop) {
+      ++g;
+      stop += group;
     }
-    return p;
-  }
-};
-
-// What will be read next: weights, as many lines as are read meanwhile, and a line a block of
-// scales and of rows of x or y.
-struct Ahead {
-  Stretches<kLoraRanks> weights;
-  Stretches<kLoraRanks + 1> beside;
-};
-
-template <class P>
-inline const P* a_row(const LoraArgs& a, std::int64_t row, int slice) {
-  return static_cast<const P*>(a.a) + row * a.a_row + slice * a.a_slice;
-}
-inline const float* a_scales(const LoraArgs& a, std::int64_t row, int slice) {
-  return a.a_scale + (row * a.slices + slice) * a.a_groups;
-}
-template <class P>
-inline const P* b_row(const LoraArgs& a, std::int64_t row) {
-  const P* b = static_cast<const P*>(a.b);
-  if (a.b_ranks == 1) return b + row * a.b_slot;  // a division a row would show
-  return b + row / a.b_ranks * a.b_slot + row % a.b_ranks * a.b_rank;
-}
-inline const float* b_scales(const LoraArgs& a, std::int64_t row) {
-  return a.b_scale + row * a.b_groups;
-}
-inline int slice_of(const LoraBlock& b, int r) {
-  int slice = 0;
-  while (r >= b.starts[slice + 1]) ++slice;
-  return slice;
-}
-// Rank rows that are taken together where `left` are left: the group at work and the one on its way
-// share the first cache. No pair is torn.
-inline int together(int left) { return left >= kLoraRanks ? kLoraRanks : left >= 2 ? 2 : 1; }
-
-// body(r, width) for all groups of [first, last), `width` a constant.
-template <class Body>
-inline void in_groups(int first, int last, const Body& body) {
-  for (int r = first; r < last; r += together(last - r)) {
-    const int n = together(last - r);
-    if (n == kLoraRanks) body(r, std::integral_constant<int, kLoraRanks>{});
-    if (n == 2) body(r, std::integral_constant<int, 2>{});
-    if (n == 1) body(r, std::integral_constant<int, 1>{});
-  }
-}
-
-// Rank rows of A from r on.
-template <class P>
-inline void ahead_of_a(const LoraArgs& a, const LoraBlock& b, int r, int last, Ahead& next) {
-  const int n = together(last - r);
-  for (int i = 0; i < n; ++i) {
-    next.weights.add(a_row<P>(a, b.rank_rows[r + i], slice_of(b, r + i)), a.depth * kBits<P> / 8);
-  }
-  if constexpr (kCodes<P>) {
-    for (int i = 0; i < n; ++i) {
-      next.beside.add(a_scales(a, b.rank_rows[r + i], slice_of(b, r + i)), a.depth / a.a_group * 4);
+    stay(scales);
+    const char* coming = lines(next.weights, weights_run, kLines);
+    const char* beside = lines(next.beside, beside_run, Step);
+    for (int b = 0; b < Step; ++b) nearer(beside + 64 * b);
+    F xs[Step * kPer];
+    for (int j = 0; j < Step * kPer; ++j) xs[j] = load(x + k + j * kW);
+#pragma GCC unroll 8
+    for (int i = 0; i < N; ++i) {
+      for (int line = i; line < kLines; line += N) nearer(coming + 64 * line);
+      const Unit unit = unit_of(rows[i], scales[i][g]);
+      for (int b = 0; b < Step; ++b) {
+        F w[kPer];
+        weights(rows[i] + c + b * kBytes, unit, w);
+        for (int j = 0; j < kPer; ++j) acc[i] = fma(xs[b * kPer + j], w[j], acc[i]);
+      }
     }
   }
-}
-
-// Columns [at, at + n) of rank rows of B from r on.
-template <class P>
-inline void ahead_of_b(const LoraArgs& a, const LoraBlock& b, int r, int last, std::int64_t at,
-                       std::int64_t n, Ahead& next) {
-  if (a.b_col != 1) return;
-  const int rows = together(last - r);
-  for (int i = 0; i < rows; ++i) {
-    const std::int64_t bits = at * kBits<P>;
-    const auto* row = reinterpret_cast<const char*>(b_row<P>(a, b.rank_rows[r + i]));
-    next.weights.add(row + bits / 8, n * kBits<P> / 8);
-  }
-  if constexpr (kCodes<P>) {
-    for (int i = 0; i < rows; ++i) {
-      next.beside.add(b_scales(a, b.rank_rows[r + i]) + at / a.b_group, n / a.b_group * 4);
-    }
-  }
-}
-
-inline void beside_row(const LoraArgs& a, const void* of, std::int64_t at, std::int64_t n,
-                       Ahead& next) {
-  const int size = headrace::dtype_size(a.x_dtype);
-  next.beside.add(static_cast<const char*>(of) + at * size, n * size);
-}
-
-// The first of B that a block reads.
-template <class P>
-inline void ahead_of_expand(const LoraArgs& a, const LoraBlock& b, Ahead& next) {
-  std::int64_t begin = 0;
-  for (int slice = 0; slice < a.slices; begin = b.ends[slice++]) {
-    const std::int64_t n = b.ends[slice] - begin;
-    if (n == 0 || b.starts[slice] == b.starts[slice + 1]) continue;
-    return ahead_of_b<P>(a, b, b.starts[slice], b.starts[slice + 1], begin, n < kStrip ? n : kStrip,
-                         next);
-  }
+  next.weights.now = weights_run;
+  next.beside.now = beside_run;
+#pragma GCC unroll 8
+  for (int i = 0; i < N; ++i) sums[i] = acc[i];
 }
 
 // sums[N] = x . rows of A, over the whole depth.
 template <int N, class P>
 inline void whole_dots(const LoraArgs& a, const P* const* rows, const float* const* scales,
                        const Packed<P>* x, Ahead& next, F* sums) {
-  constexpr int kLines = lines_of<N, P>;
-  F acc[N];
-  for (int i = 0; i < N; ++i) acc[i] = zero();
   if constexpr (kCodes<P>) {
-    for (std::int64_t k = 0, g = 0; k < a.depth; ++g) {
-      Unit units[N];
-      for (int i = 0; i < N; ++i) units[i] = unit_of(rows[i], scales[i][g]);
-      for (const std::int64_t stop = k + a.a_group; k < stop; k += kBlock) {
-        const char* coming = next.weights.lines(kLines);
-        nearer(next.beside.lines(1));
-        F xs[kPer];
-        for (int j = 0; j < kPer; ++j) xs[j] = load(x + k + j * kW);
-        for (int i = 0; i < N; ++i) {
-          if (i < kLines) nearer(coming + 64 * i);
-          F w[kPer];
-          weights(codes_at(rows[i], k), units[i], w);
-          for (int j = 0; j < kPer; ++j) acc[i] = fma(xs[j], w[j], acc[i]);
-        }
-      }
+    if (step_of(0, a.a_group) == 1) {
+      code_dots<N, 1>(rows, scales, x, a.depth, a.a_group, next, sums);
+    } else {
+      code_dots<N, kStep>(rows, scales, x, a.depth, a.a_group, next, sums);
     }
   } else {
+    constexpr int kLines = lines_of<N, P>;
+    Run weights_run = next.weights.now, beside_run = next.beside.now;
+    F acc[N];
+    for (int i = 0; i < N; ++i) acc[i] = zero();
     using L = LanesOf<P>;
     std::int64_t k = 0;
     for (; k + kBlock <= a.depth; k += kBlock) {
-      const char* coming = next.weights.lines(kLines);
-      nearer(next.beside.lines(1));
+      const char* coming = lines(next.weights, weights_run, kLines);
+      nearer(lines(next.beside, beside_run, 1));
       constexpr int kSteps = kBlock / L::width;
       typename L::Vector xs[kSteps];
       for (int j = 0; j < kSteps; ++j) xs[j] = L::read(x + k + j * L::width);
@@ -190,8 +99,10 @@ inline void whole_dots(const LoraArgs& a, const P* const* rows, const float* con
       const Tail<L, P> tail(rows[i] + k, static_cast<int>(a.depth - k));
       acc[i] = L::add(L::read(x + k), L::read(tail.lanes), acc[i]);
     }
+    next.weights.now = weights_run;
+    next.beside.now = beside_run;
+    for (int i = 0; i < N; ++i) sums[i] = acc[i];
   }
-  for (int i = 0; i < N; ++i) sums[i] = acc[i];
 }
 
 template <int N, class P>
@@ -221,17 +132,16 @@ inline void shrink_few(const LoraArgs& a, const LoraBlock& b, int first, int las
   for (int m = 0; m < b.count; ++m) {
     take_any(a.x, b.tokens[m] * a.x_row, a.depth, a.x_dtype, xs + m * x_row);
   }
-  int token = 0;
-  in_groups(first, last, [&](int r, auto width) {
+  int pass = 0;
+  in_groups<P>(first, last, [&](int r, auto width) {
     constexpr int n = decltype(width)::value;
     Ahead next;
-    if (token < b.count) beside_row(a, a.y, b.tokens[token] * a.y_row, a.outputs, next);
-    ++token;
     if (r + n < last) {
       ahead_of_a<P>(a, b, r + n, last, next);
     } else if (last == b.starts[a.slices]) {
       ahead_of_expand<P>(a, b, next);
     }
+    beside_rows(a, b, a.y, a.y_row, a.outputs, pass++, passes_of<P>(last - first), next);
     shrink_whole<n, P>(a, b, r, xs, x_row, next);
   });
 }
@@ -288,41 +198,72 @@ struct Coefficients<N, paired> {
 };
 #endif
 
+// into[0:n] += c[0:N] rows[0:N][at:at + n] of codes, in whole steps.
+template <int N, int Step, class P>
+__attribute__((noinline)) void add_codes(const float* c, const P* const* rows,
+                                         const float* const* scales, std::int64_t group,
+                                         std::int64_t at, std::int64_t n, Ahead& next,
+                                         float* into) {
+  constexpr int kLines = lines_of<N, P, Step>;
+  constexpr std::int64_t kBytes = kBlock * kBits<P> / 8;
+  Run weights_run = next.weights.now, beside_run = next.beside.now;
+  const Coefficients<N, P> x(c);
+  std::int64_t g = group_of(at, group), from = at / kBlock * kBytes;
+  std::int64_t stop = (g + 1) * group - at;
+  for (std::int64_t i = 0; i < n; i += Step * kBlock, from += Step * kBytes) {
+    if (i == stop) {
+      ++g;
+      stop += group;
+    }
+    stay(scales);
+    const char* coming = lines(next.weights, weights_run, kLines);
+    const char* beside = lines(next.beside, beside_run, Step);
+    for (int b = 0; b < Step; ++b) nearer(beside + 64 * b);
+    F sums[Step * kPer];
+    for (int j = 0; j < Step * kPer; ++j) sums[j] = load(into + i + j * kW);
+#pragma GCC unroll 8
+    for (int r = 0; r < N; ++r) {
+      for (int line = r; line < kLines; line += N) nearer(coming + 64 * line);
+      const Unit unit = unit_of(rows[r], scales[r][g]);
+      for (int b = 0; b < Step; ++b) {
+        F w[kPer];
+        weights(rows[r] + from + b * kBytes, unit, w);
+        for (int j = 0; j < kPer; ++j) {
+          sums[b * kPer + j] = fma(x.of[r], w[j], sums[b * kPer + j]);
+        }
+      }
+    }
+    for (int j = 0; j < Step * kPer; ++j) store(into + i + j * kW, sums[j]);
+  }
+  next.weights.now = weights_run;
+  next.beside.now = beside_run;
+}
+
 // into[0:n] += c[0:N] rows[0:N][at:at + n], for one token; n in whole vectors, codes in blocks.
 template <int N, class P>
 inline void along_rows(const LoraArgs& a, const float* c, const P* const* rows,
                        const float* const* scales, std::int64_t at, std::int64_t n, Ahead& next,
                        float* into) {
-  constexpr int kLines = lines_of<N, P>;
-  const Coefficients<N, P> x(c);
   if constexpr (kCodes<P>) {
-    for (std::int64_t i = 0, g = at / a.b_group; i < n; ++g) {
-      Unit units[N];
-      for (int r = 0; r < N; ++r) units[r] = unit_of(rows[r], scales[r][g]);
-      const std::int64_t whole = (g + 1) * a.b_group - at;
-      for (const std::int64_t stop = whole < n ? whole : n; i < stop; i += kBlock) {
-        const char* coming = next.weights.lines(kLines);
-        nearer(next.beside.lines(1));
-        F sums[kPer];
-        for (int j = 0; j < kPer; ++j) sums[j] = load(into + i + j * kW);
-        for (int r = 0; r < N; ++r) {
-          if (r < kLines) nearer(coming + 64 * r);
-          F w[kPer];
-          weights(codes_at(rows[r], at + i), units[r], w);
-          for (int j = 0; j < kPer; ++j) sums[j] = fma(x.of[r], w[j], sums[j]);
-        }
-        for (int j = 0; j < kPer; ++j) store(into + i + j * kW, sums[j]);
-      }
-    }
+    const std::int64_t wide =
+        step_of(at, a.b_group) == 1 ? 0 : n / (kStep * kBlock) * kStep * kBlock;
+    if (wide) add_codes<N, kStep>(c, rows, scales, a.b_group, at, wide, next, into);
+    if (wide == n) return;
+    add_codes<N, 1>(c, rows, scales, a.b_group, at + wide, n - wide, next, into + wide);
   } else {
+    constexpr int kLines = lines_of<N, P>;
+    Run weights_run = next.weights.now, beside_run = next.beside.now;
+    const Coefficients<N, P> x(c);
     std::int64_t i = 0;
     for (; i + kBlock <= n; i += kBlock) {
-      const char* coming = next.weights.lines(kLines);
-      nearer(next.beside.lines(1));
+      const char* coming = lines(next.weights, weights_run, kLines);
+      nearer(lines(next.beside, beside_run, 1));
       for (int line = 0; line < kLines; ++line) nearer(coming + 64 * line);
       x.template add<kPer>(rows, at + i, into + i);
     }
     for (; i < n; i += kW) x.template add<1>(rows, at + i, into + i);
+    next.weights.now = weights_run;
+    next.beside.now = beside_run;
   }
 }
 
@@ -377,14 +318,11 @@ inline void expand_strip(const LoraArgs& a, const LoraBlock& b, int slice, std::
                          std::int64_t end, float* acc) {
   for (int m = 0; m < b.count; ++m) memset(acc + m * kStrip, 0, sizeof(float) * padded(n));
   const int last = b.starts[slice + 1];
-  int token = at == 0 && b.next ? 0 : kFew;
-  in_groups(b.starts[slice], last, [&](int r, auto width) {
+  const int ranks = last - b.starts[slice];
+  int pass = 0;
+  in_groups<P>(b.starts[slice], last, [&](int r, auto width) {
     constexpr int rows = decltype(width)::value;
     Ahead next;
-    if (token < kFew && token < b.next->count) {
-      beside_row(a, a.x, b.next->tokens[token] * a.x_row, a.depth, next);
-    }
-    ++token;
     if (r + rows < last) {
       ahead_of_b<P>(a, b, r + rows, last, at, n, next);
     } else if (at + n < end) {
@@ -392,6 +330,9 @@ inline void expand_strip(const LoraArgs& a, const LoraBlock& b, int slice, std::
       ahead_of_b<P>(a, b, b.starts[slice], last, at + n, more < kStrip ? more : kStrip, next);
     } else if (b.next && end == a.outputs && b.next->starts[a.slices] > 0) {
       ahead_of_a<P>(a, *b.next, 0, b.next->starts[a.slices], next);
+    }
+    if (b.next && at == 0) {
+      beside_rows(a, *b.next, a.x, a.x_row, a.depth, pass++, passes_of<P>(ranks), next);
     }
     strip_rows<rows, P>(a, b, r, at, n, next, acc);
   });

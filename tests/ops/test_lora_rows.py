@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 
@@ -57,6 +59,10 @@ def test_codes(isa, bits):
         check(*adapters.pool(i, bits=bits, **case), case)
     check(*adapters.pool(90, depth=70, widths=(25,), bits=8, group=5))
     check(*adapters.pool(91, depth=192, widths=(96,), bits=bits, group=96))
+    for group, tokens in itertools.product((64, 128), (3, 21)):
+        for widths in ((128,), (45, 83), (96, 160), (4224,)):
+            case = dict(tokens=tokens, depth=384, widths=widths, rank=21, bits=bits, group=group)
+            check(*adapters.pool(92, **case), case)
 
 
 @pytest.mark.parametrize("epilogue", ["gain", "gain base", "bias gain base"])
@@ -82,14 +88,15 @@ def test_equals_the_stack(isa, dtype):
     assert compare.same_bits(got, want)
 
 
-@pytest.mark.parametrize("widths", [(64, 32), (45, 51), (4128,)], ids=str)
+@pytest.mark.parametrize("widths", [(64, 32), (45, 51), (96, 160), (4128,)], ids=str)
 def test_rows_do_not_depend_on_the_batch(isa, widths):
-    pools = [(torch.float32, *of) for of in ((None, 32), (8, 32), (4, 32), (8, 6), (4, 96))]
+    codes = ((None, 32), (8, 32), (4, 32), (8, 6), (4, 96), (8, 64), (4, 64))
+    pools = [(torch.float32, *of) for of in codes if sum(widths) % of[1] == 0]
     for dtype, bits, group in [*pools, (torch.bfloat16, None, 32)]:
         args, kwargs = adapters.pool(
             6,
             70,
-            96,
+            192,
             widths,
             6,
             21,
