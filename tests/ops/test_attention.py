@@ -312,6 +312,18 @@ def test_logits_that_rise(isa, rise, dtype):
     assert compare.same_bits(lse[:, :, 4:5], alone[1])
 
 
+@pytest.mark.parametrize("where", [0, 40, 130])
+def test_a_weight_that_would_be_subnormal_is_nothing(isa, where):
+    """e^-88 of the largest is 2^-127: of a value of 10^38 not even 1 is left."""
+    q, k = torch.ones(1, 1, 3, 16), torch.zeros(1, 1, 131, 16)
+    k[0, 0, where] = -88 / 16
+    v = torch.ones(1, 1, 131, 16)
+    v[0, 0, where] = 1e38
+    o, lse = ops.attention(q, k, v, scale=1.0, causal=False, return_lse=True)
+    torch.testing.assert_close(o, torch.full_like(o, 1.0), rtol=1e-6, atol=0.0)
+    assert torch.allclose(lse, torch.tensor(130.0).log())
+
+
 def test_lse_leaves_the_learned_sink_out(isa):
     args, kwargs = samples.dense(22, learned=True)
     with_sink, without = both(args, **kwargs), both(args)
