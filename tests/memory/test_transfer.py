@@ -13,13 +13,6 @@ from headrace.memory.segment import SECTOR, checksum
 INTACT, SHORT, DAMAGED = 0, 1, 2
 
 
-@pytest.fixture(params=_C.available_isas())
-def isa(request):
-    _C.force_isa(request.param)
-    yield request.param
-    _C.force_isa("")
-
-
 def bitwise(data):
     """CRC-32C by its definition: long division, a bit at a time."""
     crc = 0xFFFFFFFF
