@@ -57,10 +57,10 @@ def speed_page(machines: Sequence[Machine]) -> str:
         FLOOR + _rates(machines),
         "## Every op beside every peer\n\n"
         "`headrace bench OP --peers`. Peers that are not installed are named by the command, with"
-        " how to get\nthem. Warm: the two calls before were the same one; cold: a buffer twice the"
-        " size of the last cache\nwas written in between. Means are geometric, over the shapes; in"
-        " brackets the least and the most.\nCalls: how many of a peer were timed, warm and cold of"
-        " a shape together; slow ones are few.\n",
+        " how to get\nthem. Warm: the three calls before were the same one; cold: a buffer twice"
+        " the size of the last cache\nwas written in between. Means are geometric, over the shapes;"
+        " in brackets the least and the most.\nCalls: how many of a peer were timed, warm and cold"
+        " of a shape together; slow ones are few.\n",
         sections(machines, [_peers(one.found) for one in machines]) or NONE,
         "## Loops\n\n"
         "`headrace bench --loops [NAME]`: whole steps of an engine, over a size that grows. Lag is"

@@ -132,13 +132,13 @@ def test_peers_that_are_not_there_are_named(monkeypatch):
 
 
 def test_warm_and_cold_are_told_apart():
-    """Warm: the two calls before are the same one. Cold: something else was written in between."""
+    """Warm: the three calls before are the same. Cold: something else was written in between."""
     called = []
     runs = {name: lambda name=name: called.append(name) for name in ("a", "b")}
     taken = timing.by_cache(runs, 1.0, most=3)
     assert {kind: len(times["a"]) for kind, times in taken.items()} == {"warm": 3, "cold": 3}
     once = ["a", "b"]
-    assert called == 2 * once + [*"aaabbb"] * 3 + once + once * 3
+    assert called == 2 * once + [*"aaaabbbb"] * 3 + once + once * 3
     assert taken["warm"]["a"] is not taken["cold"]["a"]
     assert timing.last_cache() >= 1 << 18
 
@@ -184,7 +184,7 @@ def test_one_series_stands_for_both_caches_where_they_cannot_differ(clock):
     warm, cold = taken["warm"], taken["cold"]
     assert warm["beyond"] is cold["beyond"]
     assert warm["at"] is not cold["at"]
-    assert len(warm["at"]) == 7  # each after two that are not timed
+    assert len(warm["at"]) == 5  # each after three that are not timed
     assert len(cold["at"]) == 17
     assert len(warm["beyond"]) == 5
     assert list(timing.by_cache(runs, 0.2, cold=False)) == ["warm"]

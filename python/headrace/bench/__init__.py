@@ -50,8 +50,8 @@ __all__ = [
 
 @dataclass
 class Row:
-    """One measured shape. Times are medians in seconds with warm caches: the two calls before were
-    the same one. `notes` are ratios by name.
+    """One measured shape. Times are medians in seconds with warm caches: the three calls before
+    were the same one. `notes` are ratios by name.
 
     half: between which seconds half of our times lie. bytes, flops: the least that the shape needs.
     product: dtype of the factors of its products. rates: bytes/s of reading as many bytes, FLOP/s

@@ -74,9 +74,9 @@ def interleaved(runs: Mapping[str, Run], seconds: float) -> dict[str, float]:
 def by_cache(
     runs: Mapping[str, Run], seconds: float, most: int = 200, cold: bool = True
 ) -> dict[str, dict[str, list[float]]]:
-    """`samples` of caches that are warm (the two calls before were the same one: a large cache may
-    keep only what comes again) and, unless `cold` is False, cold (a buffer twice the size of the
-    last cache was written in between).
+    """`samples` of caches that are warm (the three calls before were the same one: a large cache
+    may keep only what comes again and again) and, unless `cold` is False, cold (a buffer twice the
+    size of the last cache was written in between).
 
     A call that is `LONG` beside that writing cannot tell them apart. It is timed once for both, and
     the same list stands in both.
@@ -95,7 +95,7 @@ def by_cache(
     for name, taken in samples(again, seconds, most=most, warm=True).items():
         long[name] = long[name] + taken
     short = {name: run for name, run in runs.items() if name not in long}
-    before: dict[str, Callable[[Run], object]] = {"warm": lambda run: (run(), run())}
+    before: dict[str, Callable[[Run], object]] = {"warm": lambda run: (run(), run(), run())}
     if cold:
         before["cold"] = lambda _: sweep()
     return {
