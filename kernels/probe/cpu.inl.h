@@ -18,8 +18,8 @@ std::int64_t multiply_add(std::int64_t rounds, float* sink) {
   return rounds * kChains * kW;
 }
 
-[[maybe_unused]] constexpr int kDots =
-    16;  // a dot product takes longer; more would not be unrolled
+// A dot product takes longer than a multiply-add; more chains would not be unrolled.
+[[maybe_unused]] constexpr int kDots = 16;
 
 #if defined(HEADRACE_DOTS)
 std::int64_t bf16_dots(std::int64_t rounds, float* sink) {
