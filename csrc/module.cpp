@@ -15,12 +15,15 @@
 namespace py = pybind11;
 
 namespace headrace::bind {
-#define HEADRACE_DECLARE(family) void family##_family(py::module_& m);
+#define HEADRACE_DECLARE(family) void family##_family();
 HEADRACE_EACH_FAMILY(HEADRACE_DECLARE)
 #undef HEADRACE_DECLARE
-void tables(py::module_& m);  // of streams, as is the next; no kernels
+void ops(py::module_& m);     // of all families
+void calls(py::module_& m);   // of ops, past torch's dispatcher
+void probes(py::module_& m);  // of the machine
+void transfers(py::module_& m);
+void tables(py::module_& m);  // of streams, as is the next
 void tokens(py::module_& m);
-void calls(py::module_& m);  // past torch's dispatcher
 }  // namespace headrace::bind
 
 PYBIND11_MODULE(_C, m) {
@@ -48,10 +51,13 @@ PYBIND11_MODULE(_C, m) {
       py::arg("data"), py::arg("bytes"));
   m.def("take_exchange", &headrace::bind::take_exchange, py::arg("capsule"), py::arg("tensor"),
         py::arg("parameter"));
-#define HEADRACE_BIND(family) headrace::bind::family##_family(m);
+#define HEADRACE_BIND(family) headrace::bind::family##_family();
   HEADRACE_EACH_FAMILY(HEADRACE_BIND)
 #undef HEADRACE_BIND
+  headrace::bind::ops(m);
+  headrace::bind::calls(m);
+  headrace::bind::probes(m);
+  headrace::bind::transfers(m);
   headrace::bind::tables(m);
   headrace::bind::tokens(m);
-  headrace::bind::calls(m);
 }

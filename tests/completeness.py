@@ -33,7 +33,7 @@ def missing(root: Path, spec: OpSpec) -> list[str]:
     listed = re.search(r"set\(HEADRACE_FAMILIES([^)]*)\)", text(root / "CMakeLists.txt"))
     need(listed and spec.family in listed[1].split(), "its family in CMakeLists.txt")
     binding = f"csrc/bind/{spec.family}.cpp"
-    bound = re.search(rf'(m\.def\(|bind_op<[^>]*>\(m, )"{op}"', text(root / binding))
+    bound = re.search(rf'bind_op<[^>]*>\("{op}"', text(root / binding))
     need(bound, f"its binding in {binding}")
     stub = function(root / "python" / "headrace" / "_C.pyi", op)
     need(stub, "its stub in python/headrace/_C.pyi")

@@ -59,7 +59,7 @@ HIDDEN = {
         for level in LEVELS
     },
     "family": ("CMakeLists.txt", r"set\(HEADRACE_FAMILIES[^)]*\)", "", "its family"),
-    "binding": ("csrc/bind/linear.cpp", r'bind_op<[^>]*>\(m, "linear"', "", "its binding"),
+    "binding": ("csrc/bind/linear.cpp", r'bind_op<[^>]*>\("linear"', "", "its binding"),
     "stub": ("python/headrace/_C.pyi", r"def linear\b", "def other", "its stub"),
     "triton": ("kernels/linear/triton.py", r"def linear\(", "def other(", "its launcher"),
     "public": (

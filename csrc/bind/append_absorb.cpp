@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "append_absorb.h"
 
-#include "bind/bind.h"
 #include "bind/pages.h"
 
 namespace headrace::bind {
@@ -43,6 +42,6 @@ void run(const In& in, int threads) {
 
 }  // namespace
 
-void append_absorb_family(py::module_& m) { bind_op<&serves, &run>(m, "append_absorb"); }
+void append_absorb_family() { bind_op<&serves, &run>("append_absorb"); }
 
 }  // namespace headrace::bind

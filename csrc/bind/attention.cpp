@@ -172,11 +172,11 @@ void run(const In& in, int threads) {
 
 }  // namespace
 
-void attention_family(py::module_& m) {
-  bind_op<&paged::serves, &paged::run>(m, "paged_attention");
-  bind_op<&whole::serves, &whole::run>(m, "attention");
-  bind_op<&appending::serves, &appending::run>(m, "append");
-  bind_op<&merging::serves, &merging::run>(m, "merge_states");
+void attention_family() {
+  bind_op<&paged::serves, &paged::run>("paged_attention");
+  bind_op<&whole::serves, &whole::run>("attention");
+  bind_op<&appending::serves, &appending::run>("append");
+  bind_op<&merging::serves, &merging::run>("merge_states");
 }
 
 }  // namespace headrace::bind

@@ -4,11 +4,13 @@
 #include <map>
 #include <stdexcept>
 
+#include "bind/tensor.h"
+
 namespace headrace::bind {
 
 namespace {
 
-std::map<std::string, Op>& ops() {
+std::map<std::string, Op>& known_ops() {
   static std::map<std::string, Op> known;
   return known;
 }
@@ -43,12 +45,18 @@ void run_op(const Op& op, const Given* given, int threads) {
   op.run(given, threads);
 }
 
-const Op& op_named(const std::string& name) { return ops().at(name); }
+const Op& op_named(const std::string& name) { return known_ops().at(name); }
 
-void bind_op(py::module_& m, const char* name, const Op& op) {
+void bind_op(const char* name, const Op& op) {
   if (op.count > kMost) throw std::length_error(name);
-  ops()[name] = op;
-  m.def(name, [op](const py::list& given, int threads) { run_checked(op, given, threads); });
+  known_ops()[name] = op;
+}
+
+void ops(py::module_& m) {
+  for (const auto& [name, op] : known_ops()) {
+    m.def(name.c_str(),
+          [op = op](const py::list& given, int threads) { run_checked(op, given, threads); });
+  }
 }
 
 }  // namespace headrace::bind

@@ -1,14 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 // A call of an op as its binding sees it: arguments in the order of the schema, results behind
 // them. One that lies ready goes from Python's arguments to the kernel here; every other call is
-// checked in Python, against the same contract and with a message, and comes as a list.
+// checked in Python, against the same contract and with a message, and comes as a list. Nothing
+// here is of Python, whose headers take longer to compile than all else in the binding of an op.
 #pragma once
 #include <cmath>
 #include <cstring>
 #include <string>
 #include <type_traits>
 
-#include "bind/tensor.h"
+#include "bind/described.h"
 
 namespace headrace::bind {
 
@@ -49,8 +50,8 @@ struct Op {
   void (*run)(const Given* given, int threads);
 };
 
-void bind_op(py::module_& m, const char* name, const Op& op);
-const Op& op_named(const std::string& name);  // std::out_of_range
+void bind_op(const char* name, const Op& op);  // into what module.cpp binds
+const Op& op_named(const std::string& name);   // std::out_of_range
 void run_op(const Op& op, const Given* given, int threads);
 
 template <class In>
@@ -60,19 +61,18 @@ const In& in_order(const Given* given) {
 }
 
 template <auto serves, auto run, class In>
-void bind_as(py::module_& m, const char* name, void (*)(const In&, int)) {
-  bind_op(m, name,
-          {In::kNames, sizeof(In) / sizeof(Given),
-           [](const Given* g, std::int64_t* told) { return serves(in_order<In>(g), told); },
-           [](const Given* g, int threads) { run(in_order<In>(g), threads); }});
+void bind_as(const char* name, void (*)(const In&, int)) {
+  bind_op(name, {In::kNames, sizeof(In) / sizeof(Given),
+                 [](const Given* g, std::int64_t* told) { return serves(in_order<In>(g), told); },
+                 [](const Given* g, int threads) { run(in_order<In>(g), threads); }});
 }
 
 // serves(in, told): whether it is a call that the `values` of the contract let pass; it tells the
 // sizes of results that no axis of an argument has, in their order. run(in, threads): throws
 // std::invalid_argument before anything is written, and leaves Python alone.
 template <auto serves, auto run>
-void bind_op(py::module_& m, const char* name) {
-  bind_as<serves, run>(m, name, run);
+void bind_op(const char* name) {
+  bind_as<serves, run>(name, run);
 }
 
 // Queries, keys and values [tokens, heads, dim], as the kernels take them.

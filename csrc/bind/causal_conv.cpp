@@ -33,6 +33,6 @@ void run(const In& in, int threads) {
 
 }  // namespace
 
-void causal_conv_family(py::module_& m) { bind_op<&serves, &run>(m, "causal_conv"); }
+void causal_conv_family() { bind_op<&serves, &run>("causal_conv"); }
 
 }  // namespace headrace::bind

@@ -78,9 +78,9 @@ void run(const In& in, int threads) {
 
 }  // namespace
 
-void delta_family(py::module_& m) {
-  bind_op<&frame::serves, &frame::run>(m, "frame_delta_rule");
-  bind_op<&gated::serves, &gated::run>(m, "gated_delta_rule");
+void delta_family() {
+  bind_op<&frame::serves, &frame::run>("frame_delta_rule");
+  bind_op<&gated::serves, &gated::run>("gated_delta_rule");
 }
 
 }  // namespace headrace::bind

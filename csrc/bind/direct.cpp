@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "bind/call.h"
+#include "bind/tensor.h"
 
 namespace headrace::bind {
 

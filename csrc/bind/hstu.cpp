@@ -47,6 +47,6 @@ void run(const In& in, int threads) {
 
 }  // namespace
 
-void hstu_family(py::module_& m) { bind_op<&serves, &run>(m, "hstu_attention"); }
+void hstu_family() { bind_op<&serves, &run>("hstu_attention"); }
 
 }  // namespace headrace::bind

@@ -28,6 +28,6 @@ void run(const In& in, int threads) {
 
 }  // namespace
 
-void linear_family(py::module_& m) { bind_op<&serves, &run>(m, "linear"); }
+void linear_family() { bind_op<&serves, &run>("linear"); }
 
 }  // namespace headrace::bind

@@ -49,6 +49,6 @@ void run(const In& in, int threads) {
 
 }  // namespace
 
-void linear_attention_family(py::module_& m) { bind_op<&serves, &run>(m, "linear_attention"); }
+void linear_attention_family() { bind_op<&serves, &run>("linear_attention"); }
 
 }  // namespace headrace::bind

@@ -110,9 +110,9 @@ void run(const In& in, int threads) {
 
 }  // namespace
 
-void lora_family(py::module_& m) {
-  bind_op<&stacked::serves, &stacked::run>(m, "lora");
-  bind_op<&pooled::serves, &pooled::run>(m, "lora_rows");
+void lora_family() {
+  bind_op<&stacked::serves, &stacked::run>("lora");
+  bind_op<&pooled::serves, &pooled::run>("lora_rows");
 }
 
 }  // namespace headrace::bind

@@ -50,6 +50,6 @@ void run(const In& in, int threads) {
 
 }  // namespace
 
-void pooled_block_mask_family(py::module_& m) { bind_op<&serves, &run>(m, "pooled_block_mask"); }
+void pooled_block_mask_family() { bind_op<&serves, &run>("pooled_block_mask"); }
 
 }  // namespace headrace::bind

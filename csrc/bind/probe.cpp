@@ -5,7 +5,7 @@
 
 namespace headrace::bind {
 
-void probe_family(py::module_& m) {
+void probes(py::module_& m) {
   m.def("multiply_add_rate", &multiply_add_rate, py::arg("dtype"), py::arg("seconds"),
         py::arg("threads"), py::call_guard<py::gil_scoped_release>());
   m.def(

@@ -154,11 +154,11 @@ void run(const In& in, int threads) {
 
 }  // namespace
 
-void prune_family(py::module_& m) {
-  bind_op<&comparing::serves, &comparing::run>(m, "similarity");
-  bind_op<&compacting::serves, &compacting::run>(m, "compact");
-  bind_op<&inside::serves, &inside::run>(m, "compact_inplace");
-  bind_op<&scattering::serves, &scattering::run>(m, "scatter_back");
+void prune_family() {
+  bind_op<&comparing::serves, &comparing::run>("similarity");
+  bind_op<&compacting::serves, &compacting::run>("compact");
+  bind_op<&inside::serves, &inside::run>("compact_inplace");
+  bind_op<&scattering::serves, &scattering::run>("scatter_back");
 }
 
 }  // namespace headrace::bind

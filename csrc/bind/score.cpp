@@ -232,11 +232,11 @@ void run(const In& in, int threads) {
 
 }  // namespace
 
-void score_family(py::module_& m) {
-  bind_op<&blocks::serves, &blocks::run>(m, "block_score");
-  bind_op<&segments::serves, &segments::run>(m, "segment_reduce");
-  bind_op<&mass::serves, &mass::run>(m, "attention_mass");
-  bind_op<&assigning::serves, &assigning::run>(m, "assign");
+void score_family() {
+  bind_op<&blocks::serves, &blocks::run>("block_score");
+  bind_op<&segments::serves, &segments::run>("segment_reduce");
+  bind_op<&mass::serves, &mass::run>("attention_mass");
+  bind_op<&assigning::serves, &assigning::run>("assign");
 }
 
 }  // namespace headrace::bind

@@ -90,6 +90,6 @@ void run(const In& in, int threads) {
 
 }  // namespace
 
-void select_family(py::module_& m) { bind_op<&serves, &run>(m, "select"); }
+void select_family() { bind_op<&serves, &run>("select"); }
 
 }  // namespace headrace::bind

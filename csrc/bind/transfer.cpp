@@ -5,7 +5,7 @@
 
 namespace headrace::bind {
 
-void transfer_family(py::module_& m) {
+void transfers(py::module_& m) {
   m.def(
       "crc32c",
       [](Address data, std::int64_t size) {

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import headrace
+from tests.packaging import launcher
 
 ROOT = Path(__file__).resolve().parents[2]
 NAME = "scale_rows"
@@ -63,8 +64,7 @@ def site(tree, tmp_path_factory):
     ninja = ["-G", "Ninja"] if shutil.which("ninja", path=path) else []
     env = {**os.environ, "PATH": path, "CMAKE_BUILD_PARALLEL_LEVEL": "2"}
     configure = [cmake, "-S", str(tree), "-B", str(folder / "build"), *ninja]
-    # Quick to build is what counts here; nothing of it is timed.
-    quick = ["-DHEADRACE_KERNEL_LEVEL=1", "-DCMAKE_BUILD_TYPE=Debug", "-DCMAKE_CXX_FLAGS_DEBUG="]
+    quick = [f"-D{name}={value}" for name, value in launcher.DEFINES.items()]
     for command in (
         [*configure, *quick, "-DHEADRACE_CUDA=OFF", f"-DPython_EXECUTABLE={sys.executable}"],
         [cmake, "--build", str(folder / "build")],
