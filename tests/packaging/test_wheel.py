@@ -65,8 +65,7 @@ def wheel(sdist, tmp_path_factory):
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     settings = {f"cmake.define.{name}": value for name, value in launcher.DEFINES.items()}
     build(
-        "import sys, scikit_build_core.build as b\n"
-        f"b.build_wheel(sys.argv[1], {settings})",
+        f"import sys, scikit_build_core.build as b\nb.build_wheel(sys.argv[1], {settings})",
         folder,
         sdist,
         {"PYTHONPATH": str(clean), "PATH": path},
