@@ -4,6 +4,8 @@
 
 namespace headrace {
 
+constexpr std::int64_t kPruneWork = 1 << 16;  // elements that a work item is worth
+
 // Rows of a batch of heads: x [batch, heads, size, depth], index [batch, heads, capacity] and count
 // [batch, heads], whose strides are 0 along what they have once.
 struct CompactArgs {
