@@ -181,12 +181,18 @@ void lora(const LoraArgs& given, const LoraBatch& batch, int threads) {
   // Large blocks read weights less often; small ones let threads end together.
   const std::int64_t share = team == 1 ? used : used / (6 * team);
   const std::int64_t most =
-      share < 24 ? 16 : std::min<std::int64_t>(share / kLoraTogether * kLoraTogether, kLoraTokens);
+      share < 24 ? std::clamp<std::int64_t>(used / (2 * team), 16, kLoraTokens)
+                 : std::min<std::int64_t>(share / kLoraTogether * kLoraTogether, kLoraTokens);
   std::vector<LoraBlock> blocks;
   float* at = bridge.data();
   for (const Segment& s : segments) {
-    for (std::int64_t i = s.begin; i < s.end; i += most) {
-      const int count = static_cast<int>(std::min<std::int64_t>(most, s.end - i));
+    // As long as one another, and of a long run as many for each thread.
+    const std::int64_t tokens = s.end - s.begin;
+    std::int64_t pieces = (tokens + most - 1) / most;
+    if (pieces > team) pieces = (pieces + team - 1) / team * team;
+    const std::int64_t step = (tokens + pieces - 1) / pieces;
+    for (std::int64_t i = s.begin; i < s.end; i += step) {
+      const int count = static_cast<int>(std::min<std::int64_t>(step, s.end - i));
       const std::int32_t* starts = lists.starts.data() + s.starts;
       blocks.push_back({order.data() + i, count, lists.rank_rows.data() + s.rank_rows, starts,
                         batch.slice_ends ? batch.slice_ends : &whole, factors.data() + i * width,

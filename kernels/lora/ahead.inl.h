@@ -39,12 +39,16 @@ struct Runs {
 
   Runs() { of[0] = now; }
 
-  void add(const void* p, std::int64_t n) {
-    const auto* from = static_cast<const char*>(p);
-    if (count && of[count - 1].end == from) {
-      of[count - 1].end += n;
-    } else {
-      of[count++] = {from, from + n};
+  // Rows [0, rows) of n bytes each, row(i) where one begins.
+  template <class Row>
+  void add(int rows, std::int64_t n, const Row& row) {
+    for (int i = 0; i < rows;) {
+      const auto* from = reinterpret_cast<const char*>(row(i));
+      const char* end = from;
+      do {
+        end += n;
+      } while (++i < rows && reinterpret_cast<const char*>(row(i)) == end);
+      of[count++] = {from, end};
     }
     now = of[0];
   }
@@ -67,8 +71,8 @@ inline const char* lines(Runs<Most>& runs, Run& now, int n) {
 // Rank rows that are taken together, at most: the group at work and the one on its way are small
 // beside the second cache, and their sums stay in registers.
 template <class P>
-constexpr int kTaken = std::is_same_v<P, i4> && F::registers == 32 ? 8 : kLoraRanks;
-constexpr int kTakenMost = 8;
+constexpr int kTaken = std::is_same_v<P, i4> && F::registers == 32 ? 16 : kLoraRanks;
+constexpr int kTakenMost = 16;
 
 // What will be read next: weights, as many lines as are read meanwhile, and a line a block of
 // scales and of rows of x or y.
@@ -127,13 +131,11 @@ inline void in_groups(int first, int last, const Body& body) {
 template <class P>
 inline void ahead_of_a(const LoraArgs& a, const LoraBlock& b, int r, int last, Ahead& next) {
   const int n = together<P>(last - r);
-  for (int i = 0; i < n; ++i) {
-    next.weights.add(a_row<P>(a, b.rank_rows[r + i], slice_of(b, r + i)), a.depth * kBits<P> / 8);
-  }
+  next.weights.add(n, a.depth * kBits<P> / 8,
+                   [&](int i) { return a_row<P>(a, b.rank_rows[r + i], slice_of(b, r + i)); });
   if constexpr (kCodes<P>) {
-    for (int i = 0; i < n; ++i) {
-      next.beside.add(a_scales(a, b.rank_rows[r + i], slice_of(b, r + i)), a.a_groups * 4);
-    }
+    next.beside.add(n, a.a_groups * 4,
+                    [&](int i) { return a_scales(a, b.rank_rows[r + i], slice_of(b, r + i)); });
   }
 }
 
@@ -143,16 +145,14 @@ inline void ahead_of_b(const LoraArgs& a, const LoraBlock& b, int r, int last, s
                        std::int64_t n, Ahead& next) {
   if (a.b_col != 1) return;
   const int rows = together<P>(last - r);
-  for (int i = 0; i < rows; ++i) {
-    const std::int64_t bits = at * kBits<P>;
-    const auto* row = reinterpret_cast<const char*>(b_row<P>(a, b.rank_rows[r + i]));
-    next.weights.add(row + bits / 8, n * kBits<P> / 8);
-  }
+  const std::int64_t before = at * kBits<P> / 8;
+  next.weights.add(rows, n * kBits<P> / 8, [&](int i) {
+    return reinterpret_cast<const char*>(b_row<P>(a, b.rank_rows[r + i])) + before;
+  });
   if constexpr (kCodes<P>) {
     const std::int64_t first = group_of(at, a.b_group), groups = group_of(n, a.b_group);
-    for (int i = 0; i < rows; ++i) {
-      next.beside.add(b_scales(a, b.rank_rows[r + i]) + first, groups * 4);
-    }
+    next.beside.add(rows, groups * 4,
+                    [&](int i) { return b_scales(a, b.rank_rows[r + i]) + first; });
   }
 }
 
@@ -163,9 +163,10 @@ inline void beside_rows(const LoraArgs& a, const LoraBlock& b, const void* of, s
   const int size = headrace::dtype_size(a.x_dtype);
   const std::int64_t part = (n * size / passes + 63) / 64 * 64, at = pass * part;
   const std::int64_t some = n * size - at < part ? n * size - at : part;
-  for (int m = 0; m < b.count && m < kFew && some > 0; ++m) {
-    next.beside.add(static_cast<const char*>(of) + b.tokens[m] * row * size + at, some);
-  }
+  if (some <= 0) return;
+  next.beside.add(b.count < kFew ? b.count : kFew, some, [&](int m) {
+    return static_cast<const char*>(of) + b.tokens[m] * row * size + at;
+  });
 }
 
 // The first of B that a block reads.

@@ -38,7 +38,7 @@ inline void expand_of(const LoraArgs& a, const LoraBlock& b, std::int64_t first,
     if (b.count < kM && a.b_col == 1) {
       for (std::int64_t at = lo; at < hi; at += kStrip) {
         const int n = static_cast<int>(hi - at < kStrip ? hi - at : kStrip);
-        expand_strip<P>(a, b, slice, at, n, hi, scratch);
+        if (expand_strip<P>(a, b, slice, at, n, hi, scratch)) continue;
         finish(a, b, 0, b.count, at, n, scratch, kStrip);
       }
       continue;

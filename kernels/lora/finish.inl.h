@@ -28,8 +28,8 @@ inline void store_some(void* p, std::int64_t at, int n, int dtype, F value) {
 #define HEADRACE_ADD_TWO
 // Adds two vectors of sums to as many of y. The bits are those of `store`, in two thirds of its
 // instructions: the upper halves of both go into one vector, and NaN is looked for once.
-inline void add_two(bf16* y, const float* sums) {
-  const F wide[2] = {add(load(y), load(sums)), add(load(y + kW), load(sums + kW))};
+inline void add_two(bf16* y, F first, F second) {
+  const F wide[2] = {add(load(y), first), add(load(y + kW), second)};
   if (_mm512_cmp_ps_mask(wide[0].v, wide[1].v, _CMP_UNORD_Q)) {
     for (int i = 0; i < 2; ++i) store(y + i * kW, wide[i]);
     return;
@@ -48,23 +48,44 @@ inline void add_two(bf16* y, const float* sums) {
 }
 #endif
 
+// Adds N vectors of sums to y.
+template <int N>
+inline void add_sums(void* y, std::int64_t at, int dtype, const F* sums) {
+  int i = 0;
+#ifdef HEADRACE_ADD_TWO
+  if (dtype == headrace::kBF16) {
+    for (; i + 2 <= N; i += 2) {
+      add_two(static_cast<bf16*>(y) + at + i * kW, sums[i], sums[i + 1]);
+    }
+  }
+#endif
+  for (; i < N; ++i) {
+    round_any(y, at + i * kW, dtype, add(load_any(y, at + i * kW, dtype), sums[i]));
+  }
+}
+
+// Whether nothing but the sums is added.
+inline bool is_plain(const headrace::LoraBlock& b) {
+  bool plain = b.gain_row < 0;
+  for (int w = 0; w < b.width; ++w) plain = plain && b.bias_rows[w] < 0;
+  return plain;
+}
+
 // Adds columns [first, first + n) of the accumulated product of tokens [token, token + count) to
 // their rows of y.
 inline void finish(const headrace::LoraArgs& a, const headrace::LoraBlock& b, int token, int count,
                    std::int64_t first, int n, const float* acc, std::int64_t acc_row) {
-  bool plain = b.gain_row < 0;
-  for (int w = 0; w < b.width; ++w) plain = plain && b.bias_rows[w] < 0;
+  const bool plain = is_plain(b);
   for (int m = token; m < token + count; ++m, acc += acc_row) {
+    const std::int64_t row = b.tokens[m] * a.y_row + first;
     int i = 0;
-#ifdef HEADRACE_ADD_TWO
-    if (plain && a.x_dtype == headrace::kBF16) {
-      bf16* y = static_cast<bf16*>(a.y) + b.tokens[m] * a.y_row + first;
-      for (; i + 2 * kW <= n; i += 2 * kW) add_two(y + i, acc + i);
+    for (; plain && i + 2 * kW <= n; i += 2 * kW) {
+      const F sums[2] = {load(acc + i), load(acc + i + kW)};
+      add_sums<2>(a.y, row + i, a.x_dtype, sums);
     }
-#endif
-    for (const std::int64_t at = b.tokens[m] * a.y_row + first; plain && i + kW <= n; i += kW) {
-      const F y = add(load_any(a.y, at + i, a.x_dtype), load(acc + i));
-      round_any(a.y, at + i, a.x_dtype, y);
+    for (; plain && i + kW <= n; i += kW) {
+      const F sum = load(acc + i);
+      add_sums<1>(a.y, row + i, a.x_dtype, &sum);
     }
     for (; i < n; i += kW) {
       const int some = n - i < kW ? n - i : kW;

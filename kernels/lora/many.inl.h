@@ -17,8 +17,8 @@ using headrace::kLoraWidened;
 template <class P>
 struct Meeting {
   using Weight = std::conditional_t<kCodes<P>, float, P>;
-  static constexpr int kTokens = F::registers == 32 ? 12 : 6;
-  static constexpr int kRanks = 2;
+  static constexpr int kTokens = 6;
+  static constexpr int kRanks = F::registers == 32 ? 4 : 2;
 };
 #ifdef HEADRACE_DOTS
 template <>
@@ -242,11 +242,15 @@ inline void widen_columns(const LoraArgs& a, const LoraBlock& b, int first, int 
   }
 }
 
-// A block of columns of y comes nearer, of `rows` tokens from m on.
+// A block of columns of y comes nearer, of `rows` tokens from m on: to the first cache, or only to
+// the second.
+template <bool First>
 inline void y_nearer(const LoraArgs& a, const LoraBlock& b, int m, int rows, std::int64_t column) {
   for (int j = m; j < m + rows && j < b.count; ++j) {
     const char* y = at_row(a.y, b.tokens[j] * a.y_row + column, a.x_dtype);
-    for (int at = 0; at < kWide * headrace::dtype_size(a.x_dtype); at += 64) nearer(y + at);
+    for (int at = 0; at < kWide * headrace::dtype_size(a.x_dtype); at += 64) {
+      __builtin_prefetch(y + at, 0, First ? 3 : 2);
+    }
   }
 }
 
@@ -277,7 +281,9 @@ inline void expand_many(const LoraArgs& a, const LoraBlock& b, int start, int de
           // What is added to next: on the right, below, or at the top of the next strip.
           const bool right = i + kWide < n, below = m + rows < b.count;
           const int token = right ? m : below ? m + rows : 0;
-          y_nearer(a, b, token, rows, right ? at + i + kWide : below ? at : at + n);
+          y_nearer<true>(a, b, token, rows, right ? at + i + kWide : below ? at : at + n);
+          // Memory takes longer than a block: the tokens below, or the next strip of the first.
+          y_nearer<false>(a, b, below ? m + rows : 0, rows, below ? at + i : at + n + i);
           rank_rows<rows>(c + m * all, all, wide + i, strip, deep, r == 0, into);
           if (r + deep < depth) continue;  // the sums wait for more rank rows
           finish(a, b, m, rows, at + i, n - i < kWide ? n - i : kWide, into, kWide);
