@@ -39,13 +39,15 @@ Items by_rows(const LinearArgs& args, int team) {
 
 // Fewer rows or less depth would not pay for what columns pack.
 bool in_columns(const LinearArgs& args, const LinearKernels& k) {
-  if (!k.columns || (k.pairs && args.x_dtype == kBF16 && args.w_dtype == kBF16)) return false;
+  if (!k.columns.multiply || (k.pairs && args.x_dtype == kBF16 && args.w_dtype == kBF16))
+    return false;
   return args.tokens >= 32 && args.depth >= 128;
 }
 
-// Rows are packed, then strips of outputs meet them.
-void by_columns(const LinearArgs& args, const LinearKernels& k, int team) {
-  const LinearColumns c(args);
+// Rows are packed as a layout has them, then strips of outputs meet them.
+template <class Layout>
+void by_packed(const LinearArgs& args, const LinearPacked& k, int team) {
+  const Layout c(args);
   const Scratch packed(c.words(), 1);
   const std::int64_t tall = c.blocks();
   const std::int64_t slice = blocks(c.steps, std::min(blocks(c.steps, 16), blocks(8 * team, tall)));
@@ -66,8 +68,8 @@ void by_columns(const LinearArgs& args, const LinearKernels& k, int team) {
   parallel(strips * down, team, [&](std::int64_t i, int thread) {
     const std::int64_t n = i / down * strip, begin = i % down * part;
     if (begin >= tall) return;
-    k.columns(args, packed.of(0), begin, std::min(tall, begin + part), n,
-              std::min(args.outputs, n + strip), scratch.of(thread));
+    k.multiply(args, packed.of(0), begin, std::min(tall, begin + part), n,
+               std::min(args.outputs, n + strip), scratch.of(thread));
   });
 }
 
@@ -80,7 +82,11 @@ void many_rows(const LinearArgs& args, const LinearKernels& k, int team) {
     some.x = static_cast<const char*>(args.x) + t * args.x_row * dtype_size(args.x_dtype);
     some.y = static_cast<char*>(args.y) + t * args.outputs * dtype_size(args.x_dtype);
     some.tokens = std::min(rows, args.tokens - t);
-    by_columns(some, k, team);
+    if (args.depth <= LinearQuarters::kDeepest) {
+      by_packed<LinearQuarters>(some, k.quarters, team);
+    } else {
+      by_packed<LinearColumns>(some, k.columns, team);
+    }
   }
 }
 

@@ -79,21 +79,38 @@ struct LinearColumns {
   }
 };
 
+// Many rows of a short depth lie packed by quarters of the 16 partial sums, six rows to a block.
+struct LinearQuarters {
+  static constexpr int kRows = 6, kOutputs = 16;  // of a block
+  static constexpr std::int64_t kDeepest = 512;   // beyond it weights leave the nearest cache
+  std::int64_t steps, tokens;                     // elements of a row that belong to a partial sum
+
+  explicit LinearQuarters(const LinearArgs& a) : steps((a.depth + 15) / 16), tokens(a.tokens) {}
+  std::int64_t blocks() const { return (tokens + kRows - 1) / kRows; }
+  std::int64_t place(std::int64_t block) const { return block * kRows * steps * 16; }
+  std::int64_t words() const { return place(blocks()); }
+  std::int64_t scratch(std::int64_t) const { return kOutputs * (steps * 16 + 1 + 2 * kRows * 4); }
+};
+
 }  // namespace
+
+// How many rows are multiplied that lie packed: blocks [begin, end) of a layout against outputs
+// [first, last), and steps [begin, end) of a block to where they lie among all that are packed.
+// Null where the level has none.
+struct LinearPacked {
+  void (*multiply)(const LinearArgs&, const float* packed, std::int64_t begin, std::int64_t end,
+                   std::int64_t first, std::int64_t last, float* scratch);
+  void (*pack)(const LinearArgs&, std::int64_t block, std::int64_t begin, std::int64_t end,
+               float* packed);
+};
 
 struct LinearKernels {
   // y[begin:end, first:last]. scratch: linear_words for every row, 12 rows at least, and where the
   // depth is more than that, 16 for every row and output, the outputs rounded up to 8.
   void (*linear)(const LinearArgs&, std::int64_t begin, std::int64_t end, std::int64_t first,
                  std::int64_t last, float* scratch);
-  // The same of many rows, which lie packed: blocks [begin, end) of LinearColumns. Null where the
-  // level has no columns.
-  void (*columns)(const LinearArgs&, const float* packed, std::int64_t begin, std::int64_t end,
-                  std::int64_t first, std::int64_t last, float* scratch);
-  // Steps [begin, end) of a block to where they lie among all that are packed.
-  void (*pack)(const LinearArgs&, std::int64_t block, std::int64_t begin, std::int64_t end,
-               float* packed);
-  bool pairs;  // bf16 by bf16 is added up in pairs, which columns don't do
+  LinearPacked columns, quarters;  // of LinearColumns and of LinearQuarters
+  bool pairs;                      // bf16 by bf16 is added up in pairs, which packed rows don't do
 };
 
 }  // namespace headrace

@@ -99,9 +99,9 @@ inline F step_of(const T* row, std::int64_t i, std::int64_t depth) {
 
 // Steps [begin, end) of a block of rows: for every leaf and step of it vectors of sixteen rows.
 template <class X>
-__attribute__((flatten)) void pack_columns(const LinearArgs& a, const LinearColumns& c,
-                                           std::int64_t block, std::int64_t begin, std::int64_t end,
-                                           float* packed) {
+__attribute__((flatten)) void pack_rows_in_columns(const LinearArgs& a, const LinearColumns& c,
+                                                   std::int64_t block, std::int64_t begin,
+                                                   std::int64_t end, float* packed) {
   const int tall = c.tall(block);
   float* out = packed + c.place(block);
   for (int v = 0; v < tall; ++v) {
@@ -273,14 +273,6 @@ inline void blocks_of_columns(const LinearArgs& a, const float* packed, std::int
   }
 }
 
-// f of an element type
-template <class Function>
-inline void by_type(int dtype, const Function& f) {
-  if (dtype == headrace::kF32) return f(float{});
-  if (dtype == headrace::kBF16) return f(bf16{});
-  f(fp16{});
-}
-
 void columns(const LinearArgs& a, const float* packed, std::int64_t begin, std::int64_t end,
              std::int64_t first, std::int64_t last, float* scratch) {
   by_type(a.x_dtype, [&](auto x) {
@@ -290,10 +282,11 @@ void columns(const LinearArgs& a, const float* packed, std::int64_t begin, std::
   });
 }
 
-void pack(const LinearArgs& a, std::int64_t block, std::int64_t begin, std::int64_t end,
-          float* packed) {
+void pack_columns(const LinearArgs& a, std::int64_t block, std::int64_t begin, std::int64_t end,
+                  float* packed) {
   const LinearColumns c(a);
-  by_type(a.x_dtype, [&](auto x) { pack_columns<decltype(x)>(a, c, block, begin, end, packed); });
+  by_type(a.x_dtype,
+          [&](auto x) { pack_rows_in_columns<decltype(x)>(a, c, block, begin, end, packed); });
 }
 
 }  // namespace

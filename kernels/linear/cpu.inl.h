@@ -6,8 +6,8 @@
 #pragma once
 #include <type_traits>
 
-#include "columns.inl.h"
 #include "quads.inl.h"
+#include "quarters.inl.h"
 
 namespace {
 
@@ -175,11 +175,11 @@ void linear(const LinearArgs& a, std::int64_t begin, std::int64_t end, std::int6
 extern "C" const headrace::LinearKernels HEADRACE_JOIN(headrace_linear_, HEADRACE_LEVEL) = {
     linear,
 #ifdef HEADRACE_COLUMNS
-    columns,
-    pack,
+    {columns, pack_columns},
+    {quarters, pack_quarters},
 #else
-    nullptr,
-    nullptr,
+    {nullptr, nullptr},
+    {nullptr, nullptr},
 #endif
 #ifdef HEADRACE_DOTS
     true,

@@ -27,6 +27,14 @@ inline void round_to(bf16* to, F a) {
 #endif
 }
 
+// f of an element type
+template <class Function>
+inline void by_type(int dtype, const Function& f) {
+  if (dtype == headrace::kF32) return f(float{});
+  if (dtype == headrace::kBF16) return f(bf16{});
+  f(fp16{});
+}
+
 // out = `rows` rows of x side by side: a vector of each, then the next of each. Rows that lie a
 // power of two apart would fight for the same few lines of the cache.
 template <class L, class X>
