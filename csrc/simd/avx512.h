@@ -24,6 +24,29 @@ inline F load(const bf16* p) {
   const __m256i half = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
   return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16))};
 }
+// Two vectors of a row, widened with half the work where the first takes the columns of even number
+// and the second those of odd number; the same of vectors in order, and back.
+#define HEADRACE_APART
+inline void load_apart(const bf16* p, F* out) {
+  const __m512i both = _mm512_loadu_si512(p),
+                odd = _mm512_set1_epi32(static_cast<int>(0xffff0000u));
+  out[0] = {_mm512_castsi512_ps(_mm512_slli_epi32(both, 16))};
+  out[1] = {_mm512_castsi512_ps(_mm512_and_si512(both, odd))};
+}
+inline void take_apart(F* two) {
+  const __m512i even = _mm512_set_epi32(30, 28, 26, 24, 22, 20, 18, 16, 14, 12, 10, 8, 6, 4, 2, 0);
+  const __m512i odd = _mm512_or_si512(even, _mm512_set1_epi32(1));
+  const __m512 first = _mm512_permutex2var_ps(two[0].v, even, two[1].v);
+  two[1] = {_mm512_permutex2var_ps(two[0].v, odd, two[1].v)};
+  two[0] = {first};
+}
+inline void put_together(F* two) {
+  const __m512i low = _mm512_set_epi32(23, 7, 22, 6, 21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
+  const __m512i high = _mm512_add_epi32(low, _mm512_set1_epi32(8));
+  const __m512 first = _mm512_permutex2var_ps(two[0].v, low, two[1].v);
+  two[1] = {_mm512_permutex2var_ps(two[0].v, high, two[1].v)};
+  two[0] = {first};
+}
 inline F load(const fp16* p) {
   return {_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)))};
 }

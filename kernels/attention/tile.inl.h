@@ -5,6 +5,8 @@
 #include <math.h>
 #include <string.h>
 
+#include <type_traits>
+
 #include "args.h"
 #include "csrc/simd/vec.h"
 #include "kernels/common/turns.inl.h"
@@ -33,24 +35,52 @@ struct Width {
 
 // What to pull towards the cache while a product runs: `step` bytes more before every kFew steps of
 // depth. All at once they would be in the way of the product's own loads; with a look at every step
-// the processor would have more to decode than it multiplies in that time.
+// the processor would have more to decode than it multiplies in that time. Lines come in pairs.
 constexpr int kFew = 2;
+constexpr int kLinePair = 128;
 
 struct Ahead {
   const char *at, *stop;
   std::int64_t step;
 
   void call() {
-    for (stop += step; at < stop; at += 64) __builtin_prefetch(at);
+    for (stop += step; at < stop; at += kLinePair) __builtin_prefetch(at);
   }
 };
+
+// Whether rows of T are read as vectors that take even and odd columns in turn, two at a time.
+#ifdef HEADRACE_APART
+template <class T>
+constexpr bool kApart = std::is_same_v<T, bf16>;
+#else
+template <class T>
+constexpr bool kApart = false;
+#endif
+
+template <int N, class T>
+inline void read_row(const T* p, F* out) {
+#ifdef HEADRACE_APART
+  if constexpr (kApart<T>) {
+    for (int n = 0; n + 1 < N; n += 2) load_apart(p + n * kW, out + n);
+    if (N % 2) out[N - 1] = load(p + (N - 1) * kW);
+    return;
+  }
+#endif
+  load_row<N>(p, out);
+}
+template <bool Apart, int N>
+inline void order_sums([[maybe_unused]] F* sums) {
+#ifdef HEADRACE_APART
+  for (int n = 0; n + 1 < N; n += 2) Apart ? take_apart(sums + n) : put_together(sums + n);
+#endif
+}
 
 // acc[M][N] += a column of a, lda apart, times a row of b, which is widened as it is read. Left to
 // itself the compiler keeps the sums in memory.
 template <int M, int N, class T>
 inline void add_step(const float* a, std::int64_t lda, const T* b, F (&acc)[M][N]) {
   F row[N];
-  load_row<N>(b, row);
+  read_row<N>(b, row);
 #pragma GCC unroll 8
   for (int m = 0; m < M; ++m) {
     const F x = set1(a[m * lda]);
@@ -68,6 +98,7 @@ inline Ahead block_product(const float* a, std::int64_t lda, const T* b, std::in
   for (int m = 0; m < M; ++m) {
 #pragma GCC unroll 4
     for (int n = 0; n < N; ++n) acc[m][n] = Accumulate ? load(c + m * ldc + n * kW) : zero();
+    if (Accumulate && kApart<T>) order_sums<true, N>(acc[m]);
   }
   for (; depth >= kFew; depth -= kFew, a += kFew, b += kFew * ldb) {
     ahead.call();
@@ -77,6 +108,7 @@ inline Ahead block_product(const float* a, std::int64_t lda, const T* b, std::in
   for (int i = 0; i < depth; ++i) add_step(a + i, lda, b + i * ldb, acc);
 #pragma GCC unroll 8
   for (int m = 0; m < M; ++m) {
+    if (kApart<T>) order_sums<false, N>(acc[m]);
 #pragma GCC unroll 4
     for (int n = 0; n < N; ++n) store(c + m * ldc + n * kW, acc[m][n]);
   }
