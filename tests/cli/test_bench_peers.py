@@ -177,6 +177,26 @@ def test_what_takes_long_is_called_less(clock):
     assert len(timing.samples(runs, 1.0, most=7)["fast"]) == 7
 
 
+def test_a_variant_takes_turns_in_going_first(clock):
+    """A machine that is slower and slower makes neither look slow."""
+    called, slower = [], [1.0]
+
+    def taking(name, seconds):
+        def run():
+            called.append(name)
+            slower[0] *= 1.1
+            clock(seconds * slower[0] - 0.001)
+
+        return run
+
+    ratio = timing.over(taking("ours", 0.03), taking("other", 0.02), 100.0, most=8)
+    assert ratio == pytest.approx(1.5, rel=0.01)
+    assert called == ["ours", "other"] + ["other", "ours", "ours", "other"] * 4
+    called.clear()
+    timing.over(taking("ours", 30.0), taking("other", 20.0), 1.0)
+    assert len(called) == 2 + 2
+
+
 def test_one_series_stands_for_both_caches_where_they_cannot_differ(clock):
     """12 times what it takes to write the buffer, which here is 1 ms."""
     runs = {name: lambda s=s: clock(s) for name, s in (("at", 0.01), ("beyond", 0.05))}

@@ -32,7 +32,7 @@ from .tables import (
     slower,
     with_notes,
 )
-from .timing import MultiplyAdds, by_cache, interleaved, matmul_rate, quartiles, reader
+from .timing import MultiplyAdds, by_cache, matmul_rate, over, quartiles, reader
 
 __all__ = [
     "MODELS",
@@ -111,9 +111,10 @@ def measure(
     runs = {"ours": case.ours, "floor": reader(case.bytes, case.turns, case.again)} | told.peers
     taken = by_cache(runs, seconds, cold=every)
     times = {name: median(each) for name, each in taken["warm"].items()}
-    # Variants take turns of their own with ours: each finds the cache as the other left it.
-    pairs = interleaved({"ours": case.ours, **case.others}, seconds / 2) if case.others else {}
-    notes = {f"time over {name}": pairs["ours"] / pairs[name] for name in case.others}
+    # Variants take turns with ours alone: each finds the cache as the other left it.
+    notes = {
+        f"time over {name}": over(case.ours, run, seconds) for name, run in case.others.items()
+    }
     least = case.flops / fma
     if least > times["floor"]:
         notes["share of matmul rate"] = case.flops / times["ours"] / matmul

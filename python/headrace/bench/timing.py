@@ -71,6 +71,21 @@ def interleaved(runs: Mapping[str, Run], seconds: float) -> dict[str, float]:
     return {name: median(taken) for name, taken in samples(runs, seconds).items()}
 
 
+def over(run: Run, other: Run, seconds: float, least: int = 3, most: int = 200) -> float:
+    """How many times as long as the other a callable takes: the median of pairs of calls, so that
+    a slow spell, which falls on both, counts for neither. Now one goes first, now the other. As
+    many pairs as `samples` would take calls in as many seconds."""
+    run(), other()
+    ratios: list[float] = []
+    spent = 0.0
+    while _goes_on(len(ratios), spent, seconds, least, most):
+        turn = (run, other) if len(ratios) % 2 else (other, run)
+        times = {each: _seconds(each) for each in turn}
+        ratios.append(times[run] / times[other])
+        spent += sum(times.values())
+    return median(ratios)
+
+
 def by_cache(
     runs: Mapping[str, Run], seconds: float, most: int = 200, cold: bool = True
 ) -> dict[str, dict[str, list[float]]]:
