@@ -217,7 +217,7 @@ def test_the_first_peer_alone_is_compared_too(monkeypatch, capsys):
         monkeypatch.setattr(bench, "cases", lambda *_, peer=peer: [toy(ours=lambda: x * 2,
                                                                        peer=peer)])  # fmt: skip
         assert main(["bench", "linear", "--quick", "--json", "p.json"]) == 0
-        assert len(ratios(capsys.readouterr().out)) == many
+        assert len(ratios(line(capsys.readouterr().out, "right"))) == many
         (row,) = json.loads(Path("p.json").read_text())["rows"]
         assert (row["speedup"] is not None) == row["peer_ok"] == bool(many)
         assert row["beside"] == []
