@@ -35,7 +35,7 @@ else()
 endif()
 set(HEADRACE_KERNEL_LEVEL ${headrace_level} CACHE STRING "the -O of the kernels; 1 builds quickest")
 if(CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64" AND HEADRACE_KERNEL_LEVEL EQUAL 3)
-  # Hardly a processor is left to this level there, and -O3 takes twice as long to compile.
+  # Hardly a processor is left to this level there, and -O3 takes half as long again to compile.
   set(HEADRACE_ISA_FLAGS_scalar -O2)
 endif()
 set(HEADRACE_KERNEL_FLAGS "-O${HEADRACE_KERNEL_LEVEL} -ffp-contract=off -fno-math-errno")

@@ -13,6 +13,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tools"))
 
 import aims  # noqa: E402
+import aims_speed  # noqa: E402
 import front  # noqa: E402
 import gpu  # noqa: E402
 import machines  # noqa: E402
@@ -248,3 +249,13 @@ def test_the_page_of_gpus_says_what_has_been_seen(tmp_path):
     assert "`append`" not in told["- CUDA C"]
     assert "- tests o" not in told
     assert "- compute-sanitizer" in text
+
+
+def test_a_peer_that_computed_something_else_is_no_worst_case():
+    (aim,) = (a for a in aims_speed.shapes() if a.what.startswith("`select`, every"))
+    row = {"op": "select", "peer_name": "torch", "speedup": 3.0, "peer_ok": True}
+    other = row | {"speedup": None, "peer_ok": False}
+    assert aim.measure({"rows": [row, other, row | {"speedup": 2.0}]}) == 2.0
+    assert aim.measure({"rows": [other]}) is None
+    with pytest.raises(TypeError):
+        aim.measure({"rows": [row | {"speedup": None}]})

@@ -33,8 +33,8 @@ def shapes() -> Iterator[Aim]:
 
 def _least(op: str) -> Callable[[Record], float | None]:
     def measure(record: Record) -> float | None:
-        # A peer that computed something else has no ratio.
-        rows = [row for row in record["rows"] if row["op"] == op and row["speedup"] is not None]
+        # A peer that computed something else has no ratio; one of ours that did is an error.
+        rows = [row for row in record["rows"] if row["op"] == op and row.get("peer_ok", True)]
         others = [row for row in rows if not row["peer_name"].startswith(("ours", "the base"))]
         return min((float(row["speedup"]) for row in others), default=None)
 
