@@ -23,7 +23,8 @@ The floor of a shape is the larger of two times, both measured in the same run:
 - **Bytes.** To read as many bytes as the result needs at least, its inputs once and its outputs
   once, in one call from Python: a buffer of huge pages, at four places at a time, with every
   thread, or with one where that is quicker. It is read in the state of the cache in which ours is
-  timed, and where every call of ours meets other memory, so does it. Writing counts as reading,
+  timed, and where every call of ours meets other memory, so does it. Weights of a linear layer
+  are read where they lie, so that both find them in the same cache. Writing counts as reading,
   which is at least as quick; what is written where it was read is read a second time while it is
   near.
 - **Multiply-adds.** As many as the result has by its definition, at the rate of independent ones

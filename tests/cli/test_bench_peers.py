@@ -298,6 +298,28 @@ def test_what_is_written_in_place_takes_no_other_memory(monkeypatch):
     assert told == same == [(size - again) // 4, again // 4, torch.get_num_threads()]
 
 
+def test_what_a_kernel_reads_is_read_where_it_lies(monkeypatch):
+    """The rest, such as its result, beside it. What holds few of the bytes is not read."""
+    read = []
+    monkeypatch.setattr(timing, "_C", SimpleNamespace(read_seconds=lambda *a: read.append(a)))
+    own, rest = torch.zeros(5 << 18), 1 << 20
+    for size in (own.nbytes + rest, own.nbytes - 64, 2 * own.nbytes + 64):
+        timing.reader(size, own=own)()
+    (first, *told), (again, *less), (other, *_) = read
+    assert first == again == own.data_ptr() != other
+    threads = torch.get_num_threads()
+    assert told == [own.nbytes // 4, rest // 4, threads]
+    assert less == [own.nbytes // 4, 0, threads]
+
+
+def test_the_floor_of_a_layer_reads_its_weights(monkeypatch):
+    case = of("linear")
+    taken = []
+    monkeypatch.setattr(bench, "reader", lambda *a: taken.append(a) or (lambda: (1e-6, None)))
+    bench.measure(case, 1e-3, 1e9, 1e9, beside.compared(case))
+    assert [a[-1] is not None and a[-1].shape for a in taken] == [(2048, 2048)]
+
+
 def test_few_bytes_are_read_by_one_thread_where_that_is_quicker(clock, monkeypatch):
     monkeypatch.setattr(timing.torch, "get_num_threads", lambda: 4)
     for slower in (1, 4):

@@ -108,7 +108,8 @@ def measure(
     say("its result")
     error, tolerance = case.check()
     say("in turns with every peer and the floor" if every else "in turns with the peer")
-    runs = {"ours": case.ours, "floor": reader(case.bytes, case.turns, case.again)} | told.peers
+    floor = reader(case.bytes, case.turns, case.again, case.reads)
+    runs = {"ours": case.ours, "floor": floor} | told.peers
     taken = by_cache(runs, seconds, cold=every)
     times = {name: median(each) for name, each in taken["warm"].items()}
     # Variants take turns with ours alone: each finds the cache as the other left it.

@@ -43,7 +43,8 @@ class Case:
 
     product: the wider dtype of the two inputs of its products, by which the rate of multiply-adds
     goes. turns: after so many calls the memory of the first one comes again. again: bytes, of those
-    that are counted, that are written where they were read; at most half.
+    that are counted, that are written where they were read; at most half. reads: what holds most of
+    the bytes, for the floor to read it where it lies; not beside turns or again.
     peer is what people use today; rivals are other ways to the same result, and `more` makes those
     that take long to set up, with True those that need a compiler too. others are variants of ours.
     state: what the calls change; it is put back before results are compared. results: by name,
@@ -66,6 +67,7 @@ class Case:
     product: torch.dtype = torch.float32
     turns: int = 1
     again: float = 0.0
+    reads: Tensor | None = None
 
 
 def after(run: Callable[[], object], result: Callable[[], Tensor]) -> Callable[[], Tensor]:

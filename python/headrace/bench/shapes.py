@@ -29,7 +29,7 @@ def linear(tokens: int, depth: int, outputs: int, dtype: torch.dtype = torch.flo
     return Case(
         "linear", f"{dtype_name(dtype)} [{tokens}, {depth}] x [{outputs}, {depth}]",
         lambda: ops.linear(x, w), check, spec.bytes(axes, bound), spec.flops(axes, bound),
-        lambda: F.linear(x, w), "torch linear", product=dtype,
+        lambda: F.linear(x, w), "torch linear", product=dtype, reads=w,
     )  # fmt: skip
 
 

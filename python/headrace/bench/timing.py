@@ -11,6 +11,7 @@ from pathlib import Path
 from statistics import median
 
 import torch
+from torch import Tensor
 
 from .. import _C
 from ..buffers import huge
@@ -160,14 +161,22 @@ def matmul_rate(size: int = 1536, seconds: float = 0.5) -> float:
     return 2 * size**3 / interleaved({"matmul": lambda: a @ b}, seconds)["matmul"]
 
 
-def reader(size: float, turns: int = 1, again: float = 0.0) -> Run:
+def reader(size: float, turns: int = 1, again: float = 0.0, own: Tensor | None = None) -> Run:
     """Reads `size` bytes once, from huge pages where there are any, with every thread, or with one
     where that is quicker; to be timed beside a kernel. turns: how many calls it takes to come back
     to the same bytes. again: so many of the bytes lie where others do, and are read beside them.
+    own: what the kernel reads. Where that is at least half of the bytes it is read in place of
+    others, so that both find it in the same cache, and the rest as if it lay there too.
     """
-    words, more = -(-max(int(size - again), 4096) // 64) * 16, int(again) // 64 * 16
-    buffer = huge(torch.empty(words * turns)).fill_(1)
-    starts = cycle(range(buffer.data_ptr(), buffer.data_ptr() + 4 * buffer.numel(), 4 * words))
+    if own is not None and 2 * own.nbytes >= size:
+        buffer, again = own, max(size - own.nbytes, 0)
+        words = own.nbytes // 64 * 16
+    else:
+        words = -(-max(int(size - again), 4096) // 64) * 16
+        buffer = huge(torch.empty(words * turns)).fill_(1)
+    more = int(again) // 64 * 16
+    first = buffer.data_ptr()
+    starts = cycle(range(first, first + 4 * words * turns, 4 * words))
 
     def reading(threads: int) -> Run:
         return lambda: (_C.read_seconds(next(starts), words, more, threads), buffer)
