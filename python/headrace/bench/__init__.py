@@ -153,7 +153,7 @@ def each(
     shapes: those of a model of `MODELS`, for the ops whose shapes a model has. peers: beside every
     peer that is there, with warm and with cold caches; those that need torch's compiler are left
     out of what is quick.
-    budget: seconds for the calls of each of ours, the floor and every peer of a shape (1, or 0.1 if
+    budget: seconds for the calls of each of ours, the floor and every peer of a shape (1, or 0.07 if
     quick), for each state of the cache; few calls are enough of what takes long. progress: is told
     what goes on. only: shapes of these names.
 
@@ -165,7 +165,7 @@ def each(
         raise bad_value("bench", "shapes", "one of " + ", ".join(MODELS), repr(shapes))
     if budget is not None and not 0 < budget < math.inf:
         raise bad_value("bench", "budget", "seconds, above 0", budget)
-    seconds = budget or (0.1 if quick else 1.0)
+    seconds = budget or (0.07 if quick else 1.0)
     chosen = cases(op, quick) if shapes is None else of_model(MODELS[shapes], op, quick)
     most, matmul, nth = MultiplyAdds(), matmul_rate(1024 if quick else 2048), 0
     for nth, case in enumerate(chosen, 1):

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from functools import partial
+from functools import cache, partial
 from itertools import cycle
 from pathlib import Path
 from statistics import median
@@ -97,10 +97,8 @@ def by_cache(
     A call that is `LONG` beside that writing cannot tell them apart. It is timed once for both, and
     the same list stands in both.
     """
-    swept = torch.zeros(2 * last_cache() // 4)
-    sweep = lambda: swept.add_(1)  # noqa: E731
-    sweep()
-    writing = min(_seconds(sweep) for _ in range(3))
+    size = 2 * last_cache()
+    writing = _writing_seconds(size)
     long = {name: [_seconds(run)] for name, run in runs.items()}
     long = {name: taken for name, taken in long.items() if taken[0] > LONG * writing}
     again = {
@@ -113,11 +111,19 @@ def by_cache(
     short = {name: run for name, run in runs.items() if name not in long}
     before: dict[str, Callable[[Run], object]] = {"warm": lambda run: (run(), run(), run())}
     if cold:
-        before["cold"] = lambda _: sweep()
+        swept = torch.zeros(size // 4)
+        before["cold"] = lambda _: swept.add_(1)
     return {
         kind: samples(short, seconds, most=most, before=first) | long
         for kind, first in before.items()
     }
+
+
+@cache
+def _writing_seconds(size: int) -> float:
+    """To write `size` bytes, which tells no more than what takes long: once is enough."""
+    swept = torch.zeros(size // 4)
+    return min(_seconds(lambda: swept.add_(1)) for _ in range(4))
 
 
 def last_cache(assumed: int = 32 << 20) -> int:
