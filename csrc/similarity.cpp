@@ -32,21 +32,31 @@ void patches(const SimilarityArgs& a, int threads, double work) {
     const std::int64_t top = band % a.out_height * a.patch_height;
     const std::int64_t high = std::min(a.patch_height, a.height - top);
     for (std::int64_t p = 0; p < a.out_width; ++p) {
+      const std::int64_t wide = std::min(a.patch_width, a.width - p * a.patch_width);
+      const double elements = static_cast<double>(high * wide * a.depth);
+      float& out = a.out[band * a.out_width + p];
+      if (chunks == 1) {
+        out = similarity_of(a, parts + p * kSums, elements);
+        continue;
+      }
       double total[kSums] = {};
       for (std::int64_t c = 0; c < chunks; ++c) {
         for (int j = 0; j < kSums; ++j) total[j] += parts[c * line + p * kSums + j];
       }
-      const std::int64_t wide = std::min(a.patch_width, a.width - p * a.patch_width);
-      a.out[band * a.out_width + p] =
-          similarity_of(a, total, static_cast<double>(high) * wide * a.depth);
+      out = similarity_of(a, total, elements);
     }
   };
   const int used = useful_threads(threads, work);
   if (chunks == 1) {
-    parallel(bands, used, [&](std::int64_t band, int) {
+    // Some bands at a time, so that a thread reads on where it was.
+    const std::int64_t some = std::clamp<std::int64_t>(bands / (8 * used), 1, 8);
+    parallel((bands + some - 1) / some, used, [&](std::int64_t i, int) {
       std::vector<double> sums(static_cast<std::size_t>(line));
-      add(band, 0, sums.data());
-      finish(band, sums.data());
+      for (std::int64_t band = i * some; band < std::min(bands, (i + 1) * some); ++band) {
+        std::fill(sums.begin(), sums.end(), 0.);
+        add(band, 0, sums.data());
+        finish(band, sums.data());
+      }
     });
     return;
   }

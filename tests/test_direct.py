@@ -11,8 +11,10 @@ import headrace
 from headrace import backends, ops
 from headrace.ops import registry
 from tests.direct import UNUSUAL, direct
+from tests.ops import survivors
 from tests.ops.samples import SAMPLES
 
+KINDS = (None, torch.float32, torch.int32, torch.int32)  # of what compact gives
 OPS = sorted(ops.specs())
 
 
@@ -45,6 +47,32 @@ def test_a_direct_call_has_the_bits_of_a_dispatched_one(name):
         for mine, other in pairs:
             assert mine.dtype == other.dtype
             torch.testing.assert_close(mine, other, rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("dtype", survivors.MOVED, ids=str)
+@pytest.mark.parametrize("rows", [0, 1, 9, 4000])
+def test_results_are_made_as_torch_makes_them(rows, dtype):
+    x = torch.randn(2, rows, 9).to(dtype)
+    index = torch.arange(0, rows, 2, dtype=torch.int32).expand(2, -1)
+    got = ops.compact(x, index)
+    for y, sizes, kind in zip(got, ((2, -1, 9), (2, -1), (2, -1), (2,)), KINDS, strict=True):
+        want = torch.empty([index.shape[1] if n < 0 else n for n in sizes], dtype=kind or dtype)
+        assert (y.shape, y.stride(), y.dtype) == (want.shape, want.stride(), want.dtype)
+        assert y.data_ptr() % 64 == 0
+        assert not y.is_inference()
+        y.view(torch.uint8).zero_()
+    assert torch.equal(got.number, torch.zeros(2))
+    with torch.inference_mode():
+        assert ops.compact(x, index).y.is_inference()
+
+
+def test_results_outlive_one_another_and_take_part_in_autograd():
+    x, index = torch.arange(12.0).view(6, 2), torch.tensor([1, 4], dtype=torch.int32)
+    held = [ops.compact(x + i, index).y for i in range(500)]
+    assert all(torch.equal(y, x[index.long()] + i) for i, y in enumerate(held))
+    y = held[0].requires_grad_()
+    y.square().sum().backward()
+    assert torch.equal(y.grad, 2 * x[index.long()])
 
 
 def linear():

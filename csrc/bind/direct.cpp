@@ -49,8 +49,8 @@ bool scalar(PyObject* x, char kind, Given& to) {
 struct Shared {
   std::vector<py::object> watchers;  // functions that give something false as long as nobody looks
   std::vector<std::tuple<py::dict, py::object, py::object>> flags;  // table, key, the usual value
-  py::object recording, threads, empty, empty_like, wrote, is_inference, otherwise;
-  std::vector<py::object> dtypes, numbers;  // by code: each, and a tensor of it without axes
+  py::object recording, threads, empty, wrote, is_inference, otherwise;
+  std::vector<py::object> dtypes;  // by code
 };
 
 class Direct {
@@ -92,21 +92,21 @@ class Direct {
       return {};
     }
     const int fewer = given[0].fewer;  // of rows, which the results are like
-    py::object made[kMost];
+    py::object outs[kMost];
     for (std::size_t i = 0; i < results_.size(); ++i) {
-      made[i] = empty(results_[i], given, axes, fewer);
+      outs[i] = empty(results_[i], given, axes, fewer);
       const std::size_t place = parameters_.size() + i;
       Given& to = given[place];
-      to.there = lies(made[i], false, to.at, to.dtype);
+      to.there = lies(outs[i], false, to.at, to.dtype);
       if (!to.there) return {};  // a default device, or the like
       if (fewer) spread(to, fewer, rooms[place]);
     }
     run_op(op_, given, static_cast<int>(PyLong_AsLong(called(shared_.threads).ptr())));
     if (recorded && !mutated_.empty()) wrote(values, given);
     if (results_.empty()) return py::none();
-    if (results_.size() == 1) return made[0];
+    if (results_.size() == 1) return outs[0];
     py::tuple all(results_.size());
-    for (std::size_t i = 0; i < results_.size(); ++i) all[i] = made[i];
+    for (std::size_t i = 0; i < results_.size(); ++i) all[i] = outs[i];
     return all;
   }
 
@@ -205,22 +205,21 @@ class Direct {
                    int fewer) const {
     const auto& [sizes, like, code] = result;
     const auto dtype = static_cast<std::size_t>(like < 0 ? code : given[like].dtype);
-    PyObject* values[kMostAxes];
+    std::int64_t shape[kMostAxes];
     std::size_t count = 0;
     for (std::size_t i = 0; i < sizes.size(); ++i) {
       const int place = static_cast<int>(i);
       if (place >= lead_ - fewer && place < lead_) continue;
-      values[count++] = PyLong_FromLongLong(axes[sizes[i]]);
+      shape[count++] = axes[sizes[i]];
     }
-    PyObject* made;
-    if (count > 0) {
-      values[count] = shared_.dtypes[dtype].ptr();
-      made = PyObject_Vectorcall(shared_.empty.ptr(), values, count, dtype_.ptr());
-    } else {  // torch's quickest way to a number
-      made = PyObject_CallOneArg(shared_.empty_like.ptr(), shared_.numbers[dtype].ptr());
-    }
+    py::object small = made(shape, static_cast<int>(count), static_cast<int>(dtype));
+    if (small) return small;
+    PyObject* values[kMostAxes];
+    for (std::size_t i = 0; i < count; ++i) values[i] = PyLong_FromLongLong(shape[i]);
+    values[count] = shared_.dtypes[dtype].ptr();
+    PyObject* large = PyObject_Vectorcall(shared_.empty.ptr(), values, count, dtype_.ptr());
     for (std::size_t i = 0; i < count; ++i) Py_DECREF(values[i]);
-    return stolen(made);
+    return stolen(large);
   }
 
   // What autograd saved of these must not pass unnoticed.
@@ -287,8 +286,6 @@ py::object direct(const std::string& name, std::vector<Parameter> parameters,
   with.recording = shared["recording"];
   with.threads = shared["threads"];
   with.empty = shared["empty"];
-  with.empty_like = shared["empty_like"];
-  with.numbers = shared["numbers"].cast<decltype(with.numbers)>();
   with.wrote = shared["wrote"];
   with.is_inference = shared["is_inference"];
   with.otherwise = shared["otherwise"];

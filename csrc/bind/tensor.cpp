@@ -2,6 +2,8 @@
 #include "bind/tensor.h"
 
 #include <algorithm>
+#include <cstdlib>
+#include <new>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -12,14 +14,25 @@ namespace headrace::bind {
 
 namespace {
 
+// A tensor that owns its memory, as DLPack hands it over.
+struct Managed {
+  std::uint32_t major, minor;
+  void* owner;
+  void (*release)(Managed* self);
+  std::uint64_t flags;
+  Described tensor;
+};
+
 // The head of DLPack's table; what follows is not used here.
 struct Exchange {
   std::uint32_t major, minor;
   Exchange* before;
-  void *allocate, *from_object, *to_object;
+  void *allocate, *from_object;
+  int (*to_object)(Managed* taken, void** object);
   int (*describe)(void* object, Described* to);
 };
 
+constexpr std::int32_t kCpu = 1;
 const Exchange* exchange = nullptr;
 PyObject *tensor_type = nullptr, *parameter_type = nullptr, *is_neg = nullptr;
 PyObject* requires_grad = nullptr;
@@ -52,6 +65,14 @@ int dtype_of(const Described& x) {
   }
 }
 
+// The other way round.
+void set_dtype(int dtype, Described& to) {
+  constexpr std::uint8_t kKinds[] = {2, 4, 2, 0, 10, 1, 0, 0, 6, 2};
+  to.kind = kKinds[dtype];
+  to.bits = static_cast<std::uint8_t>(8 * kItems[dtype]);
+  to.lanes = 1;
+}
+
 // Whether `answer` is False; an error counts as something else.
 bool denied(PyObject* answer) {
   if (!answer) PyErr_Clear();
@@ -81,7 +102,6 @@ void take_exchange(py::object capsule, py::object tensor, py::object parameter) 
 }
 
 bool lies(py::handle x, bool recorded, Described& to, int& dtype) {
-  constexpr std::int32_t kCpu = 1;
   auto* type = reinterpret_cast<PyObject*>(Py_TYPE(x.ptr()));
   if (!exchange || (type != tensor_type && type != parameter_type)) return false;
   if (exchange->describe(x.ptr(), &to) != 0) {
@@ -94,6 +114,43 @@ bool lies(py::handle x, bool recorded, Described& to, int& dtype) {
   if (!real) return true;  // integers have no sign to turn
   return denied(PyObject_CallMethodNoArgs(x.ptr(), is_neg)) &&
          (!recorded || denied(PyObject_GetAttr(x.ptr(), requires_grad)));
+}
+
+py::object made(const std::int64_t* shape, int dims, int dtype) {
+  // What describes the tensor lies ahead of its elements, which begin at a cache line.
+  constexpr std::int64_t kLine = 64, kMost = 1 << 16;
+  std::int64_t bytes = kItems[dtype];
+  for (int i = 0; i < dims; ++i) {
+    if (shape[i] > kMost) return {};
+    bytes *= shape[i];
+    if (bytes > kMost) return {};
+  }
+  if (!exchange || !exchange->to_object) return {};
+  const std::int64_t head = static_cast<std::int64_t>(sizeof(Managed)) + 16 * dims;
+  const std::int64_t ahead = (head + kLine - 1) / kLine * kLine;
+  const std::int64_t whole = ahead + (bytes + kLine - 1) / kLine * kLine;
+  char* block = static_cast<char*>(std::aligned_alloc(kLine, static_cast<std::size_t>(whole)));
+  if (!block) throw std::bad_alloc();
+  auto* taken = new (block) Managed{};
+  taken->major = exchange->major;
+  taken->minor = exchange->minor;
+  taken->release = [](Managed* self) { std::free(self); };
+  Described& x = taken->tensor;
+  x.data = block + ahead;
+  x.device_type = kCpu;
+  x.dims = dims;
+  x.shape = reinterpret_cast<std::int64_t*>(taken + 1);
+  x.strides = x.shape + dims;
+  set_dtype(dtype, x);
+  std::int64_t step = 1;
+  for (int i = dims - 1; i >= 0; --i) {
+    x.shape[i] = shape[i];
+    x.strides[i] = step;
+    step *= std::max<std::int64_t>(shape[i], 1);
+  }
+  void* object = nullptr;
+  if (exchange->to_object(taken, &object) != 0) throw py::error_already_set();
+  return py::reinterpret_steal<py::object>(static_cast<PyObject*>(object));
 }
 
 void described(py::handle x, Described& to, int& dtype, std::int64_t* room, int most) {

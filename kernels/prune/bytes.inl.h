@@ -83,4 +83,98 @@ inline void add_differences(const u8* x, const u8* r, std::int64_t n, std::uint6
 #endif
 }
 
+// Sums of some rows down their columns: kColumns numbers of 16 bits.
+#if defined(HEADRACE_AVX512)
+#define HEADRACE_COLUMNS
+constexpr int kColumns = 32;
+struct Columns {
+  __m512i v;
+};
+inline Columns no_columns() { return {_mm512_setzero_si512()}; }
+inline Columns load_columns(const std::uint16_t* p) { return {_mm512_loadu_si512(p)}; }
+inline void store_columns(std::uint16_t* p, Columns a) { _mm512_storeu_si512(p, a.v); }
+inline Columns add_columns(Columns a, Columns b) { return {_mm512_add_epi16(a.v, b.v)}; }
+// 1 in the first n.
+inline Columns first_columns(std::int64_t n) {
+  return {_mm512_maskz_set1_epi16(n < 32 ? (1u << n) - 1u : ~0u, 1)};
+}
+inline Columns columns_of(__m256i x, __m256i r) {
+  return {_mm512_cvtepu8_epi16(_mm256_or_si256(_mm256_subs_epu8(x, r), _mm256_subs_epu8(r, x)))};
+}
+// |x - r|, of all or the first n.
+inline Columns columns_apart(const u8* x, const u8* r) {
+  return columns_of(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(x)),
+                    _mm256_loadu_si256(reinterpret_cast<const __m256i*>(r)));
+}
+inline Columns columns_apart(const u8* x, const u8* r, int n) {
+  const __mmask32 some = (1u << n) - 1u;
+  return columns_of(_mm256_maskz_loadu_epi8(some, x), _mm256_maskz_loadu_epi8(some, r));
+}
+// Neighbours times 0 or 1, added up; all of those.
+inline Columns add_some(Columns sum, Columns a, Columns by) {
+  return {_mm512_add_epi32(sum.v, _mm512_madd_epi16(a.v, by.v))};
+}
+inline std::int32_t all_of(Columns a) { return _mm512_reduce_add_epi32(a.v); }
+#elif defined(HEADRACE_AVX2)
+#define HEADRACE_COLUMNS
+constexpr int kColumns = 16;
+struct Columns {
+  __m256i v;
+};
+inline Columns no_columns() { return {_mm256_setzero_si256()}; }
+inline Columns load_columns(const std::uint16_t* p) {
+  return {_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))};
+}
+inline void store_columns(std::uint16_t* p, Columns a) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), a.v);
+}
+inline Columns add_columns(Columns a, Columns b) { return {_mm256_add_epi16(a.v, b.v)}; }
+inline Columns first_columns(std::int64_t n) {
+  const __m256i at = _mm256_setr_epi16(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+  const __m256i most = _mm256_set1_epi16(static_cast<short>(n < 16 ? n : 16));
+  return {_mm256_srli_epi16(_mm256_cmpgt_epi16(most, at), 15)};
+}
+inline Columns columns_apart(const u8* x, const u8* r) {
+  const __m128i a = _mm_loadu_si128(reinterpret_cast<const __m128i*>(x));
+  const __m128i b = _mm_loadu_si128(reinterpret_cast<const __m128i*>(r));
+  return {_mm256_cvtepu8_epi16(_mm_or_si128(_mm_subs_epu8(a, b), _mm_subs_epu8(b, a)))};
+}
+inline Columns columns_apart(const u8* x, const u8* r, int n) {
+  u8 a[16] = {}, b[16] = {};
+  memcpy(a, x, static_cast<std::size_t>(n));
+  memcpy(b, r, static_cast<std::size_t>(n));
+  return columns_apart(a, b);
+}
+inline Columns add_some(Columns sum, Columns a, Columns by) {
+  return {_mm256_add_epi32(sum.v, _mm256_madd_epi16(a.v, by.v))};
+}
+inline std::int32_t all_of(Columns a) {
+  const __m128i b = _mm_add_epi32(_mm256_castsi256_si128(a.v), _mm256_extracti128_si256(a.v, 1));
+  const __m128i c = _mm_add_epi32(b, _mm_shuffle_epi32(b, 0x4e));
+  return _mm_cvtsi128_si32(_mm_add_epi32(c, _mm_shuffle_epi32(c, 0xb1)));
+}
+#endif
+
+#ifdef HEADRACE_COLUMNS
+constexpr int kColumnRows = 128;  // of bytes, below 2^15: their sums are multiplied with a sign
+
+// Sums along the first n, and then those of their neighbours, up to `all`; at each whole register
+// behind them there may be a load.
+template <class Body>
+inline void along_columns(const std::uint16_t* p, std::int64_t n, std::int64_t all,
+                          const Body& body) {
+  const std::int64_t whole = n / kColumns * kColumns;
+  const Columns every = first_columns(kColumns), some = first_columns(n - whole);
+  std::int64_t at = 0;
+  for (; at + n <= all; at += n) {
+    Columns sum = add_some(no_columns(), load_columns(p + at + whole), some);
+    for (std::int64_t c = at; c < at + whole; c += kColumns) {
+      sum = add_some(sum, load_columns(p + c), every);
+    }
+    body(all_of(sum));
+  }
+  if (at < all) along_columns(p + at, all - at, all - at, body);  // one that is narrower
+}
+#endif
+
 }  // namespace

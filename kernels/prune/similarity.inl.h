@@ -1,97 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-// Rows against rows, one pass over both. Every sum runs over its row in one fixed order, kW lanes
-// at a time, and is added up in fp64 from there, so a score knows nothing of other rows.
+// Rows against rows, and by what dtypes and metric.
 #pragma once
-#include <type_traits>
+#include <string.h>
 
-#include "bytes.inl.h"
-#include "csrc/simd/part.h"
-#include "finish.h"
+#include "patches.inl.h"
 
 namespace {
-
-using headrace::kCos;
-using headrace::kDot;
-using headrace::kL1;
-using headrace::kL2;
-using headrace::kSums;
-using headrace::SimilarityArgs;
-
-template <int M>
-inline void step(F x, F r, F* acc) {
-  if (M == kCos) {
-    acc[0] = fma(x, r, acc[0]);
-    acc[1] = fma(x, x, acc[1]);
-    acc[2] = fma(r, r, acc[2]);
-  } else if (M == kDot) {
-    acc[0] = fma(x, r, acc[0]);
-  } else {
-    const F d = sub(x, r);
-    acc[0] = M == kL1 ? add(acc[0], max(d, sub(zero(), d))) : fma(d, d, acc[0]);
-  }
-}
-
-template <int M>
-constexpr int kTotals = M == kCos ? 3 : 1;
-
-// Sums of n neighbouring elements, in lanes.
-template <int M, class X, class R>
-inline void lanes_of(const X* x, const R* r, std::int64_t n, F* totals) {
-  constexpr int kN = kTotals<M>, kU = M == kCos ? 2 : 4;
-  if (n <= kW) {  // the same with nothing in the other sums
-    for (int j = 0; j < kN; ++j) totals[j] = zero();
-    const int left = static_cast<int>(n);
-    if (left == kW) {
-      step<M>(load(x), load(r), totals);
-    } else {
-      step<M>(load_part(x, left), load_part(r, left), totals);
-    }
-    for (int j = 0; j < kN; ++j) totals[j] = add(totals[j], zero());
-    return;
-  }
-  F acc[kU][kN];
-  for (int u = 0; u < kU; ++u) {
-    for (int j = 0; j < kN; ++j) acc[u][j] = zero();
-  }
-  std::int64_t i = 0;
-  for (; i + kU * kW <= n; i += kU * kW) {
-    for (int u = 0; u < kU; ++u) step<M>(load(x + i + u * kW), load(r + i + u * kW), acc[u]);
-  }
-  for (; i + kW <= n; i += kW) step<M>(load(x + i), load(r + i), acc[0]);
-  if (i < n) {
-    const int left = static_cast<int>(n - i);
-    step<M>(load_part(x + i, left), load_part(r + i, left), acc[0]);
-  }
-  for (int j = 0; j < kN; ++j) {
-    totals[j] = add(acc[0][j], acc[1][j]);
-    if (kU == 4) totals[j] = add(totals[j], add(acc[2 % kU][j], acc[3 % kU][j]));
-  }
-}
-
-// sums += those of n neighbouring elements.
-template <int M, class X, class R>
-inline void run(const X* x, const R* r, std::int64_t n, double* sums) {
-  F totals[kTotals<M>];
-  lanes_of<M>(x, r, n, totals);
-  for (int j = 0; j < kTotals<M>; ++j) sums[j] += hsum(totals[j]);
-}
-template <int M>
-inline void run_bytes(const u8* x, const u8* r, std::int64_t n, double* sums) {
-  std::uint64_t bins[kBins] = {};
-  add_differences(x, r, n, bins);
-  for (int i = 0; i < kBins; ++i) sums[0] += static_cast<double>(bins[i]);
-}
-template <>
-inline void run<kL1, u8, u8>(const u8* x, const u8* r, std::int64_t n, double* sums) {
-  run_bytes<kL1>(x, r, n, sums);
-}
-
-template <int M, class X, class R>
-inline float score_of(const SimilarityArgs& a, const X* x, const R* r) {
-  double sums[kSums] = {};
-  run<M>(x, r, a.depth, sums);
-  return similarity_of(a, sums, static_cast<double>(a.depth));
-}
 
 // The best of the rows around (h, w); NaN where one of them gives NaN.
 template <int M, class X, class R>
@@ -195,58 +109,6 @@ void rows_of(const SimilarityArgs& a, std::int64_t first, std::int64_t last) {
       a.out[t] = around<M>(a, row, ref + f * a.ref_strides[0], h, w);
     } else {
       a.out[t] = score_of<M>(a, row, other);
-    }
-  }
-}
-
-template <int M, class X, class R>
-void patches_of(const SimilarityArgs& a, std::int64_t frame, std::int64_t y, std::int64_t y_end,
-                double* sums) {
-  const bool whole = a.x_strides[2] == a.depth && a.ref_strides[2] == a.depth;
-  for (; y < y_end; ++y) {
-    const X* x = static_cast<const X*>(a.x) + frame * a.x_strides[0] + y * a.x_strides[1];
-    const R* r = static_cast<const R*>(a.ref) + frame * a.ref_strides[0] + y * a.ref_strides[1];
-    for (std::int64_t p = 0; p < a.out_width; ++p) {
-      const std::int64_t w = p * a.patch_width;
-      const std::int64_t n = a.width - w < a.patch_width ? a.width - w : a.patch_width;
-      if (whole) {
-        run<M>(x + w * a.depth, r + w * a.depth, n * a.depth, sums + p * kSums);
-        continue;
-      }
-      for (std::int64_t i = w; i < w + n; ++i) {
-        run<M>(x + i * a.x_strides[2], r + i * a.ref_strides[2], a.depth, sums + p * kSums);
-      }
-    }
-  }
-}
-
-// Bytes of whole patches stay whole numbers until the last row: one addition of a vector each. Its
-// store waits for what it adds, and a load from memory that shares its low address bits waits for
-// the store; so the next row is fetched ahead, without which this runs at a quarter of the speed.
-void byte_patches(const SimilarityArgs& a, std::int64_t frame, std::int64_t y, std::int64_t y_end,
-                  double* sums) {
-  constexpr std::int64_t kStrip = 128;
-  std::uint64_t bins[kStrip][kBins];
-  const u8* x = static_cast<const u8*>(a.x) + frame * a.x_strides[0];
-  const u8* r = static_cast<const u8*>(a.ref) + frame * a.ref_strides[0];
-  for (std::int64_t p = 0; p < a.out_width; p += kStrip) {
-    const std::int64_t end = a.out_width - p < kStrip ? a.out_width : p + kStrip;
-    memset(bins, 0, sizeof bins);
-    for (std::int64_t row = y; row < y_end; ++row) {
-      for (std::int64_t q = p; q < end; ++q) {
-        const std::int64_t w = q * a.patch_width;
-        const std::int64_t n = a.width - w < a.patch_width ? a.width - w : a.patch_width;
-        const u8* u = x + row * a.x_strides[1] + w * a.depth;
-        const u8* v = r + row * a.ref_strides[1] + w * a.depth;
-        __builtin_prefetch(u + a.x_strides[1]);
-        __builtin_prefetch(v + a.ref_strides[1]);
-        add_differences(u, v, n * a.depth, bins[q - p]);
-      }
-    }
-    for (std::int64_t q = p; q < end; ++q) {
-      std::uint64_t sum = 0;
-      for (int i = 0; i < kBins; ++i) sum += bins[q - p][i];
-      sums[q * kSums] = static_cast<double>(sum);
     }
   }
 }

@@ -4,22 +4,9 @@
 // signs of the weights and, plane by plane, the binary digits of their sizes.
 #pragma once
 #include "args.h"
-#include "csrc/simd/vec.h"
+#include "carries.inl.h"
 
 namespace {
-
-constexpr int kBitWords = 16;  // words of a row at most
-
-constexpr std::int64_t kBitsAhead = 1024;  // words
-
-// Rows of words and what is asked of each: row i of `count` lies at words + i * step, and of its
-// weights fold + i * fold_step has the signs, then the planes of their sizes from the highest down.
-struct BitRows {
-  const std::uint32_t *words, *fold;
-  std::int64_t step, fold_step, count;
-  int planes;
-  bool more;  // after these words of every row come others
-};
 
 // apart[j] += the weights at which word j of the rows differs, for a tile.
 #if defined(HEADRACE_AVX512)
@@ -56,45 +43,16 @@ __attribute__((target("avx512vpopcntdq"))) inline void apart_fast(const BitRows&
 }
 #endif
 
-#if defined(HEADRACE_AVX512) || defined(HEADRACE_AVX2)
-inline void apart_bytes(const BitRows& b, std::int32_t* apart) {
-  const __m256i table =
-      _mm256_broadcastsi128_si256(_mm_setr_epi8(0, 1, 1, 2, 1, 2, 2, 3, 1, 2, 2, 3, 2, 3, 3, 4));
-  const __m256i low = _mm256_set1_epi8(15), ones = _mm256_set1_epi8(1), wide = _mm256_set1_epi16(1);
-  for (std::int64_t r = 0; r < b.count; ++r) {
-    const std::uint32_t *words = b.words + r * b.step, *fold = b.fold + r * b.fold_step;
-    const __m256i signs = _mm256_set1_epi32(static_cast<int>(fold[0]));
-    for (int i = 0; i < headrace::kScoreTile; i += 8) {
-      if (b.more && i % 16 == 0) __builtin_prefetch(words + kBitsAhead + i);
-      __m256i* to = reinterpret_cast<__m256i*>(apart + i);
-      const __m256i w = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(words + i));
-      const __m256i differ = _mm256_xor_si256(w, signs);
-      __m256i sum = _mm256_setzero_si256();
-      for (int p = 0; p < b.planes; ++p) {
-        const __m256i plane = _mm256_set1_epi32(static_cast<int>(fold[1 + p]));
-        const __m256i x = _mm256_and_si256(differ, plane);
-        const __m256i high = _mm256_and_si256(_mm256_srli_epi16(x, 4), low);
-        const __m256i bytes = _mm256_add_epi8(_mm256_shuffle_epi8(table, _mm256_and_si256(x, low)),
-                                              _mm256_shuffle_epi8(table, high));
-        const __m256i n = _mm256_madd_epi16(_mm256_maddubs_epi16(bytes, ones), wide);
-        sum = _mm256_add_epi32(_mm256_add_epi32(sum, sum), n);
-      }
-      _mm256_storeu_si256(to, _mm256_add_epi32(_mm256_loadu_si256(to), sum));
-    }
-  }
-}
-#endif
-
 inline void bits_apart(bool fast, const BitRows& b, std::int32_t* apart) {
 #if defined(HEADRACE_AVX512)
-  if (!fast) return apart_bytes(b, apart);
+  if (!fast) return apart_carried(b, apart);
   if (b.planes == 1) return apart_fast<1>(b, apart);
   if (b.planes == 2) return apart_fast<2>(b, apart);
   if (b.planes == 3) return apart_fast<3>(b, apart);
   apart_fast<0>(b, apart);
 #elif defined(HEADRACE_AVX2)
   static_cast<void>(fast);
-  apart_bytes(b, apart);
+  apart_carried(b, apart);
 #else
   static_cast<void>(fast);
   for (std::int64_t r = 0; r < b.count; ++r) {

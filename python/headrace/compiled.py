@@ -86,9 +86,7 @@ _SHARED: dict[str, Any] = {
     "recording": torch.is_grad_enabled,
     "threads": torch.get_num_threads,
     "empty": torch.empty,
-    "empty_like": torch.empty_like,
     "wrote": torch.autograd.graph.increment_version,
     "is_inference": "is_inference",
     "dtypes": DTYPES,
-    "numbers": [torch.empty((), dtype=dtype) for dtype in DTYPES],
 }

@@ -119,6 +119,23 @@ def test_bits_of_any_number_of_queries_are_exact(isa, asked):
         assert torch.equal(got[0].double(), want[0].double())
 
 
+@pytest.mark.parametrize("kv_heads", [1, 3, 4, 7, 8, 13, 16])
+@pytest.mark.parametrize("asked", [1, 2, 5, 9, 17, 70])
+def test_bits_of_any_number_of_heads_are_exact(isa, asked, kv_heads):
+    """Rows of heads are added up together, by digits of weights: as many as fill a byte, and what
+    is left of them; all bits set or none, too, where every sum is the largest."""
+    args, _ = scores.block_score(
+        kv_heads, kind="bits", dim=1, asked=asked, rows=333, group=1, kv_heads=kv_heads
+    )
+    q, keys = args
+    keys[:, :, 5], keys[:, :, 6], q[0, ::2] = 0, -1, -1
+    for both in ((q, keys), (torch.full_like(q, -1), keys)):
+        got, want = (
+            run("block_score", both, {"queries": "sum"}) for run in (compare.run, compare.reference)
+        )
+        assert torch.equal(got[0].double(), want[0].double())
+
+
 @pytest.mark.parametrize(
     ("options", "products"),
     [

@@ -103,11 +103,28 @@ def test_random_problems(data):
     check_levels(args, kwargs)
 
 
-@pytest.mark.parametrize(("high", "wide"), [(14, 14), (28, 28), (0, 0)])
-def test_pixels_are_exact(isa, high, wide):
+@pytest.mark.parametrize("depth", [1, 3, 5])
+@pytest.mark.parametrize(
+    ("size", "high", "wide"),
+    [
+        ((150, 333), 14, 14),
+        ((150, 333), 28, 28),
+        ((150, 333), 0, 0),
+        ((29, 130), 2, 1),
+        ((1, 130), 1, 7),
+        ((300, 33), 0, 16),  # more rows than 16 bits hold
+        ((258, 40), 129, 32),
+        ((5, 6500), 2, 14),  # more columns than are added up at a time
+        ((5, 2100), 4, 2),
+        ((4, 1500), 3, 341),  # about the width from which patches are added up along their rows
+        ((4, 1500), 3, 342),
+        ((4, 1500), 0, 1024),
+    ],
+)
+def test_pixels_are_exact(isa, size, high, wide, depth):
     """Sums of whole numbers: one rounding to fp32, whatever the size; black against white."""
     gen = samples.rng(6)
-    x, r = (survivors.values(gen, 2, 150, 333, 3, dtype=torch.uint8) for _ in range(2))
+    x, r = (survivors.values(gen, 2, *size, depth, dtype=torch.uint8) for _ in range(2))
     x[1], r[1] = 0, 255
     got = ops.similarity(x, r, "l1", patch_height=high, patch_width=wide)
     args = (x, r, "l1", None, high, wide, 0, 1.0)
