@@ -153,9 +153,9 @@ def each(
     shapes: those of a model of `MODELS`, for the ops whose shapes a model has. peers: beside every
     peer that is there, with warm and with cold caches; those that need torch's compiler are left
     out of what is quick.
-    budget: seconds for the calls of each of ours, the floor and every peer of a shape (1, or 0.07 if
-    quick), for each state of the cache; few calls are enough of what takes long. progress: is told
-    what goes on. only: shapes of these names.
+    budget: seconds for the calls of each of ours, the floor and every peer of a shape (1, or 0.07
+    if quick), for each state of the cache; few calls are enough of what takes long. progress: is
+    told what goes on. only: shapes of these names.
 
     Raises ValueError for an unknown op or model, or a budget that is no time.
     """
