@@ -194,15 +194,12 @@ def _mass_values(bound, axes):
 
 
 def _mass_bytes(axes, bound):
-    size = bound["q"].element_size()
-    passes = 1 if bound["lse"] is not None else 2
     out = 4 * axes["B"] * axes["Hkv"] * axes["M"]
-    return bound["q"].numel() * size + passes * bound["k"].numel() * size + out
+    return (bound["q"].numel() + bound["k"].numel()) * bound["q"].element_size() + out
 
 
 def _mass_flops(axes, bound):
-    passes = 1 if bound["lse"] is not None else 2
-    return 2 * passes * axes["B"] * axes["Hq"] * axes["W"] * axes["N"] * axes["D"]
+    return 2 * axes["B"] * axes["Hq"] * axes["W"] * axes["N"] * axes["D"]
 
 
 ATTENTION_MASS = OpSpec(

@@ -110,7 +110,7 @@ def attention_mass(
         f"{name} {dtype_name(dtype)} {tokens} tokens" + (", sums known" if known else ""),
         lambda: ops.attention_mass(q, k, **options), check,
         spec.bytes(axes, bound), spec.flops(axes, bound), peer, "torch, each head",
-        more=lambda compile: compiled(peer) if compile else {}, product=dtype,
+        more=lambda compile: compiled(peer) if compile else {}, product=dtype, reads=k,
     )  # fmt: skip
 
 
