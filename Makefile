@@ -11,7 +11,8 @@ HEADRACE_CUDA ?= AUTO
 DEMO_ARGS ?= --demo
 BENCH_ARGS ?= --quick
 PYTEST_ARGS ?=
-# Processes that share the test files; each has one thread unless a test asks for more.
+# Processes that share the test files; each has one thread unless a test asks for more, and threads
+# that wait leave the core to the others.
 WORKERS ?= 2
 
 ROOT := $(abspath .)
@@ -27,8 +28,8 @@ RUN := $(VENV)/stamp-run-$(call hash,pyproject.toml constraints-dev.txt)
 DEV := $(VENV)/stamp-dev-$(call hash,pyproject.toml constraints-dev.txt)
 BUILT := $(VENV)/stamp-built-$(HEADRACE_CUDA)-$(call hash,pyproject.toml CMakeLists.txt README.md \
   LICENSE cmake csrc kernels python)
-SHARED = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile \
-  --no-loadscope-reorder
+SHARED = OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n $(WORKERS) \
+  --dist loadfile --no-loadscope-reorder
 PIP = $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 .DEFAULT_GOAL := help

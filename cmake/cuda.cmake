@@ -25,6 +25,11 @@ if(NOT headrace_cuda STREQUAL "OFF")
     set_target_properties(_cuda PROPERTIES PREFIX "" CUDA_RUNTIME_LIBRARY Static CUDA_STANDARD 17
       CUDA_VISIBILITY_PRESET hidden CUDA_ARCHITECTURES "${HEADRACE_CUDA_ARCHITECTURES}")
     target_include_directories(_cuda PRIVATE ${CMAKE_SOURCE_DIR})
+    if(UNIX)
+      target_compile_options(_cuda PRIVATE -Xptxas=-v)
+      set_property(TARGET _cuda PROPERTY CUDA_COMPILER_LAUNCHER
+        sh ${CMAKE_SOURCE_DIR}/cmake/ptxas.sh ${CMAKE_CUDA_COMPILER_LAUNCHER})
+    endif()
     install(TARGETS _cuda LIBRARY DESTINATION headrace)
     set(HEADRACE_CUDA_STATE "on: nvcc ${CMAKE_CUDA_COMPILER_VERSION} for ${HEADRACE_CUDA_ARCHITECTURES}")
   endif()

@@ -129,7 +129,8 @@ inline void in_groups(int first, int last, const Body& body) {
 
 // Rank rows of A from r on.
 template <class P>
-inline void ahead_of_a(const LoraArgs& a, const LoraBlock& b, int r, int last, Ahead& next) {
+__attribute__((noinline)) void ahead_of_a(const LoraArgs& a, const LoraBlock& b, int r, int last,
+                                          Ahead& next) {
   const int n = together<P>(last - r);
   next.weights.add(n, a.depth * kBits<P> / 8,
                    [&](int i) { return a_row<P>(a, b.rank_rows[r + i], slice_of(b, r + i)); });
@@ -141,8 +142,8 @@ inline void ahead_of_a(const LoraArgs& a, const LoraBlock& b, int r, int last, A
 
 // Columns [at, at + n) of rank rows of B from r on.
 template <class P>
-inline void ahead_of_b(const LoraArgs& a, const LoraBlock& b, int r, int last, std::int64_t at,
-                       std::int64_t n, Ahead& next) {
+__attribute__((noinline)) void ahead_of_b(const LoraArgs& a, const LoraBlock& b, int r, int last,
+                                          std::int64_t at, std::int64_t n, Ahead& next) {
   if (a.b_col != 1) return;
   const int rows = together<P>(last - r);
   const std::int64_t before = at * kBits<P> / 8;
@@ -158,8 +159,9 @@ inline void ahead_of_b(const LoraArgs& a, const LoraBlock& b, int r, int last, s
 
 // Part `pass` of `passes` of rows of x or y, n elements each; a block of many tokens waits for
 // most.
-inline void beside_rows(const LoraArgs& a, const LoraBlock& b, const void* of, std::int64_t row,
-                        std::int64_t n, int pass, int passes, Ahead& next) {
+__attribute__((noinline)) void beside_rows(const LoraArgs& a, const LoraBlock& b, const void* of,
+                                           std::int64_t row, std::int64_t n, int pass, int passes,
+                                           Ahead& next) {
   const int size = headrace::dtype_size(a.x_dtype);
   const std::int64_t part = (n * size / passes + 63) / 64 * 64, at = pass * part;
   const std::int64_t some = n * size - at < part ? n * size - at : part;

@@ -90,7 +90,8 @@ inline const char* at_row(const void* p, std::int64_t at, int dtype) {
 }
 
 // Elements of x, with zeros up to padded(n).
-inline void take_any(const void* from, std::int64_t at, std::int64_t n, int dtype, float* to) {
+__attribute__((noinline)) void take_any(const void* from, std::int64_t at, std::int64_t n,
+                                        int dtype, float* to) {
   widen_any(from, at, n, dtype, to);
   for (std::int64_t i = (n + kW - 1) / kW * kW; i < padded(n); ++i) to[i] = 0.f;
 }

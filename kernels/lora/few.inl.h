@@ -157,23 +157,35 @@ inline void along_rows(const LoraArgs& a, const float* c, const P* const* rows,
   }
 }
 
-// The few columns behind whole vectors or blocks, widened first.
+// Of N rank rows, those that come into a sum together.
 template <int N, class P>
-inline void along_tail(const LoraArgs& a, const float* c, const P* const* rows,
-                       const float* const* scales, std::int64_t at, int n, float* into) {
+constexpr int kTorn = 1;
+#ifdef HEADRACE_DOTS
+template <int N>
+constexpr int kTorn<N, paired> = N < 2 ? N : 2;
+#endif
+
+// The few columns behind whole vectors or blocks, widened first: N of `rows` rank rows at a time,
+// no more than are added together.
+template <int N, class P>
+__attribute__((noinline)) void along_tail(const LoraArgs& a, const float* c, const P* const* rows,
+                                          const float* const* scales, int count, std::int64_t at,
+                                          int n, float* into) {
   using T = std::conditional_t<kCodes<P>, float, P>;
-  T some[N][kBlock + kW] = {};
-  const T* from[N];
-  for (int r = 0; r < N; ++r) {
-    from[r] = some[r];
-    if constexpr (kCodes<P>) {
-      widen_codes(rows[r], scales[r], a.b_group, at, n, some[r]);
-    } else {
-      memcpy(some[r], rows[r] + at, n * sizeof(T));
+  for (int done = 0; done < count; done += N, rows += N, scales += N, c += N) {
+    T some[N][kBlock + kW] = {};
+    const T* from[N];
+    for (int r = 0; r < N; ++r) {
+      from[r] = some[r];
+      if constexpr (kCodes<P>) {
+        widen_codes(rows[r], scales[r], a.b_group, at, n, some[r]);
+      } else {
+        memcpy(some[r], rows[r] + at, n * sizeof(T));
+      }
     }
+    const Coefficients<N, T> x(c);
+    for (int i = 0; i < n; i += kW) x.template add<1>(from, i, into + i);
   }
-  const Coefficients<N, T> x(c);
-  for (int i = 0; i < n; i += kW) x.template add<1>(from, i, into + i);
 }
 
 // Columns of a strip that are taken in whole vectors, codes in whole blocks.
@@ -201,7 +213,8 @@ inline void strip_rows(const LoraArgs& a, const LoraBlock& b, int r, std::int64_
     const Columns to{into, begin, end, a.y, b.tokens[m] * a.y_row + at, a.x_dtype};
     along_rows<N>(a, c, rows, scales, at, main, to, next);
     for (int i = main; i < n; i += kBlock) {
-      along_tail<N>(a, c, rows, scales, at + i, n - i < kBlock ? n - i : kBlock, into + i);
+      along_tail<kTorn<N, P>>(a, c, rows, scales, N, at + i, n - i < kBlock ? n - i : kBlock,
+                              into + i);
     }
   }
 }

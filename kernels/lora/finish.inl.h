@@ -73,8 +73,9 @@ inline bool is_plain(const headrace::LoraBlock& b) {
 
 // Adds columns [first, first + n) of the accumulated product of tokens [token, token + count) to
 // their rows of y.
-inline void finish(const headrace::LoraArgs& a, const headrace::LoraBlock& b, int token, int count,
-                   std::int64_t first, int n, const float* acc, std::int64_t acc_row) {
+__attribute__((noinline)) void finish(const headrace::LoraArgs& a, const headrace::LoraBlock& b,
+                                      int token, int count, std::int64_t first, int n,
+                                      const float* acc, std::int64_t acc_row) {
   const bool plain = is_plain(b);
   for (int m = token; m < token + count; ++m, acc += acc_row) {
     const std::int64_t row = b.tokens[m] * a.y_row + first;

@@ -13,9 +13,7 @@ the launchers and the comparisons of the suite run through. What it does not: a 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -106,26 +104,13 @@ class Stream:
         pass
 
 
-def _emulated() -> Any:
-    """The CUDA library in the emulation, built once a session."""
-    import tempfile
-
-    from headrace.kernels.common import cuda
-
-    from .test_cuda_emulated import ROOT, build
-
-    sources = sorted((ROOT / "kernels").glob("*/*.cu"))
-    key = hashlib.sha256(b"".join(p.read_bytes() for p in sorted(ROOT.glob("kernels/**/*.cu*"))))
-    path = Path(tempfile.gettempdir()) / f"headrace-emulated-{key.hexdigest()[:16]}.so"
-    return cuda.open_library(path if path.exists() else build(path, sources, "-O2"))
-
-
 def pytest_configure(config: Any) -> None:
     from headrace.kernels.common import cuda
 
     from headrace import backends
     from headrace.ops import registry
 
+    from . import emulation
     from .recording import recorder
 
     real, log, known = registry._load, os.environ.get("HEADRACE_PRETEND"), set()
@@ -152,7 +137,7 @@ def pytest_configure(config: Any) -> None:
     backends.resolve = lambda device, gpu: (
         {"auto": "cpu"}.get(backends.current()) or (backends.current())
     )
-    library = None if os.environ.get("HEADRACE_PRETEND_CUDA") == "0" else _emulated()
+    library = None if os.environ.get("HEADRACE_PRETEND_CUDA") == "0" else emulation.library()
     if library is not None:
         cuda.library, cuda.available = lambda: library, lambda: True
     cuda.stream_of = lambda x: 0

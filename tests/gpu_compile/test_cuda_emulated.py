@@ -8,25 +8,20 @@ from __future__ import annotations
 import ctypes
 import math
 import runpy
-import shutil
-import subprocess
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 from headrace.kernels.attention import cuda
-from headrace.kernels.common import cuda as device
 
 import headrace  # noqa: F401  (registers the ops)
 from headrace import ops
+from tests.gpu_compile import emulation
 
-ROOT = Path(__file__).parents[2]
-cases = SimpleNamespace(**runpy.run_path(str(ROOT / "tests" / "gpu" / "cases.py")))
+cases = SimpleNamespace(**runpy.run_path(str(emulation.ROOT / "tests" / "gpu" / "cases.py")))
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
-COMPILER = shutil.which("g++") or shutil.which("c++")
 
-pytestmark = pytest.mark.skipif(COMPILER is None, reason="no C++ compiler on PATH")
+pytestmark = pytest.mark.skipif(emulation.COMPILER is None, reason="no C++ compiler on PATH")
 
 INTEGERS = """
 #include "kernels/attention/plan.h"
@@ -46,39 +41,16 @@ int owner(const std::int32_t* p, int streams, int row) { return headrace::owner(
 """
 
 
-def build(out, sources, *flags):
-    command = [
-        COMPILER,
-        "-std=c++17",
-        "-O1",
-        "-shared",
-        "-fPIC",
-        "-Wno-unknown-pragmas",
-        f"-I{ROOT}",
-        f"-I{Path(__file__).parent / 'emulated'}",
-        *flags,
-        "-x",
-        "c++",
-        *map(str, sources),
-        "-o",
-        str(out),
-    ]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return out
-
-
-@pytest.fixture(scope="module")
-def library(tmp_path_factory):
-    sources = sorted((ROOT / "kernels").glob("*/*.cu"))
-    return device.open_library(build(tmp_path_factory.mktemp("emulated") / "cuda.so", sources))
+@pytest.fixture
+def library():
+    return emulation.library()
 
 
 @pytest.fixture(scope="module")
 def integers(tmp_path_factory):
     folder = tmp_path_factory.mktemp("integers")
     (folder / "integers.cpp").write_text(INTEGERS)
-    loaded = ctypes.CDLL(str(build(folder / "integers.so", [folder / "integers.cpp"])))
+    loaded = ctypes.CDLL(str(emulation.build(folder / "integers.so", [folder / "integers.cpp"])))
     loaded.angle.argtypes = (ctypes.c_double, ctypes.c_int64, ctypes.c_void_p)
     loaded.split_tokens.restype = ctypes.c_int64
     loaded.split_tokens.argtypes = (ctypes.c_int64,) * 3

@@ -6,27 +6,22 @@ gain, lists of entries per kv head, and append.
 from __future__ import annotations
 
 import ctypes
-import shutil
 
 import pytest
 import torch
 from headrace.kernels.attention import cuda
-from headrace.kernels.common import cuda as device
 
 from headrace import ops
-from tests.gpu_compile.test_cuda_emulated import ROOT, build
+from tests.gpu_compile import emulation
 from tests.ops import compare, samples, views
 from tests.ops.samples import StreamShape
 
-pytestmark = pytest.mark.skipif(
-    shutil.which("g++") is None and shutil.which("c++") is None, reason="no C++ compiler on PATH"
-)
+pytestmark = pytest.mark.skipif(emulation.COMPILER is None, reason="no C++ compiler on PATH")
 
 
-@pytest.fixture(scope="module")
-def library(tmp_path_factory):
-    sources = sorted((ROOT / "kernels").glob("*/*.cu"))
-    return device.open_library(build(tmp_path_factory.mktemp("forms") / "cuda.so", sources))
+@pytest.fixture
+def library():
+    return emulation.library()
 
 
 def launch(op, call, library):

@@ -4,29 +4,20 @@
 from __future__ import annotations
 
 import ctypes
-import shutil
 
 import pytest
 import torch
-from headrace.kernels.common import cuda as device
 from headrace.kernels.lora import cuda
 
-from tests.gpu_compile.test_cuda_emulated import ROOT, build
+from tests.gpu_compile import emulation
 from tests.ops import adapters, compare, samples
 
-pytestmark = pytest.mark.skipif(
-    shutil.which("g++") is None and shutil.which("c++") is None, reason="no C++ compiler on PATH"
-)
+pytestmark = pytest.mark.skipif(emulation.COMPILER is None, reason="no C++ compiler on PATH")
 
 
-@pytest.fixture(scope="module")
-def library(tmp_path_factory):
-    sources = sorted((ROOT / "kernels").glob("lora/*.cu"))
-    loaded = ctypes.CDLL(str(build(tmp_path_factory.mktemp("lora") / "cuda.so", sources)))
-    for name in ("headrace_cuda_lora", "headrace_cuda_lora_bytes"):
-        function = getattr(loaded, name)
-        function.restype, function.argtypes = device.ENTRIES[name]
-    return loaded
+@pytest.fixture
+def library():
+    return emulation.library()
 
 
 def result(name, args, kwargs, library):
