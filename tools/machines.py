@@ -14,6 +14,8 @@ Found = dict[str, dict[str, Any]]
 
 MAIN = "cpu-2-cores-avx512"
 """The folder of the machine that comes first on every page."""
+XEON = "cpu-2-cores-intel-xeon-avx512-vnni"
+"""That of one without bf16 instructions, whose cores have two 512-bit multiply-adds a cycle."""
 LEVELS = ("scalar", "avx2", "avx512", "avx512_vnni", "avx512_bf16")
 """Of instructions, least first: the last that a machine's records name is its own."""
 CLOCK = r"@\s*[\d.]+\s*GHz|\b\d+-Core\b|\bw(?:ith\b|/).*"
