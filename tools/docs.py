@@ -29,8 +29,8 @@ at three levels (scalar, AVX2, AVX-512; where products gain from them also AVX51
 AVX512-BF16) and are the default where there is no GPU; the others named below have been compiled
 for sm_80 and sm_90 and run in an interpreter or an emulation, and **none of them has been seen
 running on a GPU yet**. Results of up to 64 KB lie in memory that is quicker to have than torch's
-own, and which `resize_` cannot enlarge. Written by `python tools/docs.py` from the contracts that the argument
-checks, the tests and the benchmarks read.
+own, and which `resize_` cannot enlarge. Written by `python tools/docs.py` from the contracts that
+the argument checks, the tests and the benchmarks read.
 """
 
 PRESETS = """# Presets
