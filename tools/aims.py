@@ -32,8 +32,8 @@ def _attention() -> Iterator[Aim]:
         why={MAIN: "a turned query is multiplied as two bf16, so that lse keeps its digits, another"
              " as one: 10 to 21% of the time where keys come from the cache, at most 4% from 8 x 4k"
              " on",
-             XEON: "8 streams of 64k: three pairs of calls of 2 GB in a slow spell of the host; 0.94"
-             " to 1.035 at the other shapes, 0.91 and 0.99 at this one in runs before"},
+             XEON: "8 streams of 64k: three pairs of calls of 2 GB in a slow spell of the host;"
+             " 0.94 to 1.035 at the other shapes, 0.91 and 0.99 at this one in runs before"},
     )  # fmt: skip
     yield Aim(
         "attention", "decode from int8 pages, 64k cached: time of bf16 pages over it, mean", file,
