@@ -42,6 +42,7 @@ def library() -> ctypes.CDLL:
         key.update(str(path.relative_to(ROOT)).encode() + path.read_bytes())
     folder = Path(tempfile.gettempdir(), f"headrace-emulated-{os.getuid()}")
     folder.mkdir(mode=0o700, exist_ok=True)
+    assert folder.stat().st_uid == os.getuid(), f"{folder} belongs to another user"
     path = folder / f"{key.hexdigest()[:16]}.so"
     with open(folder / "lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
