@@ -79,8 +79,8 @@ inline void add_tile(const Tiles<P, T>& tiles, std::int64_t slot, const float* s
 
 // As paged_pass, over contiguous keys.
 template <class P, class T>
-inline void dense_pass(const DenseArgs& a, const DenseItem& it, const Rows& st, float* cache,
-                       float* scratch, bool careful) {
+HEADRACE_ONCE void dense_pass(const DenseArgs& a, const DenseItem& it, const Rows& st, float* cache,
+                              float* scratch, bool careful) {
   const int heads = it.heads, n = it.positions, rows = st.rows, dim = a.dim;
   const int kv_head = it.head / (a.q_heads / a.kv_heads);
   float* q = scratch;                                      // [rows][dim]

@@ -6,6 +6,10 @@
 
 #include "csrc/simd/vec.h"
 
+// A function that is compiled once for all its callers: copied into the pass of every dtype it
+// would run no faster, and take three times as long to compile.
+#define HEADRACE_ONCE __attribute__((noinline, noclone)) inline
+
 namespace {
 
 // Vectors of a register block, and its rows: enough sums to hide the latency of multiply-adds, and
@@ -84,15 +88,23 @@ __attribute__((always_inline)) inline void add_step(const float* a, std::int64_t
 }
 
 // c[M][N * kW] (+)= a[M][depth] * b[depth][N * kW]
-template <int M, int N, bool Accumulate, class T>
-inline Ahead block_product(const float* a, std::int64_t lda, const T* b, std::int64_t ldb,
-                           int depth, float* c, std::int64_t ldc, Ahead ahead) {
+template <int M, int N, class T>
+HEADRACE_ONCE Ahead block_product(const float* a, std::int64_t lda, const T* b, std::int64_t ldb,
+                                  int depth, bool accumulate, float* c, std::int64_t ldc,
+                                  Ahead ahead) {
   F acc[M][N];
 #pragma GCC unroll 8
   for (int m = 0; m < M; ++m) {
 #pragma GCC unroll 4
-    for (int n = 0; n < N; ++n) acc[m][n] = Accumulate ? load(c + m * ldc + n * kW) : zero();
-    if (Accumulate && kApart<T>) order_sums<true, N>(acc[m]);
+    for (int n = 0; n < N; ++n) acc[m][n] = zero();
+  }
+  if (accumulate) {
+#pragma GCC unroll 8
+    for (int m = 0; m < M; ++m) {
+#pragma GCC unroll 4
+      for (int n = 0; n < N; ++n) acc[m][n] = load(c + m * ldc + n * kW);
+      if (kApart<T>) order_sums<true, N>(acc[m]);
+    }
   }
   for (; depth >= kFew; depth -= kFew, a += kFew, b += kFew * ldb) {
     ahead.call();
@@ -109,31 +121,31 @@ inline Ahead block_product(const float* a, std::int64_t lda, const T* b, std::in
   return ahead;
 }
 
-template <int M, int N, bool Accumulate, class T>
+template <int M, int N, class T>
 inline void row_blocks(const float* a, std::int64_t lda, const T* b, std::int64_t ldb, int depth,
-                       float* c, std::int64_t ldc, int rows, Ahead& ahead) {
+                       bool accumulate, float* c, std::int64_t ldc, int rows, Ahead& ahead) {
   for (; rows >= M; rows -= M, a += M * lda, c += M * ldc) {
-    ahead = block_product<M, N, Accumulate>(a, lda, b, ldb, depth, c, ldc, ahead);
+    ahead = block_product<M, N>(a, lda, b, ldb, depth, accumulate, c, ldc, ahead);
   }
   if constexpr (M > 1) {
-    if (rows) row_blocks<M - 1, N, Accumulate>(a, lda, b, ldb, depth, c, ldc, rows, ahead);
+    if (rows) row_blocks<M - 1, N>(a, lda, b, ldb, depth, accumulate, c, ldc, rows, ahead);
   }
 }
 
 // c[rows][cols] (+)= a[rows][depth] * b[depth][cols], cols a multiple of kW. Every element adds its
 // terms in the order of depth, whatever block it falls in. Meanwhile the `bytes` at `next` come
 // nearer.
-template <bool Accumulate, class T>
-inline void product(const float* a, std::int64_t lda, const T* b, std::int64_t ldb, int depth,
-                    float* c, std::int64_t ldc, int rows, int cols, const void* next = nullptr,
-                    std::int64_t bytes = 0) {
+template <class T>
+HEADRACE_ONCE void multiply(const float* a, std::int64_t lda, const T* b, std::int64_t ldb,
+                            int depth, bool accumulate, float* c, std::int64_t ldc, int rows,
+                            int cols, const void* next, std::int64_t bytes) {
   const int blocks = (rows + rows_of(kCols) - 1) / rows_of(kCols) * (cols / kPanel);
   const char* at = static_cast<const char*>(next);
   const int calls = depth / kFew * blocks;
   Ahead ahead{at, at, next && calls ? bytes / calls : 0};
   const auto some = [&](auto width, int n) {
     constexpr int N = decltype(width)::value;
-    row_blocks<rows_of(N), N, Accumulate>(a, lda, b + n, ldb, depth, c + n, ldc, rows, ahead);
+    row_blocks<rows_of(N), N>(a, lda, b + n, ldb, depth, accumulate, c + n, ldc, rows, ahead);
   };
   int n = 0;
   for (; n + kPanel <= cols; n += kPanel) some(Width<kCols>{}, n);
@@ -143,6 +155,13 @@ inline void product(const float* a, std::int64_t lda, const T* b, std::int64_t l
     if (left == 2) some(Width<2>{}, n);
     if (left == 3) some(Width<3>{}, n);
   }
+}
+
+template <bool Accumulate, class T>
+inline void product(const float* a, std::int64_t lda, const T* b, std::int64_t ldb, int depth,
+                    float* c, std::int64_t ldc, int rows, int cols, const void* next = nullptr,
+                    std::int64_t bytes = 0) {
+  multiply(a, lda, b, ldb, depth, Accumulate, c, ldc, rows, cols, next, bytes);
 }
 
 }  // namespace

@@ -95,8 +95,8 @@ inline void paged_slots(const PagedArgs& a, const PagedItem& it, const std::int6
 // Reads the item's share of the view into the state of its rows. careful: no row touches values
 // that it does not see (see add_values).
 template <class P, class T>
-inline void paged_pass(const PagedArgs& a, const PagedItem& it, const Rows& st, float* scratch,
-                       bool careful) {
+HEADRACE_ONCE void paged_pass(const PagedArgs& a, const PagedItem& it, const Rows& st,
+                              float* scratch, bool careful) {
   const int group = a.q_heads / a.kv_heads, n = it.positions, rows = n * group, dim = a.dim;
   float* plain = scratch;                 // [heads][rows][dim], scaled queries
   float* turned = plain + st.rows * dim;  // [heads][rows][dim], rotated for the current origin

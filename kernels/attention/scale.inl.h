@@ -32,8 +32,8 @@ inline void pull_scales(const SlotScales& scales, std::int64_t base, int cols) {
 }
 
 // Logits of slots base, base + 1, ... against codes become logits against keys.
-inline void scale_logits(float* s, int rows, const SlotScales& scales, std::int64_t base,
-                         int cols) {
+HEADRACE_ONCE void scale_logits(float* s, int rows, const SlotScales& scales, std::int64_t base,
+                                int cols) {
   for (int j = 0; j < cols; j += kW) {
     const F by = scale_at(scales, base + j);
     for (int r = 0; r < rows; ++r) store(s + r * kTile + j, mul(load(s + r * kTile + j), by));
@@ -42,8 +42,8 @@ inline void scale_logits(float* s, int rows, const SlotScales& scales, std::int6
 
 // Weights of values become weights of their codes, of rows that see columns [lo, hi); the others
 // stay 0 whatever their scale is. The denominator has been summed before.
-inline void scale_weights(float* s, int rows, const SlotScales& scales, std::int64_t base, int cols,
-                          int lo, int hi) {
+HEADRACE_ONCE void scale_weights(float* s, int rows, const SlotScales& scales, std::int64_t base,
+                                 int cols, int lo, int hi) {
   const bool whole = lo <= 0 && hi >= cols;
   for (int j = 0; j < cols; j += kW) {
     const F by = scale_at(scales, base + j);

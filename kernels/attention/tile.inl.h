@@ -146,8 +146,8 @@ inline void softmax_rows(float* s, int cols, int lo, int hi, float cap, int row,
 
 // Turns the logits of a tile, kTile to a row, into weights, in place. `ranges` holds the keys
 // [lo, hi) that each position sees, counted from `column`; the others get weight 0.
-inline void softmax(float* s, int cols, int column, const int* ranges, int positions, int group,
-                    float cap, const Rows& st) {
+HEADRACE_ONCE void softmax(float* s, int cols, int column, const int* ranges, int positions,
+                           int group, float cap, const Rows& st) {
   for (int i = 0, next; i < positions; i = next) {
     const int lo = column + ranges[2 * i], hi = column + ranges[2 * i + 1];
     const bool whole = lo <= 0 && hi >= cols;
@@ -172,7 +172,7 @@ inline void softmax(float* s, int cols, int column, const int* ranges, int posit
   }
 }
 
-inline void reset(const Rows& st) {
+HEADRACE_ONCE void reset(const Rows& st) {
   for (int r = 0; r < st.rows; ++r) {
     st.m[r] = -kInf;
     st.l[r] = 0.f;
@@ -182,7 +182,7 @@ inline void reset(const Rows& st) {
   }
 }
 
-inline bool finite(const Rows& st) {
+HEADRACE_ONCE bool finite(const Rows& st) {
   F sum = zero();
   for (std::int64_t i = 0; i < static_cast<std::int64_t>(st.rows) * st.dim; i += kW) {
     sum = fma(load(st.o + i), zero(), sum);
@@ -192,8 +192,8 @@ inline bool finite(const Rows& st) {
 
 // Writes one finished row. The learned sink joins the denominator here and nowhere else; lse is
 // natural and without it.
-inline void finish_row(const float* acc, float m, float l, int dim, const float* sink_logit,
-                       void* o, std::int64_t at, int dtype, float* lse) {
+HEADRACE_ONCE void finish_row(const float* acc, float m, float l, int dim, const float* sink_logit,
+                              void* o, std::int64_t at, int dtype, float* lse) {
   if (m == -kInf && l == 0.f) {
     for (int d = 0; d < dim; d += kW) store_any(o, at + d, dtype, zero());
     *lse = -kInf;
@@ -210,7 +210,8 @@ inline void finish_row(const float* acc, float m, float l, int dim, const float*
   *lse = static_cast<float>(static_cast<double>(m) * kLn2 + log(static_cast<double>(l)));
 }
 
-inline void angles(const std::int64_t* distance, const headrace::Rope& rope, float* c, float* s) {
+HEADRACE_ONCE void angles(const std::int64_t* distance, const headrace::Rope& rope, float* c,
+                          float* s) {
   const double d[3] = {static_cast<double>(distance[0]), static_cast<double>(distance[1]),
                        static_cast<double>(distance[2])};
   if (rope.axes == 1) {
@@ -226,7 +227,8 @@ inline void angles(const std::int64_t* distance, const headrace::Rope& rope, flo
 }
 
 // out = x rotated: dimension i pairs with i + half; dimensions from 2 * half on pass through.
-inline void rotate(const float* x, const float* c, const float* s, int half, int dim, float* out) {
+HEADRACE_ONCE void rotate(const float* x, const float* c, const float* s, int half, int dim,
+                          float* out) {
   for (int i = 0; i < half; ++i) {
     const float a = x[i], b = x[i + half];
     out[i] = a * c[i] - b * s[i];
@@ -236,8 +238,9 @@ inline void rotate(const float* x, const float* c, const float* s, int half, int
 }
 
 // Takes a block of unnormalised split states, in order, into one row state and finishes it.
-inline void merge_splits(const headrace::Share& share, int row, int rows, int dim,
-                         const float* sink_logit, void* o, std::int64_t at, int dtype, float* lse) {
+HEADRACE_ONCE void merge_splits(const headrace::Share& share, int row, int rows, int dim,
+                                const float* sink_logit, void* o, std::int64_t at, int dtype,
+                                float* lse) {
   const std::int64_t words = dim + 2;
   float* into = share.partial + row * words;
   float m = into[dim], l = into[dim + 1];
@@ -272,7 +275,7 @@ inline void resume(const float* from, const Rows& st) {
   }
 }
 
-inline void keep_partial(const headrace::Share& share, const Rows& st) {
+HEADRACE_ONCE void keep_partial(const headrace::Share& share, const Rows& st) {
   const std::int64_t words = st.dim + 2;
   for (int r = 0; r < st.rows; ++r) {
     keep_row(st, r, share.partial + (static_cast<std::int64_t>(share.split) * st.rows + r) * words);
