@@ -19,6 +19,8 @@ from headrace import ops
 
 ROOT = Path(__file__).resolve().parents[1]
 INCLUDE = re.compile(r'^\s*#include "([^"]+)"', re.M)
+SHOWING = ("compare", "pictures", "roofline", "tables")
+"""Modules of the benchmark that time nothing."""
 SHORT = 16
 """Hexadecimal digits of a digest."""
 
@@ -26,17 +28,15 @@ SHORT = 16
 def parts(name: str) -> dict[str, list[Path]]:
     """Of a bench-OP.json or quick.json: the compiled code of the op's family, and what times it.
     Of any other file: all code that is compiled, and the whole package."""
+    package = ROOT / "python/headrace"
+    timing = sorted(p for p in (package / "bench").glob("*.py") if p.stem not in SHOWING)
     if name.startswith("bench-"):
         op = name.removeprefix("bench-").removesuffix(".json")
-        return {"kernels": compiled(ops.specs()[op].family), "bench": python("bench")}
+        return {"kernels": compiled(ops.specs()[op].family), "bench": timing}
     every = sorted({path for spec in ops.specs().values() for path in compiled(spec.family)})
-    return {"kernels": every, **({"bench": python("bench")} if name == "quick.json"
-                                 else {"package": python("")})}  # fmt: skip
-
-
-def python(folder: str) -> list[Path]:
-    """Every module of a folder of the package."""
-    return sorted((ROOT / "python/headrace" / folder).rglob("*.py"))
+    if name == "quick.json":
+        return {"kernels": every, "bench": timing}
+    return {"kernels": every, "package": sorted(package.rglob("*.py"))}
 
 
 @cache
