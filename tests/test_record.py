@@ -151,7 +151,7 @@ def test_a_record_is_old_when_its_kernels_change(tmp_path, monkeypatch):
     assert sources.changed("bench-linear.json", record_) == []
     listed = {p.relative_to(ROOT).as_posix() for p in sources.compiled("linear")}
     assert {"kernels/linear/columns.inl.h", "csrc/linear.cpp", "csrc/bind/linear.cpp",
-            "csrc/common/parallel.h"} <= listed  # fmt: skip
+            "csrc/common/parallel.h", "csrc/common/isa.cpp"} <= listed  # fmt: skip
     assert not any(path.startswith(("kernels/select", "kernels/prune")) for path in listed)
     assert "csrc/similarity.cpp" in {p.relative_to(ROOT).as_posix()
                                      for p in sources.compiled("prune")}  # fmt: skip

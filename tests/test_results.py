@@ -159,6 +159,20 @@ def test_the_page_of_speed_gives_the_rates_of_its_floors():
     assert "in GFLOP/s: bf16 940, fp32 940." in speed.speed_page(alone({"a.json": {"rows": rows}}))
 
 
+def test_the_page_of_speed_says_how_fast_bytes_move():
+    rates = {"empty_call_s": {"extension": 2e-7, "op": 3e-6}, "read": [[9, 9], [1 << 26, 2e10]],
+             "copy": [[9, 9], [1 << 26, 1.5e10]]}  # fmt: skip
+    old = rates | {"read": [[1 << 26, 7e10]]}
+    found = {"bench-linear.json": {"rows": [], "rates": rates, "taken": "2026-02"},
+             "quick.json": {"rows": [], "rates": old, "taken": "2026-01"}}  # fmt: skip
+    assert (
+        "64 MiB are read at 20.0 GB/s and copied at 15.0, both counted; a call that does nothing"
+        " takes 0.2 us of the extension, 3 us of an op." in speed.speed_page(alone(found))
+    )
+    found = {"archive.json": {"rates": {"disk": 1}}}
+    assert "both counted" not in speed.speed_page(alone(found))
+
+
 def test_the_page_of_speed_says_what_was_recorded():
     one = {"warm_s": 1e-3, "cold_s": 2e-3, "ok": True, "name": "ours", "calls": [200, 9]}
     peer = one | {"name": "a peer", "warm_s": 3e-3, "cold_s": 4e-3, "calls": [3]}

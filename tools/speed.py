@@ -23,8 +23,9 @@ The floor of a shape is the larger of two times, both measured in the same run:
   thread, or with one where that is quicker. It is read in the state of the cache in which ours is
   timed, and where every call of ours meets other memory, so does it. Weights of a linear layer,
   and keys whose mass is taken, are read where they lie, so that both find them in the same cache.
-  Writing counts as reading, which is at least as quick; what is written where it was read is read
-  a second time while it is near.
+  Where a record holds rates of copies, what is written elsewhere is written; in others writing
+  counts as reading, which is at least as quick. What is written where it was read is read a second
+  time while it is near.
 - **Multiply-adds.** As many as the result has by its definition, at the rate of independent ones
   in registers: of fp32, of pairs of bf16 (vdpbf16ps), or of pairs of int16 (vpdpwssd), to which
   int8 is widened. The dtype is that of the wider of the two *inputs* of a product: bf16 with bf16
@@ -54,7 +55,7 @@ def speed_page(machines: Sequence[Machine]) -> str:
         "Written by `python tools/results.py` from `bench/results`; docs/aims.md has the bars.\n"
         "Whatever is compared took turns in one process, equality was checked first, and nothing"
         " has a\nratio where that failed. Times are medians.\n",
-        FLOOR + _rates(machines),
+        FLOOR + _rates(machines) + _moves(machines),
         "## Every op beside every peer\n\n"
         "`headrace bench OP --peers`. Peers that are not installed are named by the command, with"
         " how to get\nthem. Warm: the three calls before were the same one; cold: a buffer twice"
@@ -171,6 +172,25 @@ def _rates(machines: Sequence[Machine]) -> str:
     several = len(machines) > 1
     told = [f"{f'{name}: ' if several else ''}{text}" for name, text in rates]
     return f"\nAt their best in these records, in GFLOP/s: {'; '.join(told)}.\n" if told else ""
+
+
+def _moves(machines: Sequence[Machine]) -> str:
+    """How fast every machine reads and copies, and what a call costs, where that was recorded: in
+    the record that was taken last."""
+    lines = []
+    for one in machines:
+        timed = [record for name, record in one.found.items()
+                 if name.startswith(("bench-", "quick")) and "rates" in record]  # fmt: skip
+        if timed:
+            rates = max(timed, key=lambda record: str(record["taken"]))["rates"]
+            empty = {name: 1e6 * each for name, each in rates["empty_call_s"].items()}
+            (size, read), (_, copied) = rates["read"][-1], rates["copy"][-1]
+            lines.append(
+                f"{one.name}: {size / 2**20:.0f} MiB are read at {read / 1e9:.1f} GB/s and copied"
+                f" at {copied / 1e9:.1f}, both counted; a call that does nothing takes"
+                f" {empty['extension']:.2g} us of the extension, {empty['op']:.2g} us of an op."
+            )
+    return "\n" + "\n".join(lines) + "\n" if lines else ""
 
 
 def _rates_of(found: Found) -> str:
