@@ -103,6 +103,9 @@ def test_a_side_with_few_calls_is_not_taken(bench, capsys):
         record.main(["select"])
     assert "fewer than 3 calls of a side of linear few" in capsys.readouterr().out
     assert not (bench.target.parents[2] / "build/records/0123456789ab/bench-select.json").exists()
+    alone = {"op": "linear", "shape": "one", "beside": [], "half": [1.0, 1.0]}
+    assert record.thin({"rows": [alone, alone | {"half": [1.0, 1.1]}]}) == ["linear one"]
+    assert record.thin({"rows": [{"streams": 1}]}) == []  # of another kind
 
 
 def test_groups_are_many_and_every_recorded_file_has_a_name(bench):

@@ -70,13 +70,20 @@ def _keep(job: Job, printed: str, path: Path) -> None:
 
 
 def thin(record: dict[str, Any]) -> list[str]:
-    """The shapes of a bench beside peers that have a side with too few calls."""
+    """The shapes of a bench that have a side with too few calls; of one without peers beside it,
+    those of a single call, whose quartiles are the same."""
     return [
         f"{row['op']} {row['shape']}"
         for row in record.get("rows", ())
-        if isinstance(row, dict)
-        and any(one["calls"] and min(one["calls"]) < CALLS for one in row.get("beside", ()))
+        if isinstance(row, dict) and "op" in row and _is_thin(row)
     ]
+
+
+def _is_thin(row: dict[str, Any]) -> bool:
+    if row.get("beside"):
+        return any(one["calls"] and min(one["calls"]) < CALLS for one in row["beside"])
+    low, high = row.get("half") or (0, 1)
+    return bool(low == high)
 
 
 def machine_folder() -> Path:

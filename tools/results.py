@@ -45,7 +45,8 @@ def aims(machines: Sequence[Machine], aims: Iterable[Aim] = AIMS) -> str:
     said = (
         f"Written by `python tools/results.py`: every bar beside what was recorded in {folders};"
         " ratios are of times taken in turns in one run. A bar that is not met says what stands in"
-        " its way, as far as that is known of the machine."
+        " its way, as far as that is known of the machine, after what the record itself shows. A"
+        " level in brackets is that of a record taken at fewer instructions than the machine has."
     )
     heads = ["", "what", "bar", *(one.name for one in machines), "recorded in"]
     lines = [
