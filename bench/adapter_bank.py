@@ -23,8 +23,10 @@ from collections import OrderedDict, deque
 from pathlib import Path
 from typing import Any
 
+import drawn
 import numpy as np
 import torch
+from drawn import PARTS
 
 from headrace import AdapterBank, AdapterStore, Sink, Window, models, wrap
 from headrace.adapters import Base
@@ -260,46 +262,6 @@ def oversubscribed(
     return told
 
 
-def plot(told: dict[str, Any], path: Path) -> None:
-    """How the delays are spread."""
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import NullFormatter
-
-    figure = Figure(figsize=(11, 4.6), dpi=130, layout="constrained")
-    axes = figure.subplots(1, len(PARTS))
-    for ax, part in zip(axes, PARTS, strict=True):
-        found = told.get(part)
-        if found is None:
-            continue
-        for key, ms in found["curves"].items():
-            style = "--" if key.endswith(("half of them", "miss")) else "-"
-            weight = 0.8 if key.startswith(("closed", "batch")) else 1.6
-            ax.plot(ms, np.linspace(0, 1, len(ms)), style, lw=weight, label=key)
-        title = PARTS[part]
-        if "hit_rate" in found and "adapters" in found:
-            title += (
-                f"\n{found['adapters']:,} adapters, {SLOTS} slots, {found['hit_rate']:.0%} hits"
-            )
-        else:
-            title += f"\nmedian x{found['poisson']['ratio_of_medians']:g} of all resident"
-        ax.set_xscale("log")
-        ax.xaxis.set_minor_formatter(NullFormatter())
-        ax.set_title(title, loc="left", fontsize=8.5)
-        ax.set_xlabel("first-token delay, ms")
-        ax.grid(color="#e4e4e4", lw=0.8)
-        ax.legend(fontsize=7, frameon=False)
-    axes[0].set_ylabel("share of requests")
-    figure.savefig(path)
-
-
-PARTS = {
-    "zipf_in_page_cache": "Zipf replay, page cache",
-    "zipf_on_disk": "Zipf replay, files not cached",
-    "twice_the_slots": "2x the slots, 2.8M model",
-    "twice_the_slots_wide": "2x the slots, 100M model",
-}
-
-
 def measure(args: argparse.Namespace, part: str, folder: Path) -> dict[str, Any]:
     """One part."""
     if part.startswith("zipf"):
@@ -342,7 +304,7 @@ def main() -> None:
             }  # fmt: skip
             print(part, json.dumps({k: v for k, v in found.items() if k != "curves"}), flush=True)
             args.out.write_text(json.dumps(told, indent=1) + "\n", "utf-8")
-    plot(told, args.out.with_suffix(".png"))
+    drawn.adapter_bank(told, args.out.with_suffix(".png"))
 
 
 if __name__ == "__main__":

@@ -29,6 +29,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import drawn
 import numpy as np
 import torch
 from archive_dial import structured
@@ -126,29 +127,6 @@ def _read(disk: Disk, room: np.ndarray, size: int, file: Callable[[Any], int]) -
             size -= take
 
 
-def plot(stream: dict[str, Any], path: Path) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), sharey=True)
-    for policy, by in stream["curves"].items():
-        answered = [x["answered"] for x in by.values()]
-        if policy in ("mean", "largest logit", "window only"):
-            left.plot([int(b) for b in by], answered, "o-", label=policy)
-        if policy not in ("window only", "estimate alone"):
-            right.plot([x["moved_kb"] for x in by.values()], answered, "o-", label=policy)
-    left.set(xscale="log", xlabel="pages of 64 tokens", ylabel="share of facts answered")
-    right.set(xscale="log", xlabel="KB moved for a question")
-    for axis in (left, right):
-        axis.grid(alpha=0.3)
-        axis.legend(fontsize=7)
-    figure.suptitle(f"{stream['facts']} facts in a stream of {stream['tokens']:,} tokens")
-    figure.tight_layout()
-    figure.savefig(path, dpi=120)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("out", type=Path)
@@ -173,7 +151,7 @@ def main() -> None:
     made["dial"] = structured()
     report.write(made, args.out)
     if args.plot is not None:
-        plot(made["stream"], args.plot)
+        drawn.archive(made, args.plot)
 
 
 if __name__ == "__main__":

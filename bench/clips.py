@@ -22,6 +22,7 @@ from statistics import mean
 from typing import Any
 
 import av
+import drawn
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -120,52 +121,6 @@ def measure(clip: str, most: int | None = None) -> list[dict[str, Any]]:
     return rows
 
 
-def plot(rows: list[dict[str, Any]], out: Path) -> None:
-    """A column a clip: shares dropped and worst distances over thresholds, shares over time."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    clips = list(dict.fromkeys(row["clip"] for row in rows))
-    figure, axes = plt.subplots(5, len(clips), figsize=(4.2 * len(clips), 14), squeeze=False)
-    style = {"last kept": {"color": "tab:blue"}, "frame before": {"color": "tab:red", "ls": "--"}}
-    for column, clip in zip(axes.T, clips, strict=True):
-        column[0].set_title(clip)
-        for i, form in enumerate(THRESHOLDS):
-            for reference in REFERENCES:
-                mine = [r for r in rows if (r["clip"], r["form"], r["reference"], r["stride"])
-                        == (clip, form, reference, 1)]  # fmt: skip
-                at = [r["threshold"] for r in mine]
-                for axis, key in ((column[2 * i], "dropped"), (column[2 * i + 1], "worst")):
-                    axis.plot(at, [r[key] for r in mine], marker=".", label=reference,
-                              **style[reference])  # fmt: skip
-                    if form == "pixels":
-                        axis.set_xscale("log")
-            bound = THRESHOLDS[form]
-            column[2 * i + 1].plot(bound, [t if form == "pixels" else 1 - t for t in bound],
-                                   color="gray", lw=0.8, label="threshold")  # fmt: skip
-            unit = "levels of 255" if form == "pixels" else "1 - cosine"
-            column[2 * i].set_ylabel(f"{form}: share dropped")
-            column[2 * i + 1].set_ylabel(f"{form}: worst, {unit}")
-            column[2 * i + 1].set_xlabel("threshold")
-        for reference in REFERENCES:
-            wanted = (clip, "pixels", 1, reference)
-            curve = next(
-                r["curve"] for r in rows if "curve" in r
-                and (r["clip"], r["form"], r["stride"], r["reference"]) == wanted
-            )  # fmt: skip
-            column[4].plot(curve, lw=0.9, label=reference, **style[reference])
-        column[4].set_ylabel(f"share dropped, pixels at {SHOWN['pixels']}")
-        column[4].set_xlabel("frame, all of them")
-        column[4].set_ylim(0, 1.02)
-    for axis in axes[:, 0]:
-        axis.legend(fontsize="small")
-    figure.tight_layout()
-    figure.savefig(out, dpi=90)
-    plt.close(figure)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("out", type=Path)
@@ -182,7 +137,7 @@ def main() -> None:
                     f" {row['dropped']:.1%} dropped, worst {row['worst']:.3g}", flush=True,
                 )  # fmt: skip
     args.out.write_text(json.dumps(told, indent=1) + "\n", "utf-8")
-    plot(told["rows"], args.out.with_suffix(".png"))
+    drawn.clips(told, args.out.with_suffix(".png"))
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import drawn
 import torch
 
 from headrace.cli import report
@@ -127,28 +128,6 @@ def summary(run: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def plot(runs: list[dict[str, Any]], path: Path) -> None:
-    try:
-        import matplotlib
-    except ImportError:
-        print("no plot: matplotlib is not installed")
-        return
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(1, 2, figsize=(10, 3.6), constrained_layout=True)
-    for run in runs:
-        x = [b["tokens"] for b in run["blocks"]]
-        axes[0].plot(x, [b["cache_bytes"] / 2**20 for b in run["blocks"]], label=run["cache"])
-        axes[1].plot(x, [b["cpu_ms"] for b in run["blocks"]], label=run["cache"])
-    for axis, label in zip(axes, ("keys and values, MiB", "processor ms per token"), strict=True):
-        axis.set_xlabel("tokens generated")
-        axis.set_ylabel(label)
-        axis.set_ylim(bottom=0)
-        axis.legend()
-    figure.savefig(path, dpi=120)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("out", type=Path)
@@ -181,7 +160,10 @@ def main() -> None:
         "runs": runs,
     }
     args.out.write_text(json.dumps(document, indent=1) + "\n")
-    plot(runs, args.out.with_suffix(".png"))
+    try:
+        drawn.transformers_stream(document, args.out.with_suffix(".png"))
+    except ImportError:
+        print("no plot: matplotlib is not installed")
     print(json.dumps(document["summary"], indent=1))
 
 

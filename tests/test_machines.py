@@ -25,7 +25,8 @@ def made_up(tmp_path, *isas):
         folder = tmp_path / (f"cpu-{nth}" if nth else machines.MAIN)
         folder.mkdir()
         (folder / "notes.md").write_text("# Notes")
-        host = {"host": {"cpu": f"Maker(R) {nth} @ 2.50GHz", "isa": isa, "processors": 2}}
+        host = {"host": {"cpu": f"Maker(R) {nth} @ 2.50GHz", "isa": isa, "processors": 2,
+                         "threads": 2}}  # fmt: skip
         one = {"warm_s": 1e-3, "cold_s": 2e-3, "ok": True, "name": "ours", "calls": [200, 9]}
         peer = one | {"name": "a peer", "warm_s": (nth + 2) * 1e-3}
         row = {"op": "linear", "ok": True, "shape": "fp32", "peer_name": "a peer",
@@ -46,7 +47,7 @@ def cells(line):
     return [cell.strip() for cell in line.strip("|").split("|")]
 
 
-LINEAR, LENGTH = "`linear`, every shape", "the exponent"
+LINEAR, LENGTH = "`linear`, every shape and peer, warm", "the exponent"
 
 
 @pytest.mark.parametrize("many", [1, 2, 3])
@@ -57,8 +58,7 @@ def test_every_machine_has_a_column_of_aims(tmp_path, many):
     names = ["Maker 0, avx512_bf16", "Maker 1, avx512", "Maker 2, avx2"][:many]
     assert heads == ["", "what", "bar", *names, "recorded in"]
     assert len(cells(_line(text, "|---|"))) == len(heads)
-    short = "0.5x, **short**"  # the reason that is known is of another machine
-    assert cells(_line(text, LINEAR))[3:-1] == ["2x, met", short, short][:many]
+    assert cells(_line(text, LINEAR))[3:-1] == ["2x, met", "3x, met", "4x, met"][:many]
     told = {1: ["0.01, met"], 2: ["0.01, met", ""], 3: ["0.01, met", "1.01, **short**", ""]}
     assert cells(_line(text, LENGTH))[3:-1] == told[many]
     assert cells(_line(text, "1080p RGB"))[3:-1] == ["not recorded yet", *[""] * (many - 1)]
@@ -72,10 +72,18 @@ def test_a_reason_is_that_of_its_machine(tmp_path):
     assert cells(_line(results.aims(every, [aim]), "| b |"))[3:5] == [
         "2x, **short**: at all", "0.5x, **short**: at all",
     ]  # fmt: skip
-    aim = replace(aim, why={"cpu-1": "here"})
+    aim = replace(aim, why={"cpu-1": lambda record: f"here, {record['rows'][0]['shape']}"})
     assert cells(_line(results.aims(every, [aim]), "| b |"))[3:5] == [
-        "2x, **short**", "0.5x, **short**: here",
+        "2x, **short**", "0.5x, **short**: here, fp32",
     ]  # fmt: skip
+
+
+def test_what_was_taken_at_another_level_or_on_fewer_threads_is_told(tmp_path):
+    (one,) = made_up(tmp_path, "avx512_bf16")
+    assert "Taken" not in speed.speed_page([one])
+    one.found["scale-length.json"]["host"] |= {"isa": "avx512", "threads": 1}
+    assert "\nTaken at avx512 with 1 thread: length.\n" in speed.speed_page([one])
+    assert (one.level("scale-length.json"), one.level("bench-linear.json")) == ("avx512", "")
 
 
 @pytest.mark.parametrize("many", [1, 2, 3])
@@ -111,7 +119,7 @@ def test_the_front_page_says_where_other_machines_are(tmp_path, monkeypatch, man
         (made / "quick.json").write_text(json.dumps(taken | {"host": host}))
     monkeypatch.setattr(results, "ROOT", tmp_path)
     texts = results.written()
-    block = texts[tmp_path / "README.md"].split(results.BEGIN)[1].split(results.END)[0]
+    block = texts[tmp_path / "README.md"].split(results.BEGIN)[2].split(results.END)[0]
     assert front.front(machines.load(known / machines.MAIN)) in block
     said = {
         1: "",

@@ -14,9 +14,12 @@ sys.path.insert(0, str(ROOT / "tools"))
 
 import aims  # noqa: E402
 import aims_speed  # noqa: E402
+import endless  # noqa: E402
 import front  # noqa: E402
 import gpu  # noqa: E402
+import jobs  # noqa: E402
 import machines  # noqa: E402
+import plots  # noqa: E402
 import results  # noqa: E402
 import speed  # noqa: E402
 from record import machine_folder, report  # noqa: E402
@@ -47,13 +50,41 @@ def test_every_table_is_that_of_the_recorded_files():
         assert path.read_text("utf-8") == text, f"{path}: run python tools/results.py"
 
 
-def test_every_plot_is_that_of_the_recorded_files(found, tmp_path):
-    for name, (mark, draw) in speed.plots(found).items():
-        path = ROOT / "docs" / name
-        assert speed.mark_of(path) == mark, f"{path}: run python tools/results.py"
-        draw(tmp_path / name)
-        assert speed.mark_of(tmp_path / name) == mark
-    assert speed.mark_of(tmp_path / "none.png") == ""
+PLOTS = plots.plots(MACHINES)
+
+
+@pytest.mark.parametrize("name", PLOTS)
+def test_every_plot_is_that_of_the_recorded_files(name, tmp_path):
+    mark, draw = PLOTS[name]
+    assert plots.mark_of(ROOT / name) == mark, f"{name}: run python tools/results.py"
+    draw(tmp_path / "drawn.png")
+    assert plots.mark_of(tmp_path / "drawn.png") == mark
+    assert plots.mark_of(tmp_path / "none.png") == ""
+
+
+def test_every_committed_plot_is_drawn_from_a_record():
+    there = {f.relative_to(ROOT).as_posix() for folder in ("docs", "bench/results")
+             for f in (ROOT / folder).rglob("*.png")}  # fmt: skip
+    assert there == {*PLOTS, "docs/video.png"}  # whose frames no record holds
+
+
+def test_the_rooflines_are_linked_from_the_page_of_speed():
+    for one in MACHINES:
+        name = speed.plot_name("rooflines", one.folder)
+        assert f"({name})" in (ROOT / "docs/speed.md").read_text("utf-8")
+        assert f"docs/{name}" in PLOTS
+
+
+def test_rows_without_the_dtype_of_their_products_are_under_no_roof(found):
+    rows = speed.roofs(found)
+    assert {row["op"] for row in rows} >= {"attention", "paged_attention", "lora"}
+    assert "gated_delta_rule" not in {
+        row["op"] for row in rows
+    }  # of the main machine, which is old
+    (name,) = [name for name in PLOTS if name == "docs/rooflines.png"]
+    changed = copy.deepcopy(found)
+    changed["bench-attention.json"]["rows"][0]["ours_s"] *= 2
+    assert plots.plots([machines.Machine(machines.MAIN, changed, "")])[name][0] != PLOTS[name][0]
 
 
 def test_every_record_says_where_it_comes_from(machine):
@@ -128,6 +159,20 @@ def test_the_page_of_speed_gives_the_rates_of_its_floors():
     assert "in GFLOP/s: bf16 940, fp32 940." in speed.speed_page(alone({"a.json": {"rows": rows}}))
 
 
+def test_the_page_of_speed_says_how_fast_bytes_move():
+    rates = {"empty_call_s": {"extension": 2e-7, "op": 3e-6}, "read": [[9, 9], [1 << 26, 2e10]],
+             "copy": [[9, 9], [1 << 26, 1.5e10]]}  # fmt: skip
+    old = rates | {"read": [[1 << 26, 7e10]]}
+    found = {"bench-linear.json": {"rows": [], "rates": rates, "taken": "2026-02"},
+             "quick.json": {"rows": [], "rates": old, "taken": "2026-01"}}  # fmt: skip
+    assert (
+        "64 MiB are read at 20.0 GB/s and copied at 15.0, both counted; a call that does nothing"
+        " takes 0.2 us of the extension, 3 us of an op." in speed.speed_page(alone(found))
+    )
+    found = {"archive.json": {"rates": {"disk": 1}}}
+    assert "both counted" not in speed.speed_page(alone(found))
+
+
 def test_the_page_of_speed_says_what_was_recorded():
     one = {"warm_s": 1e-3, "cold_s": 2e-3, "ok": True, "name": "ours", "calls": [200, 9]}
     peer = one | {"name": "a peer", "warm_s": 3e-3, "cold_s": 4e-3, "calls": [3]}
@@ -138,7 +183,7 @@ def test_the_page_of_speed_says_what_was_recorded():
     assert "| `linear` | a peer | 1 | 3.00x | 2.00x | 3 | 50%, 100% |" in text
     assert "a wrong peer" not in text
     assert text.count(speed.NONE) == 2  # neither loops nor scaling
-    assert speed.plots(found) == {}
+    assert plots.plots(alone(found)) == {}
     side = {"throughput": 80.0, "lag_p50": 1e-3, "lag_p99": 2e-3, "bytes": 2048}
     gain = {"median": 22.5, "least": 21.0, "most": 23.0}
     point = {"at": 4096, "ok": True, "sides": {"ours": side, "recomputation": side},
@@ -156,18 +201,20 @@ def test_the_page_of_speed_says_what_was_recorded():
     told = "10 to 1,000 tokens | a token: 1000 us to 1000 us | +0.01 \N{PLUS-MINUS SIGN} 0.00 |"
     assert told in text
     assert speed.NONE not in text
-    marks = {name: mark for name, (mark, _) in speed.plots(found).items()}
+    marks = {name: mark for name, (mark, _) in plots.plots(alone(found)).items()}
     gain["median"] = 2.0
-    changed = {name: mark for name, (mark, _) in speed.plots(found).items()}
-    assert marks["loops.png"] != changed["loops.png"]
-    assert marks["scaling.png"] == changed["scaling.png"]
+    changed = {name: mark for name, (mark, _) in plots.plots(alone(found)).items()}
+    assert marks["docs/loops.png"] != changed["docs/loops.png"]
+    assert marks["docs/scaling.png"] == changed["docs/scaling.png"]
     told = results.aims(alone({name: found[name] for name in found if name != "bench-linear.json"}))
     assert "**short**" in _line(told, "sinks and a window of 4,096")
     assert ", met |" in _line(told, "the exponent")
 
 
 def test_no_op_may_be_slower_than_its_peer():
-    (aim,) = [aim for aim in aims.AIMS if aim.what.startswith("`linear`, every shape")]
+    (aim,) = [
+        aim for aim in aims.AIMS if aim.what.startswith("`linear`, every") and "warm" in aim.what
+    ]
     linear = {"op": "linear", "peer_name": "torch"}
     rows = [linear | {"speedup": 1.4}, linear | {"speedup": 0.4, "peer_name": "ours, bf16"}]
     assert aim.met(aim.measure({"rows": rows}))
@@ -191,7 +238,7 @@ def test_small_shapes_are_no_slower_either(found):
     rows[0]["speedup"] = 0.99
     told = results.aims(alone(found | {"quick.json": {"rows": rows}}))
     assert "**short**" in _line(told, "`linear`, quick shapes")
-    assert "**short**" not in _line(told, "`append`, every shape")
+    assert "**short**" not in _line(told, "`append`, every shape and peer, warm")
 
 
 @pytest.mark.parametrize("aim", aims.AIMS, ids=lambda aim: aim.what)
@@ -202,8 +249,28 @@ def test_an_aim_bounds_one_side_and_measures(aim):
     assert aim.met(bar)
     assert aim.met(bar * 1.01) is up
     assert aim.met(bar * 0.99) is not up
-    for found in (one.found for one in MACHINES if aim.file in one.found):
-        assert math.isfinite(aim.measure(found[aim.file]))  # a slope or a loss may be below 0
+    for one in (one for one in MACHINES if aim.file in one.found):
+        record = one.found[aim.file]
+        value = aim.measure(record)
+        if value is None:  # what older records do not hold
+            assert "cold caches" in aim.what or aim.family == "commands"
+            continue
+        assert math.isfinite(value)  # a slope or a loss may be below 0
+        said = [aim.reason(one.folder, record), *([aim.where(record, True)] if aim.where else [])]
+        assert not any("|" in each or "\n" in each for each in said)
+
+
+@pytest.mark.parametrize("aim", [aim for aim in aims.AIMS if aim.test], ids=lambda aim: aim.what)
+def test_a_bar_that_a_test_asserts_names_a_test_that_is_there(aim):
+    path, _, name = aim.test.partition("::")
+    assert f"\ndef {name}(" in (ROOT / path).read_text("utf-8")
+
+
+def test_a_bar_without_a_record_names_what_would_show_it(found):
+    """Either tools/record.py makes the file, or a record is there already."""
+    made = {jobs.file_of(name) for group in jobs.groups().values() for name in group}
+    for aim in aims.AIMS:
+        assert aim.file in made, aim.what
 
 
 def test_an_aim_of_no_shape_is_an_error(found):
@@ -252,10 +319,93 @@ def test_the_page_of_gpus_says_what_has_been_seen(tmp_path):
 
 
 def test_a_peer_that_computed_something_else_is_no_worst_case():
-    (aim,) = (a for a in aims_speed.shapes() if a.what.startswith("`select`, every"))
+    (aim,) = (a for a in aims_speed.shapes() if a.what.startswith("`select`, every") and "warm" in
+              a.what)  # fmt: skip
     row = {"op": "select", "peer_name": "torch", "speedup": 3.0, "peer_ok": True}
     other = row | {"speedup": None, "peer_ok": False}
     assert aim.measure({"rows": [row, other, row | {"speedup": 2.0}]}) == 2.0
     assert aim.measure({"rows": [other]}) is None
     with pytest.raises(TypeError):
         aim.measure({"rows": [row | {"speedup": None}]})
+
+
+def beside(**times):
+    """A row beside peers: seconds warm and cold of each, `ours` 2 and 4."""
+    times = {"ours": (2, 4), "floor": (1, 1), **times}
+    listed = [{"name": name, "warm_s": warm, "cold_s": cold, "ok": True, "calls": [9, 3],
+               "warm_half": [warm, warm], "cold_half": [cold, cold]}
+              for name, (warm, cold) in times.items()]  # fmt: skip
+    return {"op": "select", "ok": True, "shape": "few", "beside": listed, "speedup": 99.0,
+            "peer_name": "torch", "peer_ok": True}  # fmt: skip
+
+
+def test_the_worst_peer_counts_and_not_the_first():
+    warm, cold = aims_speed.Least("select"), aims_speed.Least("select", "cold")
+    row = beside(torch=(6, 6), compiled=(3, 2))
+    assert (warm({"rows": [row]}), cold({"rows": [row]})) == (1.5, 0.5)
+    told = cold.where({"rows": [row]}, False)
+    assert told == "few beside compiled, 4 s against 2 s; 1.5x or more beside every other peer"
+    assert warm.where({"rows": [row]}, True) == ""
+    wrong = beside(torch=(6, 6), compiled=(3, 2))
+    wrong["beside"][-1]["ok"] = False
+    assert cold({"rows": [wrong]}) == 1.5
+    ours = beside(**{"torch": (6, 6), "ours, bf16 pages": (1, 1), "the base alone": (1, 1)})
+    assert cold({"rows": [ours]}) == 1.5
+    with pytest.raises(ValueError, match="a wrong result"):
+        warm({"rows": [row | {"ok": False}]})
+
+
+def test_few_calls_and_a_peer_alone_are_told():
+    row = beside(torch=(6, 6))
+    row["beside"][-1]["calls"] = [2, 9]
+    warm, cold = aims_speed.Least("select"), aims_speed.Least("select", "cold")
+    assert warm.where({"rows": [row]}, True) == "fewer than 3 calls of a side at a shape"
+    assert cold.where({"rows": [row]}, True) == ""
+    assert cold({"rows": [row | {"beside": []}]}) is None
+    assert warm.where({"rows": [row | {"beside": []}]}, True) == "beside one peer alone"
+    near = beside(torch=(1.9, 6))
+    near["beside"][-1]["warm_half"] = [1.8, 2.1]
+    assert "within the spread" in warm.where({"rows": [near]}, False)
+    near["beside"][-1]["warm_half"] = [1.8, 1.95]
+    assert "within the spread" not in warm.where({"rows": [near]}, False)
+
+
+def test_a_reason_takes_its_figures_from_the_record(found):
+    changed = copy.deepcopy(found)
+    for row in changed["bench-paged_attention.json"]["rows"]:
+        if row["shape"].startswith("decode bf16 B1 1k"):
+            row["of_floor"] = 0.07
+    what = "batch 1 to 8: share of the floor, mean"
+    assert "short**: 7 to 44% for one and two" in _line(results.aims(alone(changed)), what)
+    assert "7 to" not in _line(results.aims(alone(found)), what)
+
+
+def test_a_share_above_what_noise_explains_is_not_shown(found):
+    changed = copy.deepcopy(found)
+    for share in (1.05, 1.06, 9.9):
+        changed["bench-linear.json"]["rows"][0]["of_floor"] = share
+        assert ("to 105)" in front.front(changed)) == (share == 1.05)
+        assert f"{100 * share:.0f})" not in front.front(changed) or share == 1.05
+
+
+def test_the_level_of_a_record_is_told_where_the_machine_has_more(found):
+    assert "x (at avx512), met" in _line(results.aims(alone(found)), "sinks and a window of 4,096")
+    assert "(at " not in _line(results.aims(alone(found)), "the same, worst shape")
+    changed = {name: copy.deepcopy(record) for name, record in found.items()}
+    for record in changed.values():
+        machines.host(record)["isa"] = "avx512_bf16"
+    assert "(at " not in results.aims(alone(changed))
+
+
+def test_text_without_end_is_told_as_it_was_recorded(found):
+    text = endless.endless(found)
+    changed = copy.deepcopy(found)
+    (run, *_) = changed["stream-4m.json"]["policies"]
+    run["last_100k"]["perplexity"] = 7.77
+    run["kv_bytes_at_end"] = 3 << 20
+    assert "| 2.21, 7.77 | 768 KiB, 3 MiB |" in endless.endless(changed)
+    assert "7.77" not in text
+    pair = changed["stream-bytes-dense.json"]["versus_recompute"]["last_100k"]["window"]
+    pair["difference"] = -0.5
+    assert "within 0.500" in endless.endless(changed)
+    assert endless.endless({}) == ""

@@ -9,13 +9,16 @@ from math import exp, log
 from typing import Any
 
 Record = dict[str, Any]
+Why = str | Callable[[Record], str]
 
 
 @dataclass(frozen=True)
 class Aim:
     """One bar. `least` or `most` bounds what `measure` finds in the record, None where that is not
-    in it; `why` explains a shortfall and is shown only beside one: of every machine, or of those
-    whose folders it names.
+    in it. `where` tells more of a figure, given whether it meets the bar. `why` explains a
+    shortfall and is shown only beside one: of every machine, or of those whose folders it names; a
+    function takes what it says from the record. `test` asserts the bar too, as
+    `tests/....py::name`.
     """
 
     family: str
@@ -25,11 +28,14 @@ class Aim:
     least: float | None = None
     most: float | None = None
     unit: str = "x"
-    why: str | Mapping[str, str] = ""
+    why: Why | Mapping[str, Why] = ""
+    where: Callable[[Record, bool], str] | None = None
+    test: str = ""
 
-    def reason(self, folder: str) -> str:
+    def reason(self, folder: str, record: Record) -> str:
         """Why the machine of this folder falls short, as far as that is known."""
-        return self.why if isinstance(self.why, str) else self.why.get(folder, "")
+        why = self.why.get(folder, "") if isinstance(self.why, Mapping) else self.why
+        return why if isinstance(why, str) else why(record)
 
     def met(self, value: float) -> bool:
         return value >= self.least if self.least is not None else value <= (self.most or 0)
@@ -73,3 +79,15 @@ def inside(*path: str) -> Callable[[Record], float]:
         return float(value)
 
     return measure
+
+
+def over(upper: tuple[str, ...], lower: tuple[str, ...]) -> Callable[[Record], float]:
+    """One figure over another, each by its keys."""
+    return lambda record: inside(*upper)(record) / inside(*lower)(record)
+
+
+def between(record: Record, key: str, *begins: str, holds: Callable = lambda row: True) -> str:
+    """From the least to the most of a share, in per cent, over the rows that begin so."""
+    each = [row[key] for name in begins for row in rows(record, name) if holds(row)]
+    low, high = (f"{100 * end:.0f}" for end in (min(each), max(each)))
+    return f"{low}%" if low == high else f"{low} to {high}%"

@@ -10,6 +10,9 @@ from typing import Any
 from aim import geometric, rows
 from machines import Found, Machine
 
+SURE = 1.05
+"""A share of the floor above this is no share of it: the floor was then another, or noise."""
+
 # What the front page shows: what, file, beginnings of shapes, the peer. All shapes of a line count.
 FRONT = (
     (
@@ -59,7 +62,8 @@ def front(found: Found) -> str:
         names = begins if isinstance(begins, tuple) else (begins,)
         at = [row for name in names for row in rows(found[file], name)]
         speed = _range([row["speedup"] for row in at], lambda v: f"{v:.1f}", "x")
-        floor = _range([row["of_floor"] for row in at], lambda v: f"{100 * v:.0f}", "%")
+        shares = [row["of_floor"] for row in at if row["of_floor"] <= SURE]
+        floor = _range(shares, lambda v: f"{100 * v:.0f}", "%") if shares else ""
         lines.append(f"| {what} | {peer} | {speed} | {floor} |")
     return "\n".join(lines)
 

@@ -30,6 +30,11 @@ class Machine:
     found: Found
     name: str
 
+    def level(self, file: str) -> str:
+        """Of the instructions that a record was taken with, where the machine has more; else ""."""
+        isa = host(self.found[file]).get("isa", "")
+        return "" if isa == host_of(self.found).get("isa", "") else isa
+
 
 def load(folder: Path) -> Found:
     """The recorded files of a machine by name."""
@@ -48,10 +53,15 @@ def machines(results: Path) -> list[Machine]:
     ]
 
 
+def host(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Where a record was taken; empty where it does not say."""
+    return record.get("host") or record.get("machine") or {}
+
+
 def host_of(found: Found) -> dict[str, Any]:
     """The machine of a folder's records, at the highest level that they name; empty without one."""
-    hosts = [record["host"] for record in found.values() if record.get("host")]
-    return max(hosts, key=lambda host: _rank(host["isa"]), default={})
+    hosts = [host(record) for record in found.values() if host(record)]
+    return max(hosts, key=lambda one: _rank(one["isa"]), default={})
 
 
 def _rank(isa: str) -> int:

@@ -1,15 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """Writes the tables of recorded figures anew from bench/results/<machine>/*.json.
 
-    python tools/results.py [--check]
+    python tools/results.py [--check | --stale]
 
 bench/results/<machine>/README.md   every shape, with commit, time and command; prose from notes.md
 docs/aims.md                        what the engine aims for, what was measured, met or short
-docs/speed.md, loops.png, scaling.png    ops beside peers, loops, cost as work grows
+docs/speed.md                       ops beside peers, loops, cost as work grows
 docs/gpu.md                         what was seen on a GPU, and what every kernel takes of one
+docs/*.png, bench/results/*/*.png   the plots of plots.py
 README.md, docs/pruning.md          the blocks between their marks
 
-`--check` writes nothing and fails when a file differs. No figure is typed in by hand.
+`--check` writes nothing and fails when a file differs. `--stale` writes nothing and lists the
+records whose sources have changed since, for tools/record.py to take again. No figure is typed in
+by hand.
 """
 
 from __future__ import annotations
@@ -21,11 +24,14 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+import sources
 from aims import AIMS, Aim
+from endless import endless
 from front import elsewhere, front, prose
 from gpu import gpu_page
-from machines import MAIN, Machine, load, machines
-from speed import mark_of, plots, speed_page
+from machines import Machine, host, machines
+from plots import mark_of, plots
+from speed import speed_page
 
 from headrace.bench import Row, table
 
@@ -39,7 +45,8 @@ def aims(machines: Sequence[Machine], aims: Iterable[Aim] = AIMS) -> str:
     said = (
         f"Written by `python tools/results.py`: every bar beside what was recorded in {folders};"
         " ratios are of times taken in turns in one run. A bar that is not met says what stands in"
-        " its way, as far as that is known of the machine."
+        " its way, as far as that is known of the machine, after what the record itself shows. A"
+        " level in brackets is that of a record taken at fewer instructions than the machine has."
     )
     heads = ["", "what", "bar", *(one.name for one in machines), "recorded in"]
     lines = [
@@ -50,26 +57,40 @@ def aims(machines: Sequence[Machine], aims: Iterable[Aim] = AIMS) -> str:
         f"| {' | '.join(heads)} |",
         "|---" * len(heads) + "|",
     ]
-    for aim in aims:
-        bar = f"{_value(aim.least, aim.unit)} or more" if aim.least is not None else None
-        bar = bar or f"{_value(aim.most or 0, aim.unit)} or less"
-        told = [_verdict(aim, one) for one in machines]
-        if not any(told):
-            told[0] = "not recorded yet"
-        lines.append(f"| {' | '.join([aim.family, aim.what, bar, *told, f'`{aim.file}`'])} |")
+    lines += [_line(aim, machines) for aim in aims]
+    heads = ["GPUs", "what every kernel is to reach on one", "", *[""] * len(machines)]
+    lines.append(f"| {' | '.join([*heads, '[gpu.md](gpu.md)'])} |")
     return "\n".join(lines) + "\n"
+
+
+def _line(aim: Aim, machines: Sequence[Machine]) -> str:
+    """What is aimed for, every machine's figure, and where they are from."""
+    bar = f"{_value(aim.least, aim.unit)} or more" if aim.least is not None else None
+    bar = bar or f"{_value(aim.most or 0, aim.unit)} or less"
+    told = [_verdict(aim, one) for one in machines]
+    source = f"`{aim.file}`"
+    if aim.test:
+        source += f"; in the tests, `{aim.test}`"
+    if not any(told):
+        told[0] = "not recorded yet"
+    return f"| {' | '.join([aim.family, aim.what, bar, *told, source])} |"
 
 
 def _verdict(aim: Aim, machine: Machine) -> str:
     """What a machine measured, and whether that is enough; empty where it did not."""
-    value = aim.measure(machine.found[aim.file]) if aim.file in machine.found else None
+    if aim.file not in machine.found:
+        return ""
+    record = machine.found[aim.file]
+    value = aim.measure(record)
     if value is None:
         return ""
-    told = _value(value, aim.unit)
-    if aim.met(value):
-        return f"{told}, met"
-    why = aim.reason(machine.folder)
-    return f"{told}, **short**" + (f": {why}" if why else "")
+    level, met = machine.level(aim.file), aim.met(value)
+    told = f"{_value(value, aim.unit)}{f' (at {level})' if level else ''}"
+    told += ", met" if met else ", **short**"
+    more = [aim.where(record, met) if aim.where else ""]
+    more += [] if met else [aim.reason(machine.folder, record)]
+    said = "; ".join(each for each in more if each)
+    return f"{told}: {said}" if said else told
 
 
 def _value(value: float, unit: str) -> str:
@@ -83,11 +104,14 @@ def _value(value: float, unit: str) -> str:
 def page(folder: Path, found: dict[str, dict[str, Any]]) -> str:
     """README.md of a machine: its notes, where each file comes from, every shape."""
     parts = [(folder / "notes.md").read_text("utf-8").rstrip() + "\n"]
-    lines = ["| file | command | commit | taken, UTC |", "|---|---|---|---|"]
+    lines = ["| file | command | commit | taken, UTC | level, threads |", "|---|---|---|---|---|"]
     for name, record in found.items():
-        at = record.get("taken") or record["started"]
-        command = " ".join(record["command"])
-        lines.append(f"| `{name}` | `{command}` | {record['commit'][:12]} | {at[:16]} |")
+        at, there = record.get("taken") or record["started"], host(record)
+        cells = (
+            f"`{name}`", f"`{' '.join(record['command'])}`", record["commit"][:12], at[:16],
+            f"{there['isa']}, {there['threads']}",
+        )  # fmt: skip
+        lines.append(f"| {' | '.join(cells)} |")
     parts.append("\n".join(lines) + "\n")
     for name, record in found.items():
         if name.startswith(("bench-", "quick")):
@@ -150,28 +174,42 @@ def written() -> dict[Path, str]:
     page_of = {name: (ROOT / name).read_text("utf-8") for name in ("README.md", "docs/pruning.md")}
     shown = [front(found), prose(found), elsewhere(every[1:])]
     block = "\n\n".join(part for part in shown if part)
-    texts[ROOT / "README.md"] = _between(page_of["README.md"], block)
+    readme = _between(page_of["README.md"], endless(found))
+    texts[ROOT / "README.md"] = _between(readme, block, 1)
     pruning = _between(page_of["docs/pruning.md"], clips(found))
     texts[ROOT / "docs/pruning.md"] = _between(pruning, gated(found), 1)
     return texts
 
 
+def stale(machine: Machine) -> dict[str, list[str]]:
+    """The records of ops whose kernels, or what times them, have changed since: which of them."""
+    timed = [name for name in machine.found if name.startswith(("bench-", "quick"))]
+    found = {name: sources.changed(name, machine.found[name]) for name in timed}
+    return {name: parts for name, parts in found.items() if parts}
+
+
 def main(arguments: Sequence[str]) -> None:
-    stale = []
+    every = machines(ROOT / "bench/results")
+    if "--stale" in arguments:
+        for one in every:
+            for name, parts in stale(one).items():
+                print(f"bench/results/{one.folder}/{name}: {', '.join(parts)} changed since")
+        return
+    differs = []
     check = "--check" in arguments
     for path, text in written().items():
         if not path.exists() or path.read_text("utf-8") != text:
-            stale.append(str(path.relative_to(ROOT)))
+            differs.append(str(path.relative_to(ROOT)))
             if not check:
                 path.write_text(text, "utf-8")
-    for name, (mark, draw) in plots(load(ROOT / "bench/results" / MAIN)).items():
-        path = ROOT / "docs" / name
-        if mark_of(path) != mark:
-            stale.append(f"docs/{name}")
+    for name, (mark, draw) in plots(every).items():
+        if mark_of(ROOT / name) != mark:
+            differs.append(name)
             if not check:
-                draw(path)
-    if stale and check:
-        sys.exit(f"results: {', '.join(stale)} differ from what was recorded; run tools/results.py")
+                draw(ROOT / name)
+    if differs and check:
+        told = ", ".join(differs)
+        sys.exit(f"results: {told} differ from what was recorded; run tools/results.py")
 
 
 if __name__ == "__main__":

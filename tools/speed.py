@@ -3,16 +3,14 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 from aim import geometric
-from machines import Found, Machine, sections
+from front import SURE
+from machines import MAIN, Found, Machine, host, sections
 
-from headrace.bench import loops, pictures, scaling
+from headrace.bench import loops, scaling
 from headrace.bench.tables import time_of
 
 NONE = "Not recorded yet.\n"
@@ -25,8 +23,9 @@ The floor of a shape is the larger of two times, both measured in the same run:
   thread, or with one where that is quicker. It is read in the state of the cache in which ours is
   timed, and where every call of ours meets other memory, so does it. Weights of a linear layer,
   and keys whose mass is taken, are read where they lie, so that both find them in the same cache.
-  Writing counts as reading, which is at least as quick; what is written where it was read is read
-  a second time while it is near.
+  Where a record holds rates of copies, what is written elsewhere is written; in others writing
+  counts as reading, which is at least as quick. What is written where it was read is read a second
+  time while it is near.
 - **Multiply-adds.** As many as the result has by its definition, at the rate of independent ones
   in registers: of fp32, of pairs of bf16 (vdpbf16ps), or of pairs of int16 (vpdpwssd), to which
   int8 is widened. The dtype is that of the wider of the two *inputs* of a product: bf16 with bf16
@@ -56,14 +55,14 @@ def speed_page(machines: Sequence[Machine]) -> str:
         "Written by `python tools/results.py` from `bench/results`; docs/aims.md has the bars.\n"
         "Whatever is compared took turns in one process, equality was checked first, and nothing"
         " has a\nratio where that failed. Times are medians.\n",
-        FLOOR + _rates(machines),
+        FLOOR + _rates(machines) + _moves(machines),
         "## Every op beside every peer\n\n"
         "`headrace bench OP --peers`. Peers that are not installed are named by the command, with"
         " how to get\nthem. Warm: the three calls before were the same one; cold: a buffer twice"
         " the size of the last cache\nwas written in between. Means are geometric, over the shapes;"
         " in brackets the least and the most.\nCalls: how many of a peer were timed, warm and cold"
         " of a shape together; slow ones are few.\n",
-        sections(machines, [_peers(one.found) for one in machines]) or NONE,
+        sections(machines, [_roofs(one) + _peers(one.found) for one in machines]) or NONE,
         "## Loops\n\n"
         "`headrace bench --loops [NAME]`: whole steps of an engine, over a size that grows. Lag is"
         " from when\nan input is there to its answer; what is kept are keys, values, indices and"
@@ -81,12 +80,47 @@ def speed_page(machines: Sequence[Machine]) -> str:
 def _each(
     machines: Sequence[Machine], kind: str, told: Callable[[list[dict[str, Any]], str], str]
 ) -> str:
-    """Of every machine that has any; the plot is of the first."""
+    """Of every machine that has any, with its plot, and the level of what has another."""
     texts = []
-    for nth, one in enumerate(machines):
+    for one in machines:
         found = measured(one.found, kind)
-        texts.append(told(found, f"({kind}.png)" if nth == 0 else "") if found else "")
+        texts.append(told(found, f"({plot_name(kind, one.folder)})") if found else "")
+        if texts[-1] and (note := _levels(one, kind)):
+            texts[-1] += f"\n{note}\n"
     return sections(machines, texts)
+
+
+def roofs(found: Found) -> list[dict[str, Any]]:
+    """Every row of an op that lies under a roof of the dtype of its products: what older records,
+    which do not name it, would draw under another is left out."""
+    rows = [row for name, record in found.items() if name.startswith("bench-")
+            for row in record["rows"]]  # fmt: skip
+    return [row for row in rows if row["ok"] and row.get("product") and row.get("flops")]
+
+
+def plot_name(kind: str, folder: str) -> str:
+    """Of a machine's plot in docs; the first has the plain name."""
+    return f"{kind}.png" if folder == MAIN else f"{kind}-{folder}.png"
+
+
+def _roofs(one: Machine) -> str:
+    name = plot_name("rooflines", one.folder)
+    told = "Rate of every shape, ours and the peer's, under the roofs of the machine, by family"
+    return f"![{told}]({name})\n\n" if roofs(one.found) else ""
+
+
+def _levels(one: Machine, kind: str) -> str:
+    """Which of its files were taken at another level than the machine has, or on fewer threads."""
+    taken: dict[str, list[str]] = {}
+    for name, record in one.found.items():
+        there = host(record)
+        whole = not one.level(name) and there.get("threads") == there.get("processors")
+        if record.get(kind) and not whole:
+            many = f"{there['threads']} thread{'s' if there['threads'] > 1 else ''}"
+            how = f"Taken at {there['isa']} with {many}"
+            taken.setdefault(how, []).append(record[kind][0]["name"])
+    told = "; ".join(f"{how}: {', '.join(names)}" for how, names in taken.items())
+    return f"{told}." if told else ""
 
 
 def _peers(found: Found) -> str:
@@ -97,19 +131,8 @@ def _peers(found: Found) -> str:
     ]
     for name, record in sorted(found.items()):
         rows = [row for row in record.get("rows", ()) if row.get("beside") and row["ok"]]
-        ratios: dict[str, list[tuple[float, float]]] = {}
-        calls: dict[str, list[int]] = {}
-        for row in rows if name.startswith("bench-") else ():
-            (ours,) = [one for one in row["beside"] if one["name"] == "ours"]
-            for one in row["beside"]:
-                if one["ok"] and one["warm_s"] and one is not ours:
-                    pair = one["warm_s"] / ours["warm_s"], one["cold_s"] / ours["cold_s"]
-                    ratios.setdefault(one["name"], []).append(pair)
-                    calls.setdefault(one["name"], []).append(sum(one["calls"]))
-        floor = ratios.pop("floor", [])
-        share = ", ".join(
-            f"{100 * geometric(list(each)):.0f}%" for each in zip(*floor, strict=True)
-        )
+        ratios, calls = _ratios(rows if name.startswith("bench-") else [])
+        share = _of_floor(ratios.pop("floor", []))
         for peer, pairs in ratios.items():
             warm, cold = zip(*pairs, strict=True)
             op = name.removeprefix("bench-").removesuffix(".json")
@@ -121,12 +144,53 @@ def _peers(found: Found) -> str:
     return "\n".join(lines) + "\n" if len(lines) > 2 else ""
 
 
+def _ratios(
+    rows: Sequence[dict[str, Any]],
+) -> tuple[dict[str, list[tuple[float, float]]], dict[str, list[int]]]:
+    """By peer: what it takes over ours, warm and cold, and how many calls that was, by shape."""
+    ratios: dict[str, list[tuple[float, float]]] = {}
+    calls: dict[str, list[int]] = {}
+    for row in rows:
+        (ours,) = [one for one in row["beside"] if one["name"] == "ours"]
+        for one in row["beside"]:
+            if one["ok"] and one["warm_s"] and one is not ours:
+                pair = one["warm_s"] / ours["warm_s"], one["cold_s"] / ours["cold_s"]
+                ratios.setdefault(one["name"], []).append(pair)
+                calls.setdefault(one["name"], []).append(sum(one["calls"]))
+    return ratios, calls
+
+
+def _of_floor(shares: Sequence[tuple[float, float]]) -> str:
+    """Their means, of those that are shares."""
+    sure = [[share for share in each if share <= SURE] for each in zip(*shares, strict=True)]
+    return ", ".join(f"{100 * geometric(each):.0f}%" if each else "-" for each in sure)
+
+
 def _rates(machines: Sequence[Machine]) -> str:
     """Of multiply-adds, in the records of every machine that has any."""
     rates = [(one.name, text) for one in machines if (text := _rates_of(one.found))]
     several = len(machines) > 1
     told = [f"{f'{name}: ' if several else ''}{text}" for name, text in rates]
     return f"\nAt their best in these records, in GFLOP/s: {'; '.join(told)}.\n" if told else ""
+
+
+def _moves(machines: Sequence[Machine]) -> str:
+    """How fast every machine reads and copies, and what a call costs, where that was recorded: in
+    the record that was taken last."""
+    lines = []
+    for one in machines:
+        timed = [record for name, record in one.found.items()
+                 if name.startswith(("bench-", "quick")) and "rates" in record]  # fmt: skip
+        if timed:
+            rates = max(timed, key=lambda record: str(record["taken"]))["rates"]
+            empty = {name: 1e6 * each for name, each in rates["empty_call_s"].items()}
+            (size, read), (_, copied) = rates["read"][-1], rates["copy"][-1]
+            lines.append(
+                f"{one.name}: {size / 2**20:.0f} MiB are read at {read / 1e9:.1f} GB/s and copied"
+                f" at {copied / 1e9:.1f}, both counted; a call that does nothing takes"
+                f" {empty['extension']:.2g} us of the extension, {empty['op']:.2g} us of an op."
+            )
+    return "\n" + "\n".join(lines) + "\n" if lines else ""
 
 
 def _rates_of(found: Found) -> str:
@@ -190,26 +254,3 @@ def _scaling(found: list[dict[str, Any]], plot: str) -> str:
             )  # fmt: skip
             lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
-
-
-def plots(found: Found) -> dict[str, tuple[str, Callable[[Path], None]]]:
-    """Every plot by name: a mark of the figures that it shows, and what draws it."""
-    made: dict[str, tuple[str, Callable[[Path], None]]] = {}
-    for kind, draw in (("loops", pictures.loops), ("scaling", pictures.scaling)):
-        shown = measured(found, kind)
-        if shown:
-            mark = hashlib.sha256(json.dumps(shown, sort_keys=True).encode()).hexdigest()
-            made[f"{kind}.png"] = (
-                mark, lambda path, draw=draw, shown=shown, mark=mark: draw(shown, path, mark)
-            )  # fmt: skip
-    return made
-
-
-def mark_of(path: Path) -> str:
-    """Of the figures that a plot was drawn from; empty without one."""
-    from PIL import Image
-
-    if not path.exists():
-        return ""
-    with Image.open(path) as image:
-        return str(getattr(image, "text", {}).get("Comment", ""))

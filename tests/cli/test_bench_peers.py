@@ -177,6 +177,44 @@ def test_what_takes_long_is_called_less(clock):
     assert len(timing.samples(runs, 1.0, most=7)["fast"]) == 7
 
 
+def test_so_many_calls_are_made_where_they_are_asked_for(clock):
+    """However long they take; and no more than otherwise of what is quick."""
+    runs = {"fast": lambda: clock(0.009), "slow": lambda: clock(8.0)}
+    quick = len(timing.samples(runs, 0.5)["fast"])
+    with timing.at_least(4):
+        taken = timing.samples(runs, 0.5)
+        assert len(taken["slow"]) == 4
+        assert len(taken["fast"]) == pytest.approx(quick, abs=1)
+        taken = timing.by_cache(runs, 0.5)
+        assert len(timing.samples(runs, 0.5, most=2)["slow"]) == 2
+    assert len(taken["warm"]["slow"]) == 4  # one of them before it was known to take long
+    assert 4 < len(taken["warm"]["fast"]) < quick
+    with timing.at_least(None):
+        assert len(timing.samples(runs, 0.5)["slow"]) == 1
+    with timing.at_least(5):
+        pairs = []
+        timing.over(lambda: clock(8.0), lambda: pairs.append(clock(4.0)), 0.5)
+        assert len(pairs) == 1 + 5  # the first to warm up
+    assert len(timing.samples({"slow": lambda: clock(8.0)}, 0.5)["slow"]) == 1
+
+
+def test_the_command_passes_on_how_many_calls(monkeypatch, capsys):
+    asked = []
+
+    def each(*_):
+        asked.append(timing._calls.get())
+        yield from ()
+
+    monkeypatch.setattr(bench, "each", each)
+    assert main(["bench", "linear", "--calls", "3"]) == 0
+    assert main(["bench", "linear"]) == 0
+    assert asked == [3, 0]
+    with pytest.raises(SystemExit):
+        main(["bench", "linear", "--calls", "0"])
+    assert "expected 1 or more, got 0" in capsys.readouterr().err
+    assert main(["bench", "--loops", "rings", "--calls", "3"]) == 2
+
+
 def test_a_variant_takes_turns_in_going_first(clock):
     """A machine that is slower and slower makes neither look slow."""
     called, slower = [], [1.0]

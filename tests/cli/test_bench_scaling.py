@@ -121,6 +121,23 @@ def test_a_wide_spread_is_noise(monkeypatch, capsys):
         assert capsys.readouterr().out.splitlines()[-1].endswith(verdict)
 
 
+@pytest.mark.parametrize("of", ["now", "then"])
+def test_a_single_call_does_not_pass_for_exact(of):
+    def row(seconds, half):
+        return {"op": "linear", "shape": "a", "ok": True, "ours_s": seconds, "floor_s": 1.0,
+                "half": half, "peer_name": "", "peer_s": None}  # fmt: skip
+
+    def told(times, half):
+        rows = {"now": row(times, (times, 1.01 * times)), "then": row(1.0, (1.0, 1.01))}
+        rows[of]["half"] = half
+        (found,) = compare.changes([rows["now"]], [rows["then"]])
+        return compare.table([found]).lines[0].cells[-2:], compare.table([found]).below
+
+    assert told(1.4, (1.0, 1.0)) == (("1.50", "noise, of one call"), ("of 1 shapes: 1 noise",))
+    assert told(1.4, (1.0, 1.01)) == (("1.05", "slower"), ("of 1 shapes: 1 slower",))
+    assert told(0.5, (1.0, 1.0)) == (("1.50", "faster, of one call"), ("of 1 shapes: 1 faster",))
+
+
 def change(time, peer=None, noise=1.05):
     return compare.Change("linear", "a", time, time, noise, peer)
 
@@ -137,7 +154,7 @@ def change(time, peer=None, noise=1.05):
 )
 def test_what_seems_a_change_is_measured_again(first, then, verdict):
     row = {"op": "linear", "shape": "a", "ok": True, "ours_s": 1.0, "floor_s": 0.5,
-           "half": (1.0, 1.0), "peer_name": "", "peer_s": None}  # fmt: skip
+           "half": (1.0, 1.001), "peer_name": "", "peer_s": None}  # fmt: skip
     found, asked = iter(then), []
 
     def again(op, shapes):

@@ -100,7 +100,7 @@ def test_rows_and_a_plot(clips, tmp_path, monkeypatch):
     assert by["pixels", 1, "last kept", 1] < by["pixels", 1, "last kept", 12]
     assert by["features", 1, "last kept", 0.99] < by["features", 1, "last kept", 0.5]
     pytest.importorskip("matplotlib", reason="plots need matplotlib")
-    clips.plot(rows, tmp_path / "clips.png")
+    clips.drawn.clips({"rows": rows}, tmp_path / "clips.png")
     assert (tmp_path / "clips.png").stat().st_size > 10_000
 
 

@@ -14,6 +14,8 @@ from .tables import BAD, GOOD, QUIET, Line, Table, names, numbers
 Rows = Mapping[str, Any]
 LEAST = 1.05
 """A ratio of times nearer to 1 than this is never called a change."""
+ALONE = 1.5
+"""A single call has no spread: what is no farther from 1 than this may be noise."""
 AGAIN = 2
 """What seems a change is measured so many times more: a spell that falls on ours alone passes."""
 
@@ -23,7 +25,7 @@ class Change:
     """One shape in both runs. time: ours now over ours then. share, peer: the same of the times
     over their floors and over their peers, from which a slower spell of the machine drops out; peer
     is None where there was none. noise: how far each may be from 1 by the spread of the two runs
-    alone.
+    alone. single: that one of them has no spread, being of a single call.
     """
 
     op: str
@@ -32,6 +34,7 @@ class Change:
     share: float
     noise: float
     peer: float | None = None
+    single: bool = False
 
     @property
     def least(self) -> float:
@@ -61,8 +64,9 @@ def changes(now: Iterable[Rows], then: Iterable[Rows]) -> list[Change]:
         share = time * old["floor_s"] / row["floor_s"]
         same = row["peer_name"] == old["peer_name"] and row["peer_s"] and old["peer_s"]
         peer = time * old["peer_s"] / row["peer_s"] if same else None
-        noise = max(LEAST, math.sqrt(_spread(row) * _spread(old)))
-        found.append(Change(row["op"], row["shape"], time, share, noise, peer))
+        single = _single(row) or _single(old)
+        noise = max(ALONE if single else LEAST, math.sqrt(_spread(row) * _spread(old)))
+        found.append(Change(row["op"], row["shape"], time, share, noise, peer, single))
     return found
 
 
@@ -106,6 +110,12 @@ def _spread(row: Rows) -> float:
     return high / low
 
 
+def _single(row: Rows) -> bool:
+    """Quartiles of more calls than one are never the same but by chance."""
+    low, high = row.get("half") or (1.0, LEAST)
+    return bool(low == high)
+
+
 def table(found: Iterable[Change]) -> Table:
     """One line per shape."""
     columns = (
@@ -118,12 +128,13 @@ def table(found: Iterable[Change]) -> Table:
         Line(
             (
                 c.op, c.shape, f"{c.time:.2f}", f"{c.share:.2f}",
-                "" if c.peer is None else f"{c.peer:.2f}", f"{c.noise:.2f}", c.verdict,
+                "" if c.peer is None else f"{c.peer:.2f}", f"{c.noise:.2f}",
+                f"{c.verdict}, of one call" if c.single else c.verdict,
             ),
             {6: looks[c.verdict]},
         )
         for c in found
     )  # fmt: skip
-    many = Counter(line.cells[-1] for line in lines)
+    many = Counter(line.cells[-1].partition(",")[0] for line in lines)
     told = ", ".join(f"{many[verdict]} {verdict}" for verdict in looks if many[verdict])
     return Table(columns, lines, by=1, below=(f"of {len(lines)} shapes: {told}",) if told else ())

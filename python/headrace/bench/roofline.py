@@ -20,8 +20,9 @@ ALIKE = 1.15
 OURS, THEIRS, INK, FAINT = "#0072B2", "#E69F00", "#222222", "#8a8a8a"
 
 
-def plot(rows: Sequence[Row], path: Path) -> None:
+def plot(rows: Sequence[Row], path: Path, source: str = "") -> None:
     """Writes a PNG, or what the suffix of path says: FLOP/s over FLOPs a byte, a panel per family.
+    source: kept in a PNG as its comment.
 
     Ours and the peer of every shape, under the roofs of this machine: the rate of multiply-adds in
     registers for each dtype of the products, and two read rates, the best of any shape and that of
@@ -48,7 +49,7 @@ def plot(rows: Sequence[Row], path: Path) -> None:
         ax.set_visible(False)
     handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False, fontsize=9)
-    save(figure, path)
+    save(figure, path, source)
 
 
 def _panel(ax: Any, family: str, rows: Sequence[Row]) -> None:

@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import cache, partial
 from itertools import cycle
 from pathlib import Path
@@ -27,6 +29,19 @@ PATIENCE = 3.0
 
 Run = Callable[[], object]
 
+_calls: ContextVar[int] = ContextVar("calls", default=0)
+
+
+@contextmanager
+def at_least(calls: int | None) -> Iterator[None]:
+    """So many calls of each callable are timed inside, however long they take: `PATIENCE` has no
+    end. None: as without."""
+    before = _calls.set(calls or 0)
+    try:
+        yield
+    finally:
+        _calls.reset(before)
+
 
 def samples(
     runs: Mapping[str, Run],
@@ -35,13 +50,14 @@ def samples(
     most: int = 200,
     before: Callable[[Run], object] | None = None,
     warm: bool = False,
+    had: int = 0,
 ) -> dict[str, list[float]]:
     """Seconds of each call of each callable. They take turns, so that a slow spell falls on all.
 
     Each has `seconds` for its calls, and leaves when they are spent: a slow one has fewer. It has
     `least` calls all the same, unless those take `PATIENCE` times the seconds, and `most` at most.
     before: called with a callable ahead of every call of it, not timed but spent. A round warms
-    up, unless they are warm.
+    up, unless they are warm. had: calls that were timed before, where so many are asked for.
     """
     for run in () if warm else runs.values():
         run()
@@ -53,7 +69,7 @@ def samples(
                 spent[name] += _seconds(partial(before, runs[name]))
             times[name].append(_seconds(runs[name]))
             spent[name] += times[name][-1]
-        turns = [n for n in turns if _goes_on(len(times[n]), spent[n], seconds, least, most)]
+        turns = [n for n in turns if _goes_on(len(times[n]), spent[n], seconds, least, most, had)]
     return times
 
 
@@ -63,7 +79,9 @@ def _seconds(run: Run) -> float:
     return time.perf_counter() - begin
 
 
-def _goes_on(calls: int, spent: float, seconds: float, least: int, most: int) -> bool:
+def _goes_on(calls: int, spent: float, seconds: float, least: int, most: int, had: int = 0) -> bool:
+    if calls + had < min(_calls.get(), most):
+        return True
     return calls < most and spent < (seconds if calls >= least else PATIENCE * seconds)
 
 
@@ -106,7 +124,7 @@ def by_cache(
         for name, taken in long.items()
         if _goes_on(len(taken), sum(taken), seconds, 3, most)
     }
-    for name, taken in samples(again, seconds, most=most, warm=True).items():
+    for name, taken in samples(again, seconds, most=most, warm=True, had=1).items():
         long[name] = long[name] + taken
     short = {name: run for name, run in runs.items() if name not in long}
     before: dict[str, Callable[[Run], object]] = {"warm": lambda run: (run(), run(), run())}

@@ -13,6 +13,7 @@ from typing import Any
 
 from .fail import Fail, one_line_errors, reason
 from .gather import ERRORS, gather, progress
+from .stream import positive
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -31,6 +32,10 @@ def add(parser: argparse.ArgumentParser) -> None:
         "--budget", type=float, metavar="SECONDS",
         help="for the calls of each side of a shape (default: 1, with --quick 0.1)",
     )  # fmt: skip
+    parser.add_argument(
+        "--calls", type=positive, metavar="N",
+        help="so many of each side of a shape at least, however long they take",
+    )  # fmt: skip
     for name, what in (("loops", "whole loops"), ("scaling", "cost as work grows")):
         parser.add_argument(
             f"--{name}", nargs="?", const="all", metavar="NAME", help=f"{what}, one or all"
@@ -47,6 +52,7 @@ def run(args: argparse.Namespace) -> int:
     after Ctrl-C, when what was done by then is shown and written all the same."""
     from .. import bench, ops
     from ..bench import beside, compare, peers, roofline
+    from ..bench.timing import at_least
     from . import bench_loops, bench_view, report
 
     try:
@@ -62,7 +68,8 @@ def run(args: argparse.Namespace) -> int:
         then = _recorded(args.compare) if args.compare else {}
         told = progress()
         coming = bench.each(args.op, args.quick, told, args.shapes, args.peers, args.budget)
-        rows, ended = gather(coming, "shapes")
+        with at_least(args.calls):
+            rows, ended = gather(coming, "shapes")
         show = bench_view.shower()
         show(beside.table(rows, peers.missing()) if args.peers else bench.table(rows))
         if args.json:

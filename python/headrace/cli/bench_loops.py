@@ -10,7 +10,7 @@ from . import bench_view, report
 from .fail import Fail
 from .gather import gather, progress
 
-EXCLUDED = ("op", "shapes", "peers", "compare", "budget")
+EXCLUDED = ("op", "shapes", "peers", "compare", "budget", "calls")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -23,8 +23,9 @@ PANELS = (
 WIDE = 8.0  # a panel whose values span more than this ratio gets a logarithmic axis
 
 
-def plot(report: dict[str, Any], path: Path) -> None:
-    """Writes the three panels of a report as PNG (or what the suffix of path says).
+def plot(report: dict[str, Any], path: Path, source: str = "") -> None:
+    """Writes the three panels of a report as PNG (or what the suffix of path says). source: kept in
+    a PNG as its comment.
 
     Raises ImportError without matplotlib, OSError when the file cannot be written.
     """
@@ -46,7 +47,8 @@ def plot(report: dict[str, Any], path: Path) -> None:
         handles, labels, loc="outside lower center", ncols=len(labels), frameon=False, fontsize=9.5
     )
     figure.suptitle(_headline(report), x=0.012, ha="left", fontsize=11, color=INK)
-    figure.savefig(path, metadata={"Software": f"headrace {report['versions']['headrace']}"})
+    told = {"Software": f"headrace {report['versions']['headrace']}"}
+    figure.savefig(path, metadata=told | ({"Comment": source} if source else {}))
 
 
 def _headline(report: dict[str, Any]) -> str:
