@@ -21,6 +21,8 @@ from ..streams.traces import retrieval
 from .proof import Check, Preset
 from .scheduling import differing, parkings, ran, server
 
+__all__ = ["stream2llm"]
+
 COSTS = ((0.0, 1e-4, 1e-6), (2e-3, 8e-5))
 """Of the proof: recompute is cheaper below some 40 tokens, copying above."""
 
