@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Whether a step of an endless stream costs more after hours than in the beginning.
 
-    python bench/steady.py OUT.json [--chunks 7200] [--model NAME] [--motion 1000] [--repeats 5]
+    python bench/steady.py OUT.json [--chunks 7200] [--model NAME] [--motion 1000] [--repeats 3]
 
 StreamingVLM: a chunk of a second of video a time, each with the replies that the preset lets it
 make, of random tokens and of random lengths, the same for all streams. A stream goes through the
@@ -30,11 +30,12 @@ from torch import Tensor
 from headrace import Engine, models, presets
 from headrace.bench.loops.rings import LARGE
 from headrace.cli import report
-from headrace.models import Denoiser, DenoiserConfig
+from headrace.models import Decoder, DecoderConfig, Denoiser, DenoiserConfig
 
 CLOCKS, QUANTILES, EDGE = ("wall", "thread"), (0.5, 0.9, 0.99), 100
 FRAME, LONGEST = 32, 20
-"""Tokens of a chunk, and the most of a reply to it."""
+"""Tokens of a chunk, and the most of a reply to it; a quarter of the chunks has one."""
+SMALL = DecoderConfig(layers=2, width=64, heads=4, kv_heads=2, head_dim=16, hidden=128)
 Times = dict[str, list[float]]
 
 
@@ -62,10 +63,10 @@ def beside(first: dict[str, Any], last: dict[str, Any]) -> dict[str, float]:
 
 
 class Watching:
-    """A stream of StreamingVLM; chunk i has the same tokens and the same reply in every one."""
+    """A stream of StreamingVLM; chunks and replies are those of an hour, over and over."""
 
-    def __init__(self, engine: Engine) -> None:
-        self.stream, self.at, self.vocab = engine.open(), 0, engine.vocab
+    def __init__(self, engine: Engine, hour: int) -> None:
+        self.stream, self.at, self.hour, self.vocab = engine.open(), 0, hour, engine.vocab
         self.stream.feed(self._tokens("header", 7))
 
     def _tokens(self, what: str, count: int) -> Tensor:
@@ -73,12 +74,17 @@ class Watching:
 
     def step(self) -> list[int]:
         """Reads a second, and replies. The token that ends a reply is none of those said."""
-        chunk, draw = self._tokens(f"chunk {self.at}", FRAME), Random(f"reply {self.at}")
+        number = self.at % self.hour
+        chunk, draw = self._tokens(f"chunk {number}", FRAME), Random(f"reply {number}")
         self.at += 1
         return presets.streaming_vlm.comment(
-            self.stream, chunk, self.at, end=torch.tensor([self.vocab - 1]),
-            longest=draw.randint(0, LONGEST), choose=lambda _: draw.randrange(self.vocab - 1),
-        )  # fmt: skip
+            self.stream,
+            chunk,
+            self.at,
+            end=torch.tensor([self.vocab - 1]),
+            longest=draw.choice((0, 0, 0, draw.randint(1, LONGEST))),
+            choose=lambda _: draw.randrange(self.vocab - 1),
+        )
 
     def row(self, times: Times) -> dict[str, Any]:
         held = {"chunks": self.at, "alive": self.stream.alive, "pages": len(self.stream.pages)}
@@ -90,13 +96,14 @@ class Watching:
 def watching(model: Any, chunks: int) -> dict[str, Any]:
     """StreamingVLM over so many chunks."""
     with presets.streaming_vlm(model, exact=False) as engine:
-        old, young = Watching(engine), Watching(engine)
+        half = chunks // 2
+        old, young = Watching(engine, half), Watching(engine, half)
         alone: Times = {}
-        for _ in range(chunks // 2):
+        for _ in range(half):
             timed(old.step, alone)
         before = old.row(alone)
         times: dict[Watching, Times] = {old: {}, young: {}}
-        for i in range(chunks // 2):
+        for i in range(half):
             for one in (old, young) if i % 2 else (young, old):
                 timed(one.step, times[one])
         first, last = young.row(times[young]), old.row(times[old])
@@ -146,15 +153,17 @@ def main() -> None:
     p = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     p.add_argument("out", type=Path)
     p.add_argument("--chunks", type=int, default=7200, help="of StreamingVLM, one a second")
-    p.add_argument("--model", default="bytes-stream")
+    p.add_argument("--model", help="a packaged one (default: two random layers)")
     p.add_argument("--motion", type=int, default=1000, help="chunks of MotionStream")
-    p.add_argument("--repeats", type=int, default=5, help="of MotionStream")
+    p.add_argument("--repeats", type=int, default=3, help="of MotionStream")
     args = p.parse_args()
     if args.chunks < 2 or args.motion <= EDGE or args.repeats < 1:
         p.error(f"expected 2 chunks, {EDGE + 1} of motion and 1 repeat, or more")
     torch.set_num_threads(1)
+    torch.manual_seed(0)
     taken = report.taken()
-    rows = [watching(models.load(args.model), args.chunks), moving(args.motion, args.repeats)]
+    model = models.load(args.model) if args.model else Decoder(SMALL).eval()
+    rows = [watching(model, args.chunks), moving(args.motion, args.repeats)]
     for row in rows:
         ratios = {k: round(v, 3) for k, v in row["last_over_first"].items()}
         print(f"{row['preset']}, last over first:", ratios)

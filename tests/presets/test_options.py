@@ -8,6 +8,7 @@ import torch
 
 from headrace import presets
 from headrace.presets import stream_diffusion, stream_diffusion_v2
+from headrace.streams import Polynomial
 
 from ..streams.tiny import TinyDecoder
 
@@ -98,3 +99,16 @@ def test_pixels_have_a_threshold_of_their_own():
         stream = presets.timechat_online(model, method="pixel")
         stream.feed(frame)
         assert stream.feed(frame + step).dropped == share
+
+
+def test_costs_of_this_machine():
+    read, copied = presets.stream2llm.costs(TinyDecoder(), lengths=(16, 64, 256), turns=2)
+    assert (len(read), len(copied)) == (3, 2)
+    server = presets.stream2llm(TinyDecoder(), recompute=read, swap=copied, pool_pages=16)
+    assert (server.policy.recompute, server.policy.swap) == (read, copied)
+    at = [Polynomial(read)(n) > 0 for n in (16, 64, 256)]
+    assert all(at)
+    with pytest.raises(ValueError, match=r"^Polynomial.fit\(counts\): expected more than 2"):
+        presets.stream2llm.costs(TinyDecoder(), lengths=(16, 64), turns=1)
+    _refused("stream2llm", ValueError, swap=())
+    _refused("stream2llm", ValueError, recompute=(0.0, float("nan")))
