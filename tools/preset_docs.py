@@ -23,7 +23,8 @@ ROOT = Path(__file__).resolve().parents[1]
 HEAD = """# Presets
 
 Published systems, each a few lines over the runtime. `presets.NAME(model, ...)` opens one, and what
-else it takes to run it lies beside: `presets.rekv.ask`, or `from headrace.presets.rekv import ask`.
+else it takes to run it lies beside: `presets.rekv.ask`, or `from headrace.presets.rekv import ask`
+(`presets.rekv` is that module; for a type checker `presets.rekv.rekv(model)` is the same call).
 `presets.get(NAME).sample()`, where there is one, is a small random model of the kind that it takes;
 the others take any decoder of tokens, such as `headrace.models.load("bytes-stream")`.
 `headrace check NAME` proves the claims of one on your machine, `headrace check` those of all.

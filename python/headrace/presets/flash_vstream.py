@@ -187,8 +187,7 @@ def k_means(x: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
 def flash_vstream(semantic: Semantic, **sizes: Any) -> FlashMemory:
     """A memory of the source's sizes, or of those that are given, by the names of `Sizes`.
 
-    semantic: projections of the abstract memory. TypeError for a name that `Sizes` has not,
-    ValueError for a size below 1.
+    semantic: projections of the abstract memory. TypeError for other names, ValueError below 1.
     """
     counts("flash_vstream", **sizes)
     return FlashMemory(semantic, Sizes(**sizes))

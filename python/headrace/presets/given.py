@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from ..errors import bad_type, bad_value
 
 
@@ -24,11 +26,11 @@ def numbers(op: str, least: float = 0.0, **given: object) -> None:
             raise bad_value(op, name, f"{least:g} or more", value)
 
 
-def shares(op: str, **given: object) -> None:
+def shares(op: str, **given: Any) -> None:
     """TypeError or ValueError for what is no number from 0 to 1."""
     numbers(op, **given)
     for name, value in given.items():
-        if not value <= 1:  # type: ignore[operator]
+        if not value <= 1:
             raise bad_value(op, name, "0 to 1", value)
 
 

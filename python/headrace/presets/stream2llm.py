@@ -71,9 +71,9 @@ def costs(
 
     Options as in `headrace.wrap`. ValueError for fewer than three lengths.
     """
-    options = {"pool_pages": -(-max(lengths) // 64) + 1, "memory": Window(None)} | options
+    told: dict[str, Any] = {"pool_pages": -(-max(lengths) // 64) + 1, "memory": Window(None)}
     took: list[list[float]] = [[], []]
-    with wrap(model, **options) as engine:
+    with wrap(model, **(told | options)) as engine:
         for n in lengths:
             tokens = torch.arange(n) % model.config.vocab
             each = [_timed(engine, tokens) for _ in range(turns)]
