@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a ring of solver steps gains over one frame after another, and whether a chunk costs more
-after thousands of them. Ratios are taken in one run, turn by turn.
+"""What a ring of solver steps gains over one frame after another. Ratios are taken in one run, turn
+by turn; whether a chunk costs more after hours is what bench/steady.py tells.
 
-    python bench/rings.py [--chunks 1667] [--steady]
+    python bench/rings.py
 """
 
 from __future__ import annotations
@@ -16,19 +16,13 @@ import torch
 
 from headrace.bench.loops.rings import LARGE, frames_of
 from headrace.models import Denoiser, DenoiserConfig
-from headrace.presets import demon, hybrid_forcing, motion_stream, stream_diffusion
+from headrace.presets import demon, hybrid_forcing, stream_diffusion
 from headrace.presets.stream_diffusion import NAMES
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--chunks", type=int, default=1667)
-    parser.add_argument("--steady", action="store_true", help="the cost of a late chunk alone")
-    args = parser.parse_args()
+    argparse.ArgumentParser(description=__doc__).parse_args()
     denoiser = Denoiser(DenoiserConfig(**LARGE), seed=1).eval()
-    steady(args.chunks)
-    if args.steady:
-        return
     print(f"{torch.get_num_threads()} threads; ms per frame, medians of 5 turns")
     for exact in (False, True):
         told: dict[str, Any] = {"timesteps": (700, 519, 359, 99), "exact": exact}
@@ -66,29 +60,6 @@ def turns(runs: Mapping[str, Callable[[], int]], count: int = 5) -> dict[str, fl
             if turn > 1:
                 took[name].append(1e3 * (time.perf_counter() - began) / done)
     return {name: sorted(each)[count // 2] for name, each in took.items()}
-
-
-def steady(chunks: int) -> None:
-    """Milliseconds of a chunk early in a stream and late in another, turn by turn."""
-    small = Denoiser(DenoiserConfig(), seed=1).eval()
-    still, fifth = torch.zeros(small.config.tokens, small.config.channels), chunks // 5
-    with motion_stream(small, exact=False) as late, motion_stream(small, exact=False) as early:
-        rings = {"late": late, "early": early}
-        for name, count in (("late", chunks - fifth), ("early", 10)):
-            for _ in range(count):
-                rings[name].tick(still)
-                rings[name].drain()
-        took: dict[str, list[float]] = {name: [] for name in rings}
-        for _ in range(fifth):
-            for name, ring in rings.items():
-                began = time.perf_counter()
-                ring.tick(still)
-                ring.drain()
-                took[name].append(1e3 * (time.perf_counter() - began))
-    p50, p99 = ({n: sorted(x)[fifth * k // 100] for n, x in took.items()} for k in (50, 99))
-    print(f"motion_stream, {fifth} chunks from the 10th and up to the {chunks}th, late over early:")
-    for name, of in (("p50", p50), ("p99", p99)):
-        print(f"  {name} {of['early']:.2f} and {of['late']:.2f} ms, {of['late'] / of['early']:.3f}")
 
 
 if __name__ == "__main__":

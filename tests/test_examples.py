@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from headrace.presets.registry import KINDS
+
 NEEDS = dict.fromkeys(("endless_chat", "recall"), "transformers")
 FOLDER = Path(__file__).resolve().parents[1] / "examples"
 SHOWN = {
@@ -19,6 +21,18 @@ SHOWN = {
     "recall": ([], r"layer 0: tokens 3012 to 3075 are back: .4817>2290>6635"),
     "recall --mass": (["--mass", "0.3"], r"layer 1: of its softmax no query misses over \d+\.\d%"),
     "many_users": (["--users", "6"], r"of 6 users in \d+ ms, one model call"),
+}
+
+
+OF_PRESETS = {
+    "tokens": r"1000 bytes read, 255 alive",
+    "archive": r"asked at position 1280; the answer begins b",
+    "pruning": r"frame 0: 0% dropped, 20 tokens read\n.*\nframe 2: 95% dropped, 1 tokens read",
+    "lanes": r"255 tokens of frames alive, 20 of thoughts\nb",
+    "gate": r"after frame 3: b",
+    "scheduler": r"chat: \d+ requests, .*\nbatch: .*\ncompound: \d+ requests",
+    "ring": r"12 calls, 0 frames skipped, the newest \(16, 4\)",
+    "net": r"500 frames in, 62 encodings of 32 out",
 }
 
 
@@ -34,6 +48,21 @@ def test_an_example_shows_what_it_says(name, tmp_path):
         pytest.importorskip(NEEDS[name], reason=f"{NEEDS[name]} is not installed")
     path = FOLDER / f"{name}.py"
     assert len(path.read_text("utf-8").splitlines()) <= 80
+    runs(path, arguments, shown, tmp_path)
+
+
+def test_there_is_one_of_every_kind_of_preset():
+    assert {path.stem for path in FOLDER.glob("presets/*.py")} == set(OF_PRESETS) == set(KINDS)
+
+
+@pytest.mark.parametrize("kind", OF_PRESETS)
+def test_a_preset_of_a_kind_runs(kind, tmp_path):
+    path = FOLDER / f"presets/{kind}.py"
+    assert len(path.read_text("utf-8").splitlines()) <= 30
+    runs(path, [], OF_PRESETS[kind], tmp_path)
+
+
+def runs(path, arguments, shown, tmp_path):
     done = subprocess.run(
         [sys.executable, str(path), *arguments], cwd=tmp_path, capture_output=True, text=True
     )

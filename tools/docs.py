@@ -9,14 +9,15 @@ presets and the recipes themselves.
 
 from __future__ import annotations
 
-import importlib
 import inspect
 import re
 import sys
 from pathlib import Path
 from types import ModuleType
 
-from headrace import ops, presets, recipes
+import preset_docs
+
+from headrace import ops, recipes
 from headrace.contract import Arg, OpSpec
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -31,12 +32,6 @@ for sm_80 and sm_90 and run in an interpreter or an emulation, and **none of the
 running on a GPU yet**. Results of up to 64 KB lie in memory that is quicker to have than torch's
 own, and which `resize_` cannot enlarge. Written by `python tools/docs.py` from the contracts that
 the argument checks, the tests and the benchmarks read.
-"""
-
-PRESETS = """# Presets
-
-Published systems, each a few lines over the runtime. `headrace check NAME` proves the claims of one
-on your machine, `headrace check` those of all. Written by `python tools/docs.py` from the presets.
 """
 
 RECIPES = """# Recipes
@@ -103,20 +98,6 @@ def _short(dtype: object) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def preset_page() -> str:
-    """docs/presets.md."""
-    lines = [PRESETS, "| preset | kind | after |", "|---|---|---|"]
-    found = [presets.get(name) for name in presets.names()]
-    lines += [f"| [`{p.name}`](#{p.name}) | {p.kind} | {p.source} |" for p in found]
-    for p in found:
-        lines += ["", f"## {p.name}", "", inspect.cleandoc(_module(p).__doc__ or "")]
-    return "\n".join(lines) + "\n"
-
-
-def _module(preset: presets.Preset) -> ModuleType:
-    return importlib.import_module(preset.check.__module__)
-
-
 def recipe_page() -> str:
     """docs/recipes.md."""
     lines = [RECIPES, "| recipe | what it does | after |", "|---|---|---|"]
@@ -152,7 +133,7 @@ def written() -> dict[Path, str]:
     """Every file that this writes, and its text."""
     return {
         ROOT / "docs/ops.md": op_page(),
-        ROOT / "docs/presets.md": preset_page(),
+        ROOT / "docs/presets.md": preset_docs.page(),
         ROOT / "docs/recipes.md": recipe_page(),
     }
 

@@ -10,8 +10,11 @@ __all__ = [
     "AdapterBank",
     "AdapterStore",
     "Archive",
+    "Clock",
     "Engine",
+    "Filter",
     "Fold",
+    "Gate",
     "InCache",
     "InMemory",
     "Keep",
@@ -53,10 +56,13 @@ try:
     from .adapters import AdapterBank, AdapterStore
     from .audit import debug
     from .backends import use_backend, use_isa
+    from .filters import Filter
     from .memory import Archive, Fold, InMemory, Keep, OnDisk, PagePool, Rest, Sink, Tagged, Window
     from .streams import (
         Absolute,
+        Clock,
         Engine,
+        Gate,
         InCache,
         Keep3D,
         Lane,

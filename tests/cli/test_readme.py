@@ -27,7 +27,7 @@ def test_the_docs_run_as_they_stand(block):
 
 
 def test_blocks_are_found():
-    assert len(BLOCKS) == 3
+    assert len(BLOCKS) == 4
 
 
 def test_five_lines_stream(capsys):
@@ -51,9 +51,19 @@ def test_lanes_are_written_side_by_side():
     assert torch.isfinite(said.feed(b"x").nll).all()
 
 
-def test_attention_on_own_tensors():
+def test_a_preset_is_opened_and_run(capsys):
     names: dict = {}
     exec(BLOCKS[2], names)
+    assert capsys.readouterr().out.startswith("b")
+    archived = names["engine"].archive.tiers
+    assert 0 < archived.moved_bytes <= 4 * archived.layout.block_bytes
+    assert names["video"].position == 40 * 32
+    assert torch.isfinite(names["logits"]).all()
+
+
+def test_attention_on_own_tensors():
+    names: dict = {}
+    exec(BLOCKS[3], names)
     q, k, v = names["q"], names["k"], names["v"]
     t = torch.arange(64)[:, None] + 5000 - 64
     j = torch.arange(5000)[None]

@@ -16,7 +16,6 @@ from headrace.streams import asking
 from ..streams.conftest import one_thread  # noqa: F401
 from ..streams.tiny import TinyDecoder, tokens
 
-# `presets.rekv` is the function of that name.
 NAMES = ["rekv", "v_rex", "live_vlm", "flex_mem"]
 rekv, v_rex, live_vlm, flex_mem = (
     importlib.import_module(f"headrace.presets.{name}") for name in NAMES
@@ -74,7 +73,7 @@ def test_rekv_fails_when_the_question_stays_in_the_video(monkeypatch):
 
 
 def test_a_question_leaves_nothing_behind():
-    with presets.rekv(TinyDecoder(), window=40, frame=16, top=3) as engine:
+    with presets.rekv(TinyDecoder(), window=40, frame=16, top=3, near=3) as engine:
         stream = engine.open()
         rekv.watch(stream, list(tokens(200).split(16)))
         held, blocks = engine.pool.live_pages, len(stream._shelf.index)

@@ -19,7 +19,6 @@ from . import parties
 from .test_archive_presets import failed
 
 NAMES = ["save_mem", "flash_vstream", "avila", "vst", "ixc25_omnilive"]
-# `presets.vst` is the function of that name.
 save_mem, flash, avila, vst, omnilive = (
     importlib.import_module(f"headrace.presets.{name}") for name in NAMES
 )

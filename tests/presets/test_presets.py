@@ -15,7 +15,7 @@ def test_the_registry():
     assert presets.names()[0] == "streaming_llm"
     preset = presets.get("streaming_llm")
     assert preset.name == "streaming_llm"
-    assert preset.open is presets.streaming_llm
+    assert preset.open is presets.streaming_llm.streaming_llm
     with pytest.raises(ValueError, match=r"^presets.get\(name\): expected one of streaming_llm, "):
         presets.get("streaming")
 

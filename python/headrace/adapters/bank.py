@@ -151,14 +151,17 @@ class AdapterBank:
 
     @property
     def free_slots(self) -> int:
+        """Adapters that there is a slot for without an eviction."""
         return len(self._seats.free_slots)
 
     @property
     def free_rows(self) -> int:
+        """Rows of rank that no adapter takes."""
         return self._seats.rows.free
 
     @property
     def stats(self) -> Stats:
+        """Hits, misses, loads, evictions and bytes since the bank was made."""
         return self._seats.stats
 
     @property

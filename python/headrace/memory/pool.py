@@ -93,10 +93,12 @@ class PagePool:
 
     @property
     def free_pages(self) -> int:
+        """Pages that nobody holds."""
         return len(self._free)
 
     @property
     def live_pages(self) -> int:
+        """Pages that somebody holds, a page that several share once."""
         return self.pages - self.free_pages
 
     @property

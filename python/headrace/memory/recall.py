@@ -143,18 +143,22 @@ class Recalled:
 
     @property
     def captured(self) -> list[float]:
+        """Share of the softmax that is seen, as estimated, 0 to 1, by layer; see `Told`."""
         return [told.captured for told in self.told]
 
     @property
     def missed(self) -> list[float]:
+        """Largest share of the softmax that is not seen, 0 to 1, by layer."""
         return [told.missed for told in self.told]
 
     @property
     def sure(self) -> list[float]:
+        """Chance with which `missed` holds, by layer; 1 where that is proven."""
         return [told.sure for told in self.told]
 
     @property
     def unlike(self) -> list[float]:
+        """Share of the pages left out that may hold more than any looked at, by layer."""
         return [told.unlike for told in self.told]
 
     @property

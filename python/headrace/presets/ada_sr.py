@@ -28,6 +28,8 @@ from .lane_loops import Step, lanes_equality, masked
 from .proof import Check, Preset, random_tokens
 from .streaming_thinker import streaming_thinker
 
+__all__ = ["Reasoned", "ada_sr", "reason"]
+
 STOP = 0.5
 
 
@@ -42,7 +44,11 @@ class Reasoned:
 
 
 def ada_sr(model: Model, *, memory: Region | None = None, **options: Any) -> Engine:
-    """An engine whose streams have the lanes source and thoughts; everything stays by default."""
+    """An engine whose streams have the lanes source and thoughts; see `reason`.
+
+    memory: what each of them keeps; everything unless it says less. Options as in `headrace.wrap`,
+    whose errors it raises.
+    """
     return streaming_thinker(model, memory=memory, **options)
 
 

@@ -31,7 +31,10 @@ from ..memory import UNLIMITED, PagePool
 from ..memory.view import BEFORE, Row, View
 from ..models import Conformer, ConformerConfig
 from .encoding import BOUND, dense, gap, whole
+from .given import counts
 from .proof import Check, Preset
+
+__all__ = ["Ancat", "Chooser", "ancat", "due"]
 
 CHOICES, WINDOW = (0, 2, 8), 40
 
@@ -129,7 +132,14 @@ def _none(*_: object) -> Tensor:
 def ancat(
     model: Chooser, *, choices: Sequence[int] = CHOICES, window: int = WINDOW, page_size: int = 16
 ) -> Ancat:
-    """The system. choices: look-aheads in frames, one for each row of `model.choose`."""
+    """The system: a stream of frames of speech.
+
+    choices: look-aheads in frames, one for each row of `model.choose`. window: frames before one
+    that it sees. page_size: of the ring of pages. ValueError where a choice is negative or their
+    number is another, or where window or page_size is no such number.
+    """
+    counts("ancat", least=0, window=window)
+    counts("ancat", page_size=page_size)
     if len(choices) != len(model.choose) or min(choices) < 0:
         raise bad_value("ancat", "choices", f"{len(model.choose)} from 0 on", tuple(choices))
     return Ancat(model, choices, window, page_size)

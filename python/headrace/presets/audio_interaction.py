@@ -25,6 +25,8 @@ from ..streams import Engine, InCache, Stream, oracle, wrap
 from ..streams.engine import Model
 from .proof import Check, Preset, random_tokens
 
+__all__ = ["Heard", "audio_interaction", "interact"]
+
 CHUNK = 10
 
 
@@ -41,7 +43,10 @@ class Heard:
 
 
 def audio_interaction(model: Model, *, memory: Region | None = None, **options: Any) -> Engine:
-    """An engine whose streams keep everything, unless `memory` says less; see `interact`."""
+    """An engine whose streams keep everything, unless `memory` says less; see `interact`.
+
+    Options as in `headrace.wrap`, whose errors it raises.
+    """
     return wrap(
         model, memory=Window(None) if memory is None else memory, positions=InCache(), **options
     )

@@ -29,13 +29,18 @@ from .assembled import watch
 from .proof import Check, Preset, random_tokens
 from .rekv import FRAME, TOP, WINDOW, ask, oracle, rekv
 
+__all__ = ["Agent", "Query", "avila"]
+
 LONGEST = 100
 
 
 def avila(
     model: Model, *, window: int = WINDOW, frame: int = FRAME, top: int = TOP, **options: Any
 ) -> Engine:
-    """An engine for `Agent`; options as in `rekv`."""
+    """An engine for `Agent`.
+
+    window, frame, top: as in `rekv`. Options as in `rekv`, whose errors it raises.
+    """
     return rekv(model, window=window, frame=frame, top=top, **options)
 
 

@@ -18,12 +18,21 @@ from ..streams import Server
 from ..streams.engine import Model
 from ..streams.policies import Arrival, PrefixGroups
 from ..streams.traces import prefix_heavy
+from .given import counts
 from .proof import Check, Preset
 from .scheduling import differing, ran, server
 
+__all__ = ["batch_llm"]
+
 
 def batch_llm(model: Model, *, prior: int = 64, **options: Any) -> Server:
-    """A server; options as in `headrace.wrap` and `headrace.streams.Server`."""
+    """A server that reads what prompts have in common once.
+
+    prior: tokens that an answer is taken to have before any of its group was seen. Options as in
+    `headrace.streams.Server` and `headrace.wrap`, whose errors it raises; memory: what a stream
+    keeps, everything unless it says less. ValueError where prior is below 1.
+    """
+    counts("batch_llm", prior=prior)
     return server(model, PrefixGroups(prior), **options)
 
 

@@ -30,7 +30,10 @@ from ..adapters import Adapter, AdapterBank, AdapterConfig
 from ..models import Conformer, ConformerConfig
 from ..streams import Encoder
 from .encoding import BOUND, chunked, dense, equality, gap, streamed, whole
+from .given import counts
 from .proof import Check, Preset
+
+__all__ = ["bank", "careless_whisper", "sites"]
 
 CHUNK, WINDOW = 15, 1500
 ADAPTED = ("query", "key", "value", "output")
@@ -39,9 +42,13 @@ ADAPTED = ("query", "key", "value", "output")
 def careless_whisper(
     model: Any, *, chunk: int = CHUNK, extra: int = 0, window: int = WINDOW, **options: Any
 ) -> Encoder:
-    """The system: `open(adapter=name).feed(frames)` of 10 ms each. chunk: frames of 20 ms that
-    leave together; extra: chunks more in the first. Options as in `headrace.streams.Encoder`:
-    adapters= is the bank."""
+    """The system: `open(adapter=name).feed(frames)` of 10 ms each.
+
+    chunk: frames of 20 ms that leave together. extra: chunks more in the first. window: frames
+    before a chunk that it sees. Options as in `headrace.streams.Encoder`, whose errors it raises;
+    adapters= is the `bank`.
+    """
+    counts("careless_whisper", least=0, extra=extra)
     return Encoder(model, chunk=chunk, first=chunk * (1 + extra), window=window, **options)
 
 

@@ -28,9 +28,12 @@ from ..streams import Ring
 from ..streams.ring_chained import chained
 from ..streams.ring_noise import seeded
 from ..streams.ring_recall import Done, Recall
+from .given import counts, numbers
 from .proof import Check, Preset
 from .ring_loops import BOUND, clip, gap, small_denoiser
 from .rolling_forcing import warped
+
+__all__ = ["SlowFast", "context_forcing"]
 
 LEVELS = warped((1.0, 0.75, 0.5, 0.25))
 
@@ -77,7 +80,15 @@ def context_forcing(
     seed: int = 0,
     **options: Any,
 ) -> Ring:
-    """A ring with one frame in flight behind the three memories. Options as in `headrace.Ring`."""
+    """A ring with one frame in flight behind the three memories.
+
+    levels: of noise, one for every step, falling. sinks, slow, fast, below: frames of the three
+    memories, and the cosine under which a frame is new, as in `SlowFast`. condition [K]: what
+    frames are conditioned on. seed: of their noise. Options as in `headrace.Ring`, whose errors it
+    raises. ValueError or TypeError where a memory is no number of frames.
+    """
+    numbers("context_forcing", least=-1, below=below)
+    counts("context_forcing", least=0, sinks=sinks, slow=slow, fast=fast)
     rule = SlowFast(sinks, slow, fast, below)
     knobs = {} if condition is None else {"condition": condition}
     return Ring(denoiser, levels, depth=1, recall=rule, noise=seed, knobs=knobs, **options)

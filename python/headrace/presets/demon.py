@@ -27,6 +27,8 @@ from ..streams.ring_oracle import Knobs, unrolled
 from .proof import Check, Preset
 from .ring_loops import BOUND, clip, directions, gap, small_denoiser, stacked
 
+__all__ = ["demon", "levels_of", "played"]
+
 STEPS, DEPTH = 8, 4
 
 
@@ -44,8 +46,12 @@ def demon(
     seed: int = 0,
     **options: Any,
 ) -> Ring:
-    """A ring of `depth` requests; options as in `headrace.Ring`. Give it a request with every
-    second tick (steps over depth), and turn knobs whenever you like."""
+    """A ring of `depth` requests. Give it one with every second tick (steps over depth), and turn
+    knobs whenever you like.
+
+    levels: of noise, one for every step, falling; those of `levels_of` unless said. knobs: first
+    values. seed: of the noise. Options as in `headrace.Ring`, whose errors it raises.
+    """
     told = {"renoise": 0.0, **(knobs or {})}
     return Ring(denoiser, levels or levels_of(), depth=depth, noise=seed, knobs=told, **options)
 

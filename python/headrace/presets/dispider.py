@@ -29,6 +29,8 @@ from ..streams import Engine, Gate, InCache, Linear, Signal, Stream, Virtual, Wo
 from ..streams.engine import Model
 from .proof import Check, Preset, random_tokens
 
+__all__ = ["Answer", "Attended", "Pair", "attend", "dispider"]
+
 CLIP, HISTORY = 16, 8
 Cost = Callable[[Work], float]
 SMALL, LARGE = Linear(step=4e-3, token=2e-4), Linear(step=3e-2, token=2e-3)
@@ -43,6 +45,7 @@ class Pair:
     answerer: Engine
 
     def close(self) -> None:
+        """Ends the streams of both."""
         self.watcher.close()
         self.answerer.close()
 
@@ -84,8 +87,11 @@ class Attended:
 def dispider(
     model: Model, *, answerer: Model | None = None, memory: Region | None = None, **options: Any
 ) -> Pair:
-    """The engines of both models; `answerer` is the same model if None. Each stream keeps all,
-    unless `memory` says less. See `attend`.
+    """The engines of both models; see `attend`.
+
+    model: the one that watches. answerer: the one that answers, the same model if None. memory:
+    what each stream keeps; everything unless it says less. Options as in `headrace.wrap`, whose
+    errors it raises.
     """
     memory = Window(None) if memory is None else memory
     engines = [

@@ -24,10 +24,13 @@ from ..memory import Window
 from ..models import Denoiser
 from ..streams import InCache, Ring
 from .causal_net import CausalNet
+from .given import counts
 from .proof import Check, Preset
 from .ring_loops import BOUND, Loop, gap, small_denoiser
 from .rolling_forcing import warped
 from .stream_fm import CausalNetIn64
+
+__all__ = ["Avatar", "EchoAvatar", "echo_avatar"]
 
 LEVELS = warped((1.0, 0.75, 0.5, 0.25))
 
@@ -68,11 +71,17 @@ class EchoAvatar:
         return torch.cat(done)
 
     def close(self) -> None:
+        """Gives its memory back."""
         self.ring.close()
 
 
 def echo_avatar(models: Avatar, *, window: int = 3, **options: Any) -> EchoAvatar:
-    """The system; window: chunks of poses that are seen. Options as in `headrace.Ring`."""
+    """The system: `hear(audio)` gives the poses that are done.
+
+    models: an encoder of audio and a denoiser of chunks of poses. window: chunks that are seen
+    behind the one that is made. Options as in `headrace.Ring`, whose errors it raises.
+    """
+    counts("echo_avatar", least=0, window=window)
     made = loop(models.denoiser.config.tokens, window)
     return EchoAvatar(models.encoder, made.ring(models.denoiser, **options))
 

@@ -22,9 +22,12 @@ from torch import Tensor
 from ..memory import Window
 from ..models import Denoiser
 from ..streams import InCache, Ring
+from .given import counts
 from .proof import Check, Preset
 from .ring_loops import Loop, clip, equality, small_denoiser
 from .rolling_forcing import warped
+
+__all__ = ["EgoEdit", "ego_edit", "told"]
 
 LEVELS = warped((1.0, 0.75, 0.5, 0.25))
 
@@ -46,6 +49,7 @@ class EgoEdit:
         return self.ring.drain()[0].frame
 
     def close(self) -> None:
+        """Gives its memory back."""
         self.ring.close()
 
 
@@ -64,7 +68,13 @@ def ego_edit(
     **options: Any,
 ) -> EgoEdit:
     """The editor, for a denoiser that is conditioned on a token of the source and an instruction
-    [I]; `instruction` may be changed between two chunks. Options as in `headrace.Ring`."""
+    [I]; `instruction` may be changed between two chunks.
+
+    levels: of noise, one for every step, falling. window: edited chunks that are seen. chunk:
+    latent frames of one, positions in time that it takes. Options as in `headrace.Ring`, whose
+    errors it raises.
+    """
+    counts("ego_edit", least=0, window=window)
     return EgoEdit(loop(levels, window, chunk).ring(denoiser, **options), instruction)
 
 

@@ -29,7 +29,10 @@ from torch import Tensor
 
 from .. import ops
 from ..errors import bad_value
+from .given import counts
 from .proof import Check, Preset
+
+__all__ = ["FlashMemory", "Memories", "Semantic", "Sizes", "flash_vstream"]
 
 ROUNDS, STILL, GIVE = 10, 1e-4, 0.2
 
@@ -182,7 +185,11 @@ def k_means(x: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def flash_vstream(semantic: Semantic, **sizes: Any) -> FlashMemory:
-    """A memory with the source's sizes, or those of `Sizes` that are given."""
+    """A memory of the source's sizes, or of those that are given, by the names of `Sizes`.
+
+    semantic: projections of the abstract memory. TypeError for other names, ValueError below 1.
+    """
+    counts("flash_vstream", **sizes)
     return FlashMemory(semantic, Sizes(**sizes))
 
 

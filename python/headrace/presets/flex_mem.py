@@ -32,7 +32,10 @@ from ..streams import Absolute, Engine, Stream, wrap
 from ..streams.asking import let_go, read
 from ..streams.engine import Model
 from .assembled import dense, logits_of, pages_of, reported, softmax
+from .given import counts, shares
 from .proof import BOUND, Check, Preset, random_tokens
+
+__all__ = ["Video", "flex_mem"]
 
 SHARE, AHEAD, TOP, CLIPS = 0.125, 4, 8, 512
 
@@ -47,7 +50,16 @@ def flex_mem(
     clips: int = CLIPS,
     **options: Any,
 ) -> Engine:
-    """An engine for `Video`; clip: most tokens of a clip, `share` of which a page must hold."""
+    """An engine for `Video`.
+
+    clip: most tokens of a clip. share: of them, what each path keeps, for which a page has room.
+    ahead: clips that see what a clip left. top: clips that a question recalls. clips: those that
+    the bank holds. Give `Video` the same. Options as in `headrace.wrap`, whose errors it raises.
+    ValueError or TypeError where one of the five is out of range, NotImplementedError from `Video`
+    where pages are not of floats.
+    """
+    counts("flex_mem", clip=clip, ahead=ahead, top=top, clips=clips)
+    shares("flex_mem", share=share)
     size = pages_of(max(1, int(share * clip)))
     archive = Archive("mean", InMemory(clips + ahead + 1), pages=top + ahead + 1)
     options = {"page_size": size} | options

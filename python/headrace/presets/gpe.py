@@ -19,11 +19,17 @@ from ..streams.engine import Model
 from .lane_loops import alternate, lanes_equality
 from .proof import Check, Preset, random_tokens
 
+__all__ = ["gpe"]
+
 LANES = (Lane("source"), Lane("target", reads=("source",), kind="out"))
 
 
 def gpe(model: Model, *, phi: int = 0, memory: Region | None = None, **options: Any) -> Engine:
-    """An engine whose streams have the lanes source and target; everything stays by default."""
+    """An engine whose streams have the lanes source and target, each with positions of its own.
+
+    phi: the first position of the target. memory: what each of them keeps; everything unless it
+    says less. Options as in `headrace.wrap`, whose errors it raises.
+    """
     memory = Window(None) if memory is None else memory
     return wrap(model, memory=memory, positions=PerLane({"target": phi}), lanes=LANES, **options)
 

@@ -20,14 +20,25 @@ from ..streams.engine import Model
 from ..streams.policies import Arrival, Share, Urgency
 from ..streams.seat import Job
 from ..streams.traces import services
+from .given import counts, shares
 from .proof import Check, Preset
 from .scheduling import differing, ran, server
+
+__all__ = ["hexgen_text2sql"]
 
 
 def hexgen_text2sql(
     model: Model, *, quantile: float = 0.5, prior: int = 16, **options: Any
 ) -> Server:
-    """A server; options as in `headrace.wrap` and `headrace.streams.Server`."""
+    """A server that serves the most urgent first.
+
+    quantile: of the lengths seen, by which those to come are guessed; prior: tokens that one is
+    taken to have before. Options as in `headrace.streams.Server` and `headrace.wrap`, whose errors
+    it raises; memory: what a stream keeps, everything unless it says less. ValueError where
+    quantile is not between 0 and 1 or prior is below 1.
+    """
+    shares("hexgen_text2sql", quantile=quantile)
+    counts("hexgen_text2sql", prior=prior)
     return server(model, Urgency(quantile, prior), **options)
 
 

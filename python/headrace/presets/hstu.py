@@ -31,7 +31,10 @@ from .. import ops
 from ..errors import bad_value
 from ..models.conformer import normed
 from .encoding import BOUND, gap
+from .given import counts
 from .proof import Check, Preset
+
+__all__ = ["Hstu", "HstuModel", "hstu"]
 
 HEADS, DIM = 2, 16
 
@@ -150,9 +153,13 @@ def _ends(lengths: list[int]) -> Tensor:
 
 
 def hstu(model: HstuModel, *, context: int = 4, window: int = 60) -> Hstu:
-    """The system. context: first events that stay; window: events before one that it sees."""
-    if context < 0 or window < 1:
-        raise bad_value("hstu", "window", "1 or more, and a context of 0 or more", window)
+    """The system: users and their events.
+
+    context: first events that stay. window: events that one sees, itself among them. ValueError
+    where context is negative or window below 1.
+    """
+    counts("hstu", least=0, context=context)
+    counts("hstu", window=window)
     return Hstu(model, context, window)
 
 

@@ -29,9 +29,12 @@ from ..streams import InCache, Ring
 from ..streams.ring_chained import chained
 from ..streams.ring_fold import FoldedSparse, turned
 from ..streams.ring_noise import seeded
+from .given import counts, shares
 from .proof import Check, Preset
 from .ring_loops import BOUND, clip, directions, gap, play, small_denoiser, stacked
 from .rolling_forcing import warped
+
+__all__ = ["hybrid_forcing"]
 
 LEVELS = warped((1.0, 0.75, 0.5, 0.25))
 
@@ -51,8 +54,13 @@ def hybrid_forcing(
 ) -> Ring:
     """A ring with one block of `span` frames in flight, for a denoiser with `fold`.
 
-    sinks, window: in blocks of frames, the one in flight among the window. block: tokens.
+    levels: of noise, one for every step, falling. sinks, window: in blocks of frames, the one in
+    flight among the window. share: of the blocks of `block` tokens, what a query reads. condition
+    [K]: what frames are conditioned on. seed: of their noise. Options as in `headrace.Ring`, whose
+    errors it raises.
     """
+    shares("hybrid_forcing", share=share)
+    counts("hybrid_forcing", block=block)
     return Ring(
         denoiser,
         levels,

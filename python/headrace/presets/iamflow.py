@@ -25,9 +25,12 @@ from ..streams.ring import Finished
 from ..streams.ring_chained import chained
 from ..streams.ring_noise import seeded
 from ..streams.ring_recall import Done, Recall
+from .given import counts
 from .proof import Check, Preset
 from .ring_loops import BOUND, clip, directions, gap, small_denoiser, stacked
 from .rolling_forcing import warped
+
+__all__ = ["ByIdentity", "iamflow"]
 
 LEVELS = warped((1.0, 0.75, 0.5, 0.25))
 
@@ -74,8 +77,13 @@ def iamflow(
 ) -> Ring:
     """A ring with one chunk in flight: `tick(chunk, condition=prompt, label={ids in it})`.
 
-    Options as in `headrace.Ring`.
+    levels: of noise, one for every step, falling. local, each, most: newest chunks, chunks of every
+    id before them, and ids that are kept, as in `ByIdentity`. chunk: latent frames of one. seed: of
+    the noise. Options as in `headrace.Ring`, whose errors it raises. ValueError or TypeError where
+    local, each or most is no such number.
     """
+    counts("iamflow", local=local, most=most)
+    counts("iamflow", least=0, each=each)
     rule = ByIdentity(local, each, most)
     return Ring(denoiser, levels, depth=1, recall=rule, span=chunk, noise=seed, **options)
 

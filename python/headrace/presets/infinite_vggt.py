@@ -29,7 +29,10 @@ from ..errors import bad_value
 from ..memory import HeadCache, PagePool, budgets
 from ..recipes import infinite_vggt as rule
 from .frame_net import FrameNet, within
+from .given import counts
 from .proof import Check, Preset
+
+__all__ = ["InfiniteVGGT", "infinite_vggt"]
 
 TOTAL, TEMPERATURE = 1_200_000, 0.5
 
@@ -95,7 +98,13 @@ class InfiniteVGGT:
 def infinite_vggt(
     net: FrameNet, *, total: int = TOTAL, page_size: int = 64, dtype: torch.dtype = torch.float32
 ) -> InfiniteVGGT:
-    """A stream of frames with InfiniteVGGT's memory."""
+    """A stream of frames with InfiniteVGGT's memory.
+
+    net: such as `FrameNet` of `headrace.presets.frame_net`. total: tokens that a head of every
+    layer holds, summed over layers. page_size: tokens of a page. dtype: of keys and values.
+    ValueError where total has no room for a frame and one token more in every layer.
+    """
+    counts("infinite_vggt", total=total, page_size=page_size)
     return InfiniteVGGT(net, total, page_size, dtype)
 
 

@@ -37,6 +37,8 @@ from ..streams.engine import Model
 from .assembled import reported
 from .proof import BOUND, Check, Preset, random_tokens
 
+__all__ = ["Compressor", "Folder", "Perceiver", "Reasoner", "ixc25_omnilive"]
+
 FRAMES, SUMMARY, WINDOW, BACKLOG, STAY = 8, 16, 4096, 8, 8
 
 
@@ -47,6 +49,7 @@ class Folder:
         self.path = Path(path)
 
     def file(self, kind: str, number: int) -> Path:
+        """Where the snapshot of a clip lies, or will."""
         return self.path / f"{kind}-{number:08d}.safetensors"
 
     def numbers(self, kind: str) -> list[int]:
@@ -182,8 +185,10 @@ def _memory(engine: Engine, folder: Folder, number: int) -> Stream:
 
 
 def ixc25_omnilive(model: Model, *, window: int = WINDOW, **options: Any) -> Engine:
-    """An engine as each of the parties needs one; window: tokens of memory, of the clip that is
-    read again, and of an answer.
+    """An engine as each of the parties needs one.
+
+    window: tokens of memory, of the clip that is read again, and of an answer. Options as in
+    `headrace.wrap`, whose errors it raises.
     """
     return wrap(model, memory=Window(window), positions=Absolute(), **options)
 

@@ -20,8 +20,11 @@ from ..streams.engine import Model
 from ..streams.policies import Arrival, Deadline, JustInTime, Lengths
 from ..streams.seat import Job
 from ..streams.traces import services
+from .given import counts, shares
 from .proof import Check, Preset
 from .scheduling import Costless, in_time, ran, server
+
+__all__ = ["jitserve"]
 
 SEEDS = range(3)
 
@@ -29,7 +32,15 @@ SEEDS = range(3)
 def jitserve(
     model: Model, *, quantile: float = 0.5, lower: float = 0.1, enough: int = 8, **options: Any
 ) -> Server:
-    """A server; options as in `headrace.wrap` and `headrace.streams.Server`."""
+    """A server that gives each request the bandwidth that its deadline needs.
+
+    quantile: of the lengths seen, by which those to come are guessed; lower: the quantile that
+    hopes. enough: lengths of a group before it is guessed by them alone. Options as in
+    `headrace.streams.Server` and `headrace.wrap`, whose errors it raises; memory: what a stream
+    keeps, everything unless it says less. ValueError where they are out of range.
+    """
+    shares("jitserve", quantile=quantile, lower=lower)
+    counts("jitserve", enough=enough)
     return server(model, JustInTime(quantile, lower, enough), **options)
 
 

@@ -23,7 +23,10 @@ from torch import Tensor, nn
 from .. import ops
 from ..errors import bad_value
 from .encoding import BOUND, gap
+from .given import numbers
 from .proof import Check, Preset
+
+__all__ = ["Bottleneck", "KvBottleneck", "kv_bottleneck"]
 
 
 class Bottleneck(nn.Module):
@@ -118,7 +121,12 @@ class KvBottleneck:
 
 
 def kv_bottleneck(model: Bottleneck, *, decay: float = 0.9, rate: float = 3.0) -> KvBottleneck:
-    """The system. decay: of the keys' moving averages; rate: of learning."""
+    """The system: `place` keys, `freeze` them, `learn` values, `read`.
+
+    decay: of the keys' moving averages. rate: of learning. ValueError where decay is not from 0 to
+    below 1.
+    """
+    numbers("kv_bottleneck", decay=decay, rate=rate)
     if not 0 <= decay < 1:
         raise bad_value("kv_bottleneck", "decay", "0 or more, below 1", decay)
     return KvBottleneck(model, decay, rate)

@@ -29,6 +29,8 @@ from ..streams import Engine, InCache, Piece, PplRise, Signal, Stream, oracle, w
 from ..streams.engine import Model
 from .proof import Check, Preset, random_tokens
 
+__all__ = ["Frame", "Narrated", "live_star", "narrate", "verify"]
+
 RATIO, MOST, LONGEST = 1.03, 24, 1024
 
 
@@ -56,7 +58,10 @@ class Narrated:
 
 
 def live_star(model: Model, **options: Any) -> Engine:
-    """An engine whose streams keep all that they are not told to let go; see `narrate`."""
+    """An engine whose streams keep all that they are not told to let go; see `narrate`.
+
+    Options as in `headrace.wrap`, whose errors it raises.
+    """
     return wrap(model, memory=Keep(), positions=InCache(), **options)
 
 

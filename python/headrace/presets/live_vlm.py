@@ -9,7 +9,8 @@ recent tokens too.
 
 Chosen here: pages are compressed as wholes, by the attention to all their tokens and heads, and
 each layer has its own; what no layer keeps is let go of. Attention is reckoned among the pages that
-compete. Clips see the whole long-term memory.
+compete. Clips see the whole long-term memory. Recent are 4,096 tokens, and the newest 16 tokens of
+a clip say what is looked at.
 
 Oracle: one dense forward in which every clip sees the pages that brute force keeps, and the
 question those that brute force retrieves.
@@ -30,7 +31,10 @@ from ..streams import Absolute, Engine, Stream, wrap
 from ..streams.asking import read
 from ..streams.engine import Model
 from .assembled import dense, logits_of, reported
+from .given import counts
 from .proof import BOUND, Check, Preset, random_tokens
+
+__all__ = ["Video", "live_vlm"]
 
 PAGE, BUDGET, RECENT, SHARE = 16, 12_000, 4096, 0.4
 
@@ -43,7 +47,13 @@ def live_vlm(
     tier: InMemory | None = None,
     **options: Any,
 ) -> Engine:
-    """An engine for `Video`; recent: tokens of short-term memory, budget: of long-term memory."""
+    """An engine for `Video`.
+
+    recent: tokens of short-term memory. budget: of long-term memory; give `Video` the same. tier:
+    where that lies, host memory. Options as in `headrace.wrap`, whose errors it raises. ValueError
+    or TypeError where recent or budget has no room for a page of 16.
+    """
+    counts("live_vlm", least=PAGE, recent=recent, budget=budget)
     pages = budget // PAGE + recent // PAGE + 2  # and what waits to be compressed
     memory = Window(recent) >> Archive("mean", tier or InMemory(), pages=pages)
     return wrap(model, memory=memory, positions=Absolute(), page_size=PAGE, **options)

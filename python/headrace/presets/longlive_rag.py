@@ -27,9 +27,12 @@ from ..streams import Ring
 from ..streams.ring_chained import chained
 from ..streams.ring_noise import seeded
 from ..streams.ring_recall import Done, Recall
+from .given import counts
 from .proof import Check, Preset
 from .ring_loops import BOUND, clip, gap, small_denoiser
 from .rolling_forcing import warped
+
+__all__ = ["Lookup", "longlive_rag"]
 
 LEVELS = warped((1.0, 0.75, 0.5, 0.25))
 Embed = Callable[[Tensor], Tensor]
@@ -91,8 +94,17 @@ def longlive_rag(
     seed: int = 0,
     **options: Any,
 ) -> Ring:
-    """A ring with one frame in flight and an archive of `archive` frames, of which no more than
-    it can see lie in the pool. Options as in `headrace.Ring`."""
+    """A ring with one frame in flight and an archive, of which no more than it can see lies in the
+    pool.
+
+    levels: of noise, one for every step, falling. embed: gives what frames are compared by. sinks,
+    top, local, guard: first frames, frames looked up, newest frames, and those not looked up yet,
+    as in `Lookup`. archive: frames kept. condition [K]: what frames are conditioned on. seed: of
+    their noise. Options as in `headrace.Ring`, whose errors it raises. ValueError or TypeError
+    where one of the five is no number of frames.
+    """
+    counts("longlive_rag", least=0, sinks=sinks, top=top, guard=guard)
+    counts("longlive_rag", local=local, archive=archive)
     rule = Lookup(embed, sinks, top, local, guard, archive)
     knobs = {} if condition is None else {"condition": condition}
     return Ring(denoiser, levels, depth=1, recall=rule, noise=seed, knobs=knobs, **options)

@@ -34,6 +34,8 @@ from ..models.conformer import normed
 from .encoding import BOUND, Mix, gap, whole
 from .proof import Check, Preset
 
+__all__ = ["Diarizer", "LsEend", "ls_eend"]
+
 AHEAD = 9
 _PARTS = ("query", "key", "value", "gate", "output", "query_2", "key_2", "value_2", "output_2")
 
@@ -186,7 +188,8 @@ def _none(stage: int, h: Tensor) -> Tensor:
 
 
 def ls_eend(model: Diarizer) -> LsEend:
-    """The system: a stream of frames, 9 of which are on their way."""
+    """The system: a stream of frames, 9 of which are on their way. It has no options, and raises
+    nothing of its own."""
     return LsEend(model)
 
 

@@ -30,12 +30,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import ops
-from ..errors import bad_value
 from ..models import Conformer, ConformerConfig
 from ..models.conformer import normed
 from ..streams import Clock, Encoder, Linear, Real, Virtual, Work
 from .encoding import chunked, dense, whole
+from .given import counts
 from .proof import Check, Preset
+
+__all__ = ["MimiTts", "Speaker", "Spoken", "mimi_tts"]
 
 BLOCK, PAST, LEVELS, LASTS, TAPS = 8, 16, 32, 4, 4
 
@@ -157,9 +159,13 @@ class MimiTts:
 
 
 def mimi_tts(model: Speaker, *, block: int = BLOCK, past: int = PAST) -> MimiTts:
-    """The system. block: phones that are spoken together; past: phones before it that it sees."""
-    if block < 1 or past < 0:
-        raise bad_value("mimi_tts", "block", "1 phone or more, and a past of 0 or more", block)
+    """The system: `feed(phones)` or, by a clock, `speak(phones)`.
+
+    block: phones that are spoken together. past: phones before them that they see. ValueError where
+    block is below 1 or past negative.
+    """
+    counts("mimi_tts", block=block)
+    counts("mimi_tts", least=0, past=past)
     return MimiTts(model, block, past)
 
 

@@ -26,6 +26,8 @@ from ..streams import Engine, InCache, Stream, oracle, wrap
 from ..streams.engine import Model
 from .proof import BOUND, Check, Preset, random_tokens
 
+__all__ = ["mint"]
+
 ROUNDING = 1e-5
 STREAMS, RANK = 64, 2
 MEMORY = Sink(4) + Window(60)
@@ -41,7 +43,8 @@ def mint(
 ) -> Engine:
     """An engine whose streams may each have an adapter of `bank`; `Engine.open(adapter=name)`.
 
-    bank: None makes an empty one with `slots` slots.
+    bank: None makes an empty one with `slots` slots. memory: what a stream keeps, `Sink(4) +
+    Window(60)` unless said. Options as in `headrace.wrap`, whose errors it raises.
     """
     bank = AdapterBank.of(model, "base", slots=slots) if bank is None else bank
     return wrap(

@@ -23,13 +23,18 @@ from ..memory import Region, Sink, Window
 from ..streams import Engine, HeadSum, InCache, Stream, oracle, wrap
 from ..streams.engine import Model
 from .proof import Check, Preset, random_tokens
-from .watching import watch
+from .watching import Watched, watch
+
+__all__ = ["Watched", "mmduet", "watch"]
 
 FRAME = 10
 
 
 def mmduet(model: Model, *, memory: Region | None = None, **options: Any) -> Engine:
-    """An engine whose streams keep everything, unless `memory` says less; see `watch`."""
+    """An engine whose streams keep everything, unless `memory` says less; see `watch`.
+
+    Options as in `headrace.wrap`, whose errors it raises.
+    """
     return wrap(
         model, memory=Window(None) if memory is None else memory, positions=InCache(), **options
     )

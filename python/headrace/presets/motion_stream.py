@@ -24,9 +24,12 @@ from ..memory import Sink, Window
 from ..streams import InCache, Ring
 from ..streams.ring_chained import chained
 from ..streams.ring_noise import seeded
+from .given import counts
 from .proof import Check, Preset
 from .ring_loops import BOUND, Loop, clip, equality, gap, small_denoiser
 from .rolling_forcing import warped
+
+__all__ = ["motion_stream"]
 
 LEVELS = warped((1.0, 2 / 3, 1 / 3))
 
@@ -48,8 +51,12 @@ def motion_stream(
 ) -> Ring:
     """A ring with one chunk in flight; a chunk's motion is its `condition`, [K] or [P, K].
 
-    Options as in `headrace.Ring`, and condition, seed.
+    levels: of noise, one for every step, falling. sinks, window: finished chunks that are seen,
+    first and newest. chunk: latent frames of one, positions in time that it takes. Options as in
+    `headrace.Ring`, whose errors it raises; beside them condition [K] or [P, K], what frames are
+    conditioned on, and seed, of their noise.
     """
+    counts("motion_stream", least=0, window=window)
     return loop(levels, sinks, window, chunk).ring(denoiser, **options)
 
 

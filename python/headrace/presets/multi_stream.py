@@ -19,6 +19,8 @@ from ..streams.engine import Model
 from .lane_loops import lanes_equality
 from .proof import Check, Preset, random_tokens
 
+__all__ = ["multi_stream"]
+
 
 def multi_stream(
     model: Model,
@@ -28,7 +30,12 @@ def multi_stream(
     memory: Region | None = None,
     **options: Any,
 ) -> Engine:
-    """An engine whose streams have these lanes, each reading all others."""
+    """An engine whose streams have these lanes, each reading all others.
+
+    inputs: names of those that are fed. outputs: of those that are written. memory: what each of
+    them keeps; everything unless it says less. Options as in `headrace.wrap`, whose errors it
+    raises.
+    """
     names = (*inputs, *outputs)
     lanes = [
         Lane(name, [other for other in names if other != name], "in" if name in inputs else "out")

@@ -25,8 +25,11 @@ from ..models import Denoiser
 from ..streams import Ring
 from ..streams.ring_noise import seeded
 from ..streams.ring_oracle import rolled
+from .given import counts
 from .proof import Check, Preset
 from .ring_loops import BOUND, directions, gap, small_denoiser
+
+__all__ = ["Prism", "prism"]
 
 LEVELS = (1.0, 0.75, 0.5, 0.25)
 
@@ -55,6 +58,7 @@ class Prism:
         return made
 
     def close(self) -> None:
+        """Gives its memory back."""
         self.ring.close()
 
 
@@ -67,7 +71,13 @@ def prism(
     seed: int = 0,
     **options: Any,
 ) -> Prism:
-    """Segments of the frame of a denoiser, whose tokens are poses; options as `headrace.Ring`."""
+    """Segments of the frame of a denoiser, whose tokens are poses.
+
+    levels: of noise, one for every step, falling. overlap: poses that two segments share. condition
+    [K]: what they are conditioned on. seed: of the noise. Options as in `headrace.Ring`, whose
+    errors it raises. ValueError where overlap is not below the poses of a segment.
+    """
+    counts("prism", least=0, overlap=overlap)
     tokens = denoiser.config.tokens
     if not 0 <= overlap < tokens:
         raise bad_value("prism", "overlap", f"0 to {tokens - 1}", overlap)

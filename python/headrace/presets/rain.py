@@ -26,6 +26,8 @@ from .proof import Check, Preset
 from .ring_loops import BOUND, Loop, clip, directions, equality, gap, rows_of, small_denoiser
 from .stream_diffusion import levels_of
 
+__all__ = ["rain"]
+
 TIMESTEPS = (999, 759, 499, 259)
 
 
@@ -37,7 +39,8 @@ def loop(group: int = 4) -> Loop:
 def rain(denoiser: Any, *, group: int = 4, reference: Tensor | None = None, **options: Any) -> Ring:
     """A ring of groups of `group` frames: `tick(group, condition=pose + reference)`, [P, K].
 
-    reference [K]: what groups without a pose are conditioned on. Options as in `headrace.Ring`.
+    group: frames at one level, positions in time that they take. reference [K]: what groups without
+    a pose are conditioned on. Options as in `headrace.Ring`, whose errors it raises.
     """
     return loop(group).ring(denoiser, condition=reference, **options)
 

@@ -6,7 +6,7 @@ arXiv 2503.00540; its attention and cache manager at github.com/Becomebright/ReK
 of 196 tokens are blocks, the window is 15,000 tokens, everything read goes to host memory; a
 question takes, layer by layer, the 64 blocks whose mean keys (before rotation) its mean query likes
 best, all heads in one product, and then sees the first tokens, those blocks and itself, placed one
-after the other.
+after the other. The 128 blocks that were used last stay near, so that they are not brought again.
 
 Chosen here: what the window still holds is looked up like the rest, and the question is read once,
 where the source reads it a second time before it answers. `ask` gives a stream beside the video's:
@@ -29,9 +29,12 @@ from ..streams import Engine, InCache, Stream, wrap
 from ..streams.asking import aside, read, sinks
 from ..streams.engine import Model
 from .assembled import dense, pages_of, reported, watch
+from .given import counts
 from .proof import BOUND, Check, Preset, random_tokens
 
-FRAME, WINDOW, TOP = 196, 15_000, 64
+__all__ = ["ask", "rekv", "watch"]
+
+FRAME, WINDOW, TOP, NEAR = 196, 15_000, 64, 128
 
 
 def rekv(
@@ -41,15 +44,21 @@ def rekv(
     window: int = WINDOW,
     frame: int = FRAME,
     top: int = TOP,
+    near: int = NEAR,
     tier: InMemory | OnDisk | None = None,
     **options: Any,
 ) -> Engine:
     """An engine that archives all that its window lets go of; feed it with `watch`.
 
-    init: first tokens (the system prompt), seen for ever. frame: most tokens of a frame. top: the
-    most that a question will look up. tier: where the archive is, by default host memory.
+    init: first tokens (the system prompt), seen for ever. window: tokens that frames see. frame:
+    most tokens of a frame. top: the most that a question will look up. near: pages of the archive
+    that stay in the pool once looked up, for all streams, the longest unused giving way; `top` if
+    that is more. tier: where the archive is, by default host memory. Options as in `headrace.wrap`,
+    whose errors it raises. ValueError or TypeError where one of the numbers is none from 1 on (init
+    from 0).
     """
-    archive = Archive("mean", tier or InMemory(), pages=top)
+    counts("rekv", frame=frame, top=top, near=near)
+    archive = Archive("mean", tier or InMemory(), pages=max(near, top))
     memory = Sink(init) + Window(window) >> archive
     options = {"page_size": pages_of(frame)} | options
     return wrap(model, memory=memory, positions=InCache(), **options)

@@ -22,8 +22,11 @@ from typing import Any
 
 from ..memory import Sink, Window
 from ..streams import InCache, Ring
+from .given import counts
 from .proof import Check, Preset
 from .ring_loops import Loop, clip, directions, equality, rows_of, small_denoiser
+
+__all__ = ["rolling_forcing", "warped"]
 
 
 def warped(levels: Sequence[float], shift: float = 5.0) -> tuple[float, ...]:
@@ -56,9 +59,11 @@ def rolling_forcing(
 ) -> Ring:
     """A ring of blocks of `block` frames; sinks and clean are finished blocks that are seen.
 
-    Feed it blocks of any content: at level 1 they are noise alone. Options as in `headrace.Ring`,
-    and condition [K] or [P, K], seed.
+    Feed it blocks of any content: at level 1 they are noise alone. levels: of noise, one for every
+    step, falling. Options as in `headrace.Ring`, whose errors it raises; beside them condition [K]
+    or [P, K], what frames are conditioned on, and seed, of their noise.
     """
+    counts("rolling_forcing", least=0, clean=clean)
     return loop(levels, sinks, clean, block).ring(denoiser, **options)
 
 

@@ -2,9 +2,9 @@
 """SAGA: pages of an agent stay across the gaps in which its tools run, by predicted reuse.
 
 SAGA (2025), its paper: the workflow predicts when a session is back, and so what to keep. Chosen
-here: a quantile of the gaps seen after each tool; the stream expected back last goes first. Its
-affinity and work stealing are between workers, of which an engine has one; its fair share on
-completion time is not part of this.
+here: the median of the gaps seen after each tool, 1 s before any was seen; the stream expected back
+last goes first. Its affinity and work stealing are between workers, of which an engine has one; its
+fair share on completion time is not part of this.
 
 Checked: the share of turns that find their pages, beside recency and beside foresight, which reads
 the future from the trace.
@@ -21,14 +21,25 @@ from ..streams.engine import Model
 from ..streams.policies import Foresight, Policy, Retention
 from ..streams.seat import Job, Seat
 from ..streams.traces import agents
+from .given import numbers, shares
 from .proof import Check, Preset
 from .scheduling import Costless, ran, server
+
+__all__ = ["saga"]
 
 SEEDS = range(2)
 
 
 def saga(model: Model, *, quantile: float = 0.5, prior: float = 1.0, **options: Any) -> Server:
-    """A server; options as in `headrace.wrap` and `headrace.streams.Server`."""
+    """A server that keeps the pages of streams that will be back soon.
+
+    quantile: of the gaps seen after each tool, by which the next is guessed. prior: seconds that
+    one is taken to last before. Options as in `headrace.streams.Server` and `headrace.wrap`, whose
+    errors it raises; memory: what a stream keeps, everything unless it says less. ValueError where
+    quantile is not between 0 and 1 or prior is negative.
+    """
+    shares("saga", quantile=quantile)
+    numbers("saga", prior=prior)
     return server(model, Retention(quantile, prior), **options)
 
 

@@ -29,6 +29,8 @@ from ..streams.engine import Model
 from .lane_loops import Step, ends, lanes_equality, masked
 from .proof import Check, Preset, random_tokens
 
+__all__ = ["Talk", "salmonn_omni", "talk"]
+
 NAMES = ("audio", "think", "speak")
 KINDS = ("in", "latent", "out")
 
@@ -44,9 +46,10 @@ class Talk:
 
 
 def salmonn_omni(model: Model, *, memory: Region | None = None, **options: Any) -> Engine:
-    """An engine whose streams have the lanes audio, think and speak; everything stays by default.
+    """An engine whose streams have the lanes audio, think and speak; see `talk`.
 
-    memory: what each of them keeps.
+    memory: what each of them keeps; everything unless it says less. Options as in `headrace.wrap`,
+    whose errors it raises.
     """
     lanes = [
         Lane(name, [other for other in NAMES if other != name], kind)

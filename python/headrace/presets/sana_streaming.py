@@ -30,9 +30,12 @@ from ..streams.ring_chained import chained
 from ..streams.ring_delta import FrameDelta
 from ..streams.ring_fold import turned
 from ..streams.ring_noise import seeded
+from .given import counts
 from .proof import Check, Preset
 from .ring_loops import BOUND, clip, gap, play, small_denoiser, stacked
 from .rolling_forcing import warped
+
+__all__ = ["sana_streaming"]
 
 LEVELS = warped((1.0, 0.75, 0.5, 0.25))
 
@@ -49,9 +52,13 @@ def sana_streaming(
 ) -> Ring:
     """A ring with one chunk in flight: `tick(chunk, condition=source)`, [P, K].
 
-    every: which layers have softmax, counted from 1. window: finished chunks that these see beside
-    the first. Options as in `headrace.Ring`.
+    levels: of noise, one for every step, falling. every: which layers have softmax, counted from 1.
+    window: finished chunks that these see beside the first. chunk: latent frames of one. seed: of
+    the noise. Options as in `headrace.Ring`, whose errors it raises. ValueError or TypeError where
+    every is no whole number from 1 on.
     """
+    counts("sana_streaming", least=0, window=window)
+    counts("sana_streaming", every=every)
     linear = [i for i in range(denoiser.config.layers) if (i + 1) % every]
     return Ring(
         denoiser,

@@ -13,7 +13,9 @@ questions before it sees nothing else; otherwise frames of older tiers are added
 Chosen here: Otsu's bins are those of `headrace.ops.select`; where the long-term tier is empty the
 oldest mid-term tokens go, so that the budget holds whatever the frames are; all frames settle by
 worth, where small ones are clustered there. Memory is over what the model reads, so that a question
-reads what was kept, in order, and then itself. Worth and likeness are of features handed in.
+reads what was kept, in order, and then itself. It opens 16 frames of older tiers where their
+affinities differ much, more where they do not; the answer has room for 512 tokens with it. Worth
+and likeness are of features handed in.
 
 Oracle: the same rules token by token in plain Python, and a dense forward over what is opened.
 """
@@ -34,8 +36,11 @@ from ..recipes import save_mem as rule
 from ..streams import Absolute, Engine, Stream, wrap
 from ..streams.engine import Model
 from .assembled import reported
+from .given import counts
 from .proof import Check, Preset
 from .save_mem_oracle import checks
+
+__all__ = ["Frame", "Memory", "Video", "save_mem"]
 
 SHORT, MID, BUDGET, TOP = 8, 256, 2048, 16
 SAME, WORTH, CUT = 0.8, 0.15, 1.5
@@ -207,7 +212,16 @@ def save_mem(
     answer: int = 512,
     **options: Any,
 ) -> Video:
-    """A memory of `budget` tokens and an engine with room for them and an answer."""
+    """A memory of `budget` tokens and an engine with room for them and an answer.
+
+    probes [Q, D]: tokens of the fixed questions, D a multiple of 16. short, mid: frames of the two
+    newer tiers. top: frames of older tiers that a question opens. gate: says whether it does, the
+    recipe's unless given. answer: tokens of a question and its answer. Options as in
+    `headrace.wrap`, whose errors it raises. ValueError or TypeError where a number is none from 1
+    on (mid and top from 0).
+    """
+    counts("save_mem", short=short, budget=budget, answer=answer)
+    counts("save_mem", least=0, mid=mid, top=top)
     memory = Memory(probes, short=short, mid=mid, budget=budget, top=top, gate=gate)
     window = Window(budget + answer)
     return Video(wrap(model, memory=window, positions=Absolute(), **options), memory)

@@ -26,13 +26,19 @@ from ..streams import Engine, InCache, Piece, Report, Stream, oracle, wrap
 from ..streams.engine import Model
 from .proof import Check, Preset, random_tokens
 
+__all__ = ["in_boxes", "see", "sf_hand"]
+
 CAPACITY = 1386
 INSIDE = 2.0**40
 """What a token in a box scores above any number of frames."""
 
 
 def sf_hand(model: Model, *, capacity: int = CAPACITY, **options: Any) -> Engine:
-    """An engine whose streams hold `capacity` tokens; `see` feeds a frame."""
+    """An engine whose streams hold `capacity` tokens; `see` feeds a frame.
+
+    Options as in `headrace.wrap`, whose errors it raises. ValueError or TypeError where capacity is
+    no number of tokens.
+    """
     return wrap(model, memory=Keep("given", capacity, room=True), positions=InCache(), **options)
 
 

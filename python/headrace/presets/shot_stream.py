@@ -29,6 +29,8 @@ from .proof import Check, Preset
 from .ring_loops import BOUND, Loop, clip, directions, gap, small_denoiser, stacked
 from .rolling_forcing import warped
 
+__all__ = ["shot_stream"]
+
 LEVELS = warped((1.0, 0.75, 0.5, 0.25))
 JUMP = 8
 
@@ -45,7 +47,10 @@ def shot_stream(
     """A ring with one chunk in flight: `tick(frame, condition=prompt)`, and at the first chunk of a
     shot `tick(frame, cut=8, keep=1, condition=prompt)`.
 
-    kept: chunks of earlier shots. Options as in `headrace.Ring`, and condition, seed.
+    levels: of noise, one for every step, falling. kept: chunks of earlier shots. window: chunks of
+    the current one, the one in flight among them. chunk: latent frames of one. Options as in
+    `headrace.Ring`, whose errors it raises; beside them condition [K] or [P, K], what frames are
+    conditioned on, and seed, of their noise.
     """
     loop = Loop(levels, 1, memory=Sink(kept) + Window(window), span=chunk)
     return loop.ring(denoiser, **options)

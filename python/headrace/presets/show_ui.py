@@ -24,9 +24,12 @@ from .. import recipes
 from ..filters import patchify
 from ..recipes import video_llm_mod as passing
 from . import pruning_oracle as plain
+from .given import layers_of, numbers, shares
 from .proof import BOUND, Check, Preset
 from .small_reader import Reading, Run, SmallModel, SmallReader
 from .small_vision import PATCH, SmallVision
+
+__all__ = ["ShowUI", "show_ui"]
 
 SKIP, THRESHOLD = 0.5, 1.0
 
@@ -73,9 +76,18 @@ def show_ui(
     threshold: float = THRESHOLD,
     layers: tuple[int, ...] | None = None,
 ) -> ShowUI:
-    """A stream over a model with `reader`; `layers` skip, every other one without it."""
-    every = tuple(range(1, len(model.reader.layers), 2))
-    return ShowUI(model, skip, threshold, every if layers is None else layers)
+    """A stream over a model with `reader`, such as `headrace.presets.small_reader.SmallModel`.
+
+    skip: share of a component's tokens that pass a layer that skips. threshold: distance of two
+    patches that look the same. layers: those that skip, every other one without it. ValueError
+    where skip is not from 0 to 1, threshold negative, or a layer not there.
+    """
+    shares("show_ui", skip=skip)
+    numbers("show_ui", threshold=threshold)
+    count = len(model.reader.layers)
+    chosen = tuple(range(1, count, 2)) if layers is None else layers
+    layers_of("show_ui", "layers", chosen, count)
+    return ShowUI(model, skip, threshold, chosen)
 
 
 def screenshot(grid: tuple[int, int], seed: int) -> Tensor:

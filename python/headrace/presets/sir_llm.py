@@ -23,13 +23,22 @@ from torch import Tensor
 from ..memory import Keep, Rest, Sink
 from ..streams import Engine, InCache, Piece, Report, Stream, oracle, wrap
 from ..streams.engine import Model
+from .given import counts
 from .proof import Check, Preset, random_tokens
+
+__all__ = ["sir_llm", "turn"]
 
 
 def sir_llm(
     model: Model, *, first: int = 4, scored: int = 1000, recent: int = 512, **options: Any
 ) -> Engine:
-    """An engine with SirLLM's memory; `turn` feeds a stream of it."""
+    """An engine with SirLLM's memory; `turn` feeds a stream of it.
+
+    first: tokens at the beginning that stay. scored: those that stay by their score. recent: what
+    the cache has room for beside them. Options as in `headrace.wrap`, whose errors it raises.
+    ValueError or TypeError where one is no number of tokens.
+    """
+    counts("sir_llm", least=0, recent=recent)
     memory = Sink(first) + Keep("surprisal", scored, room=True) >> Rest(first + scored + recent)
     return wrap(model, memory=memory, positions=InCache(), **options)
 

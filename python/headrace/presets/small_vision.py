@@ -85,10 +85,12 @@ class SmallVision(nn.Module):
         self.output = matrix(tokens, MERGE[0] * MERGE[1] * width, made)
 
     def embed(self, patches: Tensor, places: Tensor) -> Tensor:
+        """[.., K, width] of patches uint8 [.., K, 48] at places int32 [.., K]; -1 for none."""
         x = linear(patches.float() / 127.5 - 1, self.input)
         return x + self.place[places.long().clamp(min=0)]
 
     def project(self, groups: Tensor) -> Tensor:
+        """Tokens [.., K, tokens] of groups of 4 features, [.., K, 4 * width]."""
         return linear(groups, self.output)
 
 

@@ -21,6 +21,8 @@ from ..streams.engine import Model
 from .lane_loops import lanes_equality, together
 from .proof import Check, Preset, random_tokens
 
+__all__ = ["speak_while_watching"]
+
 LANES = (Lane("frames"), Lane("answer", reads=("frames",), kind="out"))
 SCHEMES: dict[str, int | str] = {"group": 0, "gap": 10_000, "overlapped": "frames"}
 
@@ -28,7 +30,12 @@ SCHEMES: dict[str, int | str] = {"group": 0, "gap": 10_000, "overlapped": "frame
 def speak_while_watching(
     model: Model, *, scheme: str = "group", memory: Region | None = None, **options: Any
 ) -> Engine:
-    """An engine whose streams have the lanes frames and answer; everything stays by default."""
+    """An engine whose streams have the lanes frames and answer.
+
+    scheme: positions of the answer, "group" (from 0), "gap" (from 10,000) or "overlapped" (from
+    where the frames stand). memory: what each of them keeps; everything unless it says less.
+    Options as in `headrace.wrap`, whose errors it raises. ValueError for another scheme.
+    """
     if scheme not in SCHEMES:
         expected = ", ".join(SCHEMES)
         raise bad_value("speak_while_watching", "scheme", f"one of {expected}", repr(scheme))

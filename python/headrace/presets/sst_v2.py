@@ -35,6 +35,8 @@ from ..streams.positions import Positions
 from .encoding import BOUND, Mix, dense, gap
 from .proof import Check, Preset
 
+__all__ = ["SstV2", "StateDecoder", "sst_v2"]
+
 
 class StateDecoder(nn.Module):
     """A byte decoder with a latent per layer; random weights from `seed`.
@@ -143,7 +145,11 @@ def sst_v2(
     positions: Positions | None = None,
     **options: Any,
 ) -> SstV2:
-    """The system; every token is kept unless `memory` says what. Options as of `headrace.wrap`."""
+    """The system: streams through a `StateDecoder`.
+
+    memory: what a stream keeps; every token unless it says less. positions: `Absolute()` unless
+    said. Options as in `headrace.wrap`, whose errors it raises.
+    """
     return SstV2(model, memory or Window(None), positions or Absolute(), options)
 
 

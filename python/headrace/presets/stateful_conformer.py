@@ -32,7 +32,10 @@ from ..errors import bad_value
 from ..models import Conformer
 from ..streams import Encoder
 from .encoding import chunked, dense, equality, whole
+from .given import counts
 from .proof import Check, Preset
+
+__all__ = ["stateful_conformer"]
 
 WINDOW, FRAME_MS = 70, 10
 LOOK_AHEAD = (0, 80, 480, 1040)
@@ -49,8 +52,13 @@ def _chunk(model: Any, look_ahead: int) -> int:
 def stateful_conformer(
     model: Any, *, look_ahead: int = 1040, window: int = WINDOW, **options: Any
 ) -> Encoder:
-    """The system: `open().feed(frames)` of 10 ms each. look_ahead in ms; window: frames of
-    attention before a chunk. Options as in `headrace.streams.Encoder`."""
+    """The system: `open().feed(frames)` of 10 ms each.
+
+    look_ahead: in ms, of those that the model was trained for. window: frames of attention before a
+    chunk. Options as in `headrace.streams.Encoder`, whose errors it raises. ValueError where
+    look_ahead is no multiple of the length of an encoding.
+    """
+    counts("stateful_conformer", least=0, look_ahead=look_ahead)
     return Encoder(model, chunk=_chunk(model, look_ahead), window=window, **options)
 
 

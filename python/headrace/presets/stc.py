@@ -26,9 +26,12 @@ from .. import recipes
 from ..filters import TokenCacher, encode, patchify
 from ..ops import compact
 from . import pruning_oracle as plain
+from .given import counts, shares
 from .proof import BOUND, Check, Preset
 from .small_reader import Reading, SmallModel, SmallReader
 from .small_vision import MERGE, PATCH, SmallVision, film
+
+__all__ = ["STC", "Seen", "stc"]
 
 INTERVAL, RATIO, TOKENS = 2, 0.25, 60
 
@@ -52,6 +55,7 @@ class STC:
 
     @torch.no_grad()
     def feed(self, frames: Tensor) -> Seen:
+        """Encodes the next chunk, prunes it, and reads what is left."""
         vision = self.model.vision
         features = self.cacher(tokens_of(vision, frames))
         high, wide = vision.grid[0] // MERGE[0], vision.grid[1] // MERGE[1]
@@ -73,7 +77,15 @@ def stc(
     interval: int = INTERVAL,
     tokens: int = TOKENS,
 ) -> STC:
-    """A stream over a model with `vision` and `reader`, as `small_reader.SmallModel` has them."""
+    """A stream over a model with `vision` and `reader`, such as
+    `headrace.presets.small_reader.SmallModel`.
+
+    ratio: share of the tokens of a frame that the encoder computes anew. threshold: cosine of keys
+    up to which it does, in place of a ratio. interval: every so many chunks all are. tokens: of a
+    frame, those that reach the reader. ValueError or TypeError where one is out of range.
+    """
+    counts("stc", tokens=tokens, interval=interval)
+    shares("stc", ratio=ratio)
     cacher = TokenCacher(model.vision.layers, ratio, threshold, interval)
     return STC(model, cacher, tokens)
 

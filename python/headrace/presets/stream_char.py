@@ -24,9 +24,12 @@ from torch import Tensor
 from ..errors import bad_value
 from ..memory import Sink, Window
 from ..streams import InCache, Ring
+from .given import counts
 from .proof import Check, Preset
 from .ring_loops import Loop, equality, small_denoiser, stacked
 from .rolling_forcing import warped
+
+__all__ = ["Pointer", "StreamChar", "stream_char"]
 
 LEVELS = warped((1.0, 0.75, 0.5, 0.25))
 
@@ -81,6 +84,7 @@ class StreamChar:
         return self.ring.drain()[0].frame
 
     def close(self) -> None:
+        """Gives its memory back."""
         self.ring.close()
 
 
@@ -94,7 +98,14 @@ def stream_char(
     chunk: int = 3,
     **options: Any,
 ) -> StreamChar:
-    """The character; words [W, K] last `frames` frames each. Options as in `headrace.Ring`."""
+    """The character: `chunk()` gives the next chunk, in which the text is spoken on.
+
+    words [W, K]: what a chunk is conditioned on while they are spoken. frames: how many each lasts.
+    levels: of noise, one for every step, falling. window: finished chunks that are seen beside the
+    first. chunk: latent frames of one. Options as in `headrace.Ring`, whose errors it raises.
+    ValueError where frames are not as many as words, each 1 or more.
+    """
+    counts("stream_char", least=0, window=window)
     ring = loop(levels, window, chunk).ring(denoiser, **options)
     return StreamChar(ring, Pointer(words, frames), chunk)
 

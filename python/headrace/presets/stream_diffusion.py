@@ -28,8 +28,11 @@ from torch import Tensor
 from ..streams import Diffusion, Ring
 from ..streams.ring_noise import seeded
 from ..streams.ring_oracle import unrolled
+from .given import numbers
 from .proof import Check, Preset
 from .ring_loops import clip, directions, equality, gap, rows_of, small_denoiser
+
+__all__ = ["SimilarFilter", "StreamDiffusion", "levels_of", "stream_diffusion"]
 
 TIMESTEPS = (359, 99)
 NAMES = ("none", "self", "initialize", "full")
@@ -55,6 +58,7 @@ class SimilarFilter:
         self._row = 0
 
     def __call__(self, frame: Tensor) -> bool:
+        """Of the next frame; one that is not skipped is what later ones are compared with."""
         if self._last is not None:
             c = float(torch.cosine_similarity(frame.flatten(), self._last.flatten(), dim=0))
             chance = 0.0 if self.threshold >= 1 else 1 - (1 - c) / (1 - self.threshold)
@@ -85,6 +89,7 @@ class StreamDiffusion:
         return self._newest
 
     def close(self) -> None:
+        """Gives its memory back."""
         self.ring.close()
 
 
@@ -96,14 +101,19 @@ def stream_diffusion(
     scale: float = 1.2,
     delta: float = 1.0,
     condition: Tensor | None = None,
-    similar: SimilarFilter | None = None,
+    similar: SimilarFilter | bool = True,
     seed: int = 2,
     **options: Any,
 ) -> StreamDiffusion:
-    """The system over a denoiser that predicts noise; options as in `headrace.Ring`.
+    """The system over a denoiser that predicts noise.
 
-    similar: `SimilarFilter()` to skip frames; None for none.
+    timesteps: of Stable Diffusion's schedule of 1000, one for every step, falling. guidance:
+    "none", "self", "initialize" or "full"; scale: how strong; delta: of the noise that "self" and
+    "initialize" take for unconditional. condition [K]: what frames are conditioned on. similar:
+    True for a `SimilarFilter()`, or one of yours; False to skip no frame. seed: of the noise.
+    Options as in `headrace.Ring`, whose errors it raises.
     """
+    numbers("stream_diffusion", least=float("-inf"), scale=scale, delta=delta)
     c = denoiser.config
     knobs: dict[str, Any] = {"guidance": scale, "delta": delta}
     if condition is not None:
@@ -117,7 +127,8 @@ def stream_diffusion(
         knobs=knobs,
         **options,
     )
-    return StreamDiffusion(ring, similar)
+    own = SimilarFilter() if similar is True else similar or None
+    return StreamDiffusion(ring, own)
 
 
 def oracle(

@@ -33,8 +33,11 @@ from ..streams import Finished, Ring
 from ..streams.ring_noise import seeded
 from ..streams.ring_oracle import Knobs, unrolled
 from ..streams.ring_recompute import recompute_unrolled
+from .given import numbers
 from .proof import Check, Preset
 from .ring_loops import BOUND, clip, directions, equality, gap, rows_of, small_denoiser
+
+__all__ = ["NoiseController", "Served", "StreamDiffusionV2", "stream_diffusion_v2"]
 
 LEVELS = (0.7, 0.5)
 
@@ -108,6 +111,7 @@ class StreamDiffusionV2:
         return done
 
     def close(self) -> None:
+        """Gives its memory back."""
         self.ring.close()
 
     def _served(self, done: Sequence[Finished]) -> list[Served]:
@@ -127,7 +131,7 @@ def stream_diffusion_v2(
     sinks: int = 3,
     window: int = 3,
     swap: float | None = 0.2,
-    controller: NoiseController | None = None,
+    controller: NoiseController | bool = True,
     deadline: float | None = None,
     patience: float = 0.5,
     clock: Callable[[], float] = time.monotonic,
@@ -135,10 +139,20 @@ def stream_diffusion_v2(
     seed: int = 0,
     **options: Any,
 ) -> StreamDiffusionV2:
-    """The system over a denoiser that predicts flow; options as in `headrace.Ring`.
+    """The system over a denoiser that predicts flow.
 
-    controller: `NoiseController()` to let motion choose the noise; None leaves it at the levels.
+    levels: of noise, one for every step, falling. sinks, window: frames that are seen, pinned and
+    newest, the one that looks among these. swap: likeness below which a pinned frame is replaced,
+    None for never. controller: True for a `NoiseController()`, or one of yours: motion then chooses
+    the first of the levels, which must stay above the second; False leaves the levels as they are.
+    deadline: seconds from a frame's arrival to its result; None for none. patience: seconds of
+    waiting for a frame from which on those in flight are finished first. clock: gives seconds.
+    condition [K]: what frames are conditioned on. seed: of their noise. Options as in
+    `headrace.Ring`, whose errors it raises.
     """
+    numbers("stream_diffusion_v2", patience=patience)
+    if swap is not None:
+        numbers("stream_diffusion_v2", least=-1, swap=swap)
     ring = Ring(
         denoiser,
         levels,
@@ -148,7 +162,8 @@ def stream_diffusion_v2(
         knobs={} if condition is None else {"condition": condition},
         **options,
     )
-    return StreamDiffusionV2(ring, controller, deadline, patience, clock)
+    own = NoiseController() if controller is True else controller or None
+    return StreamDiffusionV2(ring, own, deadline, patience, clock)
 
 
 def oracle(

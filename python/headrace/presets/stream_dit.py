@@ -18,8 +18,11 @@ from itertools import pairwise
 from typing import Any
 
 from ..streams import Ring
+from .given import counts
 from .proof import Check, Preset
 from .ring_loops import Loop, clip, directions, equality, rows_of, small_denoiser
+
+__all__ = ["stream_dit"]
 
 
 def loop(chunks: int = 8, micro: int = 1, frames: int = 2) -> Loop:
@@ -32,8 +35,14 @@ def loop(chunks: int = 8, micro: int = 1, frames: int = 2) -> Loop:
 def stream_dit(
     denoiser: Any, *, chunks: int = 8, micro: int = 1, frames: int = 2, **options: Any
 ) -> Ring:
-    """A ring of chunks; give it one with every `micro`-th tick, and it gives one out. Of any
-    content: at level 1 they are noise alone. Options as in `headrace.Ring`, and condition, seed."""
+    """A ring of `chunks` chunks; give it one with every `micro`-th tick, and it gives one out. Of
+    any content: at level 1 they are noise alone.
+
+    micro: steps of a chunk at its place. frames: latent frames of a chunk. Options as in
+    `headrace.Ring`, whose errors it raises; beside them condition [K] or [P, K], what frames are
+    conditioned on, and seed, of their noise.
+    """
+    counts("stream_dit", chunks=chunks, micro=micro, frames=frames)
     return loop(chunks, micro, frames).ring(denoiser, **options)
 
 

@@ -23,7 +23,10 @@ from torch import Tensor
 
 from ..errors import bad_value
 from .causal_net import CausalNet
+from .given import counts, numbers
 from .proof import Check, Preset
+
+__all__ = ["StreamFM", "stream_fm"]
 
 STEPS, NOISE = 5, 0.1
 
@@ -92,7 +95,15 @@ def drawn(seed: int, first: int, count: int, parts: int) -> Tensor:
 def stream_fm(
     net: Any, *, window: int = 512, steps: int = STEPS, noise: float = NOISE, seed: int = 0
 ) -> StreamFM:
-    """The system over a network of frames [T, 2 (window + 2)] to [T, window + 2]."""
+    """The system over a network of frames [T, 2 (window + 2)] to [T, window + 2].
+
+    window: samples of latency. steps: of the solver. noise: that the flow begins with, a share.
+    seed: of it. ValueError where window is no multiple of 4, the network has other sizes, or steps
+    is below 1.
+    """
+    counts("stream_fm", window=window)
+    numbers("stream_fm", noise=noise)
+    counts("stream_fm", steps=steps)
     if window < 4 or window % 4:
         raise bad_value("stream_fm", "window", "a multiple of 4", window)
     if net.outputs != window + 2:

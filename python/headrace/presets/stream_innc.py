@@ -33,6 +33,8 @@ from ..errors import bad_value
 from .encoding import gap
 from .proof import Check, Preset
 
+__all__ = ["ConvStack", "StreamINNC", "bound", "stream_innc"]
+
 
 class ConvStack(nn.Module):
     """Samples [T, channels[0]] to features [T / stride, channels[-1]], and a head over a window.
@@ -122,7 +124,8 @@ class StreamINNC:
 
 
 def stream_innc(net: ConvStack) -> StreamINNC:
-    """The system: a stream of windows of `net.window` samples."""
+    """The system: a stream of windows of `net.window` samples. It has no options, and raises
+    nothing of its own."""
     return StreamINNC(net)
 
 

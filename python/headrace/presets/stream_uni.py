@@ -12,7 +12,8 @@ translation is completed, and everything is forgotten.
 There each chunk is transcribed from the audio anew, prompt and all. Here speech, transcript and
 translation are lanes: speech is read once, and the other two are rolled back and written again.
 Chosen: how far the cut lies back is counted from the newest transcript (the released loop counts
-from the oldest of its queue); words are split by a token.
+from the oldest of its queue); words are split by a token; k is 3 words, a transcript has at most 5
+tokens for every chunk so far, and a word that is written 5.
 
 Oracle: for every chunk one masked forward over the three lanes; the rule over the transcripts.
 """
@@ -33,6 +34,8 @@ from ..streams import Engine, Lane, Lanes, PerLane, Signal, WaitK, wrap
 from ..streams.engine import Model
 from .lane_loops import Step, lanes_equality, masked
 from .proof import Check, Preset, random_tokens
+
+__all__ = ["Manner", "Round", "stream_uni", "translate"]
 
 LONGEST, QUEUE, MOST, WORD = 30.0, 5, 8, 5
 LANES = (
@@ -56,7 +59,11 @@ class Round:
 
 
 def stream_uni(model: Model, *, memory: Region | None = None, **options: Any) -> Engine:
-    """An engine whose streams have the lanes speech, transcript and translation."""
+    """An engine whose streams have the lanes speech, transcript and translation; see `translate`.
+
+    memory: what each of them keeps; everything unless it says less. Options as in `headrace.wrap`,
+    whose errors it raises.
+    """
     memory = Window(None) if memory is None else memory
     return wrap(model, memory=memory, positions=PerLane(), lanes=LANES, **options)
 

@@ -24,8 +24,11 @@ from torch import Tensor
 
 from ..models import Denoiser
 from ..streams import Diffusion, Ring
+from .given import counts
 from .proof import Check, Preset
 from .ring_loops import BOUND, Loop, gap, small_denoiser
+
+__all__ = ["StreamingDiffusionPolicy", "streaming_diffusion_policy"]
 
 
 def loop(actions: int = 10) -> Loop:
@@ -49,13 +52,19 @@ class StreamingDiffusionPolicy:
         return done[0].frame if done else None
 
     def close(self) -> None:
+        """Gives its memory back."""
         self.ring.close()
 
 
 def streaming_diffusion_policy(
     denoiser: Any, *, actions: int = 10, **options: Any
 ) -> StreamingDiffusionPolicy:
-    """The policy over a denoiser whose frame is one action; options as in `headrace.Ring`."""
+    """The policy over a denoiser whose frame is one action; `act(observation)`.
+
+    actions: in the buffer, each at a level of its own. Options as in `headrace.Ring`, whose errors
+    it raises. ValueError or TypeError where actions is no whole number from 1 on.
+    """
+    counts("streaming_diffusion_policy", actions=actions)
     return StreamingDiffusionPolicy(loop(actions).ring(denoiser, **options))
 
 

@@ -21,9 +21,16 @@ from ..streams import Engine, InCache, wrap
 from ..streams.engine import Model
 from .proof import Check, Preset, equality, random_tokens
 
+__all__ = ["streaming_llm"]
+
 
 def streaming_llm(model: Model, *, sinks: int = 4, window: int = 2000, **options: Any) -> Engine:
-    """An engine with StreamingLLM's memory and positions; options as in `headrace.wrap`."""
+    """An engine with StreamingLLM's memory and positions.
+
+    sinks: first tokens that stay. window: newest ones, the one that looks among them. Options as in
+    `headrace.wrap`, whose errors it raises. ValueError or TypeError where one is no number of
+    tokens.
+    """
     return wrap(model, memory=Sink(sinks) + Window(window), positions=InCache(), **options)
 
 

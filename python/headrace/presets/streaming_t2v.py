@@ -26,9 +26,12 @@ from torch import Tensor
 from ..errors import bad_value
 from ..memory import Sink, Window
 from ..streams import InCache, Ring
+from .given import counts
 from .proof import Check, Preset
 from .ring_loops import Loop, clip, directions, equality, small_denoiser
 from .rolling_forcing import warped
+
+__all__ = ["Blend", "streaming_t2v"]
 
 LEVELS = warped((1.0, 0.75, 0.5, 0.25))
 
@@ -47,8 +50,13 @@ def streaming_t2v(
     chunk: int = 16,
     **options: Any,
 ) -> Ring:
-    """A ring with one chunk in flight; give what it makes to a `Blend`. Options as in
-    `headrace.Ring`, and condition, seed."""
+    """A ring with one chunk in flight; give what it makes to a `Blend`.
+
+    levels: of noise, one for every step, falling. memory: chunks that are seen beside the first.
+    chunk: frames of one. Options as in `headrace.Ring`, whose errors it raises; beside them
+    condition [K] or [P, K], what frames are conditioned on, and seed, of their noise.
+    """
+    counts("streaming_t2v", least=0, memory=memory)
     return loop(levels, memory, chunk).ring(denoiser, **options)
 
 

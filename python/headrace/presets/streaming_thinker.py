@@ -24,11 +24,17 @@ from ..streams.engine import Model
 from .lane_loops import Step, lanes_equality
 from .proof import Check, Preset, random_tokens
 
+__all__ = ["streaming_thinker", "think", "units", "waiting"]
+
 LANES = (Lane("source"), Lane("thoughts", reads=("source",), kind="latent"))
 
 
 def streaming_thinker(model: Model, *, memory: Region | None = None, **options: Any) -> Engine:
-    """An engine whose streams have the lanes source and thoughts; everything stays by default."""
+    """An engine whose streams have the lanes source and thoughts; see `think`.
+
+    memory: what each of them keeps; everything unless it says less. Options as in `headrace.wrap`,
+    whose errors it raises.
+    """
     memory = Window(None) if memory is None else memory
     return wrap(model, memory=memory, positions=PerLane(), lanes=LANES, **options)
 

@@ -24,7 +24,10 @@ from torch import Tensor
 from ..memory import Keep, Sink, Tagged, Window
 from ..streams import Engine, InCache, Piece, Report, Stream, oracle, wrap
 from ..streams.engine import Model
+from .given import numbers
 from .proof import Check, Preset, random_tokens
+
+__all__ = ["comment", "streaming_vlm"]
 
 SEEN, SAID = "seen", "said"
 
@@ -35,8 +38,10 @@ def streaming_vlm(
     """An engine with StreamingVLM's memory; `comment` drives a stream of it.
 
     Tokens without a tag (the header, a query) stay; those tagged "seen" go after `seconds`; of
-    those tagged "said" that are older, the `first` and the `newest` stay.
+    those tagged "said" that are older, the `first` and the `newest` stay. Options as in
+    `headrace.wrap`, whose errors it raises. ValueError or TypeError where one is no such number.
     """
+    numbers("streaming_vlm", seconds=seconds)
     said = Window(seconds=seconds) >> Sink(first) + Window(newest)
     memory = Tagged(None, Keep()) + Tagged(SEEN, Window(seconds=seconds)) + Tagged(SAID, said)
     return wrap(model, memory=memory, positions=InCache(), **options)

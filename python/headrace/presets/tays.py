@@ -20,13 +20,16 @@ from ..streams.engine import Model
 from .lane_loops import lanes_equality, together
 from .proof import Check, Preset, random_tokens
 
+__all__ = ["tays"]
+
 
 def tays(
     model: Model, *, frames: Region | None = None, thoughts: Region | None = None, **options: Any
 ) -> Engine:
     """An engine whose streams have the lanes frames, thoughts and answer.
 
-    frames, thoughts: what these keep; by default everything.
+    frames, thoughts: what these keep; by default everything. Options as in `headrace.wrap`, whose
+    errors it raises.
     """
     lanes = (
         Lane("frames", memory=frames),

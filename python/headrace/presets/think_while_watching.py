@@ -33,6 +33,8 @@ from ..streams.engine import Model
 from .lane_loops import Step, lanes_equality
 from .proof import Check, Preset, random_tokens
 
+__all__ = ["Segment", "Thoughts", "think", "think_while_watching"]
+
 WRITES = {"video": "notes", "text": "answer"}
 
 
@@ -55,9 +57,10 @@ class Thoughts:
 def think_while_watching(
     model: Model, *, recent: Region | None = None, notes: Region | None = None, **options: Any
 ) -> Engine:
-    """An engine whose streams have the lanes source, notes and answer.
+    """An engine whose streams have the lanes source, notes and answer; see `think`.
 
-    recent: what stays of the source, notes: what stays of the notes; by default everything.
+    recent: what stays of the source, notes: what stays of the notes; by default everything. Options
+    as in `headrace.wrap`, whose errors it raises.
     """
     lanes = (
         Lane("source", memory=recent),

@@ -17,15 +17,26 @@ from ..streams import Run, Server
 from ..streams.engine import Model
 from ..streams.policies import Arrival, ProgramPause
 from ..streams.traces import agents
+from .given import counts, numbers
 from .proof import Check, Preset
 from .scheduling import differing, parkings, ran, server
+
+__all__ = ["thunder_agent"]
 
 
 def thunder_agent(
     model: Model, *, capacity: int, period: float = 5.0, reserve: int = 64, **options: Any
 ) -> Server:
-    """A server; capacity: tokens that active programs may hold. Options as in `headrace.wrap` and
-    `headrace.streams.Server`."""
+    """A server that pauses whole programs.
+
+    capacity: tokens that active programs may hold. period: seconds between two looks at them.
+    reserve: tokens beside each, for its growth until the next. Options as in
+    `headrace.streams.Server` and `headrace.wrap`, whose errors it raises; memory: what a stream
+    keeps, everything unless it says less. ValueError where capacity or period is not above 0.
+    """
+    counts("thunder_agent", capacity=capacity)
+    counts("thunder_agent", least=0, reserve=reserve)
+    numbers("thunder_agent", period=period)
     return server(model, ProgramPause(capacity, period, reserve), **options)
 
 

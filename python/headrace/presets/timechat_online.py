@@ -10,8 +10,9 @@ changes, is the cue to answer. Defaults are the threshold of its examples, featu
 Chosen here: a valley is a frame of which less is dropped than of both its neighbours, so that the
 cue comes one frame late, where the demo looks for the lowest tenth of a whole video; one frame is a
 token's time, where Qwen2.5-VL takes two. `method="pixel"` compares the pixels of a token, from 0 to
-1, by their mean difference. `reference="kept"` compares with what was last kept
-instead, so that a slow change surfaces, which no published form does.
+1, by their mean difference; a token is dropped below 0.04, for no published default of that was
+found. `reference="kept"` compares with what was last kept instead, so that a slow change surfaces,
+which no published form does.
 
 Oracle: all tokens of all frames in one masked forward in fp64, at their positions, in which those
 that were dropped are seen by nobody.
@@ -29,11 +30,14 @@ from ..errors import bad_value
 from ..filters import Decision, Filter, LastKept, PreviousFrame, encode, patchify, places
 from ..streams import Gate, SceneCut, Signal
 from . import pruning_oracle as plain
+from .given import counts
 from .proof import BOUND, Check, Preset
 from .small_reader import Reading, SmallModel, SmallReader
 from .small_vision import MERGE, PATCH, SmallVision, film
 
-THRESHOLD, KEPT = 0.5, 6000
+__all__ = ["TimeChatOnline", "Watched", "timechat_online"]
+
+THRESHOLD, PIXELS, KEPT = 0.5, 0.04, 6000
 
 
 @dataclass(frozen=True)
@@ -58,6 +62,7 @@ class TimeChatOnline:
 
     @torch.no_grad()
     def feed(self, frame: Tensor) -> Watched:
+        """Encodes the next frame and reads those of its tokens that are not dropped."""
         vision, grid = self.model.vision, self.model.vision.grid
         patches = patchify(frame, PATCH)
         at = torch.arange(len(patches), dtype=torch.int32)
@@ -76,25 +81,32 @@ class TimeChatOnline:
 def timechat_online(
     model: Any,
     *,
-    threshold: float = THRESHOLD,
+    threshold: float | None = None,
     method: str = "feature",
     reference: str = "previous",
     kept: int = KEPT,
     gate: Gate | None = None,
 ) -> TimeChatOnline:
-    """A stream over a model with `vision` and `reader`, as `small_reader.SmallModel` has them.
+    """A stream over a model with `vision` and `reader`, such as
+    `headrace.presets.small_reader.SmallModel`.
 
-    method: "feature" or "pixel". reference: "previous" or "kept". kept: of how many tokens the
-    reader's memory is. gate: of the share dropped; `SceneCut()` without it.
+    method: "feature" or "pixel", what is compared. threshold: the cosine of features above which a
+    token is dropped, 0.5 unless said; of pixels, from 0 to 1, the mean difference below which it
+    is, 0.04 unless said. reference: "previous" or "kept", what with. kept: of how many tokens the
+    reader's memory is. gate: of the share dropped; `SceneCut()` without it. ValueError for another
+    method or reference, or a kept below 1.
     """
+    counts("timechat_online", kept=kept)
     kinds = {"previous": PreviousFrame, "kept": LastKept}
     if reference not in kinds:
         raise bad_value("timechat_online", "reference", "previous or kept", repr(reference))
     if method not in ("feature", "pixel"):
         raise bad_value("timechat_online", "method", "feature or pixel", repr(method))
-    drop = kinds[reference](threshold)
     if method == "pixel":
-        drop = kinds[reference](255 * threshold, "l1", MERGE[0] * PATCH)
+        most = 255 * (PIXELS if threshold is None else threshold)
+        drop = kinds[reference](most, "l1", MERGE[0] * PATCH)
+    else:
+        drop = kinds[reference](THRESHOLD if threshold is None else threshold)
     return TimeChatOnline(model, drop, gate or SceneCut(), kept)
 
 
@@ -140,8 +152,8 @@ def check(model: Any, *, frames: int = 18, threshold: float = 0.9, kept: int = 1
     on = stay.expand(len(model.reader.layers), -1)
     want = plain.read(model.reader, tokens.flatten(0, 1), at, on, reach=kept)[stay]
     read = torch.cat([s.read for s in seen])
-    pixels, same_at = timechat_online(model, threshold=0.04, method="pixel"), 0
-    for frame, gone in zip(clip, same_pixels(clip, grid, 0.04), strict=True):
+    pixels, same_at = timechat_online(model, method="pixel"), 0
+    for frame, gone in zip(clip, same_pixels(clip, grid, PIXELS), strict=True):
         same_at += int((pixels.feed(frame).kept.mask == gone).sum())
     share = away.double().mean(1).tolist()
     valleys = [t > 1 and share[t - 2] > share[t - 1] < share[t] for t in range(frames)]

@@ -9,8 +9,9 @@ heads together are fetched, and the rest of the stream stays far. Frames are rea
 Chosen here: clusters are scored by a bound that holds for every key (their mean, extent and
 variance, `headrace.memory.dial`), so that the share is one of the softmax that full attention would
 have over the archive, per head and query; with proven=False by count * exp(score), the estimate,
-which takes fewer. What has not left the window is always seen. A cluster is a set of tokens in
-pages, and pages move whole, where the accelerator stores clusters side by side.
+which takes fewer. What has not left the window, 256 tokens, is always seen; a frame is 16; both are
+ours. A cluster is a set of tokens in pages, and pages move whole, where the accelerator stores
+clusters side by side.
 
 Oracle: one dense forward that sees what was selected; in it, full attention tells what share of the
 softmax that is.
@@ -32,7 +33,10 @@ from ..streams import Absolute, Engine, Stream, wrap
 from ..streams.asking import read, seal
 from ..streams.engine import Model
 from .assembled import dense, logits_of, pages_of, reported, softmax
+from .given import counts
 from .proof import BOUND, Check, Preset, random_tokens
+
+__all__ = ["Choice", "Selector", "v_rex", "watch"]
 
 
 class Choice(NamedTuple):
@@ -66,6 +70,7 @@ class Selector:
         self._archived: dict[int, int] = {}
 
     def __call__(self, shelf: Shelf, layer: int, asked: Asked) -> Picked:
+        """Pages and tokens of the archive that these queries need in a layer."""
         self._follow(shelf, layer)
         end, heads = shelf.end, shelf.index.rows("mean", layer).shape[0]
         wanted, group = np.zeros(end, bool), asked.q.shape[1] // heads
@@ -119,8 +124,12 @@ def v_rex(
 ) -> Engine:
     """An engine whose streams archive all that leaves the window; feed them with `watch`.
 
-    frame: most tokens of a frame. pages: the most of the archive that one choice may bring.
+    window: tokens that are always seen. frame: most tokens of a frame. tier: where the archive is,
+    by default host memory. pages: the most of the archive that one choice may bring. Options as in
+    `headrace.wrap`, whose errors it raises. ValueError or TypeError where one of the numbers is
+    none from 1 on.
     """
+    counts("v_rex", frame=frame, pages=pages)
     archive = Archive("mean", tier or InMemory(), pages=pages)
     options = {"page_size": pages_of(frame)} | options
     return wrap(model, memory=Window(window) >> archive, positions=Absolute(), **options)

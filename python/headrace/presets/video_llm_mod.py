@@ -22,9 +22,12 @@ from torch import Tensor
 
 from ..recipes import video_llm_mod as recipe
 from . import pruning_oracle as plain
+from .given import layers_of, shares
 from .proof import BOUND, Check, Preset
 from .small_reader import Reading, Run, SmallModel, SmallReader
 from .small_vision import SmallVision
+
+__all__ = ["VideoLLMMoD", "video_llm_mod"]
 
 RATIO = 0.2
 
@@ -62,12 +65,17 @@ class VideoLLMMoD:
 def video_llm_mod(
     model: Any, *, ratio: float = RATIO, skipping: tuple[int, ...] | None = None
 ) -> VideoLLMMoD:
-    """A stream over a model with `reader`, as `small_reader.SmallModel` has it.
+    """A stream over a model with `reader`, such as `headrace.presets.small_reader.SmallModel`.
 
-    skipping: the layers that skip; every other one, from the second on, without it.
+    ratio: share of a frame's tokens that a layer that skips computes. skipping: those layers; every
+    other one, from the second on, without it. ValueError where ratio is not from 0 to 1, or
+    a layer not there.
     """
-    layers = range(1, len(model.reader.layers), 2)
-    return VideoLLMMoD(model, ratio, tuple(layers) if skipping is None else skipping)
+    shares("video_llm_mod", ratio=ratio)
+    count = len(model.reader.layers)
+    chosen = tuple(range(1, count, 2)) if skipping is None else skipping
+    layers_of("video_llm_mod", "skipping", chosen, count)
+    return VideoLLMMoD(model, ratio, chosen)
 
 
 def by_rule(

@@ -22,11 +22,16 @@ from ..streams.engine import Model
 from .proof import Check, Preset, random_tokens
 from .watching import Watched, watch
 
+__all__ = ["Watched", "video_llm_online", "watch"]
+
 THRESHOLD, FRAME, LONGEST = 0.725, 10, 100
 
 
 def video_llm_online(model: Model, *, memory: Region | None = None, **options: Any) -> Engine:
-    """An engine whose streams keep everything, unless `memory` says less; see `watch`."""
+    """An engine whose streams keep everything, unless `memory` says less; see `watch`.
+
+    Options as in `headrace.wrap`, whose errors it raises.
+    """
     return wrap(
         model, memory=Window(None) if memory is None else memory, positions=InCache(), **options
     )

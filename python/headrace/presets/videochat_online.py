@@ -26,6 +26,8 @@ from .. import ops
 from ..errors import bad_value
 from .proof import Check, Preset
 
+__all__ = ["Kept", "Pyramid", "videochat_online"]
+
 SIDES, EVERY, ROOM = (16, 8, 4), (8, 4, 1), (64, 64, 64)
 
 
@@ -106,9 +108,10 @@ def videochat_online(
     every: Sequence[int] = EVERY,
     room: Sequence[int] = ROOM,
 ) -> Pyramid:
-    """A pyramid memory of levels with frames of `sides`, the first in detail.
+    """A pyramid memory of levels with frames of `sides`, the first in detail. It takes no model.
 
     every: a frame goes to the first level whose number divides its own. room: frames of each.
+    ValueError where they are not as many, sides do not fall, or the last of every is not 1.
     """
     return Pyramid(sides, every, room)
 

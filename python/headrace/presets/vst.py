@@ -8,7 +8,8 @@ answered from both, so its cost does not grow with the video.
 
 Chosen here: clips, thoughts and answers are lanes, so that neither clip nor memory is encoded again
 when a thought or an answer comes; memory lets go of its oldest tokens, not of whole thoughts; the
-next clip sees the thoughts. A clip is 1,024 tokens, the memory 1,024, a thought 128, greedy.
+next clip sees the thoughts. A clip is 1,024 tokens, the memory 1,024, a thought 128, greedy,
+questions and answers hold 256.
 
 Oracle: one masked forward over all lanes, whose windows let go of what the lanes let go of.
 """
@@ -27,16 +28,19 @@ from ..streams.engine import Model
 from .lane_loops import Step, lanes_equality
 from .proof import Check, Preset, random_tokens
 
+__all__ = ["answer", "think", "vst"]
+
 CLIP, TEXT, THOUGHT = 1024, 1024, 128
 
 
 def vst(
     model: Model, *, clip: int = CLIP, text: int = TEXT, answer: int = 256, **options: Any
 ) -> Engine:
-    """An engine whose streams have the lanes clip, thoughts and answer.
+    """An engine whose streams have the lanes clip, thoughts and answer; see `think` and `answer`.
 
     clip, text, answer: most tokens that the visual buffer, the memory of thoughts, and questions
-    with their answers hold.
+    with their answers hold. Options as in `headrace.wrap`, whose errors it raises. ValueError or
+    TypeError where one is no number of tokens.
     """
     lanes = (
         Lane("clip", reads=("thoughts",), memory=Window(clip)),
