@@ -28,7 +28,7 @@ from ..streams.ring_chained import chained
 from ..streams.ring_noise import seeded
 from ..streams.ring_recall import Done, Recall
 from .proof import Check, Preset
-from .ring_loops import BOUND, clip, gap, small_denoiser
+from .ring_loops import BOUND, FOUR, clip, gap, small_denoiser
 from .rolling_forcing import warped
 
 LEVELS = warped((1.0, 0.75, 0.5, 0.25))
@@ -102,7 +102,7 @@ def oracle(
     denoiser: Any,
     frames: Tensor,
     *,
-    levels: Sequence[float] = LEVELS,
+    levels: Sequence[float] = FOUR,
     embed: Embed = lambda frame: frame,
     sinks: int = 1,
     top: int = 6,
