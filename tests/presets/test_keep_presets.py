@@ -115,6 +115,11 @@ WRONG = {
         "pages held that are not needed, or are missing",
         lambda: patched(PagePool, "drop", lost_once),
     ),
+    "infinite_vggt: another temperature": (HEADS, lambda: (infinite_vggt, "TEMPERATURE", 5.0)),
+    "live_star: another ratio": (
+        "decisions that differ from the rule's",
+        lambda: patched(live_star, "PplRise", lambda f: lambda ratio: f(1.25 * ratio)),
+    ),
     "live_star: threshold": (
         "decisions that differ from the rule's",
         lambda: (PplRise, "__call__", lambda self, s: True),

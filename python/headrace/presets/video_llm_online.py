@@ -43,7 +43,7 @@ def check(model: Model, *, frames: int = 24) -> list[Check]:
     for name, memory in (("everything kept", Window(None)), ("bounded", Sink(4) + Window(60))):
         parts = list(random_tokens(model, frames * FRAME).split(FRAME))
         first, *two = (random_tokens(model, 5 - i, seed=1 + i) for i in range(3))
-        queries = {3: first, 11: two}
+        queries: dict[int, Tensor | Sequence[Tensor]] = {3: first, 11: two}
         silence, threshold = _first_silent(model, memory, parts[0])
         with video_llm_online(model, memory=memory, page_size=16, pool_pages=64) as engine:
             gate = TokenProb(silence, threshold)
