@@ -21,12 +21,16 @@ LITERAL = [
 ]
 
 
-@pytest.mark.parametrize(("solver", "level", "mixed", "said"), LITERAL)
-def test_what_was_mixed_is_found_again(solver, level, mixed, said):
+def parts(mixed, said):
+    """clean, noise, x and prediction [5, 3] that fit together."""
     made = torch.Generator().manual_seed(0)
     clean, noise = torch.randn(2, 5, 3, generator=made, dtype=torch.float64)
-    x = mixed[0] * clean + mixed[1] * noise
-    prediction = said[0] * clean + said[1] * noise
+    return clean, noise, *(c * clean + n * noise for c, n in (mixed, said))
+
+
+@pytest.mark.parametrize(("solver", "level", "mixed", "said"), LITERAL)
+def test_what_was_mixed_is_found_again(solver, level, mixed, said):
+    clean, noise, x, prediction = parts(mixed, said)
     a, b = solver.mix(level)
     assert (a, b) == pytest.approx(mixed)
     torch.testing.assert_close(solver.clean(x, prediction, a, b), clean)
@@ -36,10 +40,7 @@ def test_what_was_mixed_is_found_again(solver, level, mixed, said):
 
 @pytest.mark.parametrize(("solver", "level", "mixed", "said"), LITERAL)
 def test_the_law_of_an_oracle_finds_it_too(solver, level, mixed, said):
-    made = torch.Generator().manual_seed(1)
-    clean, noise = torch.randn(2, 5, 3, generator=made, dtype=torch.float64)
-    x = mixed[0] * clean + mixed[1] * noise
-    prediction = said[0] * clean + said[1] * noise
+    clean, noise, x, prediction = parts(mixed, said)
     own = law(solver)
     torch.testing.assert_close(own.mixed(clean, noise, level), x)
     torch.testing.assert_close(own.leads(x, clean, level), prediction)
