@@ -45,7 +45,7 @@ PUBLISHED = {
         "short": 8, "mid": 256, "budget": 2048, "top": 16, "SAME": 0.8, "WORTH": 0.15, "CUT": 1.5,
     },
     "stc": {"ratio": 0.25, "interval": 2, "tokens": 60},
-    "timechat_online": {"threshold": 0.5, "kept": 6000},
+    "timechat_online": {"THRESHOLD": 0.5, "kept": 6000},
     "video_llm_mod": {"ratio": 0.2},
     "longlive_rag": {"sinks": 1, "top": 6, "local": 5, "guard": 5},
     "stream_diffusion": {
