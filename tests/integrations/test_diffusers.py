@@ -147,11 +147,12 @@ def pipeline(module, clip, noise, solver, own, context):
         x = None
         clean = frame
         for step, level in enumerate(own):
-            a, b = solver.mix(level)
-            x = a * clean + b * noise[i, step]
+            flow = isinstance(solver, Flow)
+            a = 1 - level if flow else (1 - level * level) ** 0.5
+            x = a * clean + level * noise[i, step]
             t = flow_timesteps(torch.tensor([level]))
             said = module(x[None], t, encoder_hidden_states=context[None], return_dict=False)
-            clean = solver.clean(x, said[0][0], a, b)
+            clean = x - level * said[0][0] if flow else (x - level * said[0][0]) / a
         out.append(clean)
     return torch.stack(out)
 

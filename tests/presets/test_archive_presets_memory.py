@@ -32,7 +32,10 @@ def test_it_is_proved(name):
 TIERS = "tiers, frame by frame, that differ from the rule's"
 
 
-@pytest.mark.parametrize("part", ["prune", "settle", "budget", "gate", "scene", "order"])
+SEEN = "questions that see other frames than by brute force"
+
+
+@pytest.mark.parametrize("part", ["prune", "settle", "budget", "gate", "scene", "order", "best"])
 def test_save_mem_fails(monkeypatch, part):
     if part == "prune":
         monkeypatch.setattr(save_mem, "_pruned", lambda frame, after: frame)
@@ -44,13 +47,18 @@ def test_save_mem_fails(monkeypatch, part):
         monkeypatch.setattr(save_mem.rule.Opens, "__call__", lambda self, short: True)
     elif part == "scene":
         monkeypatch.setattr(save_mem, "CUT", 1e9)
+    elif part == "best":
+        real = save_mem.rule.affinity
+        monkeypatch.setattr(save_mem.rule, "affinity", lambda x, q: 1 / (2 + real(x, q)))
+        monkeypatch.setattr(save_mem.rule.Opens, "__call__", lambda self, short: True)
     else:
         real = save_mem.Memory.open
         monkeypatch.setattr(save_mem.Memory, "open", lambda self, q: real(self, q)[1:])
     wrong = {
         "budget": "tokens in all tiers",
         "gate": "questions of now and long ago with the wrong scope",
-        "order": "questions of now and long ago with the wrong scope",
+        "order": SEEN,
+        "best": SEEN,
     }.get(part, TIERS)
     assert wrong in failed("save_mem")
 
@@ -70,7 +78,9 @@ def test_save_mem_holds_its_budget_whatever_the_frames_are():
         memory.watch(torch.zeros(4, 4, dtype=torch.int64), torch.zeros(4, 4, 16))
 
 
-@pytest.mark.parametrize("part", ["k_means", "weights", "fold", "nearest", "buffer", "pool"])
+@pytest.mark.parametrize(
+    "part", ["k_means", "weights", "fold", "give", "nearest", "buffer", "pool"]
+)
 def test_flash_vstream_fails(monkeypatch, part):
     if part == "k_means":
         monkeypatch.setattr(flash, "k_means", lambda x, w: (x[1:], w[1:]))
@@ -78,8 +88,9 @@ def test_flash_vstream_fails(monkeypatch, part):
         real = flash.k_means
         monkeypatch.setattr(flash, "k_means", lambda x, w: (real(x, w)[0], w[1:]))
     elif part == "fold":
-        monkeypatch.setattr(flash, "GIVE", 0.2)
         monkeypatch.setattr(flash.FlashMemory, "_folded", lambda self, old, new: old)
+    elif part == "give":
+        monkeypatch.setattr(flash, "GIVE", 0.3)
     elif part == "nearest":
         real = flash.ops.assign
         monkeypatch.setattr(
@@ -99,6 +110,7 @@ def test_flash_vstream_fails(monkeypatch, part):
         "k_means": "temporal memory",
         "weights": "retrieved memory",
         "fold": "abstract memory",
+        "give": "abstract memory",
         "nearest": "retrieved memory",
         "buffer": "sizes of what is held",
         "pool": "spatial memory",

@@ -91,6 +91,23 @@ def test_the_proof_fails_when_all_wait_for_the_slowest(monkeypatch):
     assert "frames late by other than what they chose" in failed("ancat")
 
 
+def test_the_proof_fails_when_a_frame_never_comes_out(monkeypatch):
+    plain = ancat.Ancat.finish
+    monkeypatch.setattr(ancat.Ancat, "finish", lambda self: [x[1:] for x in plain(self)])
+    assert "1 at a time: frames that wait for the end, or do not" in failed("ancat")
+
+
+def test_the_proof_fails_when_frames_look_ahead_for_nothing(monkeypatch):
+    plain = ancat.Chooser.__init__
+
+    def eager(self, *args, **options):
+        plain(self, *args, **options)
+        self.choose.data[2] = 3 * self.choose.data[2] + self.choose.data[1]
+
+    monkeypatch.setattr(ancat.Chooser, "__init__", eager)
+    assert any("the encoder that never chooses" in claim for claim in failed("ancat"))
+
+
 def test_a_ring_of_pages_is_used_again():
     model = presets.get("ancat").sample()
     system = presets.ancat(model, window=10)
@@ -172,6 +189,14 @@ def test_the_proof_fails_when_latents_are_of_a_neighbour(monkeypatch):
     assert any("beside another: max" in claim for claim in failed("sst_v2"))
 
 
+def test_the_proof_fails_when_passes_hardly_converge(monkeypatch):
+    plain = sst_v2.StateDecoder.__init__
+    monkeypatch.setattr(
+        sst_v2.StateDecoder, "__init__", lambda self, **of: plain(self, **{**of, "share": 0.45})
+    )
+    assert failed("sst_v2") == ["passes until within 1e-6, over positions"]
+
+
 def test_a_step_of_latents_that_fails_changes_nothing(monkeypatch):
     system = presets.sst_v2(presets.get("sst_v2").sample(), page_size=16)
     stream, text = system.open(), torch.arange(20)
@@ -193,16 +218,26 @@ def test_a_step_of_latents_that_fails_changes_nothing(monkeypatch):
 
 
 def test_the_proof_fails_when_a_level_is_not_conditioned(monkeypatch):
-    plain = mimi_tts.Speaker.codes
-
     def flat(self, frames, linear):
-        if frames.dtype == torch.float64:
-            return plain(self, frames, linear)
         made = [linear(normed(frames, self.backbone.mean, linear), h).argmax(1) for h in self.heads]
         total = sum(book[code] for book, code in zip(self.books, made, strict=True))
         return torch.stack(made, 1), total
 
     monkeypatch.setattr(mimi_tts.Speaker, "codes", flat)
+    assert any("codes that differ" in claim for claim in failed("mimi_tts"))
+
+
+def test_the_proof_fails_when_books_are_taken_from_the_last(monkeypatch):
+    plain = mimi_tts.Speaker.codes
+
+    def upside_down(self, frames, linear):
+        heads, books = self.heads.data, self.books.data
+        self.heads.data, self.books.data = heads.flip(0), books.flip(0)
+        codes, total = plain(self, frames, linear)
+        self.heads.data, self.books.data = heads, books
+        return codes.flip(1), total
+
+    monkeypatch.setattr(mimi_tts.Speaker, "codes", upside_down)
     assert any("codes that differ" in claim for claim in failed("mimi_tts"))
 
 

@@ -35,18 +35,33 @@ def watch(stream: Stream, frames: Sequence[Tensor]) -> None:
 
 
 @torch.inference_mode()
-def dense(model: Any, tokens: Tensor, see: See) -> Tensor:
-    """Logits fp64 [T, V] of tokens int64 [T] when every layer sees what `see` says."""
+def dense(model: Any, tokens: Tensor, see: See, sights: list[Tensor] | None = None) -> Tensor:
+    """Logits fp64 [T, V] of tokens int64 [T] when every layer sees what `see` says; sights: what
+    each layer saw is added to it."""
     inv_freq = model.inv_freq.double()
 
     def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         seen, distance = see(layer, q, k)
+        if sights is not None:
+            sights.append(seen)
         weights = softmax(logits_of(q, k, distance, inv_freq), seen, model.sink_logits(layer))
         group = q.shape[1] // k.shape[1]
         return torch.einsum("htj,jhd->thd", weights, v.repeat_interleave(group, 1))
 
     made: Tensor = copy.deepcopy(model).double()(tokens, attend)
     return made
+
+
+def anew(
+    model: Any, tokens: Tensor, sights: Sequence[Tensor], count: int, *, in_a_row: bool = False
+) -> Tensor:
+    """Logits fp64 [count, V] of the last of tokens, behind all that any layer or head of theirs
+    sees, encoded causally as if nothing else had been read; where it stands, or in a row."""
+    alive = torch.stack([seen[..., -count:, :].flatten(0, -2).any(0) for seen in sights]).any(0)
+    at = alive.nonzero()[:, 0]
+    at = torch.arange(len(at)) if in_a_row else at
+    causal = torch.ones(len(at), len(at)).tril().bool()
+    return dense(model, tokens[alive], lambda *_: (causal, at[:, None] - at))[-count:]
 
 
 def logits_of(q: Tensor, k: Tensor, distance: Tensor | None, inv_freq: Tensor) -> Tensor:

@@ -68,9 +68,9 @@ def oracle(
     frames: Tensor,
     *,
     adapter: Adapter | None = None,
-    chunk: int = CHUNK,
+    chunk: int = 15,
     extra: int = 0,
-    window: int = WINDOW,
+    window: int = 1500,
 ) -> Tensor:
     """Encodings fp64 [T // 2, width] of a whole file [T, inputs]."""
     first = chunk * (1 + extra)

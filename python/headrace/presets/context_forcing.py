@@ -30,7 +30,7 @@ from ..streams.ring_noise import seeded
 from ..streams.ring_recall import Done, Recall
 from .given import counts, numbers
 from .proof import Check, Preset
-from .ring_loops import BOUND, clip, gap, small_denoiser
+from .ring_loops import BOUND, FOUR, clip, gap, small_denoiser
 from .rolling_forcing import warped
 
 __all__ = ["SlowFast", "context_forcing"]
@@ -98,7 +98,7 @@ def oracle(
     denoiser: Any,
     frames: Tensor,
     *,
-    levels: Sequence[float] = LEVELS,
+    levels: Sequence[float] = FOUR,
     sinks: int = 3,
     slow: int = 12,
     fast: int = 6,

@@ -219,7 +219,7 @@ def oracle(semantic: Semantic, frames: Sequence[Tensor], s: Sizes) -> Memories:
     q, k = semantic.query.double(), semantic.key.double()
     for new_ in chunks[1:]:
         weight = ((memory @ q.T) @ (new_ @ k.T).T / q.shape[0] ** 0.5).softmax(-1)
-        memory = memory + GIVE * (weight @ new_ - memory)
+        memory = memory + 0.2 * (weight @ new_ - memory)
     return Memories(
         memory,
         torch.cat([p.view(s.temporal_side**2, -1) for p in points]),
@@ -237,14 +237,14 @@ def _one_less(points: list[Tensor], weights: list[float]) -> tuple[list[Tensor],
     pairs = [(i, j) for j in range(len(points)) for i in range(j)]
     _, late = min(pairs, key=lambda p: float((points[p[0]] - points[p[1]]).norm()))
     c = [p for j, p in enumerate(points) if j != late]
-    for _ in range(ROUNDS):
+    for _ in range(10):
         own = [_nearest(p, c) for p in points]
         sums, totals = [0.0] * len(c), [torch.zeros_like(p) for p in c]
         for p, w, j in zip(points, weights, own, strict=True):
             sums[j] += w
             totals[j] += w * p
         new = [t / w if w else p for t, w, p in zip(totals, sums, c, strict=True)]
-        if sum(float((a - b).norm()) for a, b in zip(new, c, strict=True)) < STILL:
+        if sum(float((a - b).norm()) for a, b in zip(new, c, strict=True)) < 1e-4:
             break
         c = new
     return c, sums

@@ -31,7 +31,7 @@ from ..recipes import flex_mem as rule
 from ..streams import Absolute, Engine, Stream, wrap
 from ..streams.asking import let_go, read
 from ..streams.engine import Model
-from .assembled import dense, logits_of, pages_of, reported, softmax
+from .assembled import anew, dense, logits_of, pages_of, reported, softmax
 from .given import counts, shares
 from .proof import BOUND, Check, Preset, random_tokens
 
@@ -189,11 +189,13 @@ def oracle(
     clips: Sequence[Tensor],
     question: Tensor,
     *,
-    share: float = SHARE,
-    ahead: int = AHEAD,
-    top: int = TOP,
+    share: float = 0.125,
+    ahead: int = 4,
+    top: int = 8,
+    sights: list[Tensor] | None = None,
 ) -> Tensor:
-    """Logits fp64 [T, V] of all clips and then the question."""
+    """Logits fp64 [T, V] of all clips and then the question; sights: as in
+    `headrace.presets.assembled.dense`."""
     tokens = torch.cat([*clips, question])
     number, n = torch.arange(len(tokens)), len(tokens) - len(question)
     inv_freq = model.inv_freq.double()
@@ -235,7 +237,14 @@ def oracle(
         seen[:, asked] |= (number >= n) & (number <= number[asked, None])
         return seen, None
 
-    return dense(model, tokens, see)
+    return dense(model, tokens, see, sights)
+
+
+def recompute(model: Any, clips: Sequence[Tensor], question: Tensor, **options: Any) -> Tensor:
+    """Logits fp64 [T, V] of the question, with the tokens that any head recalls encoded anew."""
+    sights: list[Tensor] = []
+    oracle(model, clips, question, sights=sights, **options)
+    return anew(model, torch.cat([*clips, question]), sights, len(question))
 
 
 def check(model: Model, *, clips: int = 12, size: int = 41, frames: int = 1024) -> list[Check]:
@@ -274,5 +283,6 @@ def check(model: Model, *, clips: int = 12, size: int = 41, frames: int = 1024) 
 
 
 PRESET = Preset(
-    "flex_mem", "Chen et al., arXiv 2603.29252", flex_mem, check, oracle=oracle, kind="archive"
-)
+    "flex_mem", "Chen et al., arXiv 2603.29252", flex_mem, check, oracle=oracle,
+    recompute=recompute, kind="archive",
+)  # fmt: skip

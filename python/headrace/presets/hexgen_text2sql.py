@@ -57,7 +57,7 @@ def check(model: Model, *, requests: int = 20) -> list[Check]:
 
 
 class _Watched(Urgency):
-    """Reckons the urgency of what it chose again, and counts what is out of order."""
+    """Reckons the urgency of what it chose from the trace, and counts what is out of order."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -74,10 +74,53 @@ class _Watched(Urgency):
         return shares
 
     def _urgency(self, job: Job, desk: Desk) -> tuple[float, float]:
-        tokens = job.left + self.lengths.remaining(job) + self.lengths.later(job)
+        tokens = job.left + _to_say(job, desk) + _to_follow(job, desk)
         slack = job.until - desk.now
         rate = desk.rate or 1.0
         return (math.inf, -slack) if slack <= 0 else (tokens * rate / slack, 0.0)
+
+
+def _over(desk: Desk) -> list[int]:
+    """Events that said all they had to, and have read it."""
+    waits = {job.outcome.index for seat in desk.seats.values() for job in seat.queue}
+    return [o.index for o in desk.run.outcomes if o.said and o.index not in waits]
+
+
+def _to_say(job: Job, desk: Desk) -> int:
+    """The median answer of its group that is longer than what it has said, 16 before there is one,
+    less what it has."""
+    events, said = desk.run.events, len(job.outcome.said)
+    if said == job.event.max_new:
+        return 0
+    known = [events[i].max_new for i in _over(desk) if events[i].group == job.event.group]
+    more = sorted(length for length in known if length > said)
+    return (more[len(more) // 2] if more else max(16, said + 1)) - said
+
+
+def _to_follow(job: Job, desk: Desk) -> int:
+    """The median, over chains of its group that are closed, of what followed where it is."""
+
+    def first(i: int) -> int:
+        since = events[i].since
+        return i if since is None else since
+
+    events, over, chains = desk.run.events, _over(desk), dict[int, list[int]]()
+    for i in over:
+        chains.setdefault(first(i), []).append(len(events[i].tokens) + events[i].max_new)
+    closed = {
+        event.stream
+        for event, out in zip(events, desk.run.outcomes, strict=True)
+        if event.kind == "close" and not math.isnan(out.done)
+    }
+    root = first(job.outcome.index)
+    place = len(chains.get(root, ()))
+    after = sorted(
+        sum(sizes[place + 1 :])
+        for i, sizes in chains.items()
+        if events[i].stream in closed and events[i].group == events[root].group
+        if place < len(sizes)
+    )
+    return after[len(after) // 2] if after else 0
 
 
 PRESET = Preset(

@@ -27,11 +27,11 @@ from ..memory import Fold, Sink, Window
 from ..models import Denoiser
 from ..streams import InCache, Ring
 from ..streams.ring_chained import chained
-from ..streams.ring_fold import FoldedSparse, turned
+from ..streams.ring_fold import FoldedSparse
 from ..streams.ring_noise import seeded
 from .given import counts, shares
 from .proof import Check, Preset
-from .ring_loops import BOUND, clip, directions, gap, play, small_denoiser, stacked
+from .ring_loops import BOUND, FOUR, clip, directions, gap, placed, play, small_denoiser, stacked
 from .rolling_forcing import warped
 
 __all__ = ["hybrid_forcing"]
@@ -80,7 +80,7 @@ def oracle(
     denoiser: Any,
     frames: Tensor,
     *,
-    levels: Sequence[float] = LEVELS,
+    levels: Sequence[float] = FOUR,
     sinks: int = 1,
     window: int = 3,
     span: int = 3,
@@ -152,7 +152,7 @@ def _sparse(
     at = [here.index(j) for j in order]
     places = [offset - span * backs[j] for j in order]
     turns = zip(at, places, strict=True)
-    keys = torch.cat([turned(k[b], place, model.inv_freq) for b, place in turns])
+    keys = torch.cat([placed(k[b], place, model.inv_freq) for b, place in turns])
     values = v[at].flatten(0, 1)
     means = k[at].flatten(0, 1).view(-1, block, *k.shape[2:]).mean(1)
     asked = q.view(-1, block, *q.shape[1:]).mean(1)
@@ -161,7 +161,7 @@ def _sparse(
     mask = torch.zeros_like(score, dtype=torch.bool)
     mask.scatter_(1, score.topk(keep, 1).indices, True)
     mask = mask.repeat_interleave(block, 0).repeat_interleave(block, 1)
-    logits = torch.einsum("thd,shd->hts", turned(q, offset, model.inv_freq), keys)
+    logits = torch.einsum("thd,shd->hts", placed(q, offset, model.inv_freq), keys)
     logits = (logits * q.shape[2] ** -0.5).masked_fill(~mask, -torch.inf)
     return torch.einsum("hts,shd->thd", logits.softmax(-1), values).reshape(tokens, *q.shape[1:])
 
@@ -169,10 +169,10 @@ def _sparse(
 def _folded(model: Any, q: Tensor, k: Tensor, v: Tensor, span: int, window: int) -> Tensor:
     """[P, H, D] read from keys and values [N, P, H, D] of the frames that left."""
     offset = torch.arange(len(q)) * span // len(q)
-    keys = torch.stack([turned(x, offset, model.inv_freq) for x in k])
+    keys = torch.stack([placed(x, offset, model.inv_freq) for x in k])
     state = torch.einsum("nphd,nphe->hde", keys, v)
     norm = k.relu().sum((0, 1))
-    asked = turned(q, offset + span * window, model.inv_freq)
+    asked = placed(q, offset + span * window, model.inv_freq)
     below = (q.relu() * norm).sum(-1, keepdim=True) + k.shape[0] * k.shape[1] * 1e-6
     return torch.einsum("phd,hde->phe", asked, state) / below
 

@@ -27,7 +27,7 @@ from ..streams.ring_noise import seeded
 from ..streams.ring_recall import Done, Recall
 from .given import counts
 from .proof import Check, Preset
-from .ring_loops import BOUND, clip, directions, gap, small_denoiser, stacked
+from .ring_loops import BOUND, FOUR, clip, directions, gap, small_denoiser, stacked
 from .rolling_forcing import warped
 
 __all__ = ["ByIdentity", "iamflow"]
@@ -94,7 +94,7 @@ def oracle(
     labels: Sequence[set[str]],
     prompts: Sequence[Tensor],
     *,
-    levels: Sequence[float] = LEVELS,
+    levels: Sequence[float] = FOUR,
     local: int = 3,
     each: int = 2,
     chunk: int = 3,

@@ -117,7 +117,7 @@ def oracle(
     past = [_Past(net.heads) for _ in range(net.layers)]
     features, history = [], []
     for patches in frames:
-        weights = [math.exp((1 - layer.mean) / TEMPERATURE) for layer in past]
+        weights = [math.exp((1 - layer.mean) / 0.5) for layer in past]
         exact = [total * w / sum(weights) for w in weights]
         shares = [int(x) for x in exact]
         rest = sorted(range(len(exact)), key=lambda i: shares[i] - exact[i])

@@ -194,7 +194,7 @@ def ixc25_omnilive(model: Model, *, window: int = WINDOW, **options: Any) -> Eng
 
 
 def oracle(
-    model: Any, clips: Sequence[Tensor], *, summary: int = SUMMARY, window: int = WINDOW
+    model: Any, clips: Sequence[Tensor], *, summary: int = 16, window: int = 4096
 ) -> list[Tensor]:
     """What is said of each clip, int64 [summary], by dense forwards."""
     made = []

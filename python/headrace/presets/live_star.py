@@ -211,7 +211,7 @@ def _against_rule(
             rows = likely(before, [last, frame, last], len(last))
             perplexity = math.exp(-float(rows[:-1].gather(1, last[:, None]).mean()))
             gap = max(gap, abs(seen.perplexity[i] / perplexity - 1))
-            wrong += seen.fired[i] != (perplexity > RATIO * born)
+            wrong += seen.fired[i] != (perplexity > 1.03 * born)
         else:
             wrong += not seen.fired[i]
         more = [frame]

@@ -30,7 +30,7 @@ from ..recipes import live_vlm as rule
 from ..streams import Absolute, Engine, Stream, wrap
 from ..streams.asking import read
 from ..streams.engine import Model
-from .assembled import dense, logits_of, reported
+from .assembled import anew, dense, logits_of, reported
 from .given import counts
 from .proof import BOUND, Check, Preset, random_tokens
 
@@ -162,12 +162,14 @@ def oracle(
     *,
     recent: int,
     budget: int,
-    share: float = SHARE,
+    share: float = 0.4,
     last: int = 16,
     held: list[set[int]] | None = None,
+    sights: list[Tensor] | None = None,
 ) -> Tensor:
     """Logits fp64 [T, V] of clips and then a question, by brute force over all keys; log as that of
-    `Video`; held: the pages that each layer keeps in the end are added to it.
+    `Video`; held: the pages that each layer keeps in the end are added to it; sights: as in
+    `headrace.presets.assembled.dense`.
     """
     tokens, number = torch.cat(list(parts)), torch.arange(sum(map(len, parts)))
     page, inv_freq = number // PAGE, model.inv_freq.double()
@@ -200,7 +202,17 @@ def oracle(
             held.append(kept)
         return seen, None
 
-    return dense(model, tokens, see)
+    return dense(model, tokens, see, sights)
+
+
+def recompute(
+    model: Any, parts: Sequence[Tensor], log: Sequence[tuple[int, int, int]], **options: Any
+) -> Tensor:
+    """Logits fp64 [T, V] of the question alone, with the pages that any layer found, and the recent
+    tokens, encoded anew; arguments as `oracle`."""
+    sights: list[Tensor] = []
+    oracle(model, parts, log, sights=sights, **options)
+    return anew(model, torch.cat(list(parts)), sights, len(parts[-1]))
 
 
 def _bucketed(worth: dict[int, float], budget: int) -> set[int]:
@@ -252,5 +264,5 @@ def check(model: Model, *, clips: int = 20, size: int = 24) -> list[Check]:
 
 PRESET = Preset(
     "live_vlm", "Ning et al., LiveVLM, arXiv 2505.15269", live_vlm, check, oracle=oracle,
-    kind="archive",
+    recompute=recompute, kind="archive",
 )  # fmt: skip

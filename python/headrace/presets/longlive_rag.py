@@ -29,7 +29,7 @@ from ..streams.ring_noise import seeded
 from ..streams.ring_recall import Done, Recall
 from .given import counts
 from .proof import Check, Preset
-from .ring_loops import BOUND, clip, gap, small_denoiser
+from .ring_loops import BOUND, FOUR, clip, gap, small_denoiser
 from .rolling_forcing import warped
 
 __all__ = ["Lookup", "longlive_rag"]
@@ -114,7 +114,7 @@ def oracle(
     denoiser: Any,
     frames: Tensor,
     *,
-    levels: Sequence[float] = LEVELS,
+    levels: Sequence[float] = FOUR,
     embed: Embed = lambda frame: frame,
     sinks: int = 1,
     top: int = 6,

@@ -171,7 +171,7 @@ def mimi_tts(model: Speaker, *, block: int = BLOCK, past: int = PAST) -> MimiTts
 
 @torch.inference_mode()
 def oracle(
-    model: Speaker, phones: Tensor, *, block: int = BLOCK, past: int = PAST
+    model: Speaker, phones: Tensor, *, block: int = 8, past: int = 16
 ) -> tuple[Tensor, Tensor]:
     """Codes int64 [frames, levels] and samples int16 of a whole text int64 [n]."""
     encoded = whole(
@@ -182,8 +182,31 @@ def oracle(
     def convolve(layer: int, h: Tensor, kernel: Tensor) -> Tensor:
         return F.conv1d(F.pad(h.T[None], (TAPS - 1, 0)), kernel[:, None], groups=len(kernel))[0].T
 
-    codes, total = model.codes(model.frames(encoded, F.linear), F.linear)
+    codes, total = _decided(model, _lasting(model, encoded))
     return codes, model.sound(total, convolve, F.linear)
+
+
+def _lasting(model: Speaker, encoded: Tensor) -> Tensor:
+    """Frames [m, width]: phone by phone, and of each the first to the last."""
+    made = []
+    for phone in encoded:
+        many = 1 + int((model.lasts @ phone).argmax())
+        made += [phone + model.places[i] for i in range(many)]
+    return torch.stack(made)
+
+
+def _decided(model: Speaker, frames: Tensor) -> tuple[Tensor, Tensor]:
+    """Codes int64 [m, levels], and what they stand for [m, width]: frame by frame, book by book,
+    each by the frame and all books before it."""
+    codes = torch.zeros(len(frames), len(model.books), dtype=torch.int64)
+    totals = torch.zeros_like(frames)
+    for i, frame in enumerate(frames):
+        for level, (head, book) in enumerate(zip(model.heads, model.books, strict=True)):
+            known = frame + totals[i]
+            scaled = (known - known.mean()) / (known.var(correction=0) + 1e-5).sqrt()
+            codes[i, level] = (head @ scaled).argmax()
+            totals[i] += book[codes[i, level]]
+    return codes, totals
 
 
 def check(model: Speaker) -> list[Check]:

@@ -28,7 +28,7 @@ from ..memory import Archive, Asked, InMemory, OnDisk, Shelf, Sink, Window, by_s
 from ..streams import Engine, InCache, Stream, wrap
 from ..streams.asking import aside, read, sinks
 from ..streams.engine import Model
-from .assembled import dense, pages_of, reported, watch
+from .assembled import anew, dense, pages_of, reported, watch
 from .given import counts
 from .proof import BOUND, Check, Preset, random_tokens
 
@@ -86,11 +86,13 @@ def oracle(
     frames: list[Tensor],
     question: Tensor,
     *,
-    window: int = WINDOW,
-    top: int = TOP,
+    window: int = 15_000,
+    top: int = 64,
     picks: list[set[int]] | None = None,
+    sights: list[Tensor] | None = None,
 ) -> Tensor:
-    """Logits fp64 [T, V] of the question; picks: each layer's frames are added to it."""
+    """Logits fp64 [T, V] of the question; picks: each layer's frames are added to it; sights: as in
+    `headrace.presets.assembled.dense`."""
     video = torch.cat([init, *frames])
     both = torch.cat([video, question])
     n, first, number = len(video), len(init), torch.arange(len(both))
@@ -111,7 +113,17 @@ def oracle(
         rank = seen.cumsum(-1)
         return seen, rank[:, -1:] - rank
 
-    return dense(model, both, see)[n:]
+    return dense(model, both, see, sights)[n:]
+
+
+def recompute(
+    model: Any, init: Tensor, frames: list[Tensor], question: Tensor, **options: Any
+) -> Tensor:
+    """The same with the frames that any layer found encoded anew, one after the other."""
+    sights: list[Tensor] = []
+    oracle(model, init, frames, question, sights=sights, **options)
+    text = torch.cat([init, *frames, question])
+    return anew(model, text, sights, len(question), in_a_row=True)
 
 
 def check(model: Model, *, frames: int = 14, size: int = 19, top: int = 4) -> list[Check]:
@@ -168,5 +180,6 @@ PRESET = Preset(
     rekv,
     check,
     oracle=oracle,
+    recompute=recompute,
     kind="archive",
 )

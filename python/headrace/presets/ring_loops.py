@@ -23,6 +23,9 @@ from .proof import Check
 BOUND = 1e-4
 """Largest difference of two frames that counts as rounding, over the largest value in them."""
 
+FOUR = (1.0, 15 / 16, 5 / 6, 5 / 8)
+"""For oracles: levels 1, 3/4, 1/2 and 1/4 after a time shift of 5, 5 l / (1 + 4 l)."""
+
 
 @dataclass(frozen=True)
 class Loop:
@@ -152,6 +155,15 @@ def play(
 def stacked(done: Iterable[Finished]) -> Tensor:
     """Frames [N, P, C] in the order in which they came in."""
     return torch.stack([f.frame for f in sorted(done, key=lambda f: f.number)])
+
+
+def placed(x: Tensor, at: Tensor, inv_freq: Tensor) -> Tensor:
+    """fp64 x [T, H, D] rotated by positions int64 [T], for oracles: a feature of the first half and
+    its partner in the second are a complex number, times exp(i position frequency)."""
+    pairs = torch.complex(*x.double().chunk(2, -1))
+    angle = at.double()[:, None, None] * inv_freq.double()
+    pairs = pairs * torch.polar(torch.ones_like(angle), angle)
+    return torch.cat([pairs.real, pairs.imag], -1)
 
 
 def gap(got: Tensor, want: Tensor) -> float:

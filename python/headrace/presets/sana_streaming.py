@@ -28,11 +28,10 @@ from ..models import Denoiser
 from ..streams import InCache, Ring
 from ..streams.ring_chained import chained
 from ..streams.ring_delta import FrameDelta
-from ..streams.ring_fold import turned
 from ..streams.ring_noise import seeded
 from .given import counts
 from .proof import Check, Preset
-from .ring_loops import BOUND, clip, gap, play, small_denoiser, stacked
+from .ring_loops import BOUND, FOUR, clip, gap, placed, play, small_denoiser, stacked
 from .rolling_forcing import warped
 
 __all__ = ["sana_streaming"]
@@ -79,7 +78,7 @@ def oracle(
     frames: Tensor,
     sources: Sequence[Tensor],
     *,
-    levels: Sequence[float] = LEVELS,
+    levels: Sequence[float] = FOUR,
     every: int = 4,
     window: int = 2,
     chunk: int = 3,
@@ -133,7 +132,7 @@ def _recurrent(
         at = slice(f * size, (f + 1) * size)
         time = torch.full((size,), here[f // chunk] * chunk + f % chunk)
         asked, key = q[at].clamp(min=0), k[at].clamp(min=0) / (c.head_dim * size) ** 0.5
-        asked_t, key_t = (turned(x, time, model.inv_freq).transpose(0, 1) for x in (asked, key))
+        asked_t, key_t = (placed(x, time, model.inv_freq).transpose(0, 1) for x in (asked, key))
         asked, key, value = (x.transpose(0, 1) for x in (asked, key, v[at]))
         beta = (0.5 + gates[at, :heads] / 6).clamp(0, 1).T[..., None]
         keep = torch.exp(-gates[at, heads:].mean(0).clamp(0, 1) / 2)[:, None, None]

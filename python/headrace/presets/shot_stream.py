@@ -26,7 +26,7 @@ from ..streams.ring import Finished
 from ..streams.ring_chained import chained
 from ..streams.ring_noise import seeded
 from .proof import Check, Preset
-from .ring_loops import BOUND, Loop, clip, directions, gap, small_denoiser, stacked
+from .ring_loops import BOUND, FOUR, Loop, clip, directions, gap, small_denoiser, stacked
 from .rolling_forcing import warped
 
 __all__ = ["shot_stream"]
@@ -88,12 +88,12 @@ def oracle(
     *,
     cuts: Sequence[int] = (),
     prompts: Sequence[Tensor] | None = None,
-    levels: Sequence[float] = LEVELS,
+    levels: Sequence[float] = FOUR,
     kept: int = 4,
     window: int = 6,
     chunk: int = 3,
     keep: int = 1,
-    jump: int = JUMP,
+    jump: int = 8,
     seed: int = 0,
     afresh: bool = False,
 ) -> Tensor:

@@ -62,7 +62,7 @@ def stateful_conformer(
     return Encoder(model, chunk=_chunk(model, look_ahead), window=window, **options)
 
 
-def oracle(model: Any, frames: Tensor, *, look_ahead: int = 1040, window: int = WINDOW) -> Tensor:
+def oracle(model: Any, frames: Tensor, *, look_ahead: int = 1040, window: int = 70) -> Tensor:
     """Encodings fp64 [T // stride, width] of a whole file [T, inputs]."""
     chunk = _chunk(model, look_ahead)
     return whole(model, frames, lambda m, count: dense(m, chunked(count, chunk, window)))

@@ -170,7 +170,7 @@ def oracle(
     denoiser: Any,
     frames: Tensor,
     *,
-    levels: Sequence[float] = LEVELS,
+    levels: Sequence[float] = (0.7, 0.5),
     sinks: int = 3,
     window: int = 3,
     swap: float | None = 0.2,

@@ -117,8 +117,8 @@ def oracle(
     samples: Tensor,
     *,
     window: int = 512,
-    steps: int = STEPS,
-    noise: float = NOISE,
+    steps: int = 5,
+    noise: float = 0.1,
     seed: int = 0,
 ) -> Tensor:
     """Restored samples fp64 of a whole file [n], those that a stream of it would give."""

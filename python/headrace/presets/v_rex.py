@@ -32,7 +32,7 @@ from ..recipes import resv
 from ..streams import Absolute, Engine, Stream, wrap
 from ..streams.asking import read, seal
 from ..streams.engine import Model
-from .assembled import dense, logits_of, pages_of, reported, softmax
+from .assembled import anew, dense, logits_of, pages_of, reported, softmax
 from .given import counts
 from .proof import BOUND, Check, Preset, random_tokens
 
@@ -145,13 +145,18 @@ def watch(stream: Stream, frames: Sequence[Tensor], selector: Selector) -> list[
 
 
 def oracle(
-    model: Any, frames: Sequence[Tensor], selector: Selector, window: int
+    model: Any,
+    frames: Sequence[Tensor],
+    selector: Selector,
+    window: int,
+    sights: list[Tensor] | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Logits fp64 [T, V] of a forward that sees what a selector chose, and the least share of the
-    archive's softmax fp64 [choices] that a query and head of each choice saw.
+    """Logits fp64 [T, V] of a forward that sees what a selector chose, and the shares of the
+    archive's softmax fp64 [N] that the queries and heads of all choices saw; sights: as in
+    `headrace.presets.assembled.dense`.
     """
     tokens, number = torch.cat(list(frames)), torch.arange(sum(map(len, frames)))
-    inv_freq, shares = model.inv_freq.double(), []
+    inv_freq, shares = model.inv_freq.double(), [torch.zeros(0, dtype=torch.float64)]
 
     def see(layer: int, q: Tensor, k: Tensor) -> tuple[Tensor, None]:
         seen = Window(window).keeps(number[:, None], number)
@@ -163,12 +168,20 @@ def oracle(
             if archived:
                 far = torch.ones(stop - first, archived, dtype=torch.bool)
                 mass = softmax(full[:, first:stop, :archived], far)
-                shares.append((mass * again[:archived]).sum(-1).min())
+                shares.append((mass * again[:archived]).sum(-1).flatten())
             leaving = (number >= archived) & (number <= first - window)
             seen[first:stop] |= again | leaving
         return seen, None
 
-    return dense(model, tokens, see), torch.stack(shares)
+    return dense(model, tokens, see, sights), torch.cat(shares)
+
+
+def recompute(model: Any, frames: Sequence[Tensor], selector: Selector, window: int) -> Tensor:
+    """Logits fp64 [T, V] of the last frame or question alone, with the tokens that any layer chose
+    for it, and its window, encoded anew."""
+    sights: list[Tensor] = []
+    oracle(model, frames, selector, window, sights)
+    return anew(model, torch.cat(list(frames)), sights, len(frames[-1]))
 
 
 def check(model: Model, *, frames: int = 14, size: int = 13) -> list[Check]:
@@ -192,10 +205,16 @@ def check(model: Model, *, frames: int = 14, size: int = 13) -> list[Check]:
         if proven:
             short = selector.share - float(shares.min())
             checks.append(Check("share asked for, less the least that a head got", short, 0))
+            continue
+        few = float((shares < selector.share).double().mean())
+        checks.append(Check("estimated: queries of a head that got less, of all", few, 0.05))
     name = "tokens recalled, over all there were: {}"
-    for kind, bound in (("proven", 1.0), ("estimated", 0.95)):
+    for kind, bound in (("proven", 0.95), ("estimated", 0.8)):
         checks.append(Check(name.format(kind), taken[kind] / taken["all"], bound))
     return checks
 
 
-PRESET = Preset("v_rex", "Kim et al., V-Rex, arXiv 2512.12284", v_rex, check, kind="archive")
+PRESET = Preset(
+    "v_rex", "Kim et al., V-Rex, arXiv 2512.12284", v_rex, check, oracle=oracle,
+    recompute=recompute, kind="archive",
+)  # fmt: skip

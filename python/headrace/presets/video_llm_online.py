@@ -11,6 +11,7 @@ Oracle: the same rule over the logits of one dense forward over all that was rea
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -46,17 +47,25 @@ def check(model: Model, *, frames: int = 24) -> list[Check]:
     checks = []
     for name, memory in (("everything kept", Window(None)), ("bounded", Sink(4) + Window(60))):
         parts = list(random_tokens(model, frames * FRAME).split(FRAME))
-        queries = {3: random_tokens(model, 5, seed=1), 11: random_tokens(model, 4, seed=2)}
+        first, *two = (random_tokens(model, 5 - i, seed=1 + i) for i in range(3))
+        queries: dict[int, Tensor | Sequence[Tensor]] = {3: first, 11: two}
         silence, threshold = _first_silent(model, memory, parts[0])
         with video_llm_online(model, memory=memory, page_size=16, pool_pages=64) as engine:
             gate = TokenProb(silence, threshold)
             seen = watch(engine.open(), parts, gate, silence=silence, longest=6, queries=queries)
         wrong, spoken = _against_rule(model, memory, seen, queries, silence, threshold)
+        turns = [seen.read[x.tick - 5 + i : x.tick] for i, x in enumerate(seen.answers)]
+        late = [q.tolist() for q in (first, *two)] != turns or [x.frame for x in seen.answers] != [
+            3,
+            11,
+            11,
+        ]
         asked = len(queries)
         fired = sum(seen.fired) - asked
         checks += [
             Check(f"{name}: decisions that differ from the rule's", wrong, 0),
             Check(f"{name}: tokens said that the oracle does not choose", spoken, 0),
+            Check(f"{name}: 1 if queries were answered out of their order", float(late), 0),
             Check(
                 f"{name}: spoke at no frame or at all of them", not 0 < fired < frames - asked, 0
             ),
@@ -75,7 +84,7 @@ def _against_rule(
     model: Model,
     memory: Region,
     seen: Watched,
-    queries: dict[int, Tensor],
+    queries: Mapping[int, Tensor | Sequence[Tensor]],
     silence: int,
     threshold: float,
 ) -> tuple[int, int]:
@@ -87,7 +96,10 @@ def _against_rule(
         if row[silence] < threshold:
             row[silence] = 0
         wrong += seen.fired[i] != (i in queries or int(row.argmax()) != silence)
-        for j, token in enumerate(seen.replies.get(i, [])):
+    said = [(x.tick, x.said) for x in seen.answers]
+    said += [(seen.ticks[i], reply) for i, reply in seen.replies.items() if i not in queries]
+    for read, reply in said:
+        for j, token in enumerate(reply):
             row = chances[read - 1 + j].clone()
             if j == 0:
                 row[silence] = 0

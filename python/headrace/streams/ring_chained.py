@@ -16,7 +16,7 @@ from torch import Tensor
 
 from .ring_noise import Noise
 from .ring_oracle import Knobs, _Frame, _predict, dense
-from .ring_solver import Flow, Solver
+from .ring_solver import Solver
 
 Context = Callable[[int, Mapping[int, Tensor]], Iterable[tuple[int, int]]]
 """(number of a frame, finished frames by number) -> (number, how many frames before it) of each
@@ -56,7 +56,7 @@ def chained(
         steps = len(knobs(number, 0)["levels"])
         frame = (given | dict(past))[number].to(dtype)
         drawn = noise(number, steps).to(dtype)
-        one = _Frame(number, frame, drawn, solver or Flow(), knobs, None)
+        one = _Frame(number, frame, drawn, solver, knobs, None)
         sight[number] = dict(context(number, done))
         if number in past:
             one.step, one.x = steps, frame

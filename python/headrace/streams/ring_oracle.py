@@ -21,8 +21,9 @@ from torch import Tensor
 from ..memory import Region
 from .oracle import _heads, _pairs, _softmax, _turn
 from .positions import Absolute, Positions
+from .ring_laws import law
 from .ring_noise import Noise
-from .ring_solver import Flow, Solver
+from .ring_solver import Solver
 
 Knobs = Callable[[int, int], Mapping[str, Any]]
 """(number of a frame, step) -> the values of the knobs for that step of it, by name."""
@@ -36,15 +37,16 @@ class _Frame:
         number: int,
         frame: Tensor,
         noise: Tensor,
-        solver: Solver,
+        solver: Solver | None,
         knobs: Knobs,
         given: Tensor | None,
     ) -> None:
         self.number, self.frame, self.anchor, self.given = number, frame, frame, given
-        self.noise, self.solver, self.knobs, self.step = noise, solver, knobs, 0
+        self.noise, self.law, self.knobs, self.step = noise, law(solver), knobs, 0
         self.levels: Sequence[float] = knobs(number, 0)["levels"]
-        a, b = solver.mix(knobs(number, 0).get("start") or self.levels[0])
-        self.x = self._keep(a * frame + b * noise[0])
+        start = knobs(number, 0).get("start")
+        start = self.levels[0] if start is None else start
+        self.x = self._keep(self.law.mixed(frame, noise[0], start))
 
     @property
     def done(self) -> bool:
@@ -60,24 +62,23 @@ class _Frame:
         return level.to(self.x.dtype)
 
     def move(self, c: Tensor, u: Tensor, kind: str) -> None:
-        solver, x = self.solver, self.x
-        a, b = solver.mix(self.levels[self.step])
+        x, level = self.x, self.levels[self.step]
         g, d = self.knob("guidance", 1.0), self.knob("delta", 1.0)
         if kind == "full":
             c = (1 - g) * u + g * c
         elif kind == "initialize" and self.step == 0:
-            self.anchor = solver.clean(x, u, a, b)
+            self.anchor, _ = self.law.parts(x, u, level)
             c = (1 - g) * d * u + g * c
         elif kind != "none":
-            c = (1 - g) * d * solver.toward(x, self.anchor, a, b) + g * c
+            c = (1 - g) * d * self.law.leads(x, self.anchor, level) + g * c
         c = c * self.knob("velocity", 1.0)
         target, r = self.knob("target", 0.0), self.knob("renoise", 1.0)
-        noise = solver.noise(x, c, a, b)
-        x = solver.clean(x, c, a, b) * (1 - target) + target * self.frame
+        clean, noise = self.law.parts(x, c, level)
+        x = clean * (1 - target) + target * self.frame
         self.step += 1
         if not self.done:
-            a, b = solver.mix(self.levels[self.step])
-            x = a * x + b * (r * self.noise[self.step] + math.sqrt(1 - r * r) * noise)
+            noise = r * self.noise[self.step] + math.sqrt(1 - r * r) * noise
+            x = self.law.mixed(x, noise, self.levels[self.step])
         self.x = self._keep(x)
 
     def _keep(self, x: Tensor) -> Tensor:
@@ -105,7 +106,7 @@ def unrolled(
     the same number of steps.
     """
     model = copy.deepcopy(denoiser).to(dtype)
-    made = _frames(frames, noise, solver or Flow(), knobs, dtype)
+    made = _frames(frames, noise, solver, knobs, dtype)
     number = torch.arange(len(made))
     query, key = number[:, None], number[None, :]
     seen = query == key if memory is None else memory.keeps(query, key)
@@ -149,7 +150,7 @@ def rolled(
     by rank or number over all that are seen.
     """
     model = copy.deepcopy(denoiser).to(dtype)
-    waiting = _frames(frames, noise, solver or Flow(), knobs, dtype, given)
+    waiting = _frames(frames, noise, solver, knobs, dtype, given)
     place, done, flying = positions or Absolute(), list[_Frame](), list[_Frame]()
     ticks = 0
     while waiting or flying:
@@ -187,7 +188,7 @@ def rolled(
 def _frames(
     frames: Tensor,
     noise: Noise,
-    solver: Solver,
+    solver: Solver | None,
     knobs: Knobs,
     dtype: torch.dtype,
     given: Tensor | None = None,

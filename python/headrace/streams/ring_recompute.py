@@ -17,7 +17,7 @@ from ..memory import Region
 from .positions import Absolute, Positions
 from .ring_noise import Noise
 from .ring_oracle import Knobs, _Frame, _frames, _predict, dense
-from .ring_solver import Flow, Solver
+from .ring_solver import Solver
 
 
 @torch.inference_mode()
@@ -36,7 +36,7 @@ def recompute_unrolled(
     """Finished frames [N, P, C] where a frame reads those before it at the same step, and these
     read one another alone; arguments as in `headrace.streams.ring_oracle.unrolled`."""
     model = copy.deepcopy(denoiser).to(dtype)
-    made = _frames(frames, noise, solver or Flow(), knobs, dtype)
+    made = _frames(frames, noise, solver, knobs, dtype)
     for _ in made[0].levels:
         said = [
             _afresh(model, made[:t], [frame], memory, positions, span, together=False)[-1]
@@ -67,7 +67,7 @@ def recompute_rolled(
     """Finished frames [N, P, C] where those in flight read finished ones, and these read one
     another alone; arguments as in `headrace.streams.ring_oracle.rolled`."""
     model = copy.deepcopy(denoiser).to(dtype)
-    waiting = _frames(frames, noise, solver or Flow(), knobs, dtype, given)
+    waiting = _frames(frames, noise, solver, knobs, dtype, given)
     done, flying = list[_Frame](), list[_Frame]()
     ticks = 0
     while waiting or flying:

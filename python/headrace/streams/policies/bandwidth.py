@@ -23,17 +23,16 @@ class JustInTime(Policy):
     """As many requests in time as there is bandwidth for, and to each what its deadline needs.
 
     After JITServe. A request needs what it has to read and what it will say, and what then follows
-    under its deadline, by a `quantile` of its group that moves as tokens come. Requests are taken
-    in the order of their deadlines; when what was taken no longer fits before one, the request that
-    needs most is put off, for it costs the most goodput (Moore and Hodgson's rule), and so is one
-    that even the `lower` quantile puts past its own. Those that fit go first; what they leave goes
-    to those put off, the least work first, to those without a deadline, and last to those that have
-    already missed. Of a group of which fewer than `enough` answers are known, no more than the next
-    token is counted. The paper plans with an upper quantile; with this rule the median keeps more
-    in time.
+    under its deadline, by an upper `quantile` of its group that moves as tokens come. Requests are
+    taken in the order of their deadlines; when what was taken no longer fits before one, the one
+    that needs most is put off, for it costs the most goodput (Moore and Hodgson's rule), and so is
+    one that even the `lower` quantile puts past its own. Those that fit go first; what they leave
+    goes to those put off, the least work first, to those without a deadline, and last to those that
+    have already missed. Of a group of which fewer than `enough` answers are known, no more than the
+    next token is counted.
     """
 
-    quantile: float = 0.5
+    quantile: float = 0.9
     lower: float = 0.1
     enough: int = 8
     lengths: Lengths = field(init=False, repr=False)
