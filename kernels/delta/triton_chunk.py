@@ -122,22 +122,23 @@ def gated_delta_chunk_kernel(
     stream = tl.program_id(2)
     own = head // GROUP
     begin, size = span(indptr, stream, tokens)
-    if size < longest:
+    begin = begin.to(tl.int64)
+    row, there, _ = row_of(rows, stream, states, D)
+    if (size < longest) | (there == 0):  # no row: nothing at all, as registers are few
         return
     i, of_slab = tl.arange(0, BT), tl.arange(0, BS)
     n = tl.program_id(1) * BV + tl.arange(0, BV)
     in_n = n < V
-    row, _, whole = row_of(rows, stream, states, D)
     place = state + (row * HV + head) * D * V + n[None, :]
     s = ()  # slabs of rows of the state
     for j in tl.static_range(BD // BS):
         d = j * BS + of_slab[:, None]
-        fits = (d < whole) & in_n[None, :]
+        fits = (d < D) & in_n[None, :]
         s += (tl.load(place + d * V, mask=fits, other=0.0),)  # type: ignore[assignment]
     piece = first_piece(indptr, stream, tokens, BT).to(tl.int64)
     square = i[:, None] * BT + i[None, :]
     for start in range(0, size, BT):
-        t, in_t = (begin + start + i).to(tl.int64), start + i < size
+        t, in_t = begin + start + i, start + i < size
         gate = t * HV + head
         g, last = decays(log_decay, gate, in_t)
         step = tl.load(beta + gate, mask=in_t, other=0.0)
@@ -172,4 +173,4 @@ def gated_delta_chunk_kernel(
         s = after
     for j in tl.static_range(BD // BS):
         d = j * BS + of_slab[:, None]
-        tl.store(place + d * V, s[j], mask=(d < whole) & in_n[None, :])
+        tl.store(place + d * V, s[j], mask=(d < D) & in_n[None, :])

@@ -179,24 +179,24 @@ def linear_attention_chunk_kernel(
     all_d, of_slab, i = tl.arange(0, BD), tl.arange(0, BC), tl.arange(0, BT)
     j = tl.program_id(2) * BV + tl.arange(0, BV)
     in_d, in_j = all_d < DIM, j < V_DIM
-    row, there, held = row_of(rows, b, states, DIM)
+    row, there, _ = row_of(rows, b, states, DIM)
+    if there == 0:  # nothing at all, as registers are few
+        return
     place = state + (row * heads + head) * DIM * V_DIM
     home = place
     z = tl.zeros([BD], tl.float32)
     several = size > BS
-    at_home = j < tl.where(there, V_DIM, 0)
     if norm is not None:
-        z = tl.load(norm + (row * heads + head) * DIM + all_d, mask=all_d < held, other=0.0)
+        z = tl.load(norm + (row * heads + head) * DIM + all_d, mask=in_d, other=0.0)
     if sums is not None:  # the state before this segment, which no other program reads
-        at_home = j < tl.where(there | several, V_DIM, 0)
         z = tl.where(several, 0.0, z)
         before = sums + (piece.to(tl.int64) * heads + head) * DIM * (V_DIM + 1)
         home = tl.where(several, before, place)
-        summed = all_d < tl.where(several, DIM, 0)
-        z += tl.load(before + DIM * V_DIM + all_d, mask=summed, other=0.0)
+        held = all_d < tl.where(several, DIM, 0)
+        z += tl.load(before + DIM * V_DIM + all_d, mask=held, other=0.0)
     least = eps
     if count is not None:
-        least = eps * tl.load(count + row, mask=there, other=0).to(tl.float32)
+        least = eps * tl.load(count + row).to(tl.float32)
     by = decay_of(log_decay, head)
     ROPE: tl.constexpr = cosines is not None
     SAME: tl.constexpr = (not ROPE) and ((not RAW) or FEATURE == 0)  # both forms of a row
@@ -224,7 +224,7 @@ def linear_attention_chunk_kernel(
                 ask, ask_f = form_rows(
                     q + h * q_head, q_row, t, d, mate, sign, cosine, sine, mask, ROPE, FEATURE, RAW
                 )
-                owned = (d < DIM)[:, None] & at_home[None, :]
+                owned = (d < DIM)[:, None] & in_j[None, :]
                 s = tl.load(home + d[:, None] * V_DIM + j[None, :], mask=owned, other=0.0)
                 out += tl.dot(ask, s, input_precision="tf32x3")
                 if k is not None:
@@ -265,7 +265,7 @@ def linear_attention_chunk_kernel(
                     k + head * k_head, k_row, t, d, mate, sign, cosine, sine, mask, ROPE, FEATURE,
                     RAW,
                 )  # fmt: skip
-                owned = (d < DIM)[:, None] & at_home[None, :]
+                owned = (d < DIM)[:, None] & in_j[None, :]
                 spot = home + d[:, None] * V_DIM + j[None, :]
                 s = tl.load(spot, mask=owned, other=0.0) * total
                 s += tl.dot(tl.trans(hat * left[:, None]), value, input_precision="tf32x3")
@@ -280,9 +280,9 @@ def linear_attention_chunk_kernel(
         if several & (end == size):
             for c in range(0, BD, BC):
                 d = c + of_slab
-                owned = (d < held)[:, None] & in_j[None, :]
+                owned = (d < DIM)[:, None] & in_j[None, :]
                 cell = d[:, None] * V_DIM + j[None, :]
                 tl.store(place + cell, tl.load(home + cell, mask=owned, other=0.0), mask=owned)
         if norm is not None:  # into a copy: other programs still read the old sums
-            last = all_d < tl.where(end == size, held, 0)
+            last = all_d < tl.where(end == size, DIM, 0)
             tl.store(new_norm + (row * heads + head) * DIM + all_d, z, mask=last)
