@@ -13,6 +13,7 @@ from headrace.kernels.attention.limits import FORMAT, as_bits, page_strides, sca
 from headrace.kernels.attention.triton_state import append_rows
 from headrace.kernels.attention.triton_tile import cos_sin, decode, phase_step
 from headrace.kernels.common.triton import FUSION, on_device, power_of_two
+from headrace.kernels.common.triton_bounds import row_of, span
 from headrace.kernels.linear_attention.triton import phi
 
 TOKENS = 16  # absorbed at a time, the least depth of a dot
@@ -47,20 +48,22 @@ def powers(log_decay, n):
     return tl.where(n == 0, 1.0, tl.exp(tl.where(n == 0, 0.0, log_decay * n.to(tl.float32))))
 
 
-@triton.jit(do_not_specialize=["pages"])
+@triton.jit(do_not_specialize=["tokens", "states", "pages"])
 def append_absorb_kernel(
     k, v, k_pages, v_pages, where, evicted, state, norm, indptr, rows, log_decay, count,
     inv_freq, k_row, k_head, v_row, v_head, k_page, k_page_head, v_page, v_page_head,
     freq_axis, k_scale, v_scale, k_scale_page, k_scale_head, k_scale_slot,
-    v_scale_page, v_scale_head, v_scale_slot, pages, half,
+    v_scale_page, v_scale_head, v_scale_slot, tokens, states, pages, half,
     D: tl.constexpr, BD: tl.constexpr, P: tl.constexpr, BT: tl.constexpr, BV: tl.constexpr,
     ROTARY: tl.constexpr, AXES: tl.constexpr, FORMAT: tl.constexpr, OWN_SCALE: tl.constexpr,
     FEATURE: tl.constexpr, RAW: tl.constexpr,
 ):  # fmt: skip
     head = tl.program_id(0).to(tl.int64)
     b = tl.program_id(1)
-    place = tl.load(rows + b).to(tl.int64) * tl.num_programs(0) + head
-    begin, end = tl.load(indptr + b), tl.load(indptr + b + 1)
+    row, there, whole = row_of(rows, b, states, D)
+    place = row * tl.num_programs(0) + head
+    begin, size = span(indptr, b, tokens)
+    end = begin + size
     d = tl.arange(0, BD)
     low, turns = d < half, d < 2 * half
     mate = tl.where(low, d + half, tl.where(turns, d - half, d))
@@ -76,12 +79,12 @@ def append_absorb_kernel(
         by = tl.load(log_decay + head)
     for strip in range(0, D, BV):
         j = strip + tl.arange(0, BV)
-        owned = (d < D)[:, None] & (j < D)[None, :]
+        owned = (d < whole)[:, None] & (j < D)[None, :]
         at_s = state + (place * D + d[:, None]) * D + j[None, :]
         s = tl.load(at_s, mask=owned, other=0.0)
         z = tl.zeros([BD], tl.float32)
         if norm is not None:
-            z = tl.load(norm + place * D + d, mask=d < D, other=0.0)
+            z = tl.load(norm + place * D + d, mask=d < whole, other=0.0)
         taken = 0
         for i in range(begin, end, BT):
             t = (i + tl.arange(0, BT)).to(tl.int64)
@@ -138,10 +141,11 @@ def append_absorb_kernel(
         tl.store(at_s, s, mask=owned)
         if strip == 0:
             if norm is not None:
-                tl.store(norm + place * D + d, z, mask=d < D)
+                tl.store(norm + place * D + d, z, mask=d < whole)
             if count is not None:
-                at_n = count + tl.load(rows + b)
-                tl.store(at_n, tl.load(at_n) + taken, mask=head == 0)
+                first = there & (head == 0)
+                old = tl.load(count + row, mask=first, other=0)
+                tl.store(count + row, old + taken, mask=first)
     tl.debug_barrier()  # every thread of the program has read the slots
     for i in range(begin, end, BT):
         t = (i + tl.arange(0, BT)).to(tl.int64)
@@ -172,7 +176,7 @@ def append_absorb(bound, axes, outs):
         append_absorb_kernel[(axes["Hkv"], axes["B"])](
             k, v, as_bits(k_pages), as_bits(v_pages), *(bound[n] for n in names), inv_freq,
             *strides, bound["freq_axis"], bound["k_scale"], bound["v_scale"], *k_scale, *v_scale,
-            axes["N"], 0 if inv_freq is None else inv_freq.numel(),
+            axes["T"], axes["S"], axes["N"], 0 if inv_freq is None else inv_freq.numel(),
             D=axes["D"], BD=power_of_two(axes["D"]), P=axes["P"], BT=TOKENS,
             BV=64 if axes["D"] <= 128 else 32, ROTARY=inv_freq is not None,
             AXES=bound["where"].shape[1] - 2, FORMAT=FORMAT.get(k_pages.dtype, 0),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import triton
 import triton.language as tl
+from headrace.kernels.common.triton_bounds import span
 
 
 def pieces(tokens: int, streams: int, size: int) -> int:
@@ -16,18 +17,19 @@ def pieces(tokens: int, streams: int, size: int) -> int:
 
 
 @triton.jit
-def first_piece(indptr, b, SIZE: tl.constexpr):
+def first_piece(indptr, b, tokens, SIZE: tl.constexpr):
     """Where the pieces of stream b begin: those of two streams never meet, few stay idle."""
-    return tl.load(indptr + b) // SIZE + b
+    begin, _ = span(indptr, b, tokens)
+    return begin // SIZE + b
 
 
 @triton.jit
-def stream_of(indptr, piece, streams, SIZE: tl.constexpr):
-    """The last stream whose pieces begin at `piece` or before."""
+def stream_of(indptr, piece, streams, tokens, SIZE: tl.constexpr):
+    """The last stream whose pieces begin at `piece` or before; the first where there is none."""
     low, high = 0, streams
     while high - low > 1:
         mid = (low + high) // 2
-        here = first_piece(indptr, mid, SIZE) <= piece
+        here = first_piece(indptr, mid, tokens, SIZE) <= piece
         low = tl.where(here, mid, low)
         high = tl.where(here, high, mid)
     return low

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import triton
 import triton.language as tl
+from headrace.kernels.common.triton_bounds import row_of, span
 from headrace.kernels.common.triton_pieces import first_piece, stream_of
 
 
@@ -66,9 +67,9 @@ def inverse(a, BT: tl.constexpr):
     return x - tl.dot(below, x, input_precision="tf32x3")
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tokens"])
 def gated_delta_solve_kernel(
-    q, k, log_decay, beta, solved, scores, indptr, streams, longest, scale,
+    q, k, log_decay, beta, solved, scores, indptr, streams, tokens, longest, scale,
     q_row, q_head, k_row, k_head,
     HV: tl.constexpr, GROUP: tl.constexpr, D: tl.constexpr, BD: tl.constexpr, BS: tl.constexpr,
     BT: tl.constexpr, NORMALIZE: tl.constexpr,
@@ -76,13 +77,12 @@ def gated_delta_solve_kernel(
     piece = tl.program_id(0)
     head = tl.program_id(1)
     own = head // GROUP
-    b = stream_of(indptr, piece, streams, BT)
-    begin = tl.load(indptr + b)
-    size = tl.load(indptr + b + 1) - begin
-    start = (piece - first_piece(indptr, b, BT)) * BT
+    b = stream_of(indptr, piece, streams, tokens, BT)
+    begin, size = span(indptr, b, tokens)
+    start = (piece - first_piece(indptr, b, tokens, BT)) * BT
     if size < longest:
         return
-    if start >= size:
+    if (start < 0) | (start >= size):
         return
     i = tl.arange(0, BT)
     t, in_t = (begin + start + i).to(tl.int64), start + i < size
@@ -111,31 +111,31 @@ def gated_delta_solve_kernel(
     tl.store(solved + place, inverse(found, BT))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tokens", "states"])
 def gated_delta_chunk_kernel(
-    q, k, v, log_decay, beta, solved, scores, o, state, indptr, rows, longest, scale,
-    q_row, q_head, k_row, k_head, v_row, v_head,
+    q, k, v, log_decay, beta, solved, scores, o, state, indptr, rows, tokens, states, longest,
+    scale, q_row, q_head, k_row, k_head, v_row, v_head,
     HV: tl.constexpr, GROUP: tl.constexpr, D: tl.constexpr, V: tl.constexpr, BD: tl.constexpr,
     BS: tl.constexpr, BV: tl.constexpr, BT: tl.constexpr, NORMALIZE: tl.constexpr,
 ):  # fmt: skip
     head = tl.program_id(0)
     stream = tl.program_id(2)
     own = head // GROUP
-    begin = tl.load(indptr + stream).to(tl.int64)
-    size = (tl.load(indptr + stream + 1) - begin).to(tl.int32)
-    if size < longest:
+    begin, size = span(indptr, stream, tokens)
+    begin = begin.to(tl.int64)
+    row, there, _ = row_of(rows, stream, states, D)
+    if (size < longest) | (there == 0):  # no row: nothing at all, as registers are few
         return
     i, of_slab = tl.arange(0, BT), tl.arange(0, BS)
     n = tl.program_id(1) * BV + tl.arange(0, BV)
     in_n = n < V
-    row = tl.load(rows + stream).to(tl.int64)
     place = state + (row * HV + head) * D * V + n[None, :]
     s = ()  # slabs of rows of the state
     for j in tl.static_range(BD // BS):
         d = j * BS + of_slab[:, None]
         fits = (d < D) & in_n[None, :]
         s += (tl.load(place + d * V, mask=fits, other=0.0),)  # type: ignore[assignment]
-    piece = first_piece(indptr, stream, BT).to(tl.int64)
+    piece = first_piece(indptr, stream, tokens, BT).to(tl.int64)
     square = i[:, None] * BT + i[None, :]
     for start in range(0, size, BT):
         t, in_t = begin + start + i, start + i < size

@@ -13,6 +13,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 from headrace.kernels.common.triton import FUSION, low_precision, on_device, power_of_two
+from headrace.kernels.common.triton_bounds import row_of, span
 
 
 @triton.jit
@@ -26,9 +27,9 @@ def halves(a, b, LOW: tl.constexpr):
     return tl.dot(a, b, input_precision="ieee")
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tokens", "frame_count", "states"])
 def frame_norms_kernel(
-    q, k, beta, log_decay, norm, divisors, frames, indptr, rows,
+    q, k, beta, log_decay, norm, divisors, frames, indptr, rows, tokens, frame_count, states,
     q_row, q_head, k_row, k_head, eps,
     V_HEADS: tl.constexpr, GROUP: tl.constexpr, DIM: tl.constexpr, UPDATE: tl.constexpr,
     BT: tl.constexpr, BK: tl.constexpr,
@@ -38,19 +39,19 @@ def frame_norms_kernel(
     own = head // GROUP
     d = tl.arange(0, BK)
     in_d = d < DIM
-    place = norm + (tl.load(rows + b).to(tl.int64) * V_HEADS + head) * DIM + d
-    z = tl.load(place, mask=in_d, other=0.0)
-    first = tl.load(indptr + b)
-    for i in range(0, tl.load(indptr + b + 1) - first):
+    row, _, held = row_of(rows, b, states, DIM)
+    place = norm + (row * V_HEADS + head) * DIM + d
+    z = tl.load(place, mask=d < held, other=0.0)
+    first, count = span(indptr, b, frame_count)
+    for i in range(0, count):
         f = (first + i).to(tl.int64)
-        begin = tl.load(frames + f).to(tl.int64)
-        size = (tl.load(frames + f + 1) - begin).to(tl.int32)
+        begin, size = span(frames, f, tokens)
         if log_decay is not None:
             z = z * tl.exp(tl.load(log_decay + f * V_HEADS + head))
         found = z
         for start in range(0, size, BT):
             i_t = start + tl.arange(0, BT)
-            t, in_t = begin + i_t, i_t < size
+            t, in_t = (begin + i_t).to(tl.int64), i_t < size
             inside = in_t[:, None] & in_d[None, :]
             x = tl.load(k + t[:, None] * k_row + own * k_head + d[None, :], mask=inside, other=0.0)
             x = x.to(tl.float32)
@@ -59,18 +60,19 @@ def frame_norms_kernel(
             z += tl.sum(x * step[:, None], 0)
         for start in range(0, size, BT):
             i_t = start + tl.arange(0, BT)
-            t, in_t = begin + i_t, i_t < size
+            t, in_t = (begin + i_t).to(tl.int64), i_t < size
             inside = in_t[:, None] & in_d[None, :]
             x = tl.load(q + t[:, None] * q_row + own * q_head + d[None, :], mask=inside, other=0.0)
             under = tl.sum(x.to(tl.float32) * z[None, :], 1) + eps
             tl.store(divisors + t * V_HEADS + head, under, mask=in_t)
     if UPDATE:
-        tl.store(place, z, mask=in_d)
+        tl.store(place, z, mask=d < held)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tokens", "frame_count", "states"])
 def frame_strip_kernel(
     q_hat, k_hat, v, beta, log_decay, state, divisors, o, frames, indptr, rows,
+    tokens, frame_count, states,
     q_row, q_head, k_row, k_head, v_row, v_head,
     V_HEADS: tl.constexpr, GROUP: tl.constexpr, DIM: tl.constexpr, V_DIM: tl.constexpr,
     UPDATE: tl.constexpr, LOW: tl.constexpr, BT: tl.constexpr, BK: tl.constexpr,
@@ -82,21 +84,21 @@ def frame_strip_kernel(
     d = tl.arange(0, BK)
     j = tl.program_id(2) * BV + tl.arange(0, BV)
     in_d, in_j = d < DIM, j < V_DIM
-    owned = in_d[:, None] & in_j[None, :]
-    place = (tl.load(rows + b).to(tl.int64) * V_HEADS + head) * DIM
+    row, _, held = row_of(rows, b, states, DIM)
+    owned = (d < held)[:, None] & in_j[None, :]
+    place = (row * V_HEADS + head) * DIM
     place = state + (place + d[:, None]) * V_DIM + j[None, :]
     s = tl.load(place, mask=owned, other=0.0)
-    first = tl.load(indptr + b)
-    for i in range(0, tl.load(indptr + b + 1) - first):
+    first, count = span(indptr, b, frame_count)
+    for i in range(0, count):
         f = (first + i).to(tl.int64)
-        begin = tl.load(frames + f).to(tl.int64)
-        size = (tl.load(frames + f + 1) - begin).to(tl.int32)
+        begin, size = span(frames, f, tokens)
         if log_decay is not None:
             s = s * tl.exp(tl.load(log_decay + f * V_HEADS + head))
         found = s
         for start in range(0, size, BT):
             i_t = start + tl.arange(0, BT)
-            t, in_t = begin + i_t, i_t < size
+            t, in_t = (begin + i_t).to(tl.int64), i_t < size
             inside = in_t[:, None] & in_d[None, :]
             x = tl.load(
                 k_hat + t[:, None] * k_row + own * k_head + d[None, :], mask=inside, other=0.0
@@ -111,7 +113,7 @@ def frame_strip_kernel(
             s += halves(tl.trans(x), delta, LOW)
         for start in range(0, size, BT):
             i_t = start + tl.arange(0, BT)
-            t, in_t = begin + i_t, i_t < size
+            t, in_t = (begin + i_t).to(tl.int64), i_t < size
             inside = in_t[:, None] & in_d[None, :]
             x = tl.load(
                 q_hat + t[:, None] * q_row + own * q_head + d[None, :], mask=inside, other=0.0
@@ -131,7 +133,7 @@ def frame_delta_rule(bound, axes, outs):
         return
     q_hat, k_hat = (bound[f"{n}_hat"] if bound[f"{n}_hat"] is not None else bound[n] for n in "qk")
     divisors = bound["beta"].new_empty(axes["T"], axes["HV"])
-    at = (bound["frames"], bound["indptr"], bound["rows"])
+    at = (bound["frames"], bound["indptr"], bound["rows"], axes["T"], axes["F"], axes["S"])
     gates = (bound["beta"], bound["log_decay"])
     heads = {"V_HEADS": axes["HV"], "GROUP": axes["HV"] // axes["H"], "DIM": axes["K"]}
     heads |= {"UPDATE": bound["update"], "BK": power_of_two(axes["K"])}

@@ -11,6 +11,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 from headrace.kernels.common.triton import FUSION, on_device, power_of_two
+from headrace.kernels.common.triton_bounds import row_of, span
 from headrace.kernels.common.triton_pieces import pieces
 
 from .triton_chunk import gated_delta_chunk_kernel, gated_delta_solve_kernel
@@ -23,7 +24,7 @@ STRIP = 16  # columns of a state that a program owns
 SLABS, SLAB_OF_SOLVE = {16: 16, 32: 32, 64: 64, 128: 64}, 32
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tokens", "states"])
 def gated_delta_rule_kernel(
     q,
     k,
@@ -34,6 +35,8 @@ def gated_delta_rule_kernel(
     state,
     indptr,
     rows,
+    tokens,
+    states,
     longest,
     scale,
     q_row,
@@ -52,17 +55,16 @@ def gated_delta_rule_kernel(
 ):
     head = tl.program_id(0)
     stream = tl.program_id(2)
-    begin = tl.load(indptr + stream)
-    end = tl.load(indptr + stream + 1)
-    if end - begin >= longest:
+    begin, size = span(indptr, stream, tokens)
+    if size >= longest:
         return
     d = tl.arange(0, BD)
     n = tl.program_id(1) * BV + tl.arange(0, BV)
-    row = tl.load(rows + stream).to(tl.int64)
-    mask = (d[:, None] < D) & (n[None, :] < V)
+    row, _, held = row_of(rows, stream, states, D)
+    mask = (d[:, None] < held) & (n[None, :] < V)
     at = state + ((row * HV + head) * D + d[:, None]) * V + n[None, :]
     s = tl.load(at, mask=mask, other=0.0)
-    for t in range(begin, end):
+    for t in range(begin, begin + size):
         token = row * 0 + t  # 64 bits
         own = head // GROUP
         key = tl.load(k + token * k_row + own * k_head + d, mask=d < D, other=0.0).to(tl.float32)
@@ -83,7 +85,7 @@ def gated_delta_rule_kernel(
 def gated_delta_rule(bound, axes, outs):
     """`headrace.ops.gated_delta_rule` on CUDA tensors (or, interpreted, small CPU tensors)."""
     q, k, v, o = bound["q"], bound["k"], bound["v"], outs[0]
-    tokens, streams = axes["T"], axes["B"]
+    tokens, streams, states = axes["T"], axes["B"], axes["S"]
     if 0 in (tokens, streams):
         return
     gates, strides = (bound["log_decay"], bound["beta"]), (*q.stride()[:2], *k.stride()[:2])
@@ -96,15 +98,15 @@ def gated_delta_rule(bound, axes, outs):
             chunks = pieces(tokens, streams, CHUNK)
             solved, scores = gates[0].new_empty(2, chunks, axes["HV"], CHUNK, CHUNK)
             gated_delta_solve_kernel[(chunks, axes["HV"])](
-                q, k, *gates, solved, scores, ends[0], streams, LONG, scale, *strides, BT=CHUNK,
-                BS=min(SLAB_OF_SOLVE, heads["BD"]), **heads, **more,
+                q, k, *gates, solved, scores, ends[0], streams, tokens, LONG, scale, *strides,
+                BT=CHUNK, BS=min(SLAB_OF_SOLVE, heads["BD"]), **heads, **more,
             )  # fmt: skip
             gated_delta_chunk_kernel[(axes["HV"], triton.cdiv(axes["V"], STRIP), streams)](
-                q, k, v, *gates, solved, scores, o, bound["state"], *ends, LONG, scale, *strides,
-                *v.stride()[:2], V=axes["V"], BV=STRIP, BT=CHUNK,
+                q, k, v, *gates, solved, scores, o, bound["state"], *ends, tokens, states, LONG,
+                scale, *strides, *v.stride()[:2], V=axes["V"], BV=STRIP, BT=CHUNK,
                 BS=SLABS.get(heads["BD"], 32), **heads, **more,
             )  # fmt: skip
         gated_delta_rule_kernel[(axes["HV"], triton.cdiv(axes["V"], 16), streams)](
-            q, k, v, *gates, o, bound["state"], *ends, LONG, scale, *strides, *v.stride()[:2],
-            V=axes["V"], BV=16, **heads, **more,
+            q, k, v, *gates, o, bound["state"], *ends, tokens, states, LONG, scale, *strides,
+            *v.stride()[:2], V=axes["V"], BV=16, **heads, **more,
         )  # fmt: skip

@@ -10,6 +10,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 from headrace.kernels.common.triton import FUSION, low_precision, on_device, power_of_two, product
+from headrace.kernels.common.triton_bounds import span
 
 LOG2E = tl.constexpr(1.4426950408889634)
 
@@ -61,11 +62,13 @@ def _tile(
     return acc + product(p.to(vt.dtype) if LOW else p, vt, LOW)
 
 
-@triton.jit(do_not_specialize=["sequences", "reach", "context", "full", "sinks"])
+@triton.jit(
+    do_not_specialize=["q_total", "k_total", "sequences", "reach", "context", "full", "sinks"]
+)
 def hstu_kernel(
     q, k, v, o, q_indptr, k_indptr, num_targets, k_order, attn_scale,
     q_row, q_head, k_row, k_head, v_row, v_head,
-    sequences, heads, reach, context, full, sinks, alpha, weight,
+    q_total, k_total, sequences, heads, reach, context, full, sinks, alpha, weight,
     D: tl.constexpr, DV: tl.constexpr, BD: tl.constexpr, BV: tl.constexpr, BM: tl.constexpr,
     BN: tl.constexpr, CAUSAL: tl.constexpr, SINKS: tl.constexpr, LOW: tl.constexpr,
 ):  # fmt: skip
@@ -77,17 +80,16 @@ def hstu_kernel(
     stop = 0
     blocks = 0
     for b in range(sequences):
-        begin = tl.load(q_indptr + b)
-        end = tl.load(q_indptr + b + 1)
-        here = tl.cdiv(end - begin, BM)
+        begin, size = span(q_indptr, b, q_total)
+        here = tl.cdiv(size, BM)
         if (pid >= blocks) & (pid < blocks + here):
             seq = b
             first = begin + (pid - blocks) * BM
-            stop = end
+            stop = begin + size
         blocks += here
     if seq >= 0:
-        k_begin = tl.load(k_indptr + seq).to(tl.int64)
-        keys = tl.load(k_indptr + seq + 1).to(tl.int64) - k_begin
+        k_begin, keys = span(k_indptr, seq, k_total)
+        k_begin, keys = k_begin.to(tl.int64), keys.to(tl.int64)
         cols = tl.arange(0, BN)
         length = keys
         if k_order is not None:
@@ -98,7 +100,7 @@ def hstu_kernel(
                 length = tl.maximum(length, tl.max(some, 0) + 1)
         h = length
         if num_targets is not None:
-            h = length - tl.load(num_targets + seq)
+            h = tl.minimum(tl.maximum(length - tl.load(num_targets + seq), 0), length)
         c = tl.minimum(context, h)
         row = first + tl.arange(0, BM)
         valid = row < stop
@@ -141,7 +143,7 @@ def hstu_kernel(
                     D, DV, BD, BV, False, LOW,
                 )  # fmt: skip
             # Rows outside of what they see otherwise: targets.
-            own = valid & (t >= hi)
+            own = valid & (t >= hi) & (t >= 0)
             if tl.max(own.to(tl.int32), 0) > 0:
                 mine = tl.load(
                     kb + t[:, None] * k_row + d[None, :],
@@ -182,9 +184,9 @@ def hstu_attention(bound, axes, outs):
             bound["k_indptr"] if bound["q_indptr"] is None else bound["q_indptr"],
             bound["k_indptr"], bound["num_targets"], bound["k_order"], bound["attn_scale"],
             *q.stride()[:2], *k.stride()[:2], *v.stride()[:2],
-            axes["B"], axes["H"], bound["max_attn_len"], bound["contextual_seq_len"],
-            bound["min_full_attn_seq_len"], bound["sinks"], float(bound["alpha"]),
-            1.0 / bound["max_seq_len"],
+            axes["Lq"], axes["Lk"], axes["B"], axes["H"], bound["max_attn_len"],
+            bound["contextual_seq_len"], bound["min_full_attn_seq_len"], bound["sinks"],
+            float(bound["alpha"]), 1.0 / bound["max_seq_len"],
             D=axes["D"], DV=axes["Dv"], BD=dims[0], BV=dims[1], BM=block_m, BN=block_n,
             CAUSAL=bound["causal"], SINKS=bound["sinks"] > 0, LOW=low,
             num_warps=8, num_stages=1, **FUSION,

@@ -21,8 +21,9 @@ def _values(bound, axes):
         raise bad_value(OP, "v", "both of k and v, or neither", "one")
     if (bound["inv_freq"] is None) != (bound["offset"] is None):
         raise bad_value(OP, "offset", "both of inv_freq and offset, or neither", "one")
-    if bound["inv_freq"] is not None and 2 * bound["inv_freq"].numel() > axes["D"]:
-        raise bad_value(OP, "inv_freq", f"at most {axes['D'] // 2} frequencies", "more")
+    turns = 0 if bound["inv_freq"] is None else bound["inv_freq"].numel()
+    if 2 * turns > axes["D"]:
+        raise bad_value(OP, "inv_freq", f"at most {axes['D'] // 2} frequencies", turns)
     if not 0 <= bound["feature"] < FEATURES:
         raise bad_value(OP, "feature", "0 (none), 1 (relu) or 2 (elu1)", bound["feature"])
     if bound["k"] is None and bound["log_decay"] is not None:

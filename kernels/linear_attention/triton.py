@@ -10,6 +10,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 from headrace.kernels.common.triton import FUSION, on_device, power_of_two
+from headrace.kernels.common.triton_bounds import row_of, span
 from headrace.kernels.common.triton_pieces import pieces
 
 from .triton_chunk import (
@@ -46,40 +47,39 @@ def forms(
     return tl.where(mask, hat, 0.0), tl.where(mask, f, 0.0)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tokens", "states"])
 def linear_attention_kernel(
     q, k, v, state, norm, new_norm, indptr, rows, log_decay, cosines, sines, count, o,
-    longest, q_row, q_head, k_row, k_head, v_row, v_head, half, scale, eps,
+    tokens, states, longest, q_row, q_head, k_row, k_head, v_row, v_head, half, scale, eps,
     HEADS: tl.constexpr, GROUP: tl.constexpr, DIM: tl.constexpr, V_DIM: tl.constexpr,
     FEATURE: tl.constexpr, RAW: tl.constexpr, BD: tl.constexpr, BV: tl.constexpr,
 ):  # fmt: skip
     head = tl.program_id(0)
     b = tl.program_id(1)
-    begin = tl.load(indptr + b).to(tl.int64)
-    size = tl.load(indptr + b + 1) - begin
+    begin, size = span(indptr, b, tokens)
     if size >= longest:
         return
-    row = tl.load(rows + b).to(tl.int64)
+    row, there, held = row_of(rows, b, states, DIM)
     d = tl.arange(0, BD)
     j = tl.program_id(2) * BV + tl.arange(0, BV)
     in_d = d < DIM
-    inside = in_d[:, None] & (j < V_DIM)[None, :]
+    inside = (d < held)[:, None] & (j < V_DIM)[None, :]
     heads: tl.constexpr = HEADS // GROUP
     place = state + ((row * heads + head) * DIM + d[:, None]) * V_DIM + j[None, :]
     s = tl.load(place, mask=inside, other=0.0)
     z = tl.zeros([BD], tl.float32)
     if norm is not None:
-        z = tl.load(norm + (row * heads + head) * DIM + d, mask=in_d, other=0.0)
+        z = tl.load(norm + (row * heads + head) * DIM + d, mask=d < held, other=0.0)
     decay = 1.0
     if log_decay is not None:
         decay = tl.exp(tl.load(log_decay + head))
     least = eps
     if count is not None:
-        least = eps * tl.load(count + row).to(tl.float32)
+        least = eps * tl.load(count + row, mask=there, other=0).to(tl.float32)
     mate, sign, freq, turned = turn(d, half)
     ROPE: tl.constexpr = cosines is not None
     for i in range(0, size):
-        t = begin + i
+        t = (begin + i).to(tl.int64)
         cosine = tl.full([BD], 1.0, tl.float32)
         sine = tl.zeros([BD], tl.float32)
         if ROPE:
@@ -104,7 +104,7 @@ def linear_attention_kernel(
     if k is not None:
         tl.store(place, s, mask=inside)
         if norm is not None:  # into a copy: other programs still read the old sums
-            tl.store(new_norm + (row * heads + head) * DIM + d, z, mask=in_d)
+            tl.store(new_norm + (row * heads + head) * DIM + d, z, mask=d < held)
 
 
 def linear_attention(bound, axes, outs):
@@ -124,6 +124,7 @@ def linear_attention(bound, axes, outs):
     longest = LONG if many else 2**30  # a state of more rows leaves no room for chunks
     end = (bound["count"], outs[0])
     strides = (*of_q, *of_k, *of_v, half, bound["scale"], bound["eps"])
+    tokens, states = axes["T"], axes["S"]
     sizes = {"DIM": axes["D"], "V_DIM": axes["Dv"]}
     forms = {"FEATURE": bound["feature"], "RAW": bound["raw"], "BD": wide, **sizes}
     heads = {"HEADS": axes["H"], "GROUP": axes["H"] // axes["Hkv"]}
@@ -139,21 +140,21 @@ def linear_attention(bound, axes, outs):
             if k is not None and axes["T"] > SEGMENT:
                 sums = state.new_empty(segments, axes["Hkv"], axes["D"], axes["Dv"] + 1)
                 linear_attention_segment_kernel[grid](
-                    k, v, sums, at[0], *at[2:], axes["B"], LONG, *of_k, *of_v, half,
+                    k, v, sums, at[0], *at[2:], axes["B"], tokens, LONG, *of_k, *of_v, half,
                     HEADS=axes["Hkv"], **forms, **tiles, **more,
                 )  # fmt: skip
                 cells = triton.cdiv(axes["D"] * (axes["Dv"] + 1), 1024)
                 linear_attention_scan_kernel[(cells, axes["B"], axes["Hkv"])](
-                    state, norm, sums, *at[:3], LONG, HEADS=axes["Hkv"], BS=SEGMENT, BLOCK=1024,
-                    **sizes, **more,
+                    state, norm, sums, *at[:3], tokens, states, LONG, HEADS=axes["Hkv"],
+                    BS=SEGMENT, BLOCK=1024, **sizes, **more,
                 )  # fmt: skip
             strips = (*grid[:2], triton.cdiv(axes["Dv"], STRIP))
             linear_attention_chunk_kernel[strips](
-                q, k, v, state, norm, fresh, sums, *at, *end, axes["B"], LONG, *strides,
-                BC=SLAB, **heads, **forms, **tiles | {"BV": STRIP}, **more,
+                q, k, v, state, norm, fresh, sums, *at, *end, axes["B"], tokens, states, LONG,
+                *strides, BC=SLAB, **heads, **forms, **tiles | {"BV": STRIP}, **more,
             )  # fmt: skip
         linear_attention_kernel[(axes["Hkv"], axes["B"], triton.cdiv(axes["Dv"], 32))](
-            q, k, v, state, norm, fresh, *at, *end, longest, *strides, BV=32,
+            q, k, v, state, norm, fresh, *at, *end, tokens, states, longest, *strides, BV=32,
             **heads, **forms, **more,
         )  # fmt: skip
     if k is not None and norm is not None:

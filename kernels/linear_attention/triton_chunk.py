@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import triton
 import triton.language as tl
+from headrace.kernels.common.triton_bounds import row_of, span
 from headrace.kernels.common.triton_pieces import first_piece, stream_of
 
 
@@ -82,9 +83,9 @@ def add_chunk(s, z, hat, f, value, in_t, i, n, by):
     return s, z * total + tl.sum(f * left[:, None], 0)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tokens"])
 def linear_attention_segment_kernel(
-    k, v, sums, indptr, log_decay, cosines, sines, streams, longest,
+    k, v, sums, indptr, log_decay, cosines, sines, streams, tokens, longest,
     k_row, k_head, v_row, v_head, half,
     HEADS: tl.constexpr, DIM: tl.constexpr, V_DIM: tl.constexpr, FEATURE: tl.constexpr,
     RAW: tl.constexpr, BS: tl.constexpr, BT: tl.constexpr, BD: tl.constexpr, BV: tl.constexpr,
@@ -92,13 +93,12 @@ def linear_attention_segment_kernel(
     """What a segment adds, for the one after it: [D, Dv] and then the norm's [D]."""
     piece = tl.program_id(0)
     head = tl.program_id(1)
-    b = stream_of(indptr, piece, streams, BS)
-    begin = tl.load(indptr + b)
-    size = tl.load(indptr + b + 1) - begin
-    first = (piece - first_piece(indptr, b, BS)) * BS
+    b = stream_of(indptr, piece, streams, tokens, BS)
+    begin, size = span(indptr, b, tokens)
+    first = (piece - first_piece(indptr, b, tokens, BS)) * BS
     if size < longest:
         return
-    if first + BS >= size:  # nothing comes after it
+    if (first < 0) | (first + BS >= size):  # nothing comes after it
         return
     d, i = tl.arange(0, BD), tl.arange(0, BT)
     j = tl.program_id(2) * BV + tl.arange(0, BV)
@@ -124,29 +124,31 @@ def linear_attention_segment_kernel(
     tl.store(place + DIM * V_DIM + d, z, mask=in_d & (d * 0 + tl.program_id(2) == 0))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tokens", "states"])
 def linear_attention_scan_kernel(
-    state, norm, sums, indptr, rows, log_decay, longest,
+    state, norm, sums, indptr, rows, log_decay, tokens, states, longest,
     HEADS: tl.constexpr, DIM: tl.constexpr, V_DIM: tl.constexpr, BS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Sums of segments become the state and norm before each, where there are several."""
     b = tl.program_id(1)
     head = tl.program_id(2)
-    size = tl.load(indptr + b + 1) - tl.load(indptr + b)
+    _, size = span(indptr, b, tokens)
     if size < longest:
         return
     if size <= BS:
         return
     e = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     of_state, inside = e < DIM * V_DIM, e < DIM * (V_DIM + 1)
-    row = tl.load(rows + b).to(tl.int64) * HEADS + head
-    x = tl.load(state + row * DIM * V_DIM + e, mask=of_state, other=0.0)
+    row, _, held = row_of(rows, b, states, DIM * (V_DIM + 1))
+    row = row * HEADS + head
+    x = tl.load(state + row * DIM * V_DIM + e, mask=of_state & (e < held), other=0.0)
     if norm is not None:
-        of_norm = inside & (e >= DIM * V_DIM)
+        of_norm = (e < held) & (e >= DIM * V_DIM)
         x += tl.load(norm + row * DIM + (e - DIM * V_DIM), mask=of_norm, other=0.0)
     total = tl.exp(decay_of(log_decay, head) * BS)
-    place = sums + (first_piece(indptr, b, BS).to(tl.int64) * HEADS + head) * DIM * (V_DIM + 1) + e
+    piece = first_piece(indptr, b, tokens, BS).to(tl.int64)
+    place = sums + (piece * HEADS + head) * DIM * (V_DIM + 1) + e
     tl.store(place, x, mask=inside)
     for _ in range(BS, size, BS):
         place += HEADS * DIM * (V_DIM + 1)
@@ -154,10 +156,10 @@ def linear_attention_scan_kernel(
         tl.store(place, x, mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tokens", "states"])
 def linear_attention_chunk_kernel(
     q, k, v, state, norm, new_norm, sums, indptr, rows, log_decay, cosines, sines, count, o,
-    streams, longest, q_row, q_head, k_row, k_head, v_row, v_head, half, scale, eps,
+    streams, tokens, states, longest, q_row, q_head, k_row, k_head, v_row, v_head, half, scale, eps,
     HEADS: tl.constexpr, GROUP: tl.constexpr, DIM: tl.constexpr, V_DIM: tl.constexpr,
     FEATURE: tl.constexpr, RAW: tl.constexpr, BS: tl.constexpr, BT: tl.constexpr, BD: tl.constexpr,
     BC: tl.constexpr, BV: tl.constexpr,
@@ -166,19 +168,20 @@ def linear_attention_chunk_kernel(
     it would leave none for the products."""
     piece = tl.program_id(0)
     head = tl.program_id(1)
-    b = stream_of(indptr, piece, streams, BS)
-    begin = tl.load(indptr + b)
-    size = tl.load(indptr + b + 1) - begin
-    first = (piece - first_piece(indptr, b, BS)) * BS
+    b = stream_of(indptr, piece, streams, tokens, BS)
+    begin, size = span(indptr, b, tokens)
+    first = (piece - first_piece(indptr, b, tokens, BS)) * BS
     if size < longest:
         return
-    if first >= size:
+    if (first < 0) | (first >= size):
         return
     heads: tl.constexpr = HEADS // GROUP
     all_d, of_slab, i = tl.arange(0, BD), tl.arange(0, BC), tl.arange(0, BT)
     j = tl.program_id(2) * BV + tl.arange(0, BV)
     in_d, in_j = all_d < DIM, j < V_DIM
-    row = tl.load(rows + b).to(tl.int64)
+    row, there, _ = row_of(rows, b, states, DIM)
+    if there == 0:  # nothing at all, as registers are few
+        return
     place = state + (row * heads + head) * DIM * V_DIM
     home = place
     z = tl.zeros([BD], tl.float32)

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Debug mode: full checks of what an op is given, values included.
 
-Bounds are always checked on the CPU. What costs more, such as whether a page is free or two ranges
-overlap, is looked at in debug mode only: `with headrace.debug():` or HEADRACE_DEBUG=1. Off, it
-costs one look at a flag.
+The CPU kernels and the reference refuse values that are out of bounds at any time; a GPU cannot
+raise, so there they are masked, and refused in debug mode: `with headrace.debug():` or
+HEADRACE_DEBUG=1. What costs more, such as whether a page is free or two ranges overlap, is looked
+at in debug mode only, everywhere. Off, it costs one look at a flag.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from weakref import WeakValueDictionary
 
 from torch import Tensor
 
+from . import tables
 from .errors import bad_value
 
 _OFF = ("", "0")
@@ -29,12 +31,14 @@ _owners: WeakValueDictionary[int, Any] = WeakValueDictionary()
 
 @contextmanager
 def debug(enabled: bool = True) -> Iterator[None]:
-    """Runs the block with full checks of every view and every append (or without).
+    """Runs the block with full checks of every table that an op or a step is given (or without).
 
     In debug mode paged_attention refuses pages that their pool says are free, lists that name one
     slot twice, and lists whose entries go back in logical time; append refuses free pages and a
-    slot written twice in one call. ValueError, before anything runs. Tables on a GPU are read back,
-    so it cannot be on while a CUDA graph is captured.
+    slot written twice in one call; a step of an engine refuses pages that its streams do not hold.
+    On a GPU all ops then refuse what they refuse on the CPU at any time: pages, slots, rows and
+    offsets that do not exist. ValueError, before anything runs. Tables on a GPU are read back, so
+    it cannot be on while a CUDA graph is captured.
     """
     global on
     before, on = on, enabled
@@ -52,6 +56,7 @@ def owns(pages: Tensor, pool: Any) -> None:
 
 def check(name: str, bound: Mapping[str, Any]) -> None:
     """All that debug mode knows to check of op `name`."""
+    tables.check(name, bound)
     if name in _CHECKS:
         _CHECKS[name](bound)
 
@@ -73,7 +78,7 @@ def _paged_attention(bound: Mapping[str, Any]) -> None:
     for number, (first, last) in enumerate(pairwise(owners)):
         ranges: dict[int, list[tuple[int, int, int]]] = {}
         previous: int | None = None
-        for i in range(max(first, 0), min(last, len(entries))):
+        for i in range(first, last):
             page, slot, count, _, _, order = entries[i][:6]
             if count <= 0:
                 continue
@@ -96,23 +101,28 @@ def _paged_attention(bound: Mapping[str, Any]) -> None:
             ranges.setdefault(page, []).append((slot, slot + count, i))
 
 
-def _append(bound: Mapping[str, Any], op: str = "append") -> None:
-    written: dict[tuple[int, int], int] = {}
-    where = bound["where"].tolist()
+def _held(op: str, bound: Mapping[str, Any]) -> list[list[int]]:
+    """Where tokens go, which are pages that a stream holds."""
+    where: list[list[int]] = bound["where"].tolist()
     _live(op, "where", bound["k_pages"], {row[0] for row in where}, "in where")
-    for t, row in enumerate(where):
-        other = written.setdefault((row[0], row[1]), t)
+    return where
+
+
+def _append(bound: Mapping[str, Any]) -> None:
+    written: dict[tuple[int, int], int] = {}
+    for t, (page, slot, *_) in enumerate(_held("append", bound)):
+        other = written.setdefault((page, slot), t)
         if other != t:
             raise bad_value(
-                op,
+                "append",
                 "where",
                 "every slot once",
-                f"slot {row[1]} of page {row[0]} for tokens {other} and {t}",
+                f"slot {slot} of page {page} for tokens {other} and {t}",
             )
 
 
-_CHECKS: dict[str, Callable[[Mapping[str, Any]], None]] = {
+_CHECKS: dict[str, Callable[[Mapping[str, Any]], Any]] = {
     "paged_attention": _paged_attention,
     "append": _append,
-    "append_absorb": partial(_append, op="append_absorb"),
+    "append_absorb": partial(_held, "append_absorb"),
 }

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -223,6 +224,29 @@ def test_random_streams(lengths, kind, isa, held, raw, feature):
         )  # fmt: skip
 
 
+def test_numpy():
+    call = evictions.append_absorb(10, (9, 4), counted=True, decay=True)
+    (want, more), (args, kwargs) = copied(call), call
+    compare.run(NAME, want, more)
+    arrays = [x.numpy() for x in args]
+    named = {n: x.numpy() if isinstance(x, torch.Tensor) else x for n, x in kwargs.items()}
+    assert ops.append_absorb(*arrays, **named) is None
+    assert isinstance(arrays[STATE], np.ndarray)
+    for x, y in zip((*arrays, named["count"]), (*want, more["count"]), strict=True):
+        assert compare.same_bits(torch.from_numpy(x), y)
+
+
+def of_size(dim, page_size):
+    """Arguments with these sizes in place of those of the sample."""
+    rows, pages = torch.zeros(21, 2, dim), torch.zeros(4, 2, dim, page_size)
+    made = dict(k=rows, v=rows, k_pages=pages, v_pages=pages.mT.contiguous(), inv_freq=None)
+    return made | dict(state=torch.zeros(5, 2, dim, dim), norm=torch.zeros(5, 2, dim))
+
+
+HEADS = "the head dimensions multiples of 16 from 16 to 256"
+SLOTS = "one of page sizes that 16 divides"
+
+
 def test_drift_of_ten_thousand_evictions():
     gen = samples.rng(9)
     state, exact = torch.zeros(1, 1, 16, 16), torch.zeros(16, 16, dtype=torch.float64)
@@ -251,6 +275,12 @@ def test_drift_of_ten_thousand_evictions():
         ({"where": torch.full((21, 3), 99)}, ValueError, r"\(where\): expected pages in"),
         ({"feature": "gelu"}, ValueError, r"\(feature\): expected none, relu or elu1, got gelu"),
         ({"count": torch.zeros(4).long()}, ValueError, r"\(count\)"),
+        (of_size(24, 16), NotImplementedError, rf"\(k\): expected one of {HEADS}, got 24$"),
+        (of_size(272, 16), NotImplementedError, rf"\(k\): expected one of {HEADS}, got 272$"),
+        (of_size(0, 16), NotImplementedError, rf"\(k\): expected one of {HEADS}, got 0$"),
+        (of_size(32, 24), NotImplementedError, rf"\(k_pages\): expected {SLOTS}, got 24$"),
+        (of_size(32, 8), NotImplementedError, rf"\(k_pages\): expected {SLOTS}, got 8$"),
+        (of_size(32, 0), NotImplementedError, rf"\(k_pages\): expected {SLOTS}, got 0$"),
         ({"k_pages": torch.zeros(5, 2, 32, 16).to(torch.int8),
           "v_pages": torch.zeros(5, 2, 16, 32).to(torch.int8)}, ValueError, r"\(k_scale\)"),
     ],

@@ -4,8 +4,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
-from headrace import ops
+import headrace
+from headrace import _C, ops
 from tests.ops import compare, samples, sequences
 
 pytestmark = pytest.mark.usefixtures("guarded", "two_threads")
@@ -62,6 +65,23 @@ def test_strips_of_channels_and_blocks_of_tokens(isa, channels):
     for i, (taps, lengths) in enumerate(((4, (129, 1, 64, 2)), (7, (5, 128, 65)), (1, (66,)))):
         call = dict(lengths=lengths, channels=channels, taps=taps, dtype=samples.DTYPES[i])
         check(*sequences.causal_conv(i, **call), call)
+
+
+@given(
+    st.lists(st.integers(0, 150), max_size=4),
+    st.integers(0, 140),
+    st.integers(1, 16),
+    st.sampled_from(samples.DTYPES),
+    st.sampled_from(_C.available_isas()),
+    st.booleans(),
+    st.booleans(),
+)
+def test_random_streams(lengths, channels, taps, dtype, isa, bias, silu):
+    args, _ = sequences.causal_conv(
+        len(lengths), tuple(lengths), channels, taps=taps, bias=bias, dtype=dtype
+    )
+    with headrace.use_isa(isa):
+        check(args, {"silu": silu}, (lengths, channels, taps, dtype, isa))
 
 
 def test_an_output_of_many_megabytes():
@@ -152,8 +172,8 @@ I32 = torch.int32
 )
 def test_mistakes(change, kind, told):
     names = ("x", "weight", "bias", "state", "indptr", "rows")
-    given = dict(zip(names, sequences.causal_conv(1)[0], strict=True)) | change
-    before = given["state"].clone()
+    given_ = dict(zip(names, sequences.causal_conv(1)[0], strict=True)) | change
+    before = given_["state"].clone()
     with pytest.raises(kind, match=told):
-        ops.causal_conv(**given)
-    assert compare.same_bits(given["state"], before)
+        ops.causal_conv(**given_)
+    assert compare.same_bits(given_["state"], before)

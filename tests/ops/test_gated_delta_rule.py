@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -126,9 +127,40 @@ def test_sensitive_to(term):
     assert compare.distance(ops.gated_delta_rule(**given_), want).rms > 1e-3
 
 
+def test_numpy():
+    args, kwargs = sequences.gated_delta_rule(9, (5, 3))
+    want = outcome(args, kwargs)
+    arrays = [x.numpy() for x in args]
+    got = ops.gated_delta_rule(*arrays, **kwargs)
+    assert isinstance(got, np.ndarray)
+    for x, y in zip((got, arrays[5]), want, strict=True):
+        assert compare.same_bits(torch.from_numpy(x), y)
+
+
+def of_size(dim, v_dim, heads=2, v_heads=4):
+    """Arguments with these sizes in place of those of the sample."""
+    keys, values = torch.zeros(14, heads, dim), torch.zeros(14, v_heads, v_dim)
+    gates = dict.fromkeys(("log_decay", "beta"), torch.zeros(14, v_heads))
+    return dict(q=keys, k=keys, v=values, state=torch.zeros(5, v_heads, dim, v_dim), **gates)
+
+
+SIZES = r"expected one of last axes that are multiples of 16 up to 256, got"
+
+
 @pytest.mark.parametrize(
     ("change", "kind", "told"),
     [
+        (of_size(24, 48), NotImplementedError, rf"^gated_delta_rule\(q\): {SIZES} 24$"),
+        (of_size(272, 48), NotImplementedError, rf"^gated_delta_rule\(q\): {SIZES} 272$"),
+        (of_size(0, 48), NotImplementedError, rf"^gated_delta_rule\(q\): {SIZES} 0$"),
+        (of_size(32, 40), NotImplementedError, rf"^gated_delta_rule\(v\): {SIZES} 40$"),
+        (of_size(32, 272), NotImplementedError, rf"^gated_delta_rule\(v\): {SIZES} 272$"),
+        (
+            of_size(32, 48, 3),
+            ValueError,
+            r"^gated_delta_rule\(v\): expected a multiple of 3 heads, got 4$",
+        ),
+        (of_size(32, 48, 0), ValueError, r"\(v\): expected a multiple of 0 heads, got 4$"),
         (dict(q=torch.zeros(14, 2, 33)), ValueError, r"gated_delta_rule\(k\): expected D = 33"),
         (dict(v=torch.zeros(14, 3, 48)), ValueError, r"gated_delta_rule\(log_decay\): expected HV"),
         (dict(beta=torch.zeros(14, 4).double()), TypeError, r"gated_delta_rule\(beta\)"),

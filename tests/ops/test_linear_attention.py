@@ -1,14 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from headrace import ops
+import headrace
+from headrace import _C, ops
 from tests.ops import compare, samples, sequences
 
 pytestmark = pytest.mark.usefixtures("guarded", "two_threads")
 NAME = "linear_attention"
+NAMES = ("q", "k", "v", "state", "norm", "indptr", "rows")
+KINDS = {"normed": {}, "retention": {"normed": False, "decay": True, "feature": 0}}
 
 
 def check(args, kwargs, label=""):
@@ -62,6 +68,79 @@ def test_bits_do_not_depend_on_the_chunks(isa, chunk, decay):
     assert compare.same_bits(torch.cat(parts), whole)
     assert compare.same_bits(rolling, state)
     assert compare.same_bits(sums, norm)
+
+
+def outcome(args, kwargs):
+    """The result, and states and norms after it, of a call on copies of these."""
+    state, norm = (x if x is None else x.clone() for x in args[3:5])
+    out = compare.run(NAME, (*args[:3], state, norm, *args[5:]), kwargs)
+    return [x for x in (*out, state, norm) if x is not None]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_threads_and_neighbours_leave_no_trace(isa, kind):
+    lengths = (30, 1, 41)
+    args, kwargs = sequences.linear_attention(
+        8, lengths, dim=64, v_dim=80, rope=True, **KINDS[kind]
+    )
+    torch.set_num_threads(1)
+    one = outcome(args, kwargs)
+    for threads in (2, 8):
+        torch.set_num_threads(threads)
+        for x, y in zip(one, outcome(args, kwargs), strict=True):
+            assert compare.same_bits(x, y), threads
+    q, k, v, state, norm, indptr, rows = args
+    for b, n in enumerate(lengths):
+        t, row = slice(int(indptr[b]), int(indptr[b + 1])), int(rows[b])
+        mine = [x[t] for x in (q, k, v)]
+        at = torch.tensor([0, n]).int(), rows[b : b + 1]
+        options = kwargs | {"offset": kwargs["offset"][t]}
+        out, *kept = outcome((*mine, state, norm, *at), options)
+        assert compare.same_bits(out, one[0][t]), b
+        for x, y in zip(kept, one[1:], strict=True):
+            assert compare.same_bits(x[row], y[row]), b
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_nan_stays_in_its_stream_and_time(isa, kind):
+    args, kwargs = sequences.linear_attention(9, (9, 8), **KINDS[kind])
+    want, k = outcome(args, kwargs), args[1].clone()
+    k[3] = torch.nan
+    got = outcome((args[0], k, *args[2:]), kwargs)
+    mine, other = args[6].tolist()
+    assert compare.same_bits(got[0][:3], want[0][:3])
+    assert got[0][3:9].isnan().all()
+    assert compare.same_bits(got[0][9:], want[0][9:])
+    for x, y in zip(got[1:], want[1:], strict=True):
+        assert x[mine].isnan().all()
+        assert compare.same_bits(x[other], y[other])
+
+
+@settings(max_examples=30)
+@given(
+    st.lists(st.integers(0, 36), max_size=3),
+    st.sampled_from([(2, 1), (4, 2), (3, 3)]),
+    st.sampled_from([(16, 48), (80, 16), (32, 96)]),
+    st.sampled_from(_C.available_isas()),
+    st.fixed_dictionaries({x: st.booleans() for x in ("keys", "rope", "decay", "raw")}),
+    st.sampled_from([(True, 1), (True, 2), (False, 0), (False, 1)]),
+)
+def test_random_streams(lengths, heads, dims, isa, options, kind):
+    args, kwargs = sequences.linear_attention(
+        len(lengths), tuple(lengths), *heads, *dims, normed=kind[0], feature=kind[1], **options
+    )
+    with headrace.use_isa(isa):
+        check(args, kwargs, (lengths, heads, dims, isa, options, kind))
+
+
+def test_numpy():
+    args, kwargs = sequences.linear_attention(10, (5, 3), rope=True, decay=True)
+    want = outcome(args, kwargs)
+    arrays = [x.numpy() for x in args]
+    got = ops.linear_attention(*arrays, **{n: x.numpy() for n, x in kwargs.items()})
+    assert isinstance(got, np.ndarray)
+    for x, y in zip((got, *arrays[3:5]), want, strict=True):
+        assert compare.same_bits(torch.from_numpy(x), y)
 
 
 def test_hybrid_forcing_means_are_sums_with_a_count():
@@ -124,24 +203,92 @@ def test_every_term_counts(part):
         compare.check(NAME, args, kwargs, got=got, want=want)
 
 
-@pytest.mark.parametrize(
-    ("change", "kind", "told"),
-    [
-        ({"q": torch.zeros(14, 4, 32).double()}, TypeError, r"\(q\): expected one of float32"),
-        ({"q": torch.zeros(14, 3, 32)}, ValueError, r"\(q\): expected a multiple of 2 heads"),
-        ({"v": None}, ValueError, "both of k and v"),
-        ({"offset": torch.arange(14)}, ValueError, "both of inv_freq and offset"),
-        ({"state": torch.zeros(5, 2, 32, 40), "k": None, "v": None}, NotImplementedError, "of 16"),
-        ({"indptr": torch.tensor([0, 3, 2, 14]).int()}, ValueError, "rise from 0 to 14"),
-        ({"rows": torch.tensor([0, 1, 1]).int()}, ValueError, "distinct rows"),
-        ({"rows": torch.tensor([0, 1, 5]).int()}, ValueError, "got 5 for stream 2"),
-        ({"feature": "gelu"}, ValueError, r"\(feature\): expected none, relu or elu1, got gelu"),
-    ],
-)
-def test_mistakes(change, kind, told):
-    names = ("q", "k", "v", "state", "norm", "indptr", "rows")
-    given = dict(zip(names, sequences.linear_attention(1)[0], strict=True)) | change
-    before = given["state"].clone()
-    with pytest.raises(kind, match=told):
-        ops.linear_attention(**given)
-    assert compare.same_bits(given["state"], before)
+INV_FREQ = torch.ones(17).double()
+ERRORS = [
+    (
+        {"q": torch.zeros(14, 4, 32).double()},
+        TypeError,
+        "q): expected one of float32, bfloat16, float16, got float64",
+    ),
+    ({"q": torch.zeros(14, 3, 32)}, ValueError, "q): expected a multiple of 2 heads, got 3"),
+    ({"k": torch.zeros(14, 2, 32).half()}, TypeError, "k): expected float32, as q, got float16"),
+    (
+        {"k": torch.zeros(13, 2, 32)},
+        ValueError,
+        "k): expected T = 14 in [T Hkv D], got shape (13, 2, 32)",
+    ),
+    ({"v": None}, ValueError, "v): expected both of k and v, or neither, got one"),
+    (
+        {"state": torch.zeros(5, 2, 32, 48).half()},
+        TypeError,
+        "state): expected float32, got float16",
+    ),
+    (
+        {"norm": torch.zeros(5, 2, 16)},
+        ValueError,
+        "norm): expected D = 32 in [S Hkv D], got shape (5, 2, 16)",
+    ),
+    (
+        {"norm": torch.zeros(4, 2, 32)},
+        ValueError,
+        "norm): expected S = 5 in [S Hkv D], got shape (4, 2, 32)",
+    ),
+    (
+        {"offset": torch.arange(14)},
+        ValueError,
+        "offset): expected both of inv_freq and offset, or neither, got one",
+    ),
+    (
+        {"offset": torch.arange(14), "inv_freq": INV_FREQ},
+        ValueError,
+        "inv_freq): expected at most 16 frequencies, got 17",
+    ),
+    (
+        {"k": None, "v": None, "log_decay": torch.zeros(2)},
+        ValueError,
+        "log_decay): expected None where no keys come in, got a decay",
+    ),
+    (
+        {"log_decay": torch.zeros(4)},
+        ValueError,
+        "log_decay): expected Hkv = 2 in [Hkv], got shape (4,)",
+    ),
+    (
+        {"q": torch.zeros(14, 4, 24), "k": torch.zeros(14, 2, 24),
+         "state": torch.zeros(5, 2, 24, 48), "norm": torch.zeros(5, 2, 24)},
+        NotImplementedError,
+        "q): expected one of D a multiple of 16 up to 512, got 24",
+    ),
+    (
+        {"state": torch.zeros(5, 2, 32, 528), "v": torch.zeros(14, 2, 528)},
+        NotImplementedError,
+        "state): expected one of Dv a multiple of 16 up to 512, got 528",
+    ),
+    (
+        {"indptr": torch.tensor([0, 3, 2, 14]).int()},
+        ValueError,
+        "indptr): expected offsets that rise from 0 to 14, got others",
+    ),
+    (
+        {"rows": torch.tensor([0, 1, 1]).int()},
+        ValueError,
+        "rows): expected distinct rows in [0, 5), got 1 for stream 2",
+    ),
+    (
+        {"rows": torch.tensor([0, 1, 5]).int()},
+        ValueError,
+        "rows): expected distinct rows in [0, 5), got 5 for stream 2",
+    ),
+    ({"feature": "gelu"}, ValueError, "feature): expected none, relu or elu1, got gelu"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("change", "kind", "text"), ERRORS, ids=[e[2][:50] for e in ERRORS])
+def test_mistakes(change, kind, text):
+    given_ = dict(zip(NAMES, sequences.linear_attention(1)[0], strict=True)) | change
+    before = {n: given_[n].clone() for n in ("state", "norm")}
+    with pytest.raises(kind) as raised:
+        ops.linear_attention(**given_)
+    assert str(raised.value) == f"linear_attention({text}"
+    for name, x in before.items():
+        assert compare.same_bits(given_[name], x)

@@ -52,8 +52,8 @@ def append_absorb(
 
     A slot may be named once in a call. Tokens of a stream are absorbed in order, and the bits of
     state and norm do not depend on how they came in chunks. Raises TypeError or ValueError naming
-    the argument, before anything is written; on CUDA slots are not checked, and a token with no
-    page or slot inside is left out.
+    the argument, before anything is written. A GPU looks at values in debug mode alone: it leaves
+    out a token with no page or slot inside, and keeps no state for a row that there is not.
 
     Sources: Katharopoulos et al. (2020); Hybrid Forcing (leeruibin/hybrid-forcing).
     """

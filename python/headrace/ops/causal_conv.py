@@ -27,7 +27,8 @@ def causal_conv(
     stream b uses row rows[b] (int32 [B], all different), which is updated in place. Zeros are the
     state of a stream that begins. Gives y [T, C] in x's dtype. The bits of y and of the state do
     not depend on how a stream came in chunks. Raises TypeError or ValueError naming the argument,
-    before anything is written.
+    before anything is written. A GPU looks at indptr and rows in debug mode alone, and keeps no
+    state for a row that there is not.
 
     Source: the short convolution of Mamba (Gu and Dao, 2023).
     """

@@ -47,7 +47,8 @@ def frame_delta_rule(
     states keep their bits, for the steps of a denoiser before its last. K and V are multiples of
     16 up to 512. Gives o [T, HV, V] in q's dtype. On the CPU the bits of a stream depend neither
     on its neighbours, nor on threads, nor on which call a frame came in. Raises TypeError or
-    ValueError naming the argument, before anything is written.
+    ValueError naming the argument, before anything is written. A GPU looks at frames, indptr and
+    rows in debug mode alone, and keeps no state for a row that there is not.
 
     Source: SANA-Streaming (NVlabs/Sana).
     """

@@ -33,7 +33,8 @@ def gated_delta_rule(
     normalize divides q and k by their lengths, sqrt(sum of squares + 1e-6), first. scale defaults
     to D ** -0.5. Gives o [T, HV, V] in v's dtype. On the CPU the bits of a stream depend neither on
     the other streams nor on how its tokens are cut into calls. Raises TypeError, ValueError or
-    NotImplementedError naming the argument, before anything is written.
+    NotImplementedError naming the argument, before anything is written. A GPU looks at indptr and
+    rows in debug mode alone, and keeps no state for a row that there is not.
 
     Source: Gated Delta Networks (Yang et al., 2024).
     """

@@ -45,7 +45,7 @@ def hstu_attention(
     k_order int64 [Lk]: index of every key in its sequence, for a rolling cache: a ring, or a prefix
     and a window. Indices come in any order, none twice; those that are not there are seen by
     nobody. The length of a sequence is then one more than its largest index, which the last query
-    has. A GPU does not check what only the values tell.
+    has. A GPU checks what only the values tell in debug mode alone; it reads nothing beyond.
 
     On the CPU the bits of a row depend neither on other sequences, nor on which rows come with
     it, nor on where in k its keys lie. Numpy arrays are taken too and given back. No relative

@@ -45,7 +45,8 @@ def linear_attention(
 
     D and Dv are multiples of 16 up to 512. Gives o [T, H, Dv] in q's dtype. The bits of o and of
     the state do not depend on how a stream came in chunks. Raises TypeError or ValueError naming
-    the argument, before anything is written.
+    the argument, before anything is written. A GPU looks at indptr and rows in debug mode alone,
+    and keeps no state for a row that there is not.
 
     Sources: Katharopoulos et al. (2020), RetNet (Sun et al., 2023), leeruibin/hybrid-forcing.
     """

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.compiler import is_dynamo_compiling
 from torch.nn import Parameter
 
-from .. import _C, audit, backends, compiled
+from .. import _C, audit, backends, compiled, tables
 from ..contract import Axes, OpSpec
 from ..errors import BackendError, bad_type, bad_value
 
@@ -63,6 +63,7 @@ def register(spec: OpSpec, lead: int = 0) -> Callable[..., Any]:
             if device == "cuda" and backends.current() == "auto":
                 chosen = _suited(spec, axes)
             if chosen == "reference":
+                tables.check(spec.name, bound)
                 return _reference(spec, bound)
             outs = spec.empty_outs(bound, axes)
             kernel = cpu if chosen == "cpu" else _load(spec, chosen)

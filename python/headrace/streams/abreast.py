@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from .. import interrupts
+from .. import audit, interrupts
 from ..memory import Edit, Lease, view
+from . import owning
 from .call import attend
 from .reading import apart, known, score
 from .report import Report, Scored, late
@@ -59,6 +60,8 @@ def step(
             tables = edit.grow(tables, counts, sheet.slots(len(tokens)))
             overdue = edit.overdue(tables)
             seen = view.View.after(tables, counts, sheet)
+            if audit.on:
+                owning.check(engine, seen, streams, tables)
             before = [stream._ahead for stream in streams]
             rows, scored, cell, lo = known(before), Scored(), list[Tensor](), 0
             told: dict[Stream, Report] = {}

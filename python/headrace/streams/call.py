@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from .. import interrupts, ops
+from .. import audit, interrupts, ops
 from ..memory import Edit, Table, view
-from . import spatial
+from . import owning, spatial
 from .folding import Folds
 from .reading import Reading, apart, known, score
 from .report import Scored
@@ -48,6 +48,8 @@ def advance(
     step = view.View.after(tables, counts, sheet, reads, recalled)
     if engine.spatial:
         step = spatial.widened(engine, step, tables, places)
+    if audit.on:
+        owning.check(engine, step, [run.stream for run in runs], tables)
     overdue = edit.overdue(tables)
     ahead = [run.ahead for run in runs]
     rows, told, cell, lo = known(ahead), Scored(), list[Tensor](), 0
