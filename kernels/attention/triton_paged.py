@@ -16,7 +16,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .triton_plan import entry_keys
+from .triton_plan import UNLIMITED, entry_keys
 from .triton_tile import cos_sin, decode, finish, fold, join, phase_step
 
 
@@ -98,7 +98,7 @@ def paged_kernel(
     newest = tl.load(info + 6)
     splits = tl.load(info + 7)
     begin = (item - tl.load(work + below)).to(tl.int64) * split
-    end = tl.where(splits > 1, begin + split, 4611686018427387904)
+    end = tl.where(splits > 1, begin + split, UNLIMITED)
 
     group = q_heads // kv_heads
     d = tl.arange(0, BD)
@@ -155,7 +155,7 @@ def paged_kernel(
             origin = tl.load(entry + 3)
             cap = tl.load(entry + 4)
             key_order = tl.load(entry + 5)
-            reach = tl.load(entry + 6)
+            reach = tl.minimum(tl.load(entry + 6), UNLIMITED)
             # Slots of the page that this split owns.
             slot_lo = first + lo + tl.minimum(tl.maximum(begin - gone, 0), hi - lo)
             slot_hi = first + lo + tl.minimum(tl.maximum(end - gone, 0), hi - lo)

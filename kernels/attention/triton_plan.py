@@ -9,6 +9,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+UNLIMITED = tl.constexpr(4611686018427387904)  # as in visible.h: beyond it, sums could overflow
+
 
 @triton.jit
 def entry_keys(entries, index, last, pages, oldest, newest, P: tl.constexpr, FIELDS: tl.constexpr):
@@ -19,7 +21,7 @@ def entry_keys(entries, index, last, pages, oldest, newest, P: tl.constexpr, FIE
     first = tl.load(at + 1, mask=mask, other=0)
     count = tl.load(at + 2, mask=mask, other=0)
     order = tl.load(at + 5, mask=mask, other=0)
-    reach = tl.load(at + 6, mask=mask, other=0)
+    reach = tl.minimum(tl.load(at + 6, mask=mask, other=0), UNLIMITED)
     inside = (page >= 0) & (page < pages) & (first >= 0) & (count > 0) & (count <= P - first)
     count = tl.where(inside, count, 0)
     lo = tl.minimum(tl.maximum(oldest - reach + 1 - order, 0), count)
