@@ -125,6 +125,11 @@ def paged_kernel(
             pos_1 = tl.load(q_pos + row * 3 + 1, mask=valid, other=0)
             pos_2 = tl.load(q_pos + row * 3 + 2, mask=valid, other=0)
             axis = tl.load(freq_axis + tl.where(low_half, d, d - half), mask=turns, other=0)
+    # A query that was turned is two of 16 bits: its value, and what rounding lost.
+    TWO: tl.constexpr = LOW and ROTARY
+    rest = None
+    if TWO:
+        rest = tl.zeros_like(turned)
     turned_for = entries  # the entry for which the queries are rotated
     is_turned = newest < newest
 
@@ -185,7 +190,10 @@ def paged_kernel(
                         more = tl.minimum(pos_2 - tl.load(entry + 9), tl.load(entry + 10))
                         away = tl.where((axis == 2)[None, :], more[:, None], away)
                     c, s = cos_sin(away * step[None, :])
-                    turned = ((half_a * c + half_b * s) * by[None, :]).to(turned.dtype)
+                    exact = (half_a * c + half_b * s) * by[None, :]
+                    turned = exact.to(turned.dtype)
+                    if TWO:
+                        rest = (exact - turned.to(tl.float32)).to(turned.dtype)
             slot = (i % tiles) * BN + cols
             inside = (slot >= slot_lo) & (slot < slot_hi)
             # Whole runs of 16 slots, which never leave the page, keep the loads wide.
@@ -218,7 +226,7 @@ def paged_kernel(
                 v_by = tl.load(v_at + slot * v_scale_slot, mask=used, other=0.0)
             acc, m, l = fold(
                 turned, kt, vt, seen, acc, m, l, scale, softcap, CAPPED, True, LOW, k_by, v_by,
-                FORMAT > 2,
+                FORMAT > 2, rest,
             )  # fmt: skip
 
     if splits == 1:
