@@ -51,7 +51,8 @@ def test_random_tables(seed, rows, entries, page_size, streams, split, own_order
 
 @emulated
 def test_far_orders_and_reaches():
-    args, kwargs = samples.paged(3, [StreamShape(40, 5)], page_size=16)
+    """Among them entries that begin behind the oldest row of a chunk."""
+    args, kwargs = samples.paged(3, [StreamShape(40, 20)], page_size=16)
     want = launch(OP, (args, kwargs))
     for reach in (UNLIMITED, 2**63 - 1):
         for shift in (0, 2**61, -(2**61)):

@@ -57,7 +57,8 @@ def test_random_tables(seed, rows, entries, page_size, streams, split, own_order
 
 
 def test_far_orders_and_reaches():
-    args, kwargs = samples.paged(3, [StreamShape(30, 4)], page_size=16, dim=16, kv_heads=1)
+    """Among them entries that begin behind the oldest row of a chunk."""
+    args, kwargs = samples.paged(3, [StreamShape(40, 20)], page_size=16, dim=16, kv_heads=1)
     want = run((args, kwargs))
     for reach in (UNLIMITED, 2**63 - 1):
         for shift in (0, 2**61, -(2**61)):
