@@ -12,7 +12,7 @@ namespace {
 
 namespace paged {
 HEADRACE_IN(q, k_pages, v_pages, entries, entry_indptr, q_indptr, q_pos, q_order, inv_freq, scale,
-            softcap, sink_logits, freq_axis, rope_gain, k_scale, v_scale, split, o, lse);
+            softcap, sink_logits, freq_axis, rope_gain, k_scale, v_scale, split, max_rows, o, lse);
 
 int axes_of(const In& in) { return in.q_pos.at.dims == 1 ? 1 : 3; }
 
@@ -30,10 +30,11 @@ bool serves(const In& in, std::int64_t*) {
   return in.entry_indptr.size(0) - 1 == (in.q_indptr.size(0) - 1) * each &&
          sixteens(dim, headrace::kMostDim) && groups(in.q.size(1), kv_heads) &&
          in.k_pages.size(1) > 0 && in.softcap.number >= 0 && finite(in.softcap) &&
-         finite(in.scale) && in.split.whole >= 1 && in.entries.size(1) == (axes == 1 ? 7 : 11) &&
-         (axes == 1 || in.q_order.there) && turns(in.inv_freq, in.freq_axis, dim, axes) &&
-         scaled(in.k_scale, in.k_pages, slots) && scaled(in.v_scale, in.k_pages, slots) &&
-         finite(in.rope_gain) && slots > 0 && slots % 16 == 0;
+         finite(in.scale) && in.split.whole >= 1 && !(in.max_rows.there && in.max_rows.whole < 0) &&
+         in.entries.size(1) == (axes == 1 ? 7 : 11) && (axes == 1 || in.q_order.there) &&
+         turns(in.inv_freq, in.freq_axis, dim, axes) && scaled(in.k_scale, in.k_pages, slots) &&
+         scaled(in.v_scale, in.k_pages, slots) && finite(in.rope_gain) && slots > 0 &&
+         slots % 16 == 0;
 }
 
 void run(const In& in, int threads) {

@@ -11,13 +11,14 @@ from headrace.kernels.attention.limits import page_strides, scale_strides
 from headrace.kernels.common import cuda as device
 from torch import Tensor
 
-from headrace.errors import bad_value
+from headrace.errors import BackendError, bad_value
 
 WORKSPACE = 256 << 20  # bytes of split states that one launch may take; more rows, more launches
+FEW = 8  # rows of a stream up to which "auto" leaves it to this backend
 
 _POINTERS = (
     "q k v o lse entries entry_indptr q_indptr q_pos q_order inv_freq freq_axis sink_logits"
-    " k_scale v_scale splits starts partial"
+    " k_scale v_scale splits starts served partial"
 )
 _I64 = (
     "q_row q_head k_page k_head v_page v_head pages capacity split"
@@ -25,7 +26,7 @@ _I64 = (
 )
 _I32 = (
     "row0 rows streams q_heads kv_heads dim page_size half q_dtype kv_dtype lists axes fields"
-    " k_scale_slot v_scale_slot"
+    " k_scale_slot v_scale_slot few listed tokens"
 )
 _APPEND_POINTERS = "k v k_pages v_pages where inv_freq freq_axis k_scale v_scale"
 _APPEND_I64 = (
@@ -35,9 +36,11 @@ _APPEND_I64 = (
 _APPEND_I32 = "kv_heads dim page_size half axes dtype page_dtype k_scale_slot v_scale_slot"
 
 
-def suits(op: str, axes: dict[str, int]) -> bool:
-    """Whether "auto" takes this backend: it runs here, and streams bring few rows each."""
-    return device.available() and (op != "paged_attention" or axes["T"] <= 8 * axes["B"])
+def auto(op):
+    """What "auto" runs for an op; None where this backend does not run."""
+    if not device.available():
+        return None
+    return shared if op == "paged_attention" else globals()[op]
 
 
 class Decode(ctypes.Structure):
@@ -88,11 +91,36 @@ def _on(x: Tensor) -> contextlib.AbstractContextManager[object]:
     return torch.cuda.device(x.device) if x.is_cuda else contextlib.nullcontext()
 
 
-def paged_attention(bound, axes, outs, library=None):
+def shared(bound, axes, outs, library=None):
+    """What "auto" runs: streams of up to FEW rows here, longer ones in Triton.
+
+    A stream goes by its own rows, so that its bits do not depend on its neighbours. The device
+    alone knows how many it has: both kernels run, each past the other's streams, unless sizes or
+    `max_rows` tell that all are of one kind.
+    """
+    most = axes["T"] if bound["max_rows"] is None else min(axes["T"], bound["max_rows"])
+    if most <= FEW:
+        paged_attention(bound, axes, outs, library)
+        return
+    try:
+        from . import triton
+    except ImportError as error:
+        raise BackendError(
+            f"paged_attention(backend): expected backend triton to load, got: {error}"
+        ) from error
+    if axes["B"] == 1:
+        triton.paged_attention(bound, axes, outs)
+        return
+    paged_attention(bound, axes, outs, library, FEW)
+    triton.paged_attention(bound, axes, outs, FEW)
+
+
+def paged_attention(bound, axes, outs, library=None, few=0):
     """`headrace.ops.paged_attention` on CUDA tensors: any rows, made for one to a few per stream.
 
     Views are cut every 256 tokens (less if `split` says so, a page at least; a 64th of the view
-    when it is longer than 16,384). `library` is for tests that bring their own.
+    when it is longer than 16,384). `library` is for tests that bring their own. few: only streams
+    of up to so many rows are written, where it is not 0.
     """
     loaded = library or device.library()
     q, k, v, (o, lse) = bound["q"], bound["k_pages"], bound["v_pages"], outs
@@ -110,16 +138,19 @@ def paged_attention(bound, axes, outs, library=None):
 
     each = lists * loaded.headrace_cuda_decode_capacity(1, axes["E"] * page, bound["split"], page)
     held = q_heads // lists
-    rows = max(1, min(tokens, WORKSPACE // (each * held * (dim + 2) * 4)))
+    served = min(tokens, few * axes["B"]) if few else tokens
+    rows = max(1, min(served, WORKSPACE // (each * held * (dim + 2) * 4)))
     capacity = each * rows
     splits = q.new_empty(capacity * loaded.headrace_cuda_split_bytes(), dtype=torch.uint8)
     starts = q.new_empty(rows * lists + 1, dtype=torch.int32)
+    listed = q.new_empty(served if few else 0, dtype=torch.int32)
     partial = q.new_empty(capacity * held * (dim + 2), dtype=torch.float32)
     call = Decode(
         *map(device.address, (q, k, v, o, lse, bound["entries"], bound["entry_indptr"])),
         *map(device.address, (bound["q_indptr"], bound["q_pos"], order, inv_freq)),
         *map(device.address, (bound["freq_axis"], bound["sink_logits"])),
-        *map(device.address, (bound["k_scale"], bound["v_scale"], splits, starts, partial)),
+        *map(device.address, (bound["k_scale"], bound["v_scale"])),
+        *map(device.address, (splits, starts, listed, partial)),
         *q.stride()[:2],
         k_page,
         k_head,
@@ -145,13 +176,16 @@ def paged_attention(bound, axes, outs, library=None):
         bound["entries"].shape[1],
         k_slot,
         v_slot,
+        few,
+        listed.numel(),
+        tokens,
         bound["scale"],
         bound["softcap"],
         bound["rope_gain"],
     )
     with _on(q):
-        for row in range(0, tokens, rows):
-            call.row0, call.rows = row, min(rows, tokens - row)
+        for row in range(0, served, rows):
+            call.row0, call.rows = row, min(rows, served - row)
             code = loaded.headrace_cuda_paged_attention(ctypes.byref(call), device.stream_of(q))
             device.check("paged_attention", code, loaded)
 

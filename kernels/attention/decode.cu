@@ -4,7 +4,8 @@
 //
 // plan numbers the splits on the device, attend runs them on a grid that does not depend on their
 // number, join puts the splits of a row together in order. No host value depends on the view, so a
-// captured graph replays over edited views. Not yet seen running on a GPU.
+// captured graph replays over edited views. Streams of more rows than `few` may be left to another
+// kernel: their rows are found on the device, too. Not yet seen running on a GPU.
 #include "decode.cuh"
 #include "rotary.h"
 
@@ -311,13 +312,15 @@ __global__ void __launch_bounds__(kThreads, blocks_for(G)) attend_kernel(const D
 __global__ void __launch_bounds__(kThreads, 8) join_kernel(const Decode a) {
   __shared__ float share[kMaxSplits];
   const int r = blockIdx.x / a.q_heads, head = blockIdx.x % a.q_heads, lane = threadIdx.x % 32;
+  const int row = row_of(a, r);
+  if (row < 0) return;
   const int held = a.q_heads / a.lists;  // query heads of a list
   const int32_t* starts = a.starts + r * a.lists + head / held;
   const int64_t first = starts[0];
   const int count = static_cast<int>(starts[1] - first), words = a.dim + 2;
   const float* from = a.partial + (first * held + head % held) * words;
   const int64_t next = static_cast<int64_t>(held) * words;
-  const int64_t out = static_cast<int64_t>(a.row0 + r) * a.q_heads + head;
+  const int64_t out = static_cast<int64_t>(row) * a.q_heads + head;
   if (threadIdx.x < 32) {
     float top = -INFINITY, sum = 0.f;
     for (int i = lane; i < count; i += 32) top = fmaxf(top, from[i * next + a.dim]);

@@ -31,6 +31,7 @@ struct Decode {
   const float *sink_logits, *k_scale, *v_scale;  // scales null for pages of floats
   Split* splits;                                 // [capacity]
   int32_t* starts;                               // [rows * lists + 1]
+  int32_t* served;                               // [listed], see list_rows
   float* partial;                                // [capacity, q_heads / lists, dim + 2]
   int64_t q_row, q_head, k_page, k_head, v_page, v_head, pages, capacity, split;
   int64_t k_scale_page, k_scale_head, v_scale_page, v_scale_head;
@@ -38,6 +39,7 @@ struct Decode {
   int32_t lists;                       // lists of entries of a stream: 1, or one for every kv head
   int32_t axes, fields;                // of positions, and columns of entries: 1 and 7, or 3 and 11
   int32_t k_scale_slot, v_scale_slot;  // 1, or 0 where a page has one scale
+  int32_t few, listed, tokens;         // most rows of a stream that is served, 0 for any
   float scale, softcap, rope_gain;
 };
 
@@ -51,6 +53,29 @@ __device__ inline int64_t warp_inclusive(int64_t x, int lane) {
   return x;
 }
 
+// The rows of streams that bring no more than `few`, in order, then -1: other streams are another
+// kernel's. One warp.
+__device__ inline void list_rows(const Decode& a, int lane) {
+  int64_t done = 0;
+  for (int base = 0; base < a.streams; base += 32) {
+    const int b = base + lane, first = b < a.streams ? a.q_indptr[b] : 0;
+    const int rows = b < a.streams ? a.q_indptr[b + 1] - first : 0;
+    const int mine = rows > 0 && rows <= a.few ? rows : 0;
+    const int64_t end = done + warp_inclusive(mine, lane);
+    for (int i = 0; i < mine && end - mine + i < a.listed; ++i) {
+      const int row = first + i;
+      a.served[end - mine + i] = row >= 0 && row < a.tokens ? row : -1;
+    }
+    done = __shfl_sync(kAll, end, 31);
+  }
+  for (int64_t i = done + lane; i < a.listed; i += 32) a.served[i] = -1;
+}
+
+// The row that a launch counts as number r; -1 for none.
+__device__ inline int row_of(const Decode& a, int r) {
+  return a.few > 0 ? a.served[a.row0 + r] : a.row0 + r;
+}
+
 // One block: the first split of every row (of every row and list), then the entries at which
 // splits start.
 __global__ void __launch_bounds__(kPlanThreads) plan_kernel(const Decode a) {
@@ -59,10 +84,18 @@ __global__ void __launch_bounds__(kPlanThreads) plan_kernel(const Decode a) {
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, warps = blockDim.x / 32;
   int32_t done = 0;
   const int total = a.rows * a.lists;
+  if (a.few > 0) {
+    if (warp == 0) list_rows(a, lane);
+    __syncthreads();
+  }
   for (int base = 0; base < total; base += kPlanRows) {
     const int n = total - base < kPlanRows ? total - base : kPlanRows;
     for (int r = warp; r < n; r += warps) {
-      const int row = a.row0 + (base + r) / a.lists;
+      const int row = row_of(a, (base + r) / a.lists);
+      if (row < 0) {
+        if (lane == 0) seen[r] = -1;
+        continue;
+      }
       const int list = owner(a.q_indptr, a.streams, row) * a.lists + (base + r) % a.lists;
       const int last = a.entry_indptr[list + 1];
       int64_t sum = 0;
@@ -76,8 +109,9 @@ __global__ void __launch_bounds__(kPlanThreads) plan_kernel(const Decode a) {
     }
     __syncthreads();
     for (int r = lane; warp == 0 && r - lane < n; r += 32) {
+      const bool served = r < n && seen[r] >= 0;
       const int64_t mine =
-          r < n ? split_count(seen[r], split_tokens(seen[r], a.split, a.page_size)) : 0;
+          served ? split_count(seen[r], split_tokens(seen[r], a.split, a.page_size)) : 0;
       const int64_t end = done + warp_inclusive(mine, lane);
       if (r < n) {
         first_split[r] = static_cast<int32_t>(end - mine);
@@ -88,7 +122,8 @@ __global__ void __launch_bounds__(kPlanThreads) plan_kernel(const Decode a) {
     }
     __syncthreads();
     for (int r = warp; r < n; r += warps) {
-      const int row = a.row0 + (base + r) / a.lists, own = (base + r) % a.lists;
+      if (seen[r] < 0) continue;
+      const int row = row_of(a, (base + r) / a.lists), own = (base + r) % a.lists;
       const int list = owner(a.q_indptr, a.streams, row) * a.lists + own;
       const int last = a.entry_indptr[list + 1];
       const int64_t tokens = split_tokens(seen[r], a.split, a.page_size);

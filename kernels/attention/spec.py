@@ -74,6 +74,8 @@ def _common(op, bound):
         raise bad_value(op, "scale", "a finite number or None", bound["scale"])
     if bound.get("split", 1) < 1:
         raise bad_value(op, "split", "1 token or more", bound["split"])
+    if (bound.get("max_rows") or 0) < 0:
+        raise bad_value(op, "max_rows", "0 rows or more, or None", bound["max_rows"])
 
 
 def _attention_values(bound, axes):
@@ -223,7 +225,8 @@ PAGED_ATTENTION = OpSpec(
         "(Tensor q, Tensor k_pages, Tensor v_pages, Tensor entries, Tensor entry_indptr,"
         " Tensor q_indptr, Tensor q_pos, *, Tensor? q_order=None, Tensor? inv_freq=None,"
         " float? scale=None, float softcap=0.0, Tensor? sink_logits=None, Tensor? freq_axis=None,"
-        " float rope_gain=1.0, Tensor? k_scale=None, Tensor? v_scale=None, int split=1024)"
+        " float rope_gain=1.0, Tensor? k_scale=None, Tensor? v_scale=None, int split=1024,"
+        " int? max_rows=None)"
         " -> (Tensor, Tensor)"
     ),
     args=(

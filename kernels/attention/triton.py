@@ -139,8 +139,11 @@ def attention(bound, axes, outs):
             )
 
 
-def paged_attention(bound, axes, outs):
-    """`headrace.ops.paged_attention` on CUDA tensors (or, interpreted, small CPU tensors)."""
+def paged_attention(bound, axes, outs, few=0):
+    """`headrace.ops.paged_attention` on CUDA tensors (or, interpreted, small CPU tensors).
+
+    few: only streams of more rows are written.
+    """
     q, k, v, (o, lse) = bound["q"], bound["k_pages"], bound["v_pages"], outs
     q_heads, kv_heads, dim, page = axes["Hq"], axes["Hkv"], axes["D"], axes["P"]
     lists, shared = axes["G"], axes["Hkv"] // axes["G"]
@@ -159,9 +162,9 @@ def paged_attention(bound, axes, outs):
     keys = min(keys, triton.next_power_of_2(page))
     group = q_heads // kv_heads
     split = min(bound["split"], MAX_SPLIT)
-    # Bounds that need no look at the device: a block of every stream may be ragged, and only the
-    # first SPLIT_BLOCKS blocks of a stream cut its view into splits.
-    blocks = axes["T"] * group // rows + axes["B"]
+    # Bounds that need no look at the device: a block of every stream that is served may be ragged,
+    # and only the first SPLIT_BLOCKS blocks of a stream cut its view into splits.
+    blocks = axes["T"] * group // rows + min(axes["B"], axes["T"] // (few + 1))
     items = blocks * lists + min(SPLIT_BLOCKS, blocks) * (axes["E"] * page // split)
     blocks *= lists
     plan = q.new_empty(blocks * 8, dtype=torch.int64)
@@ -180,6 +183,7 @@ def paged_attention(bound, axes, outs):
             axes["N"],
             group,
             split,
+            few,
             P=page,
             BM=rows,
             SPLIT_BLOCKS=SPLIT_BLOCKS,

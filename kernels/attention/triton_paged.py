@@ -16,7 +16,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .triton_plan import entry_keys
+from .triton_plan import UNLIMITED, entry_keys
 from .triton_tile import cos_sin, decode, finish, fold, join, phase_step
 
 
@@ -98,7 +98,7 @@ def paged_kernel(
     newest = tl.load(info + 6)
     splits = tl.load(info + 7)
     begin = (item - tl.load(work + below)).to(tl.int64) * split
-    end = tl.where(splits > 1, begin + split, 4611686018427387904)
+    end = tl.where(splits > 1, begin + split, UNLIMITED)
 
     group = q_heads // kv_heads
     d = tl.arange(0, BD)
@@ -125,6 +125,11 @@ def paged_kernel(
             pos_1 = tl.load(q_pos + row * 3 + 1, mask=valid, other=0)
             pos_2 = tl.load(q_pos + row * 3 + 2, mask=valid, other=0)
             axis = tl.load(freq_axis + tl.where(low_half, d, d - half), mask=turns, other=0)
+    # A query that was turned is two of 16 bits: its value, and what rounding lost.
+    TWO: tl.constexpr = LOW and ROTARY
+    rest = None
+    if TWO:
+        rest = tl.zeros_like(turned)
     turned_for = entries  # the entry for which the queries are rotated
     is_turned = newest < newest
 
@@ -155,7 +160,7 @@ def paged_kernel(
             origin = tl.load(entry + 3)
             cap = tl.load(entry + 4)
             key_order = tl.load(entry + 5)
-            reach = tl.load(entry + 6)
+            reach = tl.minimum(tl.load(entry + 6), UNLIMITED)
             # Slots of the page that this split owns.
             slot_lo = first + lo + tl.minimum(tl.maximum(begin - gone, 0), hi - lo)
             slot_hi = first + lo + tl.minimum(tl.maximum(end - gone, 0), hi - lo)
@@ -185,7 +190,10 @@ def paged_kernel(
                         more = tl.minimum(pos_2 - tl.load(entry + 9), tl.load(entry + 10))
                         away = tl.where((axis == 2)[None, :], more[:, None], away)
                     c, s = cos_sin(away * step[None, :])
-                    turned = ((half_a * c + half_b * s) * by[None, :]).to(turned.dtype)
+                    exact = (half_a * c + half_b * s) * by[None, :]
+                    turned = exact.to(turned.dtype)
+                    if TWO:
+                        rest = (exact - turned.to(tl.float32)).to(turned.dtype)
             slot = (i % tiles) * BN + cols
             inside = (slot >= slot_lo) & (slot < slot_hi)
             # Whole runs of 16 slots, which never leave the page, keep the loads wide.
@@ -218,7 +226,7 @@ def paged_kernel(
                 v_by = tl.load(v_at + slot * v_scale_slot, mask=used, other=0.0)
             acc, m, l = fold(
                 turned, kt, vt, seen, acc, m, l, scale, softcap, CAPPED, True, LOW, k_by, v_by,
-                FORMAT > 2,
+                FORMAT > 2, rest,
             )  # fmt: skip
 
     if splits == 1:

@@ -9,6 +9,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+UNLIMITED = tl.constexpr(4611686018427387904)  # as in visible.h: beyond it, sums could overflow
+
 
 @triton.jit
 def entry_keys(entries, index, last, pages, oldest, newest, P: tl.constexpr, FIELDS: tl.constexpr):
@@ -19,7 +21,7 @@ def entry_keys(entries, index, last, pages, oldest, newest, P: tl.constexpr, FIE
     first = tl.load(at + 1, mask=mask, other=0)
     count = tl.load(at + 2, mask=mask, other=0)
     order = tl.load(at + 5, mask=mask, other=0)
-    reach = tl.load(at + 6, mask=mask, other=0)
+    reach = tl.minimum(tl.load(at + 6, mask=mask, other=0), UNLIMITED)
     inside = (page >= 0) & (page < pages) & (first >= 0) & (count > 0) & (count <= P - first)
     count = tl.where(inside, count, 0)
     lo = tl.minimum(tl.maximum(oldest - reach + 1 - order, 0), count)
@@ -27,7 +29,7 @@ def entry_keys(entries, index, last, pages, oldest, newest, P: tl.constexpr, FIE
     return lo, hi
 
 
-@triton.jit(do_not_specialize=["streams", "pages"])
+@triton.jit(do_not_specialize=["streams", "pages", "few"])
 def paged_count_kernel(
     plan,
     entries,
@@ -38,6 +40,7 @@ def paged_count_kernel(
     pages,
     group,
     split,
+    few,
     P: tl.constexpr,
     BM: tl.constexpr,
     SPLIT_BLOCKS: tl.constexpr,
@@ -45,7 +48,8 @@ def paged_count_kernel(
     LISTS: tl.constexpr,
 ):
     """Row of the plan, int64 [8], of a block (of every list of a block): first row of the stream,
-    rows, block of the stream, first and last entry, oldest and newest order, splits."""
+    rows, block of the stream, first and last entry, oldest and newest order, splits. Streams of no
+    more rows than `few` have no block: they are another kernel's."""
     pid = tl.program_id(0) // LISTS
     lane = tl.arange(0, 64)
     before = 0  # blocks of the streams already passed
@@ -56,6 +60,7 @@ def paged_count_kernel(
         rows = tl.load(q_indptr + s + lane + 1, mask=mask, other=0) - tl.load(
             q_indptr + s + lane, mask=mask, other=0
         )
+        rows = tl.where(rows > few, rows, 0)
         ends = before + tl.cumsum((rows * group + BM - 1) // BM, 0)
         passed = mask & (ends <= pid)
         stream += tl.sum(passed.to(tl.int32), 0)

@@ -125,15 +125,20 @@ def fold(
     k_by=1.0,
     v_by=1.0,
     CODES: tl.constexpr = False,
+    rest=None,
 ):
     """Takes one tile of keys [D, N] and values [N, D] into the running state of rows q [M, D].
 
     With CODES they are codes, k_by and v_by [N] their scales; it must be MASKED then.
 
-    m and l are the maximum (of logits times log2 e) and the sum. Values of keys that no row sees
-    must come in as 0: their weight is 0, but 0 times NaN is not.
+    m and l are the maximum (of logits times log2 e) and the sum. rest: what q lost when it was
+    rounded, in its dtype. Values of keys that no row sees must come in as 0: their weight is 0, but
+    0 times NaN is not.
     """
-    s = product(q, k, LOW) * scale
+    s = product(q, k, LOW)
+    if rest is not None:
+        s += product(rest, k, LOW)
+    s *= scale
     if CODES:
         s *= k_by[None, :]
     if CAPPED:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""lora and lora_rows for few rows, in CUDA C++ (decode.cu). Not yet seen running on a GPU."""
+"""lora and lora_rows in CUDA C++ (decode.cu). Not yet seen running on a GPU."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import ctypes
 
 import torch
 from headrace.kernels.common import cuda as device
-from headrace.kernels.lora.plan import plan
 from torch import Tensor
 
 MOST = 512  # rank rows of one slot; those beyond are not looked at
@@ -35,11 +34,13 @@ class Lora(ctypes.Structure):
     )
 
 
-def suits(op: str, axes: dict[str, int]) -> bool:
-    """Whether "auto" takes this backend: it runs here, and the rows are few. See plan.py."""
-    rank = axes["R"] if op == "lora" else axes["M"] / max(axes["S"], 1)
-    sizes = (axes["K"], axes["N"], axes.get("J", 1), axes.get("W", 1))
-    return device.available() and plan(axes["T"], axes["S"], rank, *sizes) == "gathered"
+def auto(op):
+    """What "auto" runs for an op; None where this backend does not run.
+
+    This kernel for any number of rows: Triton's adds up in another order, and a row must have the
+    same bits alone and among many.
+    """
+    return globals()[op] if device.available() else None
 
 
 def _group(scales: Tensor | None, width: int) -> int:
@@ -84,14 +85,14 @@ def _launch(op, bound, axes, stack, most, a_strides, b_strides, library):
 
 
 def lora(bound, axes, outs, library=None):
-    """`headrace.ops.lora` on CUDA tensors: any rows, made for few. `library` is for tests."""
+    """`headrace.ops.lora` on CUDA tensors, any number of rows. `library` is for tests."""
     b_slot, b_col, b_rank = bound["b"].stride()
     strides = ((axes["K"], 0), (b_slot, b_rank, b_col))
     _launch("lora", bound, axes, axes["R"], min(axes["R"], MOST), *strides, library)
 
 
 def lora_rows(bound, axes, outs, library=None):
-    """`headrace.ops.lora_rows` on CUDA tensors: any rows, made for few. `library` is for tests.
+    """`headrace.ops.lora_rows` on CUDA tensors, any number of rows. `library` is for tests.
 
     A slot has up to 512 rank rows. What names a slot or a rank row that is not there counts as
     none: only the device knows.

@@ -128,11 +128,12 @@ __device__ inline float weight_at(const T* row, const float*, int, int64_t at) {
   return widen(row[at]);
 }
 __device__ inline float weight_at(const int8_t* row, const float* scales, int group, int64_t at) {
-  return static_cast<float>(row[at]) * scales[at / group];
+  return static_cast<float>(row[at]) * scales[static_cast<int32_t>(at) / group];
 }
 __device__ inline float weight_at(const Pair* row, const float* scales, int group, int64_t at) {
   const int pair = row[at / 32 * 16 + at % 16].bits;
-  return static_cast<float>((at % 32 < 16 ? pair & 15 : pair >> 4) - 8) * scales[at / group];
+  return static_cast<float>((at % 32 < 16 ? pair & 15 : pair >> 4) - 8) *
+         scales[static_cast<int32_t>(at) / group];
 }
 
 }  // namespace

@@ -32,6 +32,9 @@ I64 = (torch.int64,)
 # Unit roundoff: half the distance from 1 to the next number.
 ROUNDOFF = {torch.float32: 2.0**-24, torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11}
 
+# Arguments of ops that say how a kernel may go about its work, and are no part of what an op means.
+HINTS = frozenset({"split", "max_rows"})
+
 Axes = dict[str, int]
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from headrace.kernels.lora.plan import plan
 
 import headrace
 from headrace import ops
@@ -231,16 +230,3 @@ def test_half_a_route_is_refused():
     args, kwargs = adapters.pool(9)
     with pytest.raises(ValueError, match=r"lora_rows\(tiles\): expected the route that order"):
         ops.lora_rows(*args, **kwargs, order=torch.arange(5, dtype=torch.int32))
-
-
-def test_plan():
-    """Few rows, or all distinct, one by one; many that share, in tiles; by sizes alone."""
-    assert plan(1, 1, 16, 4096, 4096) == "gathered"
-    assert plan(64, 64, 16, 4096, 4096) == "gathered"
-    assert plan(128, 1024, 64, 8192, 8192) == "gathered"
-    assert plan(64, 1, 16, 4096, 4096) == "gathered"
-    assert plan(128, 4, 64, 8192, 8192) == "segmented"
-    assert plan(128, 4, 64, 8192, 8192, item=0.5) == "segmented"
-    assert plan(512, 8, 16, 4096, 4096) == "segmented"
-    assert plan(129, 129, 1, 64, 64) == "segmented"
-    assert plan(0, 0, 0, 64, 64) == "gathered"

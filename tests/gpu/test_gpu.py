@@ -126,6 +126,42 @@ def test_a_stream_has_the_same_bits_alone_and_in_a_batch(dtype, backend):
         assert torch.equal(lse[b : b + 1], lse1)
 
 
+@pytest.mark.parametrize("hint", [None, 70])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_auto_gives_a_stream_the_same_bits_alone_and_in_any_batch(dtype, hint):
+    """Few rows and many side by side: which kernel serves a stream is its own affair."""
+    streams = ((1, 30), (70, 12), (0, 2), (8, 9), (9, 9), (1, 5), (1, 41))
+    many = cases.paged(dtype, DEVICE, streams=streams, page=64, dim=128, heads=8, reach=900)
+    many["max_rows"] = hint
+    o, lse = run("paged_attention", many, "auto")
+    cases.compare("paged_attention", many, (o, lse))
+    ends, lists = many["q_indptr"].tolist(), many["entry_indptr"].tolist()
+    for b, (rows, _) in enumerate(streams):
+        mine, own = slice(*ends[b : b + 2]), slice(*lists[b : b + 2])
+        alone = many | dict(
+            q=many["q"][mine],
+            q_pos=many["q_pos"][mine],
+            q_indptr=torch.tensor([0, rows], dtype=torch.int32, device=DEVICE),
+            entries=many["entries"][own].contiguous(),
+            entry_indptr=torch.tensor([0, own.stop - own.start], dtype=torch.int32, device=DEVICE),
+        )
+        o1, lse1 = run("paged_attention", alone, "auto")
+        assert torch.equal(o[mine], o1), b
+        assert torch.equal(lse[mine], lse1), b
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_auto_gives_a_row_of_adapters_the_same_bits_among_any_number(dtype):
+    args, kwargs = adapters.pool(11, 300, 512, (256, 128), 12, 33, dtype=dtype)
+    args = tuple(x.to(DEVICE) for x in args)
+    kwargs = {k: x.to(DEVICE) for k, x in kwargs.items()}
+    with headrace.use_backend("auto"):
+        whole = adapters.result("lora_rows", args, kwargs)
+        for rows in (1, 2, 70, 129):
+            part = tuple(x[:rows] if i in (0, 5, len(args) - 1) else x for i, x in enumerate(args))
+            assert torch.equal(adapters.result("lora_rows", part, kwargs), whole[:rows]), rows
+
+
 @pytest.mark.parametrize("kv", DTYPES, ids=str)
 def test_append(kv):
     bound = cases.append(torch.float32, DEVICE, kv=kv)
@@ -161,7 +197,7 @@ def test_linear_rows_have_the_same_bits_alone(dtype):
 
 @pytest.mark.parametrize("backend", [TRITON, CUDA])
 def test_a_graph_replays_over_edited_views(backend, request):
-    """1,000 replays of one captured decode step; between them, integers on the device change."""
+    """One captured decode step, which edits its view itself; every replay equals a fresh launch."""
     bound = cases.paged(
         torch.bfloat16,
         DEVICE,
@@ -175,30 +211,41 @@ def test_a_graph_replays_over_edited_views(backend, request):
     )
     bound["k_pages"].nan_to_num_(0.5)  # edits below may name any slot
     bound["v_pages"].nan_to_num_(0.5)
+    entries, pages, q_pos = bound["entries"], bound["k_pages"].shape[0], bound["q_pos"]
+    turn, numbers = torch.zeros((), dtype=torch.int64, device=DEVICE), torch.arange(len(entries))
+    numbers, begin = numbers.to(DEVICE), q_pos.clone()
+
+    def edit():
+        """The view of the next turn, out of device values alone."""
+        turn.add_(1)
+        q_pos.copy_(begin + turn % 1500)
+        mine = numbers == turn % len(entries)
+        entries[:, 0] = (entries[:, 0] + 7) % pages
+        entries[:, 1] = torch.where(mine, turn % 24, entries[:, 1])
+        entries[:, 2] = torch.where(mine, 1 + turn % 40, entries[:, 2])
+        entries[1:, 6] = 1 + (turn * 37) % 3000
+
     with headrace.use_backend(backend):
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
+            edit()
             torch.ops.headrace.paged_attention(**bound)
         torch.cuda.current_stream().wait_stream(side)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
+            edit()
             o, lse = torch.ops.headrace.paged_attention(**bound)
-        entries, pages = bound["entries"], bound["k_pages"].shape[0]
-        seen = set()
-        replays = min(1000, request.config.getoption("--replays", 1000))
-        for step in range(replays):
-            bound["q_pos"] += 1
-            entries[:, 0] = (entries[:, 0] + 7) % pages
-            entries[step % len(entries), 2] = 1 + step % 40
-            entries[step % len(entries), 1] = step % 24
-            entries[1:, 6] = 1 + (step * 37) % 3000
+        seen, before = set(), int(turn)
+        replays = request.config.getoption("--replays", 1000)  # unknown where all of tests run
+        for step in range(1, replays + 1):
             graph.replay()
+            assert int(turn) == before + step
             expected = torch.ops.headrace.paged_attention(**bound)
             assert torch.equal(o, expected[0]), step
             assert torch.equal(lse, expected[1]), step
             seen.add(float(lse[0, 0]))
-        assert len(seen) > replays // 10  # the edits did change what is seen
+        assert len(seen) > min(replays, 1000) // 10  # the edits did change what is seen
 
 
 def test_auto_decodes_and_prefills():
@@ -242,7 +289,7 @@ def test_lora(case, dtype, backend):
 
 @pytest.mark.parametrize("backend", [TRITON, CUDA])
 def test_a_graph_of_a_site_replays_over_any_mix(backend, request):
-    """500 replays of one captured step, over slots, ranks and lists that change on the device."""
+    """One captured step, over slots, ranks and lists that change on the device between replays."""
     args, kwargs = adapters.pool(9, 24, 512, (256, 128), 12, 33, dtype=torch.bfloat16)
     x, a, b, rows, indptr, _, scale, y = (t.to(DEVICE) for t in args)
     a.nan_to_num_(0.25)  # edits below may name any rank row
@@ -266,7 +313,7 @@ def test_a_graph_of_a_site_replays_over_any_mix(backend, request):
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
             step()
-        for turn in range(min(500, request.config.getoption("--replays", 500))):
+        for turn in range(request.config.getoption("--replays", 500)):
             mix = adapters.MIXES[turn % len(adapters.MIXES)]
             slots = adapters.slots_of(gen, 24, 12, mix)
             route.set(slots.to(DEVICE))

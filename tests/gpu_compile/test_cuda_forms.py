@@ -13,23 +13,11 @@ from headrace.kernels.attention import cuda
 
 from headrace import ops
 from tests.gpu_compile import emulation
+from tests.gpu_compile.emulation import launch
 from tests.ops import compare, samples, views
 from tests.ops.samples import StreamShape
 
 pytestmark = pytest.mark.skipif(emulation.COMPILER is None, reason="no C++ compiler on PATH")
-
-
-@pytest.fixture
-def library():
-    return emulation.library()
-
-
-def launch(op, call, library):
-    """What the launcher gives; pages and scales change in place."""
-    bound, axes = compare.bind(op, *call)
-    outs = [o.fill_(torch.nan) for o in ops.specs()[op].empty_outs(bound, axes)]
-    getattr(cuda, op)(bound, axes, outs, library)
-    return tuple(outs)
 
 
 def attended(seed, **case):
@@ -42,15 +30,16 @@ def attended(seed, **case):
     return call if lists is None else views.per_head(seed, call, lists == "pages")
 
 
-def test_structures_match(library):
-    assert library.headrace_cuda_append_bytes() == ctypes.sizeof(cuda.Append)
+def test_structures_match():
+    assert emulation.library().headrace_cuda_append_bytes() == ctypes.sizeof(cuda.Append)
 
 
-def test_paged_attention(library):
+def test_paged_attention():
     streams = [StreamShape(67, 2, 30, 4), StreamShape(0, 0), StreamShape(130, 1)]
     grid = samples.cover(
         31,
-        20,
+        24,
+        dtype=samples.DTYPES,
         fmt=(None, *views.FORMATS, *views.FORMATS),
         each=(True, False),
         axes=(None, "sections", "turns"),
@@ -68,11 +57,11 @@ def test_paged_attention(library):
     for i, case in enumerate(grid):
         label = dict(case)
         call = attended(i, streams=streams, **case)
-        compare.check("paged_attention", *call, label, got=launch("paged_attention", call, library))
+        compare.check("paged_attention", *call, label, got=launch("paged_attention", call))
 
 
 @pytest.mark.parametrize("fmt", views.FORMATS, ids=str)
-def test_every_code_reads_exactly(fmt, library):
+def test_every_code_reads_exactly(fmt):
     codes = torch.arange(256, dtype=torch.int16).to(torch.uint8).view(fmt)
     k = torch.zeros(16, 1, 16, 16, dtype=torch.uint8).view(fmt)
     k[:, 0, 0, :] = codes.view(16, 16)
@@ -90,33 +79,31 @@ def test_every_code_reads_exactly(fmt, library):
         torch.arange(257).int(),
         torch.zeros(256).long(),
     )
-    o, _ = launch(
-        "paged_attention", (args, {"k_scale": one, "v_scale": one, "scale": 1.0}), library
-    )
+    o, _ = launch("paged_attention", (args, {"k_scale": one, "v_scale": one, "scale": 1.0}))
     assert torch.equal(o[:, 0, 0].nan_to_num(9e9), codes.float().nan_to_num(9e9))
 
 
-def test_a_nan_scale_reaches_those_who_see_it_and_nobody_else(library):
+def test_a_nan_scale_reaches_those_who_see_it_and_nobody_else():
     args, kwargs = attended(5, streams=[StreamShape(40, 20, 12)], fmt=torch.int8, each=True)
-    clean = launch("paged_attention", (args, kwargs), library)
+    clean = launch("paged_attention", (args, kwargs))
     page, first = args[3][0, :2].tolist()
     for name in ("k_scale", "v_scale"):
         spoiled = {**kwargs, name: kwargs[name].clone()}
         spoiled[name][page, 1, first] = torch.nan
-        o, lse = launch("paged_attention", (args, spoiled), library)
+        o, lse = launch("paged_attention", (args, spoiled))
         assert o[0, 2:].isnan().all()
         assert bool(lse[0, 2:].isnan().all()) == (name == "k_scale")
         assert compare.same_bits(o[1:], clean[0][1:])
         assert compare.same_bits(o[0, :2], clean[0][0, :2])
 
 
-def test_a_list_per_head_has_the_bits_of_one_for_all(library):
+def test_a_list_per_head_has_the_bits_of_one_for_all():
     args, kwargs = samples.paged(6, [StreamShape(130, 3, 40, 4), StreamShape(67, 2)], page_size=32)
-    want = launch("paged_attention", (args, kwargs), library)
+    want = launch("paged_attention", (args, kwargs))
     parts = [args[3][int(a) : int(b)] for a, b in zip(args[4], args[4][1:], strict=False)]
     entries = torch.cat([part for part in parts for _ in range(2)])
     counts = samples.indptr([len(part) for part in parts for _ in range(2)])
-    got = launch("paged_attention", ((*args[:3], entries, counts, *args[5:]), kwargs), library)
+    got = launch("paged_attention", ((*args[:3], entries, counts, *args[5:]), kwargs))
     assert all(map(compare.same_bits, got, want))
 
 
@@ -126,7 +113,7 @@ def codes_and_scales(call):
     return [x.contiguous().view(kind[x.element_size()]) for x in views.written(call)]
 
 
-def test_append(library):
+def test_append():
     """The same codes as the CPU kernel writes, but where a rounding of the angle tips a tie."""
     grid = samples.cover(
         32,
@@ -147,7 +134,7 @@ def test_append(library):
     for i, case in enumerate(grid):
         call = views.appended(i, case)
         other = views.copied(call)
-        launch("append", call, library)
+        launch("append", call)
         if case["pages"] in samples.DTYPES:
             limit = ops.specs()["append"].tolerance(case["pages"], {}, {})
             want = compare.reference("append", *other)
@@ -163,20 +150,20 @@ def test_append(library):
 
 
 @pytest.mark.parametrize("fmt", views.FORMATS, ids=str)
-def test_rows_that_are_not_numbers_as_on_the_cpu(fmt, library):
+def test_rows_that_are_not_numbers_as_on_the_cpu(fmt):
     call = views.blank(samples.append(2, 12, 2, 32, rotary=None), fmt)
     for x in call[0][:2]:
         x[0], x[1] = 0.0, 2.0**-110
         x[3, 0, 5], x[4, 0, 31], x[5, 0, 0] = torch.nan, torch.inf, -torch.inf
     other = views.copied(call)
     compare.run("append", *other)
-    launch("append", call, library)
+    launch("append", call)
     for got, want in zip(codes_and_scales(call), codes_and_scales(other), strict=True):
         nan = (got & 0x7F800000 == 0x7F800000) if got.element_size() == 4 else torch.tensor(False)
         assert torch.equal(torch.where(nan, 0, got), torch.where(nan, 0, want))
 
 
-def test_codes_round_as_on_the_cpu(library):
+def test_codes_round_as_on_the_cpu():
     """Scale 1, no rotation: halves of codes, their neighbours, and what is beyond."""
     codes = torch.arange(127, dtype=torch.uint8).view(torch.float8_e4m3fn).float()
     half = (codes[1:] + codes[:-1]) / 2
@@ -195,7 +182,7 @@ def test_codes_round_as_on_the_cpu(library):
         call = (x, x, *pages, where), {"k_scale": one, "v_scale": one}
         other = views.copied(call)
         compare.run("append", *other)
-        launch("append", call, library)
+        launch("append", call)
         for got, want in zip(codes_and_scales(call), codes_and_scales(other), strict=True):
             assert (
                 torch.equal(got & 0x7F, want & 0x7F)

@@ -96,6 +96,24 @@ def test_rows_have_the_same_bits_alone_and_in_any_mix(library):
             assert compare.same_bits(result("lora_rows", part, mine, library), whole[pick])
 
 
+@pytest.mark.parametrize(("mix", "bits"), [("identical", 4), ("runs", None)])
+def test_rows_among_many_have_the_bits_of_few(mix, bits, library):
+    """More rows than fill a device go by the eight, and read weights once for those that agree."""
+    args, kwargs = adapters.pool(
+        12, 131, 32, (24, 40), 3, 5, several=2, bits=bits, epilogue="" if bits else "bias"
+    )
+    slots = args[5][torch.arange(131) // 3].contiguous()  # groups of eight end inside runs
+    if mix == "identical":
+        slots[:] = torch.tensor([2, 0])
+    args = (*args[:5], slots, *args[6:])
+    check("lora_rows", args, kwargs, library, (mix, bits))
+    whole = result("lora_rows", args, kwargs, library)
+    for rows in (slice(0, 1), slice(7, 10), slice(129, 131)):
+        part = (args[0][rows], *args[1:5], slots[rows], args[6], args[7][rows])
+        mine = kwargs | {"weights": kwargs["weights"][rows]}
+        assert compare.same_bits(result("lora_rows", part, mine, library), whole[rows]), rows
+
+
 def test_the_bridge_need_not_be_zero(library, monkeypatch):
     """What was in the bridge before, and beyond each rank, leaves no trace."""
     args, kwargs = adapters.pool(7, 5)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from .. import _C, models, ops, presets
 from ..backends import use_isa
+from ..contract import HINTS
 from ..memory import Sink, Window
 from ..presets import Check
 from ..streams import InCache, oracle, wrap
@@ -159,7 +160,7 @@ def _error(spec: Any, case: dict[str, Any]) -> float:
     wide = {
         k: v.double() if isinstance(v, Tensor) and v.is_floating_point() else v
         for k, v in bound.items()
-        if k != "split"
+        if k not in HINTS
     }
     changed = [name for name in spec.mutates if bound[name] is not None]
     for name in changed:

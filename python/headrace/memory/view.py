@@ -130,6 +130,7 @@ class View:
     where int64 [T, 3]; entries int64 [E, 7]; entry_indptr, q_indptr int32 [B+1]; q_pos int64 [T].
     by_layer: entries and entry_indptr for each layer, if these differ. Along three axes where is
     [T, 5], entries [E, 11], q_pos [T, 3], and q_order int64 [T] says what comes before what.
+    max_rows: of any stream, where a device is to know it.
     """
 
     where: Tensor
@@ -139,6 +140,7 @@ class View:
     q_pos: Tensor
     by_layer: tuple[tuple[Tensor, Tensor], ...] = ()
     q_order: Tensor | None = None
+    max_rows: int | None = None
 
     def lists(self, layer: int) -> tuple[Tensor, Tensor]:
         """Entries and their offsets, as a layer sees them."""
@@ -165,14 +167,17 @@ class View:
         if by_layer:
             layers = (_listed(views, sheet.device) for views in by_layer)
             step = replace(step, by_layer=tuple(layers))
-        return step if sheet.host else step.to(sheet.device)
+        if sheet.host:
+            return step
+        return replace(step.to(sheet.device), max_rows=max(counts, default=0))
 
     def to(self, device: torch.device) -> View:
         """The same on a device."""
         lists = (self.where, self.entries, self.entry_indptr, self.q_indptr, self.q_pos)
         where, entries, entry_indptr, q_indptr, q_pos = (x.to(device) for x in lists)
         order = None if self.q_order is None else self.q_order.to(device)
-        return View(where, entries, entry_indptr, q_indptr, q_pos, self.by_layer, order)
+        moved = (where, entries, entry_indptr, q_indptr, q_pos)
+        return View(*moved, self.by_layer, order, self.max_rows)
 
     @staticmethod
     def of(
@@ -196,6 +201,7 @@ class View:
             _offsets(wheres).to(device),
             torch.tensor(positions, dtype=torch.int64).to(device),
             tuple(_listed(views, device) for views in by_layer),
+            max_rows=max(map(len, wheres), default=0),
         )
 
 

@@ -50,10 +50,11 @@ def append_absorb(
     elu1), and k^ is phi(k), or k with `raw`, turned by the second. log_decay is fp32 [Hkv], count
     int64 [S]. Keys and values are taken as the page holds them: rounded, or their codes by scale.
 
-    A slot may be named once in a call. Tokens of a stream are absorbed in order, and the bits of
-    state and norm do not depend on how they came in chunks. Raises TypeError or ValueError naming
-    the argument, before anything is written. A GPU looks at values in debug mode alone: it leaves
-    out a token with no page or slot inside, and keeps no state for a row that there is not.
+    A slot may be named once in a call. Tokens of a stream are absorbed in order; on the CPU the
+    bits of state and norm do not depend on how they came in chunks, on a GPU they do, by rounding.
+    Raises TypeError or ValueError naming the argument, before anything is written. A GPU looks at
+    values in debug mode alone: it leaves out a token with no page or slot inside, and keeps no
+    state for a row that there is not.
 
     Sources: Katharopoulos et al. (2020); Hybrid Forcing (leeruibin/hybrid-forcing).
     """

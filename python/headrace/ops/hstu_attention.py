@@ -48,8 +48,11 @@ def hstu_attention(
     has. A GPU checks what only the values tell in debug mode alone; it reads nothing beyond.
 
     On the CPU the bits of a row depend neither on other sequences, nor on which rows come with
-    it, nor on where in k its keys lie. Numpy arrays are taken too and given back. No relative
-    attention bias. Raises TypeError, ValueError or NotImplementedError naming the argument.
+    it, nor on where in k its keys lie; on a GPU not on other sequences. What a row does not see
+    never reaches it, but that on a GPU a NaN or an infinity among the values that one row sees may
+    reach the rows of its sequence that are computed with it. Numpy arrays are taken too and given
+    back. No relative attention bias. Raises TypeError, ValueError or NotImplementedError naming the
+    argument.
     """
     return _way()(
         q, k, v, k_indptr, q_indptr, num_targets, k_order, attn_scale, max_seq_len,

@@ -44,9 +44,10 @@ def linear_attention(
     means over N tokens give the same as these sums with count N (int64 [S], 1 if None).
 
     D and Dv are multiples of 16 up to 512. Gives o [T, H, Dv] in q's dtype. The bits of o and of
-    the state do not depend on how a stream came in chunks. Raises TypeError or ValueError naming
-    the argument, before anything is written. A GPU looks at indptr and rows in debug mode alone,
-    and keeps no state for a row that there is not.
+    the state depend on no other stream and, on the CPU, not on how a stream came in chunks; a GPU
+    adds up what comes together, so that chunks agree to rounding there. Raises TypeError or
+    ValueError naming the argument, before anything is written. A GPU looks at indptr and rows in
+    debug mode alone, and keeps no state for a row that there is not.
 
     Sources: Katharopoulos et al. (2020), RetNet (Sun et al., 2023), leeruibin/hybrid-forcing.
     """

@@ -26,6 +26,7 @@ def paged_attention(
     k_scale: Tensor | None = None,
     v_scale: Tensor | None = None,
     split: int = 1024,
+    max_rows: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Attention of many streams, each over its own view of shared pages; gives (o, lse).
 
@@ -51,12 +52,17 @@ def paged_attention(
 
     o [T, Hq, D] in q's dtype; lse fp32 [T, Hq], natural logarithm, without the learned sink. A row
     that sees nothing gives 0 and -inf. Row bits do not depend on the other streams, on the slot of
-    a page in the pool, or on the number of threads; `split` (tokens per split of a long view)
-    changes rounding. Raises TypeError, ValueError or NotImplementedError naming the argument.
+    a page in the pool, or on the number of threads; on a GPU they depend on how many rows the
+    row's own stream brings. `split` (tokens per split of a long view) changes rounding. max_rows:
+    no stream brings more rows than that, here and in every replay of a captured graph; it saves a
+    GPU launches for streams of many rows (None: the device has to look). What a row does not see
+    never reaches it; on a GPU a NaN or an infinity among the values that one row sees may reach
+    rows of its stream within 64 of it. Raises TypeError, ValueError or NotImplementedError naming
+    the argument.
     """
     return _way()(
         q, k_pages, v_pages, entries, entry_indptr, q_indptr, q_pos, q_order, inv_freq, scale,
-        softcap, sink_logits, freq_axis, rope_gain, k_scale, v_scale, split,
+        softcap, sink_logits, freq_axis, rope_gain, k_scale, v_scale, split, max_rows,
     )  # fmt: skip
 
 

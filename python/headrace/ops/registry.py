@@ -14,7 +14,7 @@ from torch.compiler import is_dynamo_compiling
 from torch.nn import Parameter
 
 from .. import _C, audit, backends, compiled, tables
-from ..contract import Axes, OpSpec
+from ..contract import HINTS, Axes, OpSpec
 from ..errors import BackendError, bad_type, bad_value
 
 # fn(bound arguments, axes, outputs to fill)
@@ -60,13 +60,14 @@ def register(spec: OpSpec, lead: int = 0) -> Callable[..., Any]:
             if audit.on:
                 audit.check(spec.name, bound)
             chosen = backends.resolve(device, spec.gpu)
-            if device == "cuda" and backends.current() == "auto":
-                chosen = _suited(spec, axes)
             if chosen == "reference":
                 tables.check(spec.name, bound)
                 return _reference(spec, bound)
             outs = spec.empty_outs(bound, axes)
-            kernel = cpu if chosen == "cpu" else _load(spec, chosen)
+            if device == "cuda" and backends.current() == "auto":
+                kernel = _suited(spec)
+            else:
+                kernel = cpu if chosen == "cpu" else _load(spec, chosen)
             kernel(bound, axes, outs)
             return _returned(outs)
 
@@ -115,8 +116,7 @@ def _compiled(spec: OpSpec) -> Kernel:
 
 
 def _reference(spec: OpSpec, bound: Mapping[str, Any]) -> Any:
-    skip = {"split"}  # how a kernel cuts its work is no part of what the op means
-    outs = spec.reference(**{k: v for k, v in bound.items() if k not in skip})
+    outs = spec.reference(**{k: v for k, v in bound.items() if k not in HINTS})
     if outs is None:
         return None
     several = outs if isinstance(outs, tuple) else (outs,)
@@ -127,13 +127,18 @@ def _reference(spec: OpSpec, bound: Mapping[str, Any]) -> Any:
     return cast[0] if len(cast) == 1 else tuple(cast)
 
 
-def _suited(spec: OpSpec, axes: Axes) -> str:
-    """The last GPU backend named that runs here and is made for these sizes; else the first."""
+def _suited(spec: OpSpec) -> Kernel:
+    """What "auto" runs on a GPU: the choice of the last backend named that runs here.
+
+    A choice of kernels goes by nothing that a row's neighbours bring, or its bits would, too.
+    """
     for backend in reversed(spec.gpu[1:]):
-        module = import_module(f"headrace.kernels.{spec.family}.{backend}")
-        if module.suits(spec.name, axes):
-            return backend
-    return spec.gpu[0]
+        kernel: Kernel | None = import_module(f"headrace.kernels.{spec.family}.{backend}").auto(
+            spec.name
+        )
+        if kernel is not None:
+            return kernel
+    return _load(spec, spec.gpu[0])
 
 
 def _load(spec: OpSpec, backend: str) -> Kernel:

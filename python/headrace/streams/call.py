@@ -120,6 +120,7 @@ def attend(
             inv_freq=inv_freq,
             freq_axis=axis,
             sink_logits=None if sink_logits is None else sink_logits.float().contiguous(),
+            max_rows=step.max_rows,
             **scales,
         )
         if folds is not None:

@@ -198,8 +198,9 @@ class Encoder:
             pages, _ = self.pool.layer(layer)
             ops.append(k, v, *pages, view.where, inv_freq=self._inv_freq)
             self.pool.written_bytes += len(k) * self.pool.row_bytes
+            lists = (*view.lists(layer), view.q_indptr, view.q_pos)
             o, _ = ops.paged_attention(
-                q, *pages, *view.lists(layer), view.q_indptr, view.q_pos, inv_freq=self._inv_freq
+                q, *pages, *lists, inv_freq=self._inv_freq, max_rows=view.max_rows
             )
             return o
 

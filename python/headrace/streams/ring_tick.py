@@ -86,6 +86,7 @@ class Tick:
             q_indptr.to(device),
             self._q_pos,
             inv_freq=caches.inv_freq,
+            max_rows=size,
             **scales,
         )
         return o

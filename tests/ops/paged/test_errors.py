@@ -116,6 +116,8 @@ ERRORS = [
      "paged_attention(softcap): expected 0 (off) or a finite number above, got -1.0"),
     (lambda n: n.update(scale=float("nan")), ValueError,
      "paged_attention(scale): expected a finite number or None, got nan"),
+    (lambda n: n.update(max_rows=-1), ValueError,
+     "paged_attention(max_rows): expected 0 rows or more, or None, got -1"),
     (lambda n: n.update(split=0), ValueError,
      "paged_attention(split): expected 1 token or more, got 0"),
     (bad_dim, NotImplementedError,

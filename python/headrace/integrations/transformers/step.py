@@ -214,6 +214,7 @@ class Step:
                 scale=scale,
                 softcap=softcap,
                 sink_logits=sink_logits,
+                max_rows=step.max_rows,
                 **scales,
             )
             pool.written_bytes += len(step.where) * pool.row_bytes
@@ -261,4 +262,5 @@ def _three_axes(view: View, place: Tensor) -> View:
         view.q_indptr,
         place,
         tuple((widened(entries), indptr) for entries, indptr in view.by_layer),
+        max_rows=view.max_rows,
     )

@@ -25,7 +25,7 @@ class Step:
     """What all layers read in a step: entries and offsets as `ops.paged_attention` takes them.
 
     slots int64 [T]: where each new token goes, page * page_size + slot. inv_freq fp64 [R] of the
-    model, or None where keys are not turned.
+    model, or None where keys are not turned. max_rows: new tokens of any request.
     """
 
     entries: Tensor
@@ -34,6 +34,7 @@ class Step:
     q_pos: Tensor
     slots: Tensor
     inv_freq: Tensor | None
+    max_rows: int
 
     @property
     def tokens(self) -> int:
@@ -77,6 +78,7 @@ def planned(
         torch.from_numpy(where).to(device),
         slots[: starts[-1]],
         None if inv_freq is None else inv_freq.to(device),
+        int(queries.max(initial=0)),
     )
 
 
@@ -137,4 +139,5 @@ def attend(
         scale=scale,
         softcap=softcap,
         sink_logits=sink_logits,
+        max_rows=step.max_rows,
     )[0]

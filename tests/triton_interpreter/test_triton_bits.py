@@ -1,0 +1,141 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Views that no memory would write, and bits that know no neighbours, in Triton's interpreter; and
+what "auto" makes of both kernels, the CUDA one in its emulation. See test_triton_interpreter.
+"""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import torch
+
+if os.environ.get("TRITON_INTERPRET") != "1":
+    pytest.skip("needs TRITON_INTERPRET=1 and a process of its own", allow_module_level=True)
+pytest.importorskip("triton", reason="triton is not installed; pip install triton")
+
+from headrace.kernels.attention import cuda
+from headrace.kernels.attention.reference import ORDER, PAGE, REACH
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import headrace
+from tests.gpu_compile import emulation
+from tests.ops import compare, samples, views
+from tests.ops.paged import edited, replaced
+from tests.ops.samples import UNLIMITED, StreamShape
+from tests.ops.test_paged_attention import alone, random_table
+
+OP = "paged_attention"
+
+
+def run(call, op=OP):
+    with headrace.use_backend("triton"):
+        return compare.run(op, *call)
+
+
+def same(a, b):
+    return all(map(compare.same_bits, a, b))
+
+
+@settings(max_examples=15)
+@given(
+    st.integers(0, 2**20),
+    st.integers(0, 8),
+    st.integers(0, 4),
+    st.sampled_from([16, 48]),
+    st.integers(1, 3),
+    st.integers(1, 100),
+    st.booleans(),
+    st.sampled_from([20, 300, 2**32]),
+)
+def test_random_tables(seed, rows, entries, page_size, streams, split, own_order, far):
+    args, kwargs = random_table(seed, rows, entries, page_size, streams, far=far)
+    kwargs |= {"split": split} if own_order else {"split": split, "q_order": None}
+    label = (seed, rows, entries, page_size, streams, split, far)
+    compare.check(OP, args, kwargs, label, got=run((args, kwargs)))
+
+
+def test_far_orders_and_reaches():
+    """Among them entries that begin behind the oldest row of a chunk."""
+    args, kwargs = samples.paged(3, [StreamShape(40, 20)], page_size=16, dim=16, kv_heads=1)
+    want = run((args, kwargs))
+    for reach in (UNLIMITED, 2**63 - 1):
+        for shift in (0, 2**61, -(2**61)):
+            moved = edited(args, REACH, lambda x, r=reach: x * 0 + r)
+            moved = edited(moved, ORDER, lambda x, s=shift: x + s)
+            got = run((moved, kwargs | {"q_order": args[6] + shift}))
+            assert same(got, want), (reach, shift)
+
+
+@pytest.mark.parametrize(("fmt", "split"), [(None, 20), (torch.int8, 4096)], ids=str)
+def test_a_permutation_of_the_pages_keeps_the_bits(fmt, split):
+    streams = [StreamShape(60, 3, 40, 4), StreamShape(20, 1)]
+    call = samples.paged(8, streams, page_size=16, dim=16, dtype=torch.float16, split=split)
+    args, kwargs = call if fmt is None else views.quantised(call, fmt)
+    turn = torch.randperm(args[1].shape[0], generator=samples.rng(8))
+    moved = edited(args, PAGE, lambda p: turn.argsort()[p])
+    moved = replaced(moved, k_pages=args[1][turn], v_pages=args[2][turn])
+    scales = {n: kwargs[n][turn] for n in ("k_scale", "v_scale") if n in kwargs}
+    assert same(run((moved, kwargs | scales)), run((args, kwargs)))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+def test_a_row_of_a_chunk_has_the_bits_it_has_alone(dtype):
+    """As long as no view is cut: a chunk's splits are those of all its rows together."""
+    args, kwargs = samples.paged(9, [StreamShape(60, 9, 30, 3)], page_size=16, dim=16, dtype=dtype)
+    o, lse = run((args, kwargs))
+    for row in (0, 4, 8):
+        one = replaced(
+            args,
+            q=args[0][row : row + 1],
+            q_indptr=samples.indptr([1]),
+            q_pos=args[6][row : row + 1],
+        )
+        assert same(run((one, kwargs)), (o[row : row + 1], lse[row : row + 1])), row
+
+
+@pytest.mark.parametrize(("q_len", "dtype"), [(1, torch.float32), (40, torch.float16)], ids=str)
+@pytest.mark.parametrize("blocks", [None, "batch heads"])
+def test_dense_attention_has_the_same_bits_alone_and_in_a_batch(blocks, q_len, dtype):
+    """A head of a batch alone: its queries, its keys, its part of the block mask."""
+    more = dict(blocks=blocks, block_size=16, window=50, sinks=3, split=40, learned=True)
+    args, kwargs = samples.dense(3, 2, 2, 2, q_len, 90, 16, dtype, **more)
+    o, lse = run((args, kwargs), "attention")
+    compare.check("attention", args, kwargs, got=(o, lse))
+    for b, h in ((0, 1), (1, 0)):
+        heads = slice(2 * h, 2 * h + 2)
+        q, k, v = args[0][b : b + 1, heads], args[1][b : b + 1, [h]], args[2][b : b + 1, [h]]
+        own = kwargs | {"sink_logits": kwargs["sink_logits"][heads].contiguous()}
+        if blocks:
+            own["block_mask"] = kwargs["block_mask"][b : b + 1, heads]
+        got = run(((q, k, v), own), "attention")
+        assert same(got, (o[b : b + 1, heads], lse[b : b + 1, heads])), (b, h)
+
+
+needs_compiler = pytest.mark.skipif(emulation.COMPILER is None, reason="no C++ compiler on PATH")
+MIXED = [
+    StreamShape(50, 1, 30, 4), StreamShape(40, 20), StreamShape(0, 0), StreamShape(30, 8, 20),
+    StreamShape(31, 9), StreamShape(80, 3, 40, 2), StreamShape(1, 1),
+]  # fmt: skip
+
+
+@needs_compiler
+@pytest.mark.parametrize("form", ["plain", "codes", "lists"])
+def test_auto_gives_a_stream_the_same_bits_alone_and_in_any_batch(form):
+    """Streams of few rows and of many side by side: what serves a stream is its own affair."""
+    args, kwargs = samples.paged(4, MIXED, page_size=16, dim=16, learned=True, split=20)
+    if form == "codes":
+        args, kwargs = views.quantised((args, kwargs), torch.int8)
+    if form == "lists":
+        args, kwargs = views.per_head(4, (args, kwargs), True)
+    got = emulation.launch(OP, (args, kwargs), cuda.shared)
+    compare.check(OP, args, kwargs, form, got=got)
+    if form == "plain":
+        for b in range(len(MIXED)):
+            one, rows = alone(args, kwargs, b)
+            if rows.stop > rows.start:
+                mine = emulation.launch(OP, (one, kwargs), cuda.shared)
+                assert same(mine, (got[0][rows], got[1][rows])), b
+        hinted = emulation.launch(OP, (args, kwargs | {"max_rows": 20}), cuda.shared)
+        assert same(hinted, got)
