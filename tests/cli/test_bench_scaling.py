@@ -10,6 +10,9 @@ import torch
 
 from headrace import bench
 from headrace.bench import compare, pictures, scaling, timing
+from headrace.bench.loops import facts
+from headrace.bench.loops.recall import QUESTIONS
+from headrace.bench.scaling import stored
 from headrace.cli import main
 
 
@@ -56,9 +59,25 @@ def test_work_that_grows_is_measured(name):
     assert Image.open("s.png").text["Comment"] == "a comment"
 
 
-def test_no_slope_of_a_wrong_result(monkeypatch, capsys):
-    from headrace.bench.scaling import stored
+def test_every_question_counts():
+    """So that a point has a spread."""
+    found = list(stored.recall(True, lambda _: None))
+    assert {name for name, *_ in found} == {"16 pages recalled", "torch SDPA over all"}
+    for _, tokens, lags in found:
+        assert tokens == 8192
+        assert len(lags) == 3 * QUESTIONS
+        assert 0 < min(lags) < max(lags)
 
+
+def test_no_question_is_timed_after_a_wrong_answer(monkeypatch):
+    monkeypatch.setattr(
+        facts.Facts, "attend", lambda self, logits, rows: torch.full((1, 4, 64), torch.nan)
+    )
+    with pytest.raises(ValueError, match="recall: 8,192 tokens: off by inf"):
+        list(stored.recall(True, lambda _: None))
+
+
+def test_no_slope_of_a_wrong_result(monkeypatch, capsys):
     whole = stored.retrieve
 
     def wrong(*args):

@@ -14,7 +14,7 @@ import torch
 
 from ...adapters import AdapterConfig, AdapterStore, Module, NewAdapter
 from ..loops import recall as asked
-from ..loops.turns import measure
+from ..loops.turns import rounds
 from ..scores import retrieve
 from ..timing import reader, samples
 from .curve import Point, Told, Work
@@ -88,12 +88,17 @@ def cached(quick: bool, told: Told) -> Iterator[Point]:
 
 
 def recall(quick: bool, told: Told) -> Iterator[Point]:
-    """What `headrace.bench.loops.recall` asks, seconds of a question."""
-    for point in measure(asked.LOOP, quick, told)["points"]:
-        if not point["ok"]:
-            raise ValueError(f"recall: {point['at']:,} tokens: off by {point['error']:.1e}")
-        for name, side in point["sides"].items():
-            yield name, point["at"], [side["lag_p50"]]
+    """What `headrace.bench.loops.recall` asks: seconds of every question."""
+    loop = asked.LOOP
+    for size in loop.sizes(quick):
+        try:
+            error = size.error()
+            if not error <= size.tolerance:
+                raise ValueError(f"recall: {size.at:,} tokens: off by {error:.1e}")
+            for name, turns in rounds(loop, size, loop.turns(quick), told).items():
+                yield name, size.at, [lag for done in turns for lag in done.lags]
+        finally:
+            size.close()
 
 
 ADAPTERS = Work(
