@@ -16,7 +16,8 @@ from ..errors import bad_value
 from . import beside
 from .beside import Beside
 from .case import MODELS, Case, dtype_name, finite
-from .shapes import cases, of_model
+from .models import of_model
+from .shapes import cases
 from .tables import (
     BAD,
     QUIET,
