@@ -25,8 +25,9 @@ The floor of a shape is the larger of two times, both measured in the same run:
   thread, or with one where that is quicker. It is read in the state of the cache in which ours is
   timed, and where every call of ours meets other memory, so does it. Weights of a linear layer,
   and keys whose mass is taken, are read where they lie, so that both find them in the same cache.
-  Writing counts as reading, which is at least as quick; what is written where it was read is read
-  a second time while it is near.
+  What ops that move bytes write elsewhere (append, merge_states, compact, compact_inplace,
+  scatter_back, causal_conv) is copied there; other results count as read, which is at least as
+  quick, and what is written where it was read is read a second time while it is near.
 - **Multiply-adds.** As many as the result has by its definition, at the rate of independent ones
   in registers: of fp32, of pairs of bf16 (vdpbf16ps), or of pairs of int16 (vpdpwssd), to which
   int8 is widened. The dtype is that of the wider of the two *inputs* of a product: bf16 with bf16

@@ -103,7 +103,7 @@ def causal_conv(tokens: int, channels: int, dtype: torch.dtype = torch.bfloat16)
     return Case(
         "causal_conv", f"{dtype_name(dtype)} [{tokens}, {channels}]", ours, check,
         spec.bytes(axes, bound), spec.flops(axes, bound), peer, "torch conv1d",
-        rivals={"torch, tap by tap": by_taps}, more=more, state=(state,),
+        rivals={"torch, tap by tap": by_taps}, more=more, state=(state,), writes=x.nbytes,
     )  # fmt: skip
 
 

@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a copy moves and a call costs, and that floors count what a result writes."""
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from headrace import _C, bench
+from headrace.bench import rates
+from headrace.bench.case import Case
+from headrace.cli import main
+
+MOVERS = ("append", "causal_conv", "compact", "compact_inplace", "merge_states", "scatter_back")
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize("words", [1, 1000, 1 << 16, (1 << 21) + 48])
+def test_a_copy_writes_what_it_says(words, threads):
+    source = torch.arange(1, words + 1, dtype=torch.float32)
+    for copied in (words, words // 2, words // 3, 0):
+        target = torch.zeros(words + 64)
+        at = source.data_ptr(), words, target.data_ptr(), copied, threads
+        assert _C.copy_seconds(*at) > 0
+        done = target != 0
+        assert copied - 32 <= int(done.sum()) <= copied
+        assert torch.equal(target[:words][done[:words]], source[done[:words]])
+        assert not done[words:].any()
+
+
+@pytest.mark.parametrize("op", MOVERS)
+def test_the_floor_writes_what_a_result_writes(op, monkeypatch):
+    """An op that moves bytes: at most as many are written as read, and all of them count."""
+    moved = []
+    fake = SimpleNamespace(copy_seconds=lambda *a: moved.append(a))
+    monkeypatch.setattr(rates, "_C", fake)
+    for case in bench.cases(op, quick=True):
+        assert 0 < case.writes <= case.bytes / 2, case.shape
+        rates.floor_of(case)()
+        _, words, _, copied, _ = moved[-1]
+        assert words * 4 == pytest.approx(case.bytes - case.writes, abs=64, rel=1e-3), case.shape
+        assert copied * 4 == pytest.approx(case.writes, abs=64, rel=1e-3), case.shape
+
+
+def test_what_is_only_read_is_not_copied(monkeypatch):
+    read = []
+    monkeypatch.setattr(rates, "reader", lambda *a: read.append(a))
+    rates.floor_of(Case("linear", "", lambda: 0, lambda: (0.0, 1.0), 64.0, 0.0, turns=3))
+    assert read == [(64.0, 3, 0.0, None)]
+
+
+def test_rates_are_told_and_written(monkeypatch, capsys):
+    found = rates.measured(1e-3)
+    calls = found["empty_call_s"]
+    assert 0 < calls["extension"] < calls["op"] < 1e-3
+    for name in ("read", "copy"):
+        (near, _), (far, _) = found[name]
+        assert near < far
+        assert all(rate > 1e8 for _, rate in found[name])
+    monkeypatch.setattr(bench, "each", lambda *_: [bench.Row(
+        "linear", "a shape", 1e-3, "torch", 5e-3, 5e-4, 0.0, 1e-6, True)])  # fmt: skip
+    assert main(["bench", "linear", "--json", "r.json"]) == 0
+    made = json.loads(Path("r.json").read_text())["rates"]
+    first = capsys.readouterr().out.splitlines()[0]
+    assert first == rates.line(made)
+    assert f"{1e6 * made['empty_call_s']['op']:.1f} us of an op" in first
