@@ -13,7 +13,7 @@ from aim import geometric
 from machines import Found, Machine, sections
 
 from headrace.bench import loops, pictures, scaling
-from headrace.bench.tables import time_of
+from headrace.bench.tables import bytes_of, time_of
 
 NONE = "Not recorded yet.\n"
 FLOOR = """## The floor
@@ -162,7 +162,7 @@ def _loops(found: list[dict[str, Any]], plot: str) -> str:
                 lag = f"{1e3 * side['lag_p50']:.2f}, {1e3 * side['lag_p99']:.2f} ms"
                 cells = (
                     f"{point['at']:,}", name, f"{side['throughput']:,.1f}", lag,
-                    loops.size(side["bytes"]), told,
+                    bytes_of(side["bytes"]), told,
                 )  # fmt: skip
                 lines.append("| " + " | ".join(cells) + " |")
         told = [

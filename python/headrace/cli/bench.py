@@ -29,7 +29,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument(
         "--budget", type=float, metavar="SECONDS",
-        help="for the calls of each side of a shape (default: 1, with --quick 0.1)",
+        help="for the calls of each side of a shape (default: 1, with --quick 0.07)",
     )  # fmt: skip
     for name, what in (("loops", "whole loops"), ("scaling", "cost as work grows")):
         parser.add_argument(
