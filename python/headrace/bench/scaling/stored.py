@@ -7,6 +7,7 @@ import random
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -88,17 +89,22 @@ def cached(quick: bool, told: Told) -> Iterator[Point]:
 
 
 def recall(quick: bool, told: Told) -> Iterator[Point]:
-    """What `headrace.bench.loops.recall` asks: seconds of every question."""
+    """What `headrace.bench.loops.recall` asks: seconds of every question. All streams take turns,
+    so that a slow spell of the disk, past whose cache they read, falls on all of them."""
     loop = asked.LOOP
-    for size in loop.sizes(quick):
-        try:
+    with ExitStack() as stack:
+        sizes = []
+        for size in loop.sizes(quick):
+            stack.callback(size.close)
+            sizes.append(size)
             error = size.error()
             if not error <= size.tolerance:
                 raise ValueError(f"recall: {size.at:,} tokens: off by {error:.1e}")
-            for name, turns in rounds(loop, size, loop.turns(quick), told).items():
-                yield name, size.at, [lag for done in turns for lag in done.lags]
-        finally:
-            size.close()
+        for turn in range(loop.turns(quick)):
+            for size in sizes:
+                told(f"recall: {size.at:,} tokens, turn {turn + 1}")
+                for name, (done,) in rounds(loop, size, 1, None).items():
+                    yield name, size.at, list(done.lags)
 
 
 ADAPTERS = Work(
