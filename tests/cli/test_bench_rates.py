@@ -2,6 +2,7 @@
 """What a copy moves and a call costs, and that floors count what a result writes."""
 
 import json
+import math
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -10,7 +11,7 @@ import torch
 
 from headrace import _C, bench
 from headrace.bench import rates
-from headrace.bench.case import Case
+from headrace.bench.case import RUN, Case, noise, rms_error
 from headrace.cli import main
 
 MOVERS = ("append", "causal_conv", "compact", "compact_inplace", "merge_states", "scatter_back")
@@ -66,3 +67,20 @@ def test_rates_are_told_and_written(monkeypatch, capsys):
     first = capsys.readouterr().out.splitlines()[0]
     assert first == rates.line(made)
     assert f"{1e6 * made['empty_call_s']['op']:.1f} us of an op" in first
+
+
+def test_no_two_rows_of_noise_are_alike():
+    """More of it than is drawn: a kernel that takes another row is found."""
+    made = noise(3, 5000, 128, dtype=torch.bfloat16)
+    assert made.shape == (3, 5000, 128)
+    assert made.numel() > RUN
+    assert len(made.view(-1, 128).unique(dim=0)) == 15_000
+    assert abs(float(made.float().std()) - 1) < 0.01
+
+
+def test_nothing_and_no_number_are_no_match():
+    one = torch.ones(4, dtype=torch.bfloat16)
+    assert rms_error(one[:0], one[:0]) == math.inf
+    assert rms_error(one, one * torch.nan) == math.inf
+    assert rms_error(one * 1.5, one) == rms_error(one * 1.5, one, torch.float32) == 0.5
+    assert rms_error(one * 0, one * 0) == 0
