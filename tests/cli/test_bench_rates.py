@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from headrace import _C, bench
-from headrace.bench import rates
+from headrace.bench import rates, timing
 from headrace.bench.case import RUN, Case, noise, rms_error
 from headrace.cli import main
 
@@ -84,3 +84,11 @@ def test_nothing_and_no_number_are_no_match():
     assert rms_error(one, one * torch.nan) == math.inf
     assert rms_error(one * 1.5, one) == rms_error(one * 1.5, one, torch.float32) == 0.5
     assert rms_error(one * 0, one * 0) == 0
+
+
+def test_a_rate_that_was_not_seen_is_measured_again(monkeypatch):
+    """Of a process that was stopped meanwhile."""
+    told = iter((0.0, 0.0, 3e9))
+    fake = SimpleNamespace(multiply_add_rate=lambda *_: next(told))
+    monkeypatch.setattr(timing, "_C", fake)
+    assert timing.MultiplyAdds().rate(torch.float32) == 6e9

@@ -168,7 +168,7 @@ def each(
         raise bad_value("bench", "budget", "seconds, above 0", budget)
     seconds = budget or (0.07 if quick else 1.0)
     chosen = cases(op, quick) if shapes is None else of_model(MODELS[shapes], op, quick)
-    most = MultiplyAdds(0.01 if quick else 0.05)
+    most = MultiplyAdds(0.02 if quick else 0.05)
     matmul, nth = matmul_rate(1024, 0.15) if quick else matmul_rate(2048), 0
     for nth, case in enumerate(chosen, 1):
         with torch.no_grad():

@@ -157,7 +157,9 @@ class MultiplyAdds:
     def rate(self, dtype: torch.dtype) -> float:
         """Measured at every call, since a machine that is shared is not always at its best."""
         seconds, threads = self._again if dtype in self._most else 0.2, torch.get_num_threads()
-        seen = 2 * _C.multiply_add_rate(DTYPES.index(dtype), seconds, threads)
+        seen = 0.0
+        while not seen:  # a process that was stopped for as long has seen nothing
+            seen = 2 * _C.multiply_add_rate(DTYPES.index(dtype), seconds, threads)
         self._most[dtype] = max(seen, self._most.get(dtype, 0.0))
         return self._most[dtype]
 
