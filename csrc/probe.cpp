@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <cstring>
 #include <numeric>
 #include <vector>
 
@@ -14,6 +15,14 @@ namespace headrace {
 namespace {
 
 const ProbeKernels& kernels() { return HEADRACE_PICK_VNNI(probe); }
+
+// Words that a thread takes at a time. What a core's own cache can hold stays with its thread. More
+// goes in pieces that threads take as they come, so that one that is held up holds up no other.
+std::int64_t piece_of(std::int64_t words, int threads) {
+  constexpr std::int64_t kOwn = 1 << 19, kPieces = 8;
+  const std::int64_t share = std::max<std::int64_t>((words + threads - 1) / threads, 1);
+  return threads > 1 && share > kOwn ? share / kPieces / 16 * 16 : share;
+}
 
 double now() {
   using Clock = std::chrono::steady_clock;
@@ -48,11 +57,8 @@ double multiply_add_rate(int dtype, double seconds, int threads) {
 }
 
 double read_seconds(const float* data, std::int64_t words, std::int64_t again, int threads) {
-  // What a core's own cache can hold stays with its thread. More goes in pieces that threads take
-  // as they come, so that one that is held up holds up no other.
-  constexpr std::int64_t kOwn = 1 << 19, kPieces = 8, kNear = 1 << 12;
-  const std::int64_t share = std::max<std::int64_t>((words + threads - 1) / threads, 1);
-  const std::int64_t piece = threads > 1 && share > kOwn ? share / kPieces / 16 * 16 : share;
+  constexpr std::int64_t kNear = 1 << 12;
+  const std::int64_t piece = piece_of(words, threads);
   const auto read = kernels().read;
   const double begin = now();
   parallel((words + piece - 1) / piece, threads, [&](std::int64_t i, int) {
@@ -65,6 +71,24 @@ double read_seconds(const float* data, std::int64_t words, std::int64_t again, i
     }
     if (at < end) read(data, at, end, &sink);
     volatile float keep = sum + sink;
+    (void)keep;
+  });
+  return now() - begin;
+}
+
+double copy_seconds(const float* from, std::int64_t words, float* to, std::int64_t copied,
+                    int threads) {
+  const std::int64_t piece = piece_of(words, threads);
+  const double share = static_cast<double>(copied) / static_cast<double>(words);
+  const auto read = kernels().read;
+  const double begin = now();
+  parallel((words + piece - 1) / piece, threads, [&](std::int64_t i, int) {
+    const std::int64_t at = i * piece, end = std::min(words, at + piece);
+    const std::int64_t upto = at + static_cast<std::int64_t>(share * static_cast<double>(end - at));
+    float sink = 0;
+    if (at < upto) std::memcpy(to + at, from + at, (upto - at) * sizeof(float));
+    if (upto < end) read(from, upto, end, &sink);
+    volatile float keep = sink;
     (void)keep;
   });
   return now() - begin;

@@ -11,5 +11,9 @@ double multiply_add_rate(int dtype, double seconds, int threads);
 // Seconds that reading `words` fp32 words takes. The first `again` of them are read a second time
 // while they are near, as what is written where it was read.
 double read_seconds(const float* data, std::int64_t words, std::int64_t again, int threads);
+// Seconds that reading `words` fp32 words takes, `copied` of them, spread over all, with writing
+// them to where they have their places in `to`.
+double copy_seconds(const float* from, std::int64_t words, float* to, std::int64_t copied,
+                    int threads);
 
 }  // namespace headrace

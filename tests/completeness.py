@@ -54,7 +54,8 @@ def missing(root: Path, spec: OpSpec) -> list[str]:
     tests = functions(root / "tests" / "ops" / f"test_{op}.py")
     need(any(name.startswith("test_") for name in tests), f"tests in tests/ops/test_{op}.py")
     bench = functions(root / "bench" / "ops" / f"bench_{op}.py")
-    need(any(name.startswith("test_") for name in bench), f"a bench in bench/ops/bench_{op}.py")
+    timed = [name for name, made in bench.items() if "side" in {arg.arg for arg in made.args.args}]
+    need(f"test_{op}" in timed, f"a bench of every side in bench/ops/bench_{op}.py")
     return lacks
 
 

@@ -77,7 +77,8 @@ HIDDEN = {
     "export": ("python/headrace/ops/__init__.py", "from .linear", "from .other", "its name"),
     "tests": ("tests/ops/test_linear.py", None, None, "tests in"),
     "empty tests": ("tests/ops/test_linear.py", r"def test_", "def not_a_", "tests in"),
-    "bench": ("bench/ops/bench_linear.py", None, None, "a bench in"),
+    "bench": ("bench/ops/bench_linear.py", None, None, "a bench of every side"),
+    "sides": ("bench/ops/bench_linear.py", ", side", "", "a bench of every side"),
 }
 
 

@@ -11,7 +11,7 @@ from front import SURE
 from machines import MAIN, Found, Machine, host, sections
 
 from headrace.bench import loops, scaling
-from headrace.bench.tables import time_of
+from headrace.bench.tables import bytes_of, time_of
 
 NONE = "Not recorded yet.\n"
 FLOOR = """## The floor
@@ -23,8 +23,9 @@ The floor of a shape is the larger of two times, both measured in the same run:
   thread, or with one where that is quicker. It is read in the state of the cache in which ours is
   timed, and where every call of ours meets other memory, so does it. Weights of a linear layer,
   and keys whose mass is taken, are read where they lie, so that both find them in the same cache.
-  Where a record holds rates of copies, what is written elsewhere is written; in others writing
-  counts as reading, which is at least as quick. What is written where it was read is read a second
+  Where a record holds rates of copies, what ops that move bytes write elsewhere (append,
+  merge_states, compact, compact_inplace, scatter_back, causal_conv) is copied there; other results
+  count as read, which is at least as quick, and what is written where it was read is read a second
   time while it is near.
 - **Multiply-adds.** As many as the result has by its definition, at the rate of independent ones
   in registers: of fp32, of pairs of bf16 (vdpbf16ps), or of pairs of int16 (vpdpwssd), to which
@@ -225,7 +226,7 @@ def _loops(found: list[dict[str, Any]], plot: str) -> str:
                 lag = f"{1e3 * side['lag_p50']:.2f}, {1e3 * side['lag_p99']:.2f} ms"
                 cells = (
                     f"{point['at']:,}", name, f"{side['throughput']:,.1f}", lag,
-                    loops.size(side["bytes"]), told,
+                    bytes_of(side["bytes"]), told,
                 )  # fmt: skip
                 lines.append("| " + " | ".join(cells) + " |")
         told = [

@@ -1,17 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""pytest bench/ops/bench_lora.py: ours and the peer over the shapes of headrace.bench."""
-
-import pytest
-import torch
-
-from headrace.bench import cases
+"""pytest --benchmark-enable bench/ops/bench_lora.py: see conftest.py."""
 
 
-@pytest.mark.parametrize("side", ["ours", "peer"])
-@pytest.mark.parametrize("case", cases("lora", quick=True), ids=lambda c: c.shape)
-def test_lora(benchmark, case, side):
-    error, tolerance = case.check()
-    assert error <= tolerance  # no figure for a wrong result
-    benchmark.group = f"lora {case.shape}"
-    with torch.no_grad():
-        benchmark(case.ours if side == "ours" else case.peer)
+def test_lora(benchmark, side):
+    side.take(benchmark)

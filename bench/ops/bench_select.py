@@ -1,17 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""pytest bench/ops/bench_select.py: ours and the peer, shapes of headrace.bench."""
-
-import pytest
-import torch
-
-from headrace.bench import cases
+"""pytest --benchmark-enable bench/ops/bench_select.py: see conftest.py."""
 
 
-@pytest.mark.parametrize("side", ["ours", "peer"])
-@pytest.mark.parametrize("case", cases("select", quick=True), ids=lambda c: c.shape)
-def test_select(benchmark, case, side):
-    error, tolerance = case.check()
-    assert error <= tolerance  # no figure for a wrong result
-    benchmark.group = f"select {case.shape}"
-    with torch.no_grad():
-        benchmark(case.ours if side == "ours" else case.peer)
+def test_select(benchmark, side):
+    side.take(benchmark)

@@ -15,6 +15,13 @@ void probes(py::module_& m) {
       },
       py::arg("data"), py::arg("words"), py::arg("again"), py::arg("threads"),
       py::call_guard<py::gil_scoped_release>());
+  m.def(
+      "copy_seconds",
+      [](Address from, std::int64_t words, Address to, std::int64_t copied, int threads) {
+        return copy_seconds(at<const float>(from), words, at<float>(to), copied, threads);
+      },
+      py::arg("from_"), py::arg("words"), py::arg("to"), py::arg("copied"), py::arg("threads"),
+      py::call_guard<py::gil_scoped_release>());
 }
 
 }  // namespace headrace::bind

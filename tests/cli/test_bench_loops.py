@@ -2,18 +2,22 @@
 """Loops and work that grows: what they equal is checked, and what they tell follows from times."""
 
 import io
+import itertools
 import json
 import math
+import time
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from headrace.bench import loops, pictures
 from headrace.bench.loops import adapters, lanes, recall, rings, stock, streaming, streams, video
 from headrace.bench.loops.turns import Loop, Round, Side, Size, measure
 from headrace.cli import main
 from headrace.memory import Window
+from headrace.models import Denoiser, DenoiserConfig
 
 
 def smallest(name):
@@ -44,6 +48,18 @@ def test_ours_equals_what_it_is_beside(name):
             assert side.bytes() > 0
     finally:
         size.close()
+
+
+def test_the_lag_of_a_frame_leaves_out_the_turns_of_others():
+    """Frames stay in flight from one turn to the next, so that the ring never runs dry."""
+    model = Denoiser(DenoiserConfig(), seed=1).eval()
+    with rings._ring(model, 4) as ring:
+        flow = rings.Flow(ring, itertools.repeat(torch.zeros(ring.shape)))
+        flow.take(8)
+        time.sleep(0.3)
+        done, made = flow.take(8)
+    assert 0 < len(done.lags) < len(made) == 8
+    assert max(done.lags) <= done.seconds
 
 
 def break_streaming(monkeypatch):

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from headrace import bench, ops
-from headrace.bench import beside, peers, timing
+from headrace.bench import beside, peers, rates, timing
 from headrace.bench.case import Case, rms_error
 from headrace.cli import main
 
@@ -353,7 +353,7 @@ def test_what_a_kernel_reads_is_read_where_it_lies(monkeypatch):
 def test_the_floor_of_a_layer_reads_its_weights(monkeypatch):
     case = of("linear")
     taken = []
-    monkeypatch.setattr(bench, "reader", lambda *a: taken.append(a) or (lambda: (1e-6, None)))
+    monkeypatch.setattr(rates, "reader", lambda *a: taken.append(a) or (lambda: (1e-6, None)))
     bench.measure(case, 1e-3, 1e9, 1e9, beside.compared(case))
     assert [a[-1] is not None and a[-1].shape for a in taken] == [(2048, 2048)]
 

@@ -2,6 +2,7 @@
 """Slopes are those of the logarithms, wrong results have none, and chance is told from change."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,8 @@ import torch
 
 from headrace import bench
 from headrace.bench import compare, pictures, scaling, timing
+from headrace.bench.loops import facts, recall
+from headrace.bench.scaling import stored
 from headrace.cli import main
 
 
@@ -56,9 +59,32 @@ def test_work_that_grows_is_measured(name):
     assert Image.open("s.png").text["Comment"] == "a comment"
 
 
-def test_no_slope_of_a_wrong_result(monkeypatch, capsys):
-    from headrace.bench.scaling import stored
+def test_every_question_counts(monkeypatch):
+    """So that a point has a spread. The streams take turns, and each is closed once."""
+    made = [recall._size(tokens) for tokens in (4096, 8192)]
+    closed = []
+    sizes = [replace(size, close=lambda size=size: closed.append(size.at) or size.close())
+             for size in made]  # fmt: skip
+    monkeypatch.setattr(stored.asked, "LOOP", replace(recall.LOOP, sizes=lambda quick: sizes))
+    found = list(stored.recall(True, lambda _: None))
+    names = ["16 pages recalled", "torch SDPA over all"]
+    assert [(name, at) for name, at, _ in found] == [
+        (name, size.at) for _ in range(3) for size in made for name in names
+    ]
+    assert {len(lags) for *_, lags in found} == {recall.QUESTIONS}
+    assert all(0 < min(lags) < max(lags) for *_, lags in found)
+    assert sorted(closed) == [4096, 8192]
 
+
+def test_no_question_is_timed_after_a_wrong_answer(monkeypatch):
+    monkeypatch.setattr(
+        facts.Facts, "attend", lambda self, logits, rows: torch.full((1, 4, 64), torch.nan)
+    )
+    with pytest.raises(ValueError, match="recall: 8,192 tokens: off by inf"):
+        list(stored.recall(True, lambda _: None))
+
+
+def test_no_slope_of_a_wrong_result(monkeypatch, capsys):
     whole = stored.retrieve
 
     def wrong(*args):

@@ -16,7 +16,9 @@ from ..errors import bad_value
 from . import beside
 from .beside import Beside
 from .case import MODELS, Case, dtype_name, finite
-from .shapes import cases, of_model
+from .models import of_model
+from .rates import floor_of
+from .shapes import cases
 from .tables import (
     BAD,
     QUIET,
@@ -32,7 +34,7 @@ from .tables import (
     slower,
     with_notes,
 )
-from .timing import MultiplyAdds, by_cache, matmul_rate, over, quartiles, reader
+from .timing import MultiplyAdds, by_cache, matmul_rate, over, quartiles
 
 __all__ = [
     "MODELS",
@@ -54,12 +56,12 @@ class Row:
     were the same one. `notes` are ratios by name.
 
     half: between which seconds half of our times lie. bytes, flops: the least that the shape needs.
-    product: dtype of the factors of its products. rates: bytes/s of reading as many bytes, FLOP/s
+    product: dtype of the factors of its products. rates: bytes/s of moving as many bytes, FLOP/s
     of multiply-adds of that dtype in registers. peer_ok: that the peer computed the same.
     beside: ours, the floor and every peer, where those were asked for.
 
-    floor_s is the larger of the seconds that reading as many bytes takes, in a call of its own,
-    and the FLOPs over the rate of multiply-adds, both measured in the same run. It counts what the
+    floor_s is the larger of the seconds that moving as many bytes takes, in a call of its own, and
+    the FLOPs over the rate of multiply-adds, both measured in the same run. It counts what the
     result needs and not what our way to it adds: a product of two bf16 is one product, of bf16.
     Without `ok` no ratio is shown, without `peer_ok` none to the peer.
     """
@@ -108,8 +110,7 @@ def measure(
     say("its result")
     error, tolerance = case.check()
     say("in turns with every peer and the floor" if every else "in turns with the peer")
-    floor = reader(case.bytes, case.turns, case.again, case.reads)
-    runs = {"ours": case.ours, "floor": floor} | told.peers
+    runs = {"ours": case.ours, "floor": floor_of(case)} | told.peers
     taken = by_cache(runs, seconds, cold=every)
     times = {name: median(each) for name, each in taken["warm"].items()}
     # Variants take turns with ours alone: each finds the cache as the other left it.
@@ -167,7 +168,8 @@ def each(
         raise bad_value("bench", "budget", "seconds, above 0", budget)
     seconds = budget or (0.07 if quick else 1.0)
     chosen = cases(op, quick) if shapes is None else of_model(MODELS[shapes], op, quick)
-    most, matmul, nth = MultiplyAdds(), matmul_rate(1024 if quick else 2048), 0
+    most = MultiplyAdds(0.02 if quick else 0.05)
+    matmul, nth = matmul_rate(1024, 0.15) if quick else matmul_rate(2048), 0
     for nth, case in enumerate(chosen, 1):
         with torch.no_grad():
             say = _saying(case, nth, progress)

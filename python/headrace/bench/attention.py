@@ -13,7 +13,18 @@ from torch import Tensor
 
 from .. import ops
 from ..memory import PagePool
-from .case import LLAMA_8B, PAGE, Case, Dims, bound_call, dtype_name, frequencies, rms_error, short
+from .case import (
+    LLAMA_8B,
+    PAGE,
+    Case,
+    Dims,
+    bound_call,
+    dtype_name,
+    frequencies,
+    noise,
+    rms_error,
+    short,
+)  # fmt: skip
 from .flex import compiled_flex
 from .peers import Run, compiles
 
@@ -33,9 +44,8 @@ def decode(
     """
     heads, kv_heads, dim = dims.heads, dims.kv_heads, dims.dim
     pages = -(-cached // PAGE)
-    k = torch.randn(batch, kv_heads, cached, dim).to(dtype)
-    v = torch.randn(batch, kv_heads, cached, dim).to(dtype)
-    q = torch.randn(batch, heads, dim).to(dtype)
+    k, v = (noise(batch, kv_heads, cached, dim, dtype=dtype) for _ in "kv")
+    q = noise(batch, heads, dim, dtype=dtype)
     pool = PagePool(1, batch * pages, kv_heads, dim, PAGE, dtype)
     k_pages, v_pages = pool.k[0], pool.v[0]
     order = torch.randperm(batch * pages)
@@ -60,7 +70,7 @@ def decode(
     spec = ops.specs()["paged_attention"]
     group = heads // kv_heads
     q_turned = turned(q.unsqueeze(2), inv_freq, torch.tensor([cached - 1]))
-    k_turned = turned(k, inv_freq, rows)  # as a stock cache keeps them
+    k_turned = torch.stack([turned(one, inv_freq, rows) for one in k])  # as a stock cache has them
 
     def check() -> tuple[float, float]:
         # The first stream and the last kv head say it for all, and fp64 stays affordable.
@@ -90,10 +100,10 @@ def decode(
 
 
 def turned(x: Tensor, inv_freq: Tensor, at: Tensor) -> Tensor:
-    """x [..., T, D] rotated to positions [T], halves together; computed in fp64."""
+    """x [..., T, D] rotated to positions [T], halves together; angles in fp64, the rest in fp32."""
     angle = at[:, None].double() * inv_freq
-    a, b = x.double().chunk(2, -1)
-    cos, sin = angle.cos(), angle.sin()
+    a, b = x.float().chunk(2, -1)
+    cos, sin = angle.cos().float(), angle.sin().float()
     return torch.cat([a * cos - b * sin, b * cos + a * sin], -1).to(x.dtype)
 
 
@@ -163,9 +173,8 @@ def prefill(
     length: int, window: int, dtype: torch.dtype, flex: bool, dims: Dims = LLAMA_8B
 ) -> Case:
     """Causal prefill under a window with 4 sinks."""
-    q = torch.randn(1, dims.heads, length, dims.dim).to(dtype)
-    k = torch.randn(1, dims.kv_heads, length, dims.dim).to(dtype)
-    v = torch.randn(1, dims.kv_heads, length, dims.dim).to(dtype)
+    q = noise(1, dims.heads, length, dims.dim, dtype=dtype)
+    k, v = (noise(1, dims.kv_heads, length, dims.dim, dtype=dtype) for _ in "kv")
     bound, axes = bound_call("attention", q, k, v, window=window, sinks=4)
     spec = ops.specs()["attention"]
     last, group = max(0, length - 300), dims.heads // dims.kv_heads

@@ -71,18 +71,18 @@ def difference(case: Case, name: str, run: Callable[[], object]) -> float:
         for x, was in zip(case.state, before, strict=True):
             x.copy_(was)
         if name in case.results:
-            return case.results[name]().flatten().double()
+            return case.results[name]().flatten()
         made = run()
         parts = made if isinstance(made, tuple | list) else (made,)
         first = [x for x in parts if isinstance(x, Tensor)][:1]
-        return torch.cat([x.detach().flatten().double() for x in (*first, *case.state)])
+        return torch.cat([x.detach().flatten() for x in (*first, *case.state)])
 
     want, got = result("ours", case.ours), result(name, run)
     for x, was in zip(case.state, before, strict=True):
         x.copy_(was)
     if got.numel() != want.numel() or not got.numel():
         return math.inf
-    return rms_error(got, want)
+    return rms_error(got, want, torch.float32)
 
 
 @dataclass

@@ -14,6 +14,7 @@ from torch import Tensor
 from .. import ops
 
 HEADS, KV_HEADS, DIM, PAGE = 32, 8, 128, 64
+RUN = 1_048_573  # a prime: rows of any size begin at other places of it
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,12 @@ class Dims:
     dim: int = DIM
     hidden: int = 4096
     wide: int = 14336
+    dtype: torch.dtype = torch.bfloat16
+
+    @property
+    def group(self) -> int:
+        """Query heads that share a head of keys."""
+        return self.heads // self.kv_heads
 
 
 LLAMA_8B = Dims()
@@ -43,8 +50,9 @@ class Case:
 
     product: the wider dtype of the two inputs of its products, by which the rate of multiply-adds
     goes. turns: after so many calls the memory of the first one comes again. again: bytes, of those
-    that are counted, that are written where they were read; at most half. reads: what holds most of
-    the bytes, for the floor to read it where it lies; not beside turns or again.
+    that are counted, that are written where they were read; at most half. writes: those that are
+    written elsewhere, at most half. reads: what holds most of the bytes, for the floor to read it
+    where it lies; turns, again, writes and reads are not for one case together.
     peer is what people use today; rivals are other ways to the same result, and `more` makes those
     that take long to set up, with True those that need a compiler too. others are variants of ours.
     state: what the calls change; it is put back before results are compared. results: by name,
@@ -67,6 +75,7 @@ class Case:
     product: torch.dtype = torch.float32
     turns: int = 1
     again: float = 0.0
+    writes: float = 0.0
     reads: Tensor | None = None
 
 
@@ -89,11 +98,20 @@ def finite(found: Any) -> Any:
     return None if isinstance(found, float) and not math.isfinite(found) else found
 
 
-def rms_error(got: Tensor, want: Tensor) -> float:
-    """RMS of the difference over the RMS of the fp64 reference; NaN in either gives infinity."""
-    got, want = got.double(), want.double()
-    error = ((got - want).square().mean() / want.square().mean().clamp(min=1e-60)).sqrt().item()
-    return error if math.isfinite(error) else math.inf
+def noise(*shape: int, dtype: torch.dtype) -> Tensor:
+    """Normal numbers; of many, one run of them again and again, so that no two rows are alike."""
+    count = math.prod(shape)
+    run = torch.randn(min(count, RUN)).to(dtype)
+    return run.repeat(-(-count // RUN))[:count].view(shape)
+
+
+def rms_error(got: Tensor, want: Tensor, dtype: torch.dtype = torch.float64) -> float:
+    """RMS of the difference over the RMS of the reference; infinity for NaN, and for no elements.
+    dtype: of the difference; its squares are summed in fp64."""
+    gap, want = got.to(dtype) - want.to(dtype), want.to(dtype)
+    norms = [torch.linalg.vector_norm(x, dtype=torch.float64).item() for x in (gap, want)]
+    error = norms[0] / max(norms[1], 1e-30)
+    return error if want.numel() and math.isfinite(error) else math.inf
 
 
 def bound_call(op: str, *args: object, **kwargs: object) -> tuple[dict, dict]:

@@ -7,28 +7,30 @@ import torch
 from torch import Tensor
 
 from .. import ops
-from .case import DIM, KV_HEADS, PAGE, Case, after, bound_call, dtype_name, frequencies, rms_error
+from .case import LLAMA_8B, PAGE, Case, Dims, after, bound_call, dtype_name, frequencies, rms_error
 from .peers import Run, compiled
 
 
-def append_absorb(streams: int, tokens: int, dtype: torch.dtype = torch.bfloat16) -> Case:
+def append_absorb(
+    streams: int, tokens: int, dtype: torch.dtype = torch.bfloat16, dims: Dims = LLAMA_8B
+) -> Case:
     """A chunk of `tokens` of each stream over a ring of four pages that is full, ReLU.
 
     The peer gathers, turns, adds and scatters in torch. `moving its bytes` passes once over a
     state of the same size and over as many bytes as the slots hold, in place.
     """
-    total, pages = streams * tokens, 4 * streams
-    k, v = (torch.randn(total, KV_HEADS, DIM).to(dtype) for _ in "kv")
-    k_pages = torch.randn(pages, KV_HEADS, DIM, PAGE).to(dtype)
-    v_pages = torch.randn(pages, KV_HEADS, PAGE, DIM).to(dtype)
-    state, norm = torch.zeros(streams, KV_HEADS, DIM, DIM), torch.zeros(streams, KV_HEADS, DIM)
+    total, pages, heads, dim = streams * tokens, 4 * streams, dims.kv_heads, dims.dim
+    k, v = (torch.randn(total, heads, dim).to(dtype) for _ in "kv")
+    k_pages = torch.randn(pages, heads, dim, PAGE).to(dtype)
+    v_pages = torch.randn(pages, heads, PAGE, dim).to(dtype)
+    state, norm = torch.zeros(streams, heads, dim, dim), torch.zeros(streams, heads, dim)
     t = torch.arange(total)
     stream, slot = t // tokens, (37 * (t // tokens) + t % tokens) % (4 * PAGE)  # not in step
     page, slot = stream * 4 + slot // PAGE, slot % PAGE
     where = torch.stack([page, slot, slot], 1)
     evicted = torch.stack([torch.ones_like(t), slot, torch.zeros_like(t)], 1)
     indptr = torch.arange(0, total + 1, tokens, dtype=torch.int32)
-    rows, inv_freq = torch.arange(streams, dtype=torch.int32), frequencies(DIM)
+    rows, inv_freq = torch.arange(streams, dtype=torch.int32), frequencies(dim)
     args = (k, v, k_pages, v_pages, where, evicted, state, norm, indptr, rows)
     bound, axes = bound_call("append_absorb", *args, inv_freq=inv_freq)
     spec = ops.specs()["append_absorb"]
@@ -36,14 +38,14 @@ def append_absorb(streams: int, tokens: int, dtype: torch.dtype = torch.bfloat16
     cos, sin = angle.cos().float()[:, None], angle.sin().float()[:, None]
 
     def turned(x: Tensor, sign: int, at: slice) -> Tensor:
-        a, b = x.float().split(DIM // 2, -1)
+        a, b = x.float().split(dim // 2, -1)
         c, s = cos[at], sign * sin[at]
         return torch.cat([a * c - b * s, b * c + a * s], -1)
 
     def expression(at: slice, first: int, last: int) -> None:
         own, seats = page[at], slot[at]
-        old = turned(k_pages[own, :, :, seats], -1, at).relu().view(-1, tokens, KV_HEADS, DIM)
-        values = v_pages[own, :, seats].float().view(-1, tokens, KV_HEADS, DIM)
+        old = turned(k_pages[own, :, :, seats], -1, at).relu().view(-1, tokens, heads, dim)
+        values = v_pages[own, :, seats].float().view(-1, tokens, heads, dim)
         state[first:last].add_(torch.einsum("bthd,bthv->bhdv", old, values))
         norm[first:last].add_(old.sum(1))
         k_pages[own, :, :, seats] = turned(k[at], 1, at).to(dtype)

@@ -11,17 +11,19 @@ import torch
 from torch import Tensor
 
 from .. import ops
-from .case import DIM, HEADS, KV_HEADS, Case, after, bound_call, dtype_name, rms_error
+from .case import LLAMA_8B, Case, Dims, after, bound_call, dtype_name, rms_error
 from .peers import compiled
 
 SIZE = 64  # tokens of a block
 STATES = {"mean": ("total", "count"), "bounds": ("low", "high"), "directions": ("unit",)}
 
 
-def segment_reduce(tokens: int, kind: str, dtype: torch.dtype = torch.bfloat16) -> Case:
+def segment_reduce(
+    tokens: int, kind: str, dtype: torch.dtype = torch.bfloat16, dims: Dims = LLAMA_8B
+) -> Case:
     """Keys of `tokens` added to the summaries of blocks of 64; the peer is what torch has."""
-    x, ids = torch.randn(tokens, KV_HEADS, DIM).to(dtype), (torch.arange(tokens) // SIZE).int()
-    shape = (tokens // SIZE, KV_HEADS, DIM)
+    x = torch.randn(tokens, dims.kv_heads, dims.dim).to(dtype)
+    ids, shape = (torch.arange(tokens) // SIZE).int(), (tokens // SIZE, *x.shape[1:])
     kinds = {"count": torch.int32, "low": dtype, "high": dtype}
     states = {
         name: torch.zeros(shape[:1] if name == "count" else shape, dtype=kinds.get(name))
@@ -44,7 +46,7 @@ def segment_reduce(tokens: int, kind: str, dtype: torch.dtype = torch.bfloat16) 
             states["unit"].index_add_(0, at, unit)
 
     def blocks() -> object:  # whole blocks in order, nothing to add to
-        cut = x.view(-1, SIZE, KV_HEADS, DIM)
+        cut = x.view(-1, SIZE, *shape[1:])
         if kind == "mean":
             return cut.sum(1, dtype=torch.float32)
         if kind == "bounds":
@@ -79,11 +81,15 @@ def segment_reduce(tokens: int, kind: str, dtype: torch.dtype = torch.bfloat16) 
 
 
 def attention_mass(
-    tokens: int, asked: int, known: bool = False, dtype: torch.dtype = torch.bfloat16
+    tokens: int,
+    asked: int,
+    known: bool = False,
+    dtype: torch.dtype = torch.bfloat16,
+    dims: Dims = LLAMA_8B,
 ) -> Case:
     """What the last `asked` queries of a prompt look at, pooled as in SnapKV."""
-    q, k = torch.randn(1, HEADS, asked, DIM).to(dtype), torch.randn(1, KV_HEADS, tokens, DIM)
-    k = k.to(dtype)
+    q = torch.randn(1, dims.heads, asked, dims.dim).to(dtype)
+    k = torch.randn(1, dims.kv_heads, tokens, dims.dim).to(dtype)
     options: dict[str, Any] = {"exclude": asked, "pool": 5}
     if known:
         options["lse"] = ops.attention(q, k, k, return_lse=True)[1]
@@ -91,16 +97,16 @@ def attention_mass(
     spec = ops.specs()["attention_mass"]
 
     def peer() -> Tensor:
-        logits = q @ k.repeat_interleave(HEADS // KV_HEADS, 1).mT * DIM**-0.5
+        logits = q @ k.repeat_interleave(dims.group, 1).mT * dims.dim**-0.5
         seen = torch.ones(asked, tokens, dtype=torch.bool).tril(tokens - asked)
         p = logits.masked_fill(~seen, -torch.inf).float().softmax(-1)[..., : tokens - asked]
-        mass = p.mean(2).view(1, KV_HEADS, -1, tokens - asked).mean(2)
+        mass = p.mean(2).view(1, dims.kv_heads, -1, tokens - asked).mean(2)
         return torch.nn.functional.avg_pool1d(mass, 5, stride=1, padding=2)
 
     def check() -> tuple[float, float]:
         few = k[:, :, -2048:]
         only = {name: x for name, x in options.items() if name != "lse"}
-        arguments = spec.bind(q.double(), few.double(), **only) | {"scale": DIM**-0.5}
+        arguments = spec.bind(q.double(), few.double(), **only) | {"scale": dims.dim**-0.5}
         error = rms_error(ops.attention_mass(q, few, **only), spec.reference(**arguments))
         return error, spec.tolerance(torch.float32, axes, bound)
 

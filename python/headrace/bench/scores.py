@@ -12,11 +12,10 @@ import torch
 from torch import Tensor
 
 from .. import ops
-from .case import DIM, HEADS, KV_HEADS, Case, bound_call, dtype_name, rms_error
+from .case import LLAMA_8B, Case, Dims, bound_call, dtype_name, rms_error
 from .peers import Run, compiled
 
 SIZE, KEPT = 64, 64  # tokens of a block, blocks that are retrieved
-GROUP = HEADS // KV_HEADS
 KINDS = ("mean", "bounds")
 
 
@@ -31,15 +30,18 @@ def over(layers: list[Any], f: Callable[[Any], object]) -> Callable[[], object]:
     return run
 
 
-def retrieve(tokens: int, layers: int, kind: str, dtype: torch.dtype = torch.bfloat16) -> Case:
+def retrieve(
+    tokens: int, layers: int, kind: str, dtype: torch.dtype = torch.bfloat16, dims: Dims = LLAMA_8B
+) -> Case:
     """The best blocks of `tokens` for one query, scored by means or bounds, in every layer."""
-    q = torch.randn(1, HEADS, 1, DIM).to(dtype)
-    low = [torch.randn(1, KV_HEADS, tokens // SIZE, DIM).to(dtype) for _ in range(layers)]
+    q = torch.randn(1, dims.heads, 1, dims.dim).to(dtype)
+    shape = (1, dims.kv_heads, tokens // SIZE, dims.dim)
+    low = [torch.randn(shape).to(dtype) for _ in range(layers)]
     stored = [(x, x + 1 if kind == "bounds" else None) for x in low]
     heads = "group" if kind == "bounds" else "sum"
     bound, axes = bound_call("block_score", q, *stored[0][:1], upper=stored[0][1], heads=heads)
     spec = ops.specs()["block_score"]
-    grouped = q.view(1, KV_HEADS, GROUP, 1, DIM)
+    grouped = q.view(1, dims.kv_heads, dims.group, 1, dims.dim)
 
     def ours(layer: tuple[Tensor, Tensor | None]) -> object:
         score = ops.block_score(q, layer[0], upper=layer[1], heads=heads)
@@ -47,7 +49,7 @@ def retrieve(tokens: int, layers: int, kind: str, dtype: torch.dtype = torch.bfl
 
     def each_head(layer: tuple[Tensor, Tensor | None]) -> Tensor:  # as the papers' code does it
         if layer[1] is None:
-            keys = layer[0].repeat_interleave(GROUP, 1)
+            keys = layer[0].repeat_interleave(dims.group, 1)
             return (q @ keys.mT).mean(2).sum(1, True)
         both = torch.maximum(grouped * layer[0][:, :, None], grouped * layer[1][:, :, None])
         return both.sum(-1).sum(2)
@@ -101,24 +103,25 @@ def retrieve(tokens: int, layers: int, kind: str, dtype: torch.dtype = torch.bfl
     )
 
 
-def bits(tokens: int, layers: int) -> Case:
+def bits(tokens: int, layers: int, dims: Dims = LLAMA_8B) -> Case:
     """Every token by 32 sign bits of its key in every kv head."""
     gen = torch.Generator().manual_seed(0)
     word = lambda *shape: torch.randint(-(2**31), 2**31, shape, generator=gen).int()  # noqa: E731
-    q, stored = word(1, HEADS, 1, 1), [word(1, KV_HEADS, tokens, 1) for _ in range(layers)]
+    q = word(1, dims.heads, 1, 1)
+    stored = [word(1, dims.kv_heads, tokens, 1) for _ in range(layers)]
     bound, axes = bound_call("block_score", q, stored[0])
     spec = ops.specs()["block_score"]
 
     def peer(keys: Tensor) -> object:
         score = torch.zeros(tokens, dtype=torch.int32)
-        for head in range(KV_HEADS):
-            for x in q[0, head * GROUP : (head + 1) * GROUP, 0, 0]:
+        for head, asked in enumerate(q[0, :, 0, 0].split(dims.group)):
+            for x in asked:
                 n = keys[0, head, :, 0] ^ x
                 n = n - ((n >> 1) & 0x55555555)
                 n = (n & 0x33333333) + ((n >> 2) & 0x33333333)
                 n = (n + (n >> 4)) & 0x0F0F0F0F
                 score += ((n * 0x01010101) >> 24) & 0xFF
-        return 32 * HEADS - 2 * score
+        return 32 * dims.heads - 2 * score
 
     def check() -> tuple[float, float]:
         want = peer(stored[0])

@@ -78,7 +78,7 @@ def append(tokens: int, dtype: torch.dtype = torch.bfloat16, dims: Dims = LLAMA_
         "append", f"{dtype_name(dtype)} {tokens} tokens",
         lambda: ops.append(*args, inv_freq=inv_freq), check,
         spec.bytes(axes, bound), spec.flops(axes, bound), peer, "torch rotate + copy",
-        more=stock, results={"ours": written},
+        more=stock, results={"ours": written}, writes=k.nbytes + v.nbytes,
     )  # fmt: skip
 
 
@@ -99,11 +99,17 @@ def merge_states(tokens: int, dtype: torch.dtype = torch.float32, dims: Dims = L
         lambda: ops.merge_states(*args), check, spec.bytes(axes, bound), spec.flops(axes, bound),
         lambda: spec.reference(*args), "torch, eager",
         more=lambda compile: compiled(lambda: spec.reference(*args)) if compile else {},
+        writes=o_a.nbytes,
     )  # fmt: skip
 
 
 def cases(op: str | None, quick: bool) -> Iterator[Case]:
     """Cases of one op or of all, made one at a time: some hold gigabytes."""
+    return (make() for make in to_make(op, quick))
+
+
+def to_make(op: str | None, quick: bool) -> list[Callable[[], Case]]:
+    """What makes each of them."""
     from . import adapters, deltas, evictions, masses, scores, sequences, sparse, survivors, wider
 
     bf16, f16, f32 = torch.bfloat16, torch.float16, torch.float32
@@ -179,38 +185,4 @@ def cases(op: str | None, quick: bool) -> Iterator[Case]:
     }
     for name, more in ({} if quick else wider.shapes()).items():
         makers[name] += more
-    for name, make in makers.items():
-        if op in (None, name):
-            for one in make:
-                yield one()
-
-
-def of_model(dims: Dims, op: str | None, quick: bool) -> Iterator[Case]:
-    """Cases by the sizes of a model, made one at a time: its attention, products and adapters."""
-    from . import adapters
-
-    bf16, f32 = torch.bfloat16, torch.float32
-    width = dims.hidden
-    cached = [(1, 4096)] if quick else [(b, c) for c in (1024, 16384) for b in (1, 8)]
-    lengths = [2048] if quick else [4096, 16384]
-    fed = [1, 256] if quick else [1, 16, 256, 4096]
-    qkv = (dims.heads + 2 * dims.kv_heads) * dims.dim
-    products = [
-        (width, qkv),
-        (dims.heads * dims.dim, width),
-        (width, dims.wide),
-        (dims.wide, width),
-    ]
-    rows = [1] if quick else [1, 64]
-    sized: dict[str, list[Callable[[], Case]]] = {
-        "paged_attention": [partial(decode, b, c, dims=dims) for b, c in cached],
-        "attention": [partial(prefill, n, 512, bf16, not quick, dims) for n in lengths],
-        "append": [partial(append, n, bf16, dims) for n in fed],
-        "merge_states": [partial(merge_states, n, f32, dims) for n in fed],
-        "linear": [partial(linear, n, *product) for product in products for n in rows],
-        "lora_rows": [partial(adapters.rows, n, n, width) for n in rows],
-    }
-    for name, make in sized.items():
-        if op in (None, name):
-            for one in make:
-                yield one()
+    return [make for name, some in makers.items() if op in (None, name) for make in some]

@@ -12,38 +12,37 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .. import ops
-from .case import DIM, Case, bound_call, dtype_name, rms_error, short
+from .case import Case, Dims, bound_call, dtype_name, rms_error, short
 from .flex import compiled_flex
 from .peers import compiled
 
-HEADS, KV_HEADS, SIZE, SHARE = 8, 2, 64, 0.2
+SMALL, SIZE, SHARE = Dims(8, 2), 64, 0.2
 
 
-def sparse(length: int, causal: bool, dtype: torch.dtype, flex: bool) -> Case:
+def sparse(length: int, causal: bool, dtype: torch.dtype, flex: bool, dims: Dims = SMALL) -> Case:
     """A fifth of the blocks of every head; beside it our dense attention of the same call."""
-    q = torch.randn(1, HEADS, length, DIM).to(dtype)
-    k = torch.randn(1, KV_HEADS, length, DIM).to(dtype)
-    v = torch.randn(1, KV_HEADS, length, DIM).to(dtype)
+    q = torch.randn(1, dims.heads, length, dims.dim).to(dtype)
+    k, v = (torch.randn(1, dims.kv_heads, length, dims.dim).to(dtype) for _ in "kv")
     mask = ops.pooled_block_mask(q, k, share=SHARE, causal=causal)
     bound, axes = bound_call("attention", q, k, v, block_mask=mask, causal=causal)
     spec = ops.specs()["attention"]
-    last = max(0, length - 4 * SIZE)
+    last, group = max(0, length - 4 * SIZE), dims.group
 
     def ours() -> object:
         return ops.attention(q, k, v, block_mask=mask, causal=causal)
 
     def check() -> tuple[float, float]:
         want, _ = spec.reference(
-            q[:, :4, last:].double(), k[:, :1].double(), v[:, :1].double(), None, 0, None, causal,
-            DIM**-0.5, 0.0, mask[:, :4, last // SIZE :], SIZE,
+            q[:, :group, last:].double(), k[:, :1].double(), v[:, :1].double(), None, 0, None,
+            causal, dims.dim**-0.5, 0.0, mask[:, :group, last // SIZE :], SIZE,
         )  # fmt: skip
-        got = cast(Tensor, ours())[:, :4, last:]
+        got = cast(Tensor, ours())[:, :group, last:]
         return rms_error(got, want), spec.tolerance(dtype, axes, bound)
 
     peers = {"torch SDPA, mask": _masked_sdpa(q, k, v, mask, causal)}
     if flex:
         peers["FlexAttention"] = compiled_flex(
-            q, k, v, _seen(mask, causal), heads=HEADS, block=SIZE
+            q, k, v, _seen(mask, causal), heads=dims.heads, block=SIZE
         )
     name, peer = peers.popitem()
     return Case(
@@ -61,10 +60,11 @@ def sparse(length: int, causal: bool, dtype: torch.dtype, flex: bool) -> Case:
     )
 
 
-def pooled_block_mask(length: int, dtype: torch.dtype) -> Case:
+def pooled_block_mask(length: int, dtype: torch.dtype, dims: Dims = SMALL) -> Case:
     """The mask of a causal prefill; the peer pools, multiplies and picks in torch."""
-    q = torch.randn(1, HEADS, length, DIM).to(dtype)
-    k = torch.randn(1, KV_HEADS, length, DIM).to(dtype)
+    heads, kv_heads, dim = dims.heads, dims.kv_heads, dims.dim
+    q = torch.randn(1, heads, length, dim).to(dtype)
+    k = torch.randn(1, kv_heads, length, dim).to(dtype)
     bound, axes = bound_call("pooled_block_mask", q, k)
     spec = ops.specs()["pooled_block_mask"]
     blocks = length // SIZE
@@ -73,15 +73,15 @@ def pooled_block_mask(length: int, dtype: torch.dtype) -> Case:
     most = int(count[-1])
 
     def scores(q: Tensor, k: Tensor) -> Tensor:
-        a = q.view(1, HEADS, blocks, SIZE, DIM).mean(3)
-        b = k.view(1, KV_HEADS, blocks, SIZE, DIM).mean(3)
-        b = (b - b.mean(2, True)).repeat_interleave(HEADS // KV_HEADS, 1)
+        a = q.view(1, heads, blocks, SIZE, dim).mean(3)
+        b = k.view(1, kv_heads, blocks, SIZE, dim).mean(3)
+        b = (b - b.mean(2, True)).repeat_interleave(dims.group, 1)
         return a @ b.mT
 
     def folded() -> Tensor:
-        a = q.view(1, KV_HEADS, -1, SIZE, DIM).mean(3)  # the heads of a group, one after another
-        b = k.view(1, KV_HEADS, blocks, SIZE, DIM).mean(3)
-        return chosen((a @ (b - b.mean(2, True)).mT).view(1, HEADS, blocks, blocks))
+        a = q.view(1, kv_heads, -1, SIZE, dim).mean(3)  # the heads of a group, one after another
+        b = k.view(1, kv_heads, blocks, SIZE, dim).mean(3)
+        return chosen((a @ (b - b.mean(2, True)).mT).view(1, heads, blocks, blocks))
 
     def chosen(score: Tensor) -> Tensor:
         score = score.masked_fill(i > i[:, None], -torch.inf)

@@ -149,7 +149,7 @@ def prune(count: int, depth: int) -> Case:
         "compact", f"similarity, select, compact: bf16 {count} x {depth}, {KEPT:.0%} kept", ours,
         check, moved, 6 * count * depth, lambda: x[least()], "torch, eager",
         rivals={"torch, as EVS": lambda: x[furthest()]},
-        more=more, results=results, product=x.dtype,
+        more=more, results=results, product=x.dtype, writes=kept * depth * x.element_size(),
     )  # fmt: skip
 
 
@@ -188,6 +188,7 @@ def gather(count: int, depth: int, merged: bool) -> Case:
         "compact", f"{'merge' if merged else 'gather'} bf16 {KEPT:.0%} of {count} x {depth}",
         lambda: ops.compact(x, mask=mask, capacity=len(at), **options), check,
         spec.bytes(axes, bound), spec.flops(axes, bound), peer, "torch, eager",
+        writes=x[: len(at)].nbytes,
     )  # fmt: skip
 
 
@@ -217,7 +218,7 @@ def compact_inplace(count: int, depth: int, dtype: torch.dtype = torch.bfloat16)
         "torch, eager", state=(x,), results={
             name: after(run, lambda: x[: len(at)].clone())
             for name, run in (("ours", ours), ("torch, eager", peer))
-        },
+        }, writes=x[: len(at)].nbytes,
     )  # fmt: skip
 
 
@@ -244,5 +245,5 @@ def scatter_back(count: int, depth: int, dtype: torch.dtype = torch.bfloat16) ->
         ours, check, spec.bytes(axes, bound), 0.0, peer,
         "torch, eager", state=(y,), results={
             name: after(run, y.clone) for name, run in (("ours", ours), ("torch, eager", peer))
-        },
+        }, writes=x.nbytes,
     )  # fmt: skip

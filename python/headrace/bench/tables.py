@@ -112,3 +112,11 @@ def slower(times: float | None) -> bool:
 def time_of(seconds: float) -> str:
     """In microseconds, or in milliseconds from ten on."""
     return f"{seconds * 1e6:.0f} us" if seconds < 1e-2 else f"{seconds * 1e3:.1f} ms"
+
+
+def bytes_of(count: float) -> str:
+    """How many, in the unit that fits."""
+    for unit, name in ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB")):
+        if count >= unit:
+            return f"{count / unit:.3g} {name}"
+    return f"{count:.0f} B"

@@ -165,16 +165,19 @@ class MultiplyAdds:
     """FLOP/s of the threads in use, from registers, two for each multiply-add: the most that has
     been seen, by the dtype of the factors. bf16 comes in pairs where `headrace info` says
     avx512_bf16, int8 as pairs of int16 there and where it says avx512_vnni; other levels, and
-    other dtypes, multiply as fp32.
+    other dtypes, multiply as fp32. again: seconds of every call but the first.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, again: float = 0.05) -> None:
         self._most: dict[torch.dtype, float] = {}
+        self._again = again
 
     def rate(self, dtype: torch.dtype) -> float:
         """Measured at every call, since a machine that is shared is not always at its best."""
-        seconds, threads = 0.05 if dtype in self._most else 0.2, torch.get_num_threads()
-        seen = 2 * _C.multiply_add_rate(DTYPES.index(dtype), seconds, threads)
+        seconds, threads = self._again if dtype in self._most else 0.2, torch.get_num_threads()
+        seen = 0.0
+        while not seen:  # a process that was stopped for as long has seen nothing
+            seen = 2 * _C.multiply_add_rate(DTYPES.index(dtype), seconds, threads)
         self._most[dtype] = max(seen, self._most.get(dtype, 0.0))
         return self._most[dtype]
 

@@ -30,7 +30,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument(
         "--budget", type=float, metavar="SECONDS",
-        help="for the calls of each side of a shape (default: 1, with --quick 0.1)",
+        help="for the calls of each side of a shape (default: 1, with --quick 0.07)",
     )  # fmt: skip
     parser.add_argument(
         "--calls", type=positive, metavar="N",
@@ -51,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
     """Prints the table; 1 when a result does not match its reference, 2 for an unknown op, 130
     after Ctrl-C, when what was done by then is shown and written all the same."""
     from .. import bench, ops
-    from ..bench import beside, compare, peers, roofline
+    from ..bench import beside, compare, peers, rates, roofline
     from ..bench.timing import at_least
     from . import bench_loops, bench_view, report
 
@@ -66,20 +66,22 @@ def run(args: argparse.Namespace) -> int:
         if args.op is not None and args.op not in ops.specs():
             raise Fail(f"bench(OP): expected one of {', '.join(ops.specs())}, got {args.op!r}")
         then = _recorded(args.compare) if args.compare else {}
-        told = progress()
+        told, machine = progress(), rates.measured()
         coming = bench.each(args.op, args.quick, told, args.shapes, args.peers, args.budget)
         with at_least(args.calls):
             rows, ended = gather(coming, "shapes")
         show = bench_view.shower()
+        print(rates.line(machine), end="\n\n")
         show(beside.table(rows, peers.missing()) if args.peers else bench.table(rows))
         if args.json:
-            report.write(report.taken(ended) | bench.to_json(rows), args.json)
+            found = {"rates": machine} | bench.to_json(rows)
+            report.write(report.taken(ended) | found, args.json)
         if args.compare:
-            found = compare.changes(bench.to_json(rows)["rows"], then["rows"])
+            changed = compare.changes(bench.to_json(rows)["rows"], then["rows"])
             if ended is None:  # each takes as long as it took
-                found = compare.confirmed(found, then["rows"], partial(_again, args, told))
+                changed = compare.confirmed(changed, then["rows"], partial(_again, args, told))
             print(f"\nsince {args.compare.name}:")
-            show(compare.table(found))
+            show(compare.table(changed))
             for line in compare.other(then, report.taken()):
                 print(f"then: {line}")
         if args.plot:

@@ -8,7 +8,7 @@ from importlib.util import find_spec
 from typing import Any
 
 from ..peers import WANTED
-from ..tables import BAD, SLOWER, STRONG, WRONG, Line, Table, names, numbers, ratio
+from ..tables import BAD, SLOWER, STRONG, WRONG, Line, Table, bytes_of, names, numbers, ratio
 from . import adapters, lanes, recall, rings, stock, streaming, streams, video
 from .turns import Loop, Told, measure
 
@@ -67,17 +67,9 @@ def _table(loop: dict[str, Any]) -> Table:
             cells = (
                 "" if i else f"{point['at']:,}", name, f"{side['throughput']:,.1f}",
                 f"{1e3 * side['lag_p50']:.2f}", f"{1e3 * side['lag_p99']:.2f}",
-                size(side["bytes"]), ratio(gain and gain["median"]),
+                bytes_of(side["bytes"]), ratio(gain and gain["median"]),
                 f"{gain['least']:.2f} to {gain['most']:.2f}" if gain else "",
             )  # fmt: skip
             looks = {} if i else {1: STRONG}
             lines.append(Line(cells, looks | ({6: BAD} if cells[6].startswith(SLOWER) else {})))
     return Table(columns, tuple(lines), title=f"{loop['name']}: {loop['title']}")
-
-
-def size(count: float) -> str:
-    """Of bytes."""
-    for unit, name in ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB")):
-        if count >= unit:
-            return f"{count / unit:.3g} {name}"
-    return f"{count:.0f} B"

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -26,6 +27,7 @@ LARGE: dict[str, Any] = {
     "hidden": 512,
 }
 STEPS = (700, 519, 359, 99)
+FRAMES = 16  # of a turn: most of them go in and out within it
 
 
 def frames_of(ring: Ring, count: int = 4) -> Callable[[], int]:
@@ -44,15 +46,15 @@ def frames_of(ring: Ring, count: int = 4) -> Callable[[], int]:
 
 
 class Flow:
-    """Frames through a ring that is kept as full as it goes; lag is from in to out."""
+    """Frames through a ring that is kept as full as it goes, from one turn to the next."""
 
     def __init__(self, ring: Ring, frames: Iterator[torch.Tensor]) -> None:
         self.ring, self.frames = ring, frames
-        self._began: list[float] = []
-        self._done = 0
+        self._began: deque[float] = deque()  # of those in flight
 
     def take(self, count: int) -> tuple[Round, list[torch.Tensor]]:
-        """Until so many more are done, and what came of them."""
+        """Until so many more are done, and what came of them. Lag is from in to out; a frame that
+        was in flight before has none, for it waited while others had their turn."""
         lags: list[float] = []
         made: list[torch.Tensor] = []
         start = time.perf_counter()
@@ -61,9 +63,10 @@ class Flow:
             if frame is not None:
                 self._began.append(time.perf_counter())
             for finished in self.ring.tick(frame):
-                lags.append(time.perf_counter() - self._began[self._done])
                 made.append(finished.frame)
-                self._done += 1
+                began = self._began.popleft()
+                if began >= start:
+                    lags.append(time.perf_counter() - began)
         return Round(time.perf_counter() - start, len(made), lags), made
 
 
@@ -103,7 +106,7 @@ def _size(denoiser: Denoiser, depth: int) -> Size:
 
     def side(name: str) -> Side:
         pool = rings[name].pool
-        return Side(name, lambda: flows[name].take(8)[0], lambda: pool.resident_bytes)
+        return Side(name, lambda: flows[name].take(FRAMES)[0], lambda: pool.resident_bytes)
 
     return Size(depth, [side(name) for name in rings], error, 1e-5, close=close)
 

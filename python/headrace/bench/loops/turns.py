@@ -60,6 +60,10 @@ class Loop:
     published: tuple[float, str] | None = None
     needs: str = ""
 
+    def turns(self, quick: bool) -> int:
+        """How many are timed."""
+        return 3 if quick else self.rounds
+
 
 def clock(run: Callable[[], object], units: float, answers: int = 1) -> Round:
     """A round of one call that gives so many answers at once."""
@@ -74,7 +78,7 @@ def measure(loop: Loop, quick: bool = False, told: Told | None = None) -> dict[s
     points = []
     for size in loop.sizes(quick):
         try:
-            points.append(_point(loop, size, 3 if quick else loop.rounds, told))
+            points.append(_point(loop, size, loop.turns(quick), told))
         finally:
             size.close()
     return {
@@ -83,7 +87,20 @@ def measure(loop: Loop, quick: bool = False, told: Told | None = None) -> dict[s
     }  # fmt: skip
 
 
-def _point(loop: Loop, size: Size, rounds: int, told: Told | None) -> dict[str, Any]:
+def rounds(loop: Loop, size: Size, many: int, told: Told | None) -> dict[str, list[Round]]:
+    """So many turns of every side, which take turns in going first."""
+    taken: dict[str, list[Round]] = {side.name: [] for side in size.sides}
+    for turn in range(-1, many):  # the first warms up
+        for side in size.sides if turn % 2 else reversed(size.sides):
+            if told is not None:
+                told(f"{loop.name}: {loop.axis} {size.at:,}, turn {turn + 1} of {many}")
+            done = side.run()
+            if turn >= 0:
+                taken[side.name].append(done)
+    return taken
+
+
+def _point(loop: Loop, size: Size, many: int, told: Told | None) -> dict[str, Any]:
     error = size.error()
     point: dict[str, Any] = {
         "at": size.at, "error": error, "tolerance": size.tolerance, "ok": error <= size.tolerance,
@@ -91,14 +108,7 @@ def _point(loop: Loop, size: Size, rounds: int, told: Told | None) -> dict[str, 
     }  # fmt: skip
     if not point["ok"]:
         return point
-    taken: dict[str, list[Round]] = {side.name: [] for side in size.sides}
-    for turn in range(-1, rounds):  # the first warms up
-        for side in size.sides if turn % 2 else reversed(size.sides):
-            if told is not None:
-                told(f"{loop.name}: {loop.axis} {size.at:,}, turn {turn + 1} of {rounds}")
-            done = side.run()
-            if turn >= 0:
-                taken[side.name].append(done)
+    taken = rounds(loop, size, many, told)
     for side in size.sides:
         point["sides"][side.name] = _figures(taken[side.name]) | {"bytes": side.bytes()}
     ours, *others = (side.name for side in size.sides)

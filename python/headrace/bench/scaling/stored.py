@@ -7,6 +7,7 @@ import random
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import torch
 
 from ...adapters import AdapterConfig, AdapterStore, Module, NewAdapter
 from ..loops import recall as asked
-from ..loops.turns import measure
+from ..loops.turns import rounds
 from ..scores import retrieve
 from ..timing import reader, samples
 from .curve import Point, Told, Work
@@ -88,12 +89,22 @@ def cached(quick: bool, told: Told) -> Iterator[Point]:
 
 
 def recall(quick: bool, told: Told) -> Iterator[Point]:
-    """What `headrace.bench.loops.recall` asks, seconds of a question."""
-    for point in measure(asked.LOOP, quick, told)["points"]:
-        if not point["ok"]:
-            raise ValueError(f"recall: {point['at']:,} tokens: off by {point['error']:.1e}")
-        for name, side in point["sides"].items():
-            yield name, point["at"], [side["lag_p50"]]
+    """What `headrace.bench.loops.recall` asks: seconds of every question. All streams take turns,
+    so that a slow spell of the disk, past whose cache they read, falls on all of them."""
+    loop = asked.LOOP
+    with ExitStack() as stack:
+        sizes = []
+        for size in loop.sizes(quick):
+            stack.callback(size.close)
+            sizes.append(size)
+            error = size.error()
+            if not error <= size.tolerance:
+                raise ValueError(f"recall: {size.at:,} tokens: off by {error:.1e}")
+        for turn in range(loop.turns(quick)):
+            for size in sizes:
+                told(f"recall: {size.at:,} tokens, turn {turn + 1}")
+                for name, (done,) in rounds(loop, size, 1, None).items():
+                    yield name, size.at, list(done.lags)
 
 
 ADAPTERS = Work(
