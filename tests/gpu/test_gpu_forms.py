@@ -158,7 +158,8 @@ def test_a_graph_of_append_and_attention_runs_through_wraps(backend, request):
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
             o, lse = step()
-        replays = request.config.getoption("--replays", 2000)  # unknown where all of tests run
+        # unknown where all of tests run
+        replays = request.config.getoption("--replays", None) or 2000
         for t in range(replays):
             page, slot = t // size % ring, t % size
             k.copy_(samples.normal(gen, 1, heads, dim))
