@@ -6,8 +6,9 @@
 Tensors stay on the CPU. An op of backend triton runs its launcher, whose launches are taken down
 (LOG gets a line for each new one), and its result is that of the CPU kernel; backend cuda runs the
 CUDA C++ kernels in the emulation. A graph is what torch's dispatcher saw, done again at a replay; a
-launcher that waits for the device during a capture fails there. What this shows: that the tests,
-the launchers and the comparisons of the suite run through. What it does not: a device.
+launcher that waits for the device during a capture, or brings it what the host has, fails there.
+What this shows: that the tests, the launchers and the comparisons of the suite run through. What it
+does not: a device.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+FROM_HOST = (torch.tensor, torch.as_tensor, torch.from_numpy)  # then to the device
 WAITS = ("_local_scalar_dense", "nonzero", "equal", "is_nonzero")
 
 
@@ -33,6 +35,9 @@ class OnCpu(TorchFunctionMode):
     """Whatever is asked for on a GPU is made on the CPU."""
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
+        if Graph.active is not None and func in FROM_HOST:
+            raise RuntimeError(f"Cannot copy between CPU and CUDA tensors during CUDA graph capture"
+                               f": {func.__name__}")  # fmt: skip
         if func is torch.Tensor.cuda:
             return args[0].clone()
         there = {n: _here(x) for n, x in (kwargs or {}).items()}
