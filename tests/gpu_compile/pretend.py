@@ -21,8 +21,10 @@ import torch
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-FROM_HOST = (torch.tensor, torch.as_tensor, torch.from_numpy)  # then to the device
-WAITS = ("_local_scalar_dense", "nonzero", "equal", "is_nonzero")
+WAITS = (
+    "_local_scalar_dense", "nonzero", "equal", "is_nonzero", "masked_select", "repeat_interleave",
+    "bincount", "_unique2", "unique_dim", "unique_consecutive",
+)  # fmt: skip
 
 
 def _here(x: Any) -> Any:
@@ -35,12 +37,9 @@ class OnCpu(TorchFunctionMode):
     """Whatever is asked for on a GPU is made on the CPU."""
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
-        if Graph.active is not None and func in FROM_HOST:
-            raise RuntimeError(f"Cannot copy between CPU and CUDA tensors during CUDA graph capture"
-                               f": {func.__name__}")  # fmt: skip
         if func is torch.Tensor.cuda:
             return args[0].clone()
-        there = {n: _here(x) for n, x in (kwargs or {}).items()}
+        there = {n: _here(x) for n, x in (kwargs or {}).items() if n != "pin_memory"}
         if func is not torch.Tensor.to:
             return func(*args, **there)
         out = func(*map(_here, args), **there)
@@ -48,12 +47,22 @@ class OnCpu(TorchFunctionMode):
         return out.clone() if out is args[0] else out
 
 
+def _captured(func: Any, args: tuple) -> None:
+    """Raises what a device would of what no graph can hold."""
+    name = func.__name__.split(".")[0]
+    masks = name == "index" and any(x is not None and x.dtype == torch.bool for x in args[1])
+    if name in WAITS or masks:  # how many a mask has, only the device knows
+        raise RuntimeError(f"operation not permitted when stream is capturing: {func}")
+    if name == "lift_fresh":  # torch.tensor: numbers of the host, on their way to the device
+        raise RuntimeError("Cannot copy between CPU and CUDA tensors during CUDA graph capturing")
+
+
 class NoWaiting(TorchDispatchMode):
-    """What a captured launcher does; reading a value on the host is an error, as on a device."""
+    """What a captured launcher does; reading a value on the host is an error, as on a device, and
+    so is a tensor of values that the host has."""
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if func.__name__.split(".")[0] in WAITS:
-            raise RuntimeError(f"operation not permitted when stream is capturing: {func}")
+        _captured(func, args)
         return func(*args, **(kwargs or {}))
 
 
@@ -68,8 +77,7 @@ class Graph(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
-        if func.__name__.split(".")[0] in WAITS:
-            raise RuntimeError(f"operation not permitted when stream is capturing: {func}")
+        _captured(func, args)
         out = func(*args, **kwargs)
         self.calls.append((func, args, kwargs, out))
         return out
