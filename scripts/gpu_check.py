@@ -6,28 +6,27 @@
     python scripts/gpu_check.py OUT --stages resources           # no GPU: the compilers' reports
     python scripts/gpu_check.py OUT --dry-run                    # no GPU: checks this script
 
-Where headrace is not installed it is built first, for this card alone and as quickly as can be,
-into build/gpu, from the tree that the script lies in; that needs torch, scikit-build-core and
-pybind11, and no network. Stages, in this order:
+Where headrace is not installed, or not as it is in the tree that the script lies in, it is built
+first from that tree, into build/gpu, for this card alone and as quickly as can be; that needs
+torch, scikit-build-core and pybind11, and no network. Stages, in this order:
 
 build     the CUDA library, where nvcc is found
 tests     tests/gpu, on all cores where pytest-xdist is found; a crash or a hang costs one test
 bench     bench/gpu, in order of value, in a process that is begun anew when a kernel takes it down
+replays   a captured step 100,000 times, through wraps of its ring, against the eager one
 sanitize  compute-sanitizer over the kernels at small shapes
 tune      choices of the Triton kernels, written to OUT/<device>.json: kernels/common/tuned ships it
 
-What is done is written at once; what a run did not reach, the next one does that resumes it, over
-the same sources. Not yet seen running on a GPU.
+Each stage leaves those after it a share of the budget. What is done is written at once; what a run
+did not reach, the next one does that resumes it, over the same sources. Not yet seen running on a
+GPU.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
-import hashlib
-import importlib.util
 import json
-import os
 import platform
 import re
 import shutil
@@ -40,13 +39,16 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-SITE = ROOT / "build/gpu"
 sys.path.insert(0, str(ROOT))
 
 import torch  # noqa: E402
 
-STAGES = ("build", "tests", "bench", "sanitize", "tune")
+from bench.gpu.built import install, kernels, sources  # noqa: E402
+
+STAGES = ("build", "tests", "bench", "replays", "sanitize", "tune")
 EVERY = (*STAGES, "resources")
+SHARES = {"bench": 0.3, "replays": 0.08, "sanitize": 0.15, "tune": 0.1}
+"""Of the budget, what is kept for a stage that is yet to come."""
 PEERS = ("triton", "flash_attn", "flashinfer", "fla")
 
 
@@ -54,7 +56,7 @@ class Report:
     """What was done, unit by unit, on disk after each."""
 
     def __init__(self, out: Path, earlier: Path | None, head: dict[str, Any], end: float) -> None:
-        self.out, self.end = out, end
+        self.out, self.end, self.kept = out, end, 0.0
         self.data: dict[str, Any] = {**head, "floors": {}, "units": {}}
         if earlier is not None and (earlier / "report.json").exists():
             old = json.loads((earlier / "report.json").read_text())
@@ -67,8 +69,8 @@ class Report:
 
     @property
     def left(self) -> float:
-        """Seconds of the budget."""
-        return self.end - time.monotonic()
+        """Seconds of the budget, without those that are kept for later stages."""
+        return self.end - self.kept - time.monotonic()
 
     def done(self, unit: str) -> bool:
         return self.data["units"].get(unit, {}).get("state") not in (None, "unfinished")
@@ -102,52 +104,6 @@ def seconds(text: str) -> float:
     return float(found[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[found[2]]
 
 
-def sources() -> str:
-    """A digest of all that a result depends on; a report is resumed over the same alone."""
-    found = hashlib.sha256()
-    for folder in ("csrc", "kernels", "python", "bench/gpu", "tests/gpu", "tests/ops"):
-        for path in sorted((ROOT / folder).rglob("*")):
-            if path.suffix in (".py", ".h", ".cpp", ".cu", ".cuh"):
-                found.update(f"{path.relative_to(ROOT)}\0".encode() + path.read_bytes())
-    return found.hexdigest()[:16]
-
-
-def install(out: Path, end: float, digest: str) -> str:
-    """Builds headrace into SITE where it is not installed; the line that says why not, or ''."""
-    if importlib.util.find_spec("headrace"):
-        return ""
-    sys.path.insert(0, str(SITE))
-    os.environ["PYTHONPATH"] = os.pathsep.join(
-        filter(None, [str(SITE), os.environ.get("PYTHONPATH")])
-    )
-    made = SITE / "sources"
-    if not made.exists() or made.read_text() != digest:
-        shutil.rmtree(SITE, ignore_errors=True)
-        command = [sys.executable, "-m", "pip", "install", "--target", str(SITE), "--no-deps"]
-        command += ["--no-build-isolation", "-v", "-C", "cmake.define.HEADRACE_KERNEL_LEVEL=1"]
-        if torch.cuda.is_available():
-            major, minor = torch.cuda.get_device_capability()
-            arch = f"{major}{minor}{'a' if major == 9 else ''}-real"
-            command += ["-C", f"cmake.define.HEADRACE_CUDA_ARCHITECTURES={arch}"]
-        log = out / "build.log"
-        out.mkdir(parents=True, exist_ok=True)
-        print(f"gpu_check: headrace is not installed: building it, see {log}", flush=True)
-        with log.open("w") as file:
-            pip = subprocess.Popen([*command, str(ROOT)], stdout=file, stderr=subprocess.STDOUT,
-                                   stdin=subprocess.DEVNULL, start_new_session=True)  # fmt: skip
-            try:
-                status = pip.wait(max(end - time.monotonic(), 0))
-            except (subprocess.TimeoutExpired, SystemExit):
-                os.killpg(pip.pid, signal.SIGKILL)
-                return f"expected headrace to be built within the budget; see {log}"
-        if status:
-            lines = [line for line in log.read_text().splitlines() if line.strip()]
-            return f"expected headrace to build, got: {lines[-1].strip() if lines else status}"
-        made.write_text(digest)
-    importlib.invalidate_caches()
-    return ""
-
-
 def environment(commit: str, digest: str) -> dict[str, Any]:
     versions = {"python": platform.python_version(), "torch": torch.__version__}
     for name in PEERS:
@@ -161,6 +117,7 @@ def environment(commit: str, digest: str) -> dict[str, Any]:
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "commit": commit or "unknown",
         "sources": digest,
+        "kernels": kernels(),
         "command": " ".join(["python", "scripts/gpu_check.py", *sys.argv[1:]]),
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
         "versions": versions,
@@ -204,9 +161,10 @@ def main() -> int:
     size = "dry" if options.dry_run else options.size
     only = set(options.only.split(",")) if options.only else None
     ahead = None
-    for stage in EVERY:
-        if stage not in asked:
-            continue
+    asked = [stage for stage in EVERY if stage in asked]
+    for i, stage in enumerate(asked):
+        later = [x for x in asked[i + 1 :] if stages.left(x, report, size)]
+        report.kept = options.budget * sum(SHARES.get(x, 0.0) for x in later)
         if stage == "tests" and "bench" in asked and size != "dry":
             ahead = stages.warm(size, only)
         stages.RUN[stage](report, size, only)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import importlib.machinery
 import json
 import subprocess
 import sys
@@ -13,8 +14,8 @@ import pytest
 import torch
 from headrace.kernels.common import tuned
 
-from bench.gpu import peers, stages
-from bench.gpu.jobs import jobs
+from bench.gpu import built, peers, stages
+from bench.gpu.jobs import SEQUENCES, jobs
 from bench.gpu.measure import Bench
 from bench.gpu.stages import RUN
 from bench.gpu.table import table
@@ -76,10 +77,12 @@ def test_every_op_with_a_gpu_backend_is_timed():
     on_gpu = {name for name, spec in ops.specs().items() if spec.gpu}
     for size in ("dry", "quick", "full"):
         made = jobs(size)
-        assert {job.op for job in made} == on_gpu
+        assert {job.op for job in made} == on_gpu | set(SEQUENCES)
+        assert {job.op for job in made[: len(on_gpu)]} == on_gpu
+        assert tuple(job.op for job in made[len(on_gpu) :])[: len(SEQUENCES)] == SEQUENCES
         assert len({job.name for job in made}) == len(made)
         assert len({job.op for job in made[: len(on_gpu)]}) == len(on_gpu)  # each op's first shape
-    assert set(RUN) == {"build", "tests", "bench", "sanitize", "tune", "resources"}
+    assert set(RUN) == {"build", "tests", "bench", "replays", "sanitize", "tune", "resources"}
 
 
 def test_a_wrong_result_has_no_ratio():
@@ -112,12 +115,82 @@ def test_choices_come_from_the_table_of_the_device(monkeypatch, tmp_path):
     tuned.table.cache_clear()
 
 
+def good_table():
+    keys = {"attention": "128 16-bit", "paged_attention": "64 fp32", "linear": "4096 14336 16-bit",
+            "lora": "4096 4 fp32"}  # fmt: skip
+    return {kernel: {key: tuned.combinations(kernel)[1]} for kernel, key in keys.items()}
+
+
 def test_shipped_tables_hold_candidates():
-    for path in sorted((Path(tuned.__file__).parent / "tuned").glob("*.json")):
+    assert set(good_table()) == set(tuned.CANDIDATES)
+    assert tuned.problems(good_table()) == []
+    for path in sorted(tuned.FOLDER.glob("*.json")):
         assert path.name == tuned.file_name(path.stem)
-        for kernel, keys in json.loads(path.read_text()).items():
-            for choice in keys.values():
-                assert choice in tuned.combinations(kernel), (path.name, kernel)
+        assert tuned.problems(json.loads(path.read_text())) == [], path.name
+
+
+@pytest.mark.parametrize(
+    ("table", "told"),
+    [
+        ([], "expected {kernel"),
+        ({"linaer": {}}, "linaer: no such kernel"),
+        ({"linear": {}}, "linear: expected {key"),
+        ({"linear": {"4096 16-bit": "first"}}, "linear, 4096 16-bit: no key"),
+        ({"linear": {"64 48 fp32": {"rows": 7}}}, "{'rows': 7} is no candidate"),
+        ({"attention": {"128 fp64": "first"}}, "attention, 128 fp64: no key"),
+    ],
+)
+def test_a_table_that_would_not_do_is_told(table, told):
+    for keys in table.values() if isinstance(table, dict) else ():
+        for key in [k for k, choice in keys.items() if choice == "first"]:
+            keys[key] = tuned.combinations("linear" if "linear" in table else "attention")[0]
+    assert told in "; ".join(tuned.problems(table))
+
+
+def test_a_report_is_of_its_sources_and_tables(tmp_path, monkeypatch):
+    monkeypatch.setattr(built, "ROOT", tmp_path)
+    table = tmp_path / "kernels/common/tuned/some-card.json"
+    table.parent.mkdir(parents=True)
+    (tmp_path / "kernels/common/a.cu").write_text("one")
+    seen = {built.sources()}
+    table.write_text("{}")
+    seen.add(built.sources())
+    table.write_text("{ }")
+    seen.add(built.sources())
+    (tmp_path / "kernels/common/a.cu").write_text("two")
+    seen.add(built.sources())
+    assert len(seen) == 4
+
+
+@pytest.mark.parametrize("kind", ["same", "older", "lacking", "redirected", "absent"])
+def test_only_the_headrace_of_the_tree_will_do(kind, tmp_path, monkeypatch):
+    tree, site = tmp_path / "tree", tmp_path / "site"
+    for folder in (tree / "python/headrace", site / "headrace"):
+        folder.mkdir(parents=True)
+        (folder / "__init__.py").write_text("")
+    for folder in (tree / "kernels/linear", site / "headrace/kernels/linear"):
+        folder.mkdir(parents=True)
+        (folder / "triton.py").write_text("new")
+    if kind == "older":
+        (site / "headrace/kernels/linear/triton.py").write_text("old")
+    if kind == "lacking":
+        (tree / "kernels/linear/tuned.json").write_text("{}")
+    parts = {"": tree / "python/headrace", "kernels": tree / "kernels"}
+    monkeypatch.setattr(built, "ROOT", tree)
+    monkeypatch.setattr(built, "PARTS", parts)
+    at = tree / "python/headrace" if kind == "redirected" else site / "headrace"
+    spec = importlib.machinery.ModuleSpec("headrace", None, origin=str(at / "__init__.py"))
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None if kind == "absent" else spec)
+    why, hidden = built.installed()
+    told = {"older": "see kernels/linear/triton.py", "lacking": "see kernels/linear/tuned.json",
+            "absent": "not installed"}  # fmt: skip
+    assert (told[kind] in why) if kind in told else why == ""
+    monkeypatch.setattr(sys, "path", [str(site)])
+    assert built.installed()[1] == (kind != "redirected" or hidden)
+    monkeypatch.setattr(sys, "path", [str(tmp_path)])  # as when a hook of an import finds it
+    if kind in ("older", "lacking"):
+        assert not built.installed()[1]
+        assert "pip uninstall" in built.install(tmp_path, time.monotonic(), "x")
 
 
 def test_killed_at_any_time_it_goes_on(tmp_path):
@@ -171,18 +244,21 @@ def test_a_peer_that_is_broken_costs_its_own_line(monkeypatch):
     bench = Bench(dry=True)
     x, w = torch.ones(2, 16), torch.ones(3, 16)
     bench.add(
-        "linear", "", lambda: dict(x=x, weight=w, bias=None), {"broken": broken}, 1.0, 1.0,
-        lambda s, out: True,
+        "linear", "", lambda: dict(x=x, weight=w, bias=None),
+        {"broken": broken, "broken and proved": broken}, lambda s, out: True,
+        {"broken and proved": lambda s, out: True},
     )  # fmt: skip
     (row,) = bench.rows
     assert "no kernel image" in row["us"]["broken"]
+    assert "no kernel image" in row["us"]["broken and proved"]
 
 
 def test_what_compiles_ahead_times_nothing():
     bench = Bench(dry=True, warm=True)
-    bench.floors = dict.fromkeys(("copy_bytes_per_s", "matrix_flops_per_s"), 1.0)
     next(job for job in jobs("dry") if job.op == "linear").run(bench)
     assert bench.rows[0]["us"] == {"reference": 0.0, "torch linear": 0.0}
+    assert bench.rows[0]["floor_us"] == 0.0
+    assert bench.floors == {}
 
 
 def test_the_table_of_a_device_holds_what_earlier_runs_found(tmp_path, monkeypatch):
@@ -190,8 +266,8 @@ def test_the_table_of_a_device_holds_what_earlier_runs_found(tmp_path, monkeypat
     shipped = {"linear": {"a": {"rows": 1}}, "lora": {"b": {"depth": 2}}}
     monkeypatch.setattr(tuned, "table", lambda device: shipped)
     told = {
-        "tune linear": {"state": "ok", "best": {"c": {"rows": 3}}},
-        "tune attention": {"state": "ok", "best": {"d": {"rows": 4}}},
+        "tune linear 3 64": {"state": "ok", "best": {"c": {"rows": 3}}},
+        "tune attention 96": {"state": "ok", "best": {"d": {"rows": 4}}},
     }
     report = Report()
     report.out, report.data = tmp_path, {"units": told, "floors": {}, "device": "Some Card"}

@@ -303,6 +303,10 @@ def test_the_page_of_gpus_says_what_has_been_seen(tmp_path):
     assert "| `a_kernel`, Triton | 2 | 9, 11 | 2, 2 | 0, 0 | 7, 7 |" in text
     assert "`append`" in text.split("CUDA C++, results")[1].splitlines()[0]
     assert "- compute-sanitizer" in text
+    assert "- engines and streams" in text
+    assert "- tiers" in text
+    assert "the Triton LoRA kernels of vLLM" in text
+    assert "2 of the 4 forms on both architectures spill registers, 7 bytes a thread" in text
     (tmp_path / "card").mkdir()
     rows = [{"op": "append", "correct": {"cuda": True, "triton": False}}]
     units = {"tests x": {"state": "ok"}, "bench x": {"state": "failed", "rows": rows}}
@@ -314,6 +318,7 @@ def test_the_page_of_gpus_says_what_has_been_seen(tmp_path):
     told = {line[:8]: line for line in text.split("What is unproved")[1].splitlines()}
     assert "`append`" in told["- Triton"]
     assert "`append`" not in told["- CUDA C"]
+    assert "- engines and streams" in text  # of what was run there, not of these
     assert "- tests o" not in told
     assert "- compute-sanitizer" in text
 

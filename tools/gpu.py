@@ -8,11 +8,14 @@ import json
 from pathlib import Path
 from typing import Any
 
+from gpu_aims import aims_table, rows_of
+
 INTRO = """# GPUs
 
 `python scripts/gpu_check.py OUT --budget 9m` builds the CUDA library, runs the tests of the GPU
-backends, times every op beside its peers and floors, runs compute-sanitizer over the CUDA kernels
-and tunes the Triton ones; it stops inside the budget, and `--resume OUT` goes on where it stopped.
+backends, times every op beside its peers and floors, replays captured steps 100,000 times, runs
+compute-sanitizer over the CUDA kernels and tunes the Triton ones; it stops inside the budget, and
+`--resume OUT` goes on where it stopped.
 Written by `python tools/results.py` from what it recorded in `bench/results`.
 """
 NOWHERE = """
@@ -20,8 +23,8 @@ NOWHERE = """
 compiles for sm_80 and sm_90 (the table), the Triton kernels equal the references in Triton's
 interpreter on small shapes, the CUDA kernels do in an emulation of their threads, `tests/gpu` runs
 through on a GPU that is pretended (`python -m pytest -p tests.gpu_compile.pretend tests/gpu`:
-launchers and comparisons are the real ones, and no launcher waits for the device in a capture), and
-the script with `--dry-run`.
+launchers and comparisons are the real ones), every call that is timed can be captured there (no
+launcher waits for the device or brings it what the host has), and the script with `--dry-run`.
 """
 TABLE = """
 ## What the kernels take
@@ -36,16 +39,27 @@ mixed dtypes, run without tensor cores.
 """
 
 
+PEERS = {
+    "sdpa": "torch's SDPA",
+    "flex": "FlexAttention",
+    "flash-attention": "flash-attention",
+    "FlashInfer": "FlashInfer",
+    "flash-linear-attention": "flash-linear-attention",
+    "vLLM": "the Triton LoRA kernels of vLLM",
+}
+"""How a row calls each, and what it is."""
+
+
 def gpu_page(results: Path) -> str:
     """The page, from bench/results."""
     reports = {p.parent.name: json.loads(p.read_text("utf-8"))
                for p in sorted(results.glob("*/report.json"))}  # fmt: skip
     seen = {name: r for name, r in reports.items() if r["device"] != "none"}
-    text = INTRO + (_seen(seen) if seen else NOWHERE) + _unproved(seen)
+    text = INTRO + (_seen(seen) if seen else NOWHERE) + aims_table(seen) + _unproved(seen)
     for name, report in reports.items():
         kernels = [k for unit in report["units"].values() for k in unit.get("kernels", ())]
         if kernels:
-            text += TABLE + "".join(map(_line, _by_kernel(kernels).items()))
+            text += TABLE + "".join(map(_line, _by_kernel(kernels).items())) + _spilled(kernels)
             text += f"\nRecorded at commit {report['commit'][:7]}, `{name}/report.json`.\n"
     return text
 
@@ -67,7 +81,7 @@ def _unproved(reports: dict[str, Any]) -> str:
     from headrace import ops
 
     units = {name: unit for r in reports.values() for name, unit in r["units"].items()}
-    rows = [row for unit in units.values() for row in unit.get("rows", ())]
+    rows = [row for report in reports.values() for row in rows_of(report)]
     right = {(row["op"], b) for row in rows for b, good in row["correct"].items() if good}
     lines = ["", "## What is unproved", ""]
     for backend, told in (("triton", "Triton"), ("cuda", "CUDA C++")):
@@ -79,13 +93,34 @@ def _unproved(reports: dict[str, Any]) -> str:
     good = {name for name, unit in units.items() if unit["state"] == "ok"}
     for begins, told in (
         ("tests ", "tests on a device, CUDA graphs among them"),
+        ("tests test_gpu_streams", "engines and streams whose pages and model are on a device"),
+        ("bench fetch", "tiers: blocks from host memory and disk into pages on a device"),
         ("sanitize ", "compute-sanitizer's four tools"),
         ("tune ", "choices of block shapes: no table of a device is shipped"),
-        ("bench ", "peers on a GPU: flash-attention, FlashInfer, flash-linear-attention, Flex"),
     ):
         if not any(name.startswith(begins) for name in good):
             lines.append(f"- {told}")
+    timed = {
+        name for row in rows for name, us in row.get("us", {}).items() if isinstance(us, float)
+    }
+    left = [told for name, told in PEERS.items() if not any(n.startswith(name) for n in timed)]
+    if left:
+        lines.append(f"- peers on a GPU: {', '.join(left)}")
     return "\n".join(lines) + "\n" if lines[3:] else ""
+
+
+def _spilled(kernels: list[dict[str, Any]]) -> str:
+    """A sentence on registers that do not suffice."""
+    forms = [k for k in kernels if k["spills"]]
+    if not forms:
+        return "\nNo form of any kernel spills a register.\n"
+    names = sorted({k["kernel"].split("<")[0] for k in forms})
+    told = ", ".join(f"`{name}`" for name in names)
+    most = max(k["spills"] for k in forms)
+    return (
+        f"\n{len(forms)} of the {len(kernels)} forms on both architectures spill registers, {most} "
+        f"bytes a thread at most: of {told}. A test lets none spill more than is known.\n"
+    )
 
 
 def _by_kernel(kernels: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:

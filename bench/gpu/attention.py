@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Attention on a GPU: inputs, peers, floors and checks of its ops."""
+"""Attention over pages on a GPU, and what goes with it: inputs, peers and checks of its ops."""
 
 from __future__ import annotations
 
@@ -10,15 +10,27 @@ import torch
 import torch.nn.functional as F
 
 from headrace import ops
+from headrace.bench.case import Dims
 
 from . import peers as others
-from .measure import DIM, HEADS, KV_HEADS, PAGE, Bench, near
+from .measure import DIM, HEADS, KV_HEADS, PAGE, Bench
+from .work import Step
 
 UNLIMITED = 2**62
+USUAL = Dims(HEADS, KV_HEADS, DIM)
+
+
+def frequencies(dim: int) -> torch.Tensor:
+    return 10000.0 ** (-torch.arange(dim // 2, dtype=torch.float64) / (dim // 2))
 
 
 def decode(
-    bench: Bench, batch: int, cached: int, rotate: bool, codes: torch.dtype | None = None
+    bench: Bench,
+    batch: int,
+    cached: int,
+    rotate: bool,
+    codes: torch.dtype | None = None,
+    dims: Dims = USUAL,
 ) -> None:
     """One query a stream over 4 sinks and a window of `cached` tokens, four million tokens in.
 
@@ -38,23 +50,21 @@ def decode(
         entries[:, 1:, 5] = base + PAGE * torch.arange(per)
         entries[:, 1:, 6] = cached
         indptr = torch.arange(batch + 1, dtype=torch.int32)
-        half = DIM // 2
-        frequencies = 10000.0 ** (-torch.arange(half, dtype=torch.float64) / half)
         made = dict(
-            q=bench.randn(batch, HEADS, DIM),
-            k_pages=bench.randn(pages, KV_HEADS, DIM, PAGE),
-            v_pages=bench.randn(pages, KV_HEADS, PAGE, DIM),
+            q=bench.randn(batch, dims.heads, dims.dim),
+            k_pages=bench.randn(pages, dims.kv_heads, dims.dim, PAGE),
+            v_pages=bench.randn(pages, dims.kv_heads, PAGE, dims.dim),
             entries=entries.reshape(-1, 7),
             entry_indptr=indptr * (per + 1),
             q_indptr=indptr,
             q_pos=torch.full((batch,), base + cached - 1),
-            inv_freq=frequencies if rotate else None,
+            inv_freq=frequencies(dims.dim) if rotate else None,
             # The same number of bytes, contiguous, for the peers.
-            _k=bench.randn(batch, KV_HEADS, cached, DIM),
-            _v=bench.randn(batch, KV_HEADS, cached, DIM),
+            _k=bench.randn(batch, dims.kv_heads, cached, dims.dim),
+            _v=bench.randn(batch, dims.kv_heads, cached, dims.dim),
         )
         if codes is not None:
-            shape = (pages, KV_HEADS, PAGE)
+            shape = (pages, dims.kv_heads, PAGE)
             made |= {n: 0.01 + torch.rand(shape) / 50 for n in ("k_scale", "v_scale")}
             for name in ("k_pages", "v_pages"):
                 made[name] = (40 * made[name].float()).clamp(-127, 127).to(codes)
@@ -62,7 +72,7 @@ def decode(
             n: x.to(bench.device) if isinstance(x, torch.Tensor) else x for n, x in made.items()
         }
 
-    def check(s: dict, out: tuple) -> bool:
+    def check(s: dict, out: tuple) -> list:
         first = {n: x for n, x in s.items() if not n.startswith("_")} | dict(
             q=s["q"][:1].double(),
             entries=s["entries"][: per + 1],
@@ -71,33 +81,31 @@ def decode(
             q_indptr=s["q_indptr"][:2],
         )
         want = ops.specs()["paged_attention"].reference(
-            **first, q_order=None, scale=DIM**-0.5, softcap=0.0, sink_logits=None
+            **first, q_order=None, scale=dims.dim**-0.5, softcap=0.0, sink_logits=None
         )
-        return near(out[0][:1], want[0])
+        return [(out[0][:1], want[0])]
 
-    row = DIM + 4 if codes is not None else DIM * (4 if bench.dry else 2)
-    kv = batch * (cached + 4) * KV_HEADS * 2 * row
-    peers = (
-        {}
-        if not rotate or codes is not None
-        else {
+    def dense(s: dict, out: torch.Tensor) -> list:
+        """What a peer should give, over the contiguous keys."""
+        q, k, v = (x.double() for x in (s["q"], s["_k"], s["_v"]))
+        want = F.scaled_dot_product_attention(q[:, :, None], k, v, enable_gqa=True)
+        return [(out.reshape(q.shape), want[:, :, 0])]
+
+    peers: dict[str, Step] = {}
+    if rotate and codes is None:
+        peers = {
             "sdpa": lambda s: F.scaled_dot_product_attention(
                 s["q"][:, :, None], s["_k"], s["_v"], enable_gqa=True
             ),
             "flex": lambda s: flex(bench)(s["q"][:, :, None], s["_k"], s["_v"], enable_gqa=True),
             **others.decode(PAGE),
         }
-    )
-    bench.add(
-        "paged_attention",
-        f"decode B {batch} cached {cached} {'re-indexed' if rotate else 'no rotation'}"
-        + (f" {str(codes).removeprefix('torch.')}" if codes is not None else ""),
-        make,
-        peers,
-        kv / bench.floors["copy_bytes_per_s"],
-        kv,
-        check,
-    )
+    small = batch * cached <= 1 << 18  # the rest is the same, and takes gigabytes in fp64
+    label = f"decode B {batch} cached {cached} {'re-indexed' if rotate else 'no rotation'}"
+    label += f" {str(codes).removeprefix('torch.')}" if codes is not None else ""
+    label += "" if dims == USUAL else f" {dims.heads} over {dims.kv_heads} heads of {dims.dim}"
+    proofs = dict.fromkeys(peers, dense) if small else {}
+    bench.add("paged_attention", label, make, peers, check, proofs)
 
 
 def flex(bench: Bench) -> Callable:
@@ -110,123 +118,7 @@ def _compiled(f: Callable, cache: dict = {}) -> Callable:  # noqa: B006
     return cache.setdefault(f, torch.compile(f))
 
 
-def prefill(bench: Bench, tokens: int, window: int) -> None:
-    """Causal attention of a whole prompt under a window with 4 sinks."""
-    from torch.nn.attention.flex_attention import create_block_mask
-
-    def seen(b, h, i, j):
-        return (j <= i) & ((i - j < window) | (j < 4))
-
-    mask = create_block_mask(seen, None, None, tokens, tokens, device=bench.device)
-    make = lambda: dict(  # noqa: E731
-        q=bench.randn(1, HEADS, tokens, DIM),
-        k=bench.randn(1, KV_HEADS, tokens, DIM),
-        v=bench.randn(1, KV_HEADS, tokens, DIM),
-        window=window,
-        sinks=4,
-    )
-
-    def check(s: dict, out: tuple) -> bool:
-        tail = min(64, tokens)
-        want = ops.specs()["attention"].reference(
-            s["q"][:, :, -tail:].double(),
-            s["k"].double(),
-            s["v"].double(),
-            window,
-            4,
-            None,
-            True,
-            DIM**-0.5,
-            0.0,
-        )
-        return near(out[0][:, :, -tail:], want[0])
-
-    peers: dict[str, Callable] = {
-        "flex": lambda s: flex(bench)(s["q"], s["k"], s["v"], block_mask=mask, enable_gqa=True)
-    }
-    peers |= others.prefill(window)
-    if tokens <= 32768:
-        peers["sdpa full causal"] = lambda s: F.scaled_dot_product_attention(
-            s["q"], s["k"], s["v"], is_causal=True, enable_gqa=True
-        )
-    pairs = sum(min(t + 1, window + min(4, max(0, t + 1 - window))) for t in range(tokens))
-    flops = 4 * HEADS * DIM * pairs
-    bench.add(
-        "attention",
-        f"prefill {tokens} window {window} + 4 sinks",
-        make,
-        peers,
-        flops / bench.floors["matrix_flops_per_s"],
-        tokens * (HEADS + 2 * KV_HEADS) * DIM * 2,
-        check,
-    )
-
-
-def sparse(bench: Bench, tokens: int) -> None:
-    """Causal attention of a whole prompt over a fifth of its blocks; the peer sees the same."""
-    from torch.nn.attention.flex_attention import create_block_mask
-
-    blocks = -(-tokens // 64)
-    chosen = torch.rand(1, HEADS, blocks, blocks, device=bench.device) < 0.2
-    chosen |= torch.eye(blocks, dtype=torch.bool, device=bench.device)
-
-    def seen(b, h, i, j):
-        return (j <= i) & chosen[0, h, i // 64, j // 64]
-
-    mask = create_block_mask(seen, None, HEADS, tokens, tokens, device=bench.device)
-    make = lambda: dict(  # noqa: E731
-        q=bench.randn(1, HEADS, tokens, DIM),
-        k=bench.randn(1, KV_HEADS, tokens, DIM),
-        v=bench.randn(1, KV_HEADS, tokens, DIM),
-        block_mask=chosen,
-    )
-
-    def check(s: dict, out: tuple) -> bool:
-        last = tokens % 64 or 64
-        args = (s["q"][:, :, -last:].double(), s["k"].double(), s["v"].double())
-        options = (None, 0, None, True, DIM**-0.5, 0.0, chosen[:, :, -1:], 64)
-        want = ops.specs()["attention"].reference(*args, *options)
-        return near(out[0][:, :, -last:], want[0])
-
-    peers: dict[str, Callable] = {
-        "flex": lambda s: flex(bench)(s["q"], s["k"], s["v"], block_mask=mask, enable_gqa=True),
-        "ours, dense": lambda s: ops.attention(s["q"], s["k"], s["v"]),
-    }
-    share = float(chosen.tril().double().mean())
-    flops = 4 * HEADS * DIM * tokens * tokens * share
-    bench.add(
-        "attention",
-        f"prefill {tokens} of a fifth of the blocks",
-        make,
-        peers,
-        flops / bench.floors["matrix_flops_per_s"],
-        tokens * (HEADS + 2 * KV_HEADS) * DIM * 2,
-        check,
-    )
-
-
-def pooled_block_mask(bench: Bench, tokens: int) -> None:
-    """The mask of a prompt."""
-    make = lambda: dict(  # noqa: E731
-        q=bench.randn(1, HEADS, tokens, DIM), k=bench.randn(1, KV_HEADS, tokens, DIM)
-    )
-    spec = ops.specs()["pooled_block_mask"]
-
-    def check(s: dict, out: tuple) -> bool:
-        want = spec.reference(s["q"].double(), s["k"].double(), 0.2, None, 64, None, 0, 0, True)
-        return bool((out != want).double().mean() < 1e-3)
-
-    peers: dict[str, Callable] = {
-        "eager": lambda s: spec.reference(s["q"], s["k"], 0.2, None, 64, None, 0, 0, True)
-    }
-    moved = tokens * (HEADS + KV_HEADS) * DIM * 2
-    floor = moved / bench.floors["copy_bytes_per_s"]
-    bench.add("pooled_block_mask", f"{tokens} tokens", make, peers, floor, moved, check)
-
-
 def append(bench: Bench, tokens: int) -> None:
-    half = DIM // 2
-
     def make() -> dict[str, Any]:
         pages = -(-tokens // PAGE)
         t = torch.arange(tokens)
@@ -236,28 +128,18 @@ def append(bench: Bench, tokens: int) -> None:
             k_pages=bench.randn(pages, KV_HEADS, DIM, PAGE),
             v_pages=bench.randn(pages, KV_HEADS, PAGE, DIM),
             where=torch.stack([t // PAGE, t % PAGE, t], 1).to(bench.device),
-            inv_freq=(10000.0 ** (-torch.arange(half, dtype=torch.float64) / half)).to(
-                bench.device
-            ),
+            inv_freq=frequencies(DIM).to(bench.device),
         )
 
     reference = ops.specs()["append"].reference
 
-    def check(s: dict, out: None) -> bool:
+    def check(s: dict, out: None) -> list:
         k, v = s["k_pages"].double(), s["v_pages"].double()
         reference(s["k"].double(), s["v"].double(), k, v, s["where"], s["inv_freq"])
-        return near(s["k_pages"], k) and near(s["v_pages"], v)
+        return [(s["k_pages"], k), (s["v_pages"], v)]
 
-    moved = 4 * tokens * KV_HEADS * DIM * (4 if bench.dry else 2)
-    bench.add(
-        "append",
-        f"{tokens} tokens",
-        make,
-        {"torch": lambda s: reference(**s)},
-        moved / bench.floors["copy_bytes_per_s"],
-        moved,
-        check,
-    )
+    peers: dict[str, Step] = {"torch": lambda s: reference(**s)}
+    bench.add("append", f"{tokens} tokens", make, peers, check)
 
 
 def merge(bench: Bench, rows: int) -> None:
@@ -268,16 +150,14 @@ def merge(bench: Bench, rows: int) -> None:
         lse_b=torch.randn(rows, HEADS, device=bench.device),
     )
     reference = ops.specs()["merge_states"].reference
-    moved = 3 * rows * HEADS * DIM * (4 if bench.dry else 2)
-    bench.add(
-        "merge_states",
-        f"{rows} rows",
-        make,
-        {"torch": lambda s: reference(**s)},
-        moved / bench.floors["copy_bytes_per_s"],
-        moved,
-        lambda s, out: near(out[0], reference(**{k: x.double() for k, x in s.items()})[0]),
-    )
+
+    def check(s: dict, out: Any) -> list:
+        o, lse = reference(**{n: x.double() for n, x in s.items()})
+        got = out if isinstance(out, tuple) else (out,)
+        return [(got[0], o), *((x, lse, 1.0) for x in got[1:])]
+
+    peers: dict[str, Step] = {"torch": lambda s: reference(**s)}
+    bench.add("merge_states", f"{rows} rows", make, peers, check, {"torch": check})
 
 
 def hstu(bench: Bench, length: int, reach: int) -> None:
@@ -296,14 +176,8 @@ def hstu(bench: Bench, length: int, reach: int) -> None:
         seen = (age >= 0) & (age <= reach)
         return (F.silu(q @ k.mT * s["alpha"]) * seen / length @ v).transpose(0, 1)
 
-    def check(s: dict, out: torch.Tensor) -> bool:
-        return near(out, dense(s | {x: s[x].double() for x in "qkv"}))
+    def check(s: dict, out: torch.Tensor) -> list:
+        return [(out, dense(s | {x: s[x].double() for x in "qkv"}), 1e-3)]
 
-    moved = 4 * length * 4 * DIM * (4 if bench.dry else 2)
-    seen = length * (reach + 1) - reach * (reach + 1) / 2
-    floor = max(
-        moved / bench.floors["copy_bytes_per_s"],
-        4 * 4 * seen * DIM / bench.floors["matrix_flops_per_s"],
-    )
     label = f"{length} tokens, reach {reach}"
-    bench.add("hstu_attention", label, make, {"torch": dense}, floor, moved, check)
+    bench.add("hstu_attention", label, make, {"torch": dense}, check, {"torch": check})

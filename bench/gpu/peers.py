@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 from collections.abc import Callable
 from types import ModuleType
 from typing import Any
@@ -105,3 +106,33 @@ def linear_attention(streams: int) -> Peers:
         )[0]  # fmt: skip
 
     return {"flash-linear-attention, no norm": run}
+
+
+def lora(
+    used: Tensor, weights: Callable[[dict[str, Any]], tuple[Tensor, Tensor]]
+) -> dict[str, Callable[[dict[str, Any], Tensor], Tensor]]:
+    """vLLM's two Triton kernels for row i with adapter used[i] of a [S, R, K] and b [S, N, R],
+    which add to y. Which row uses which is prepared before, as ours is."""
+    punica = found("vllm.lora.ops.triton_ops")
+    if punica is None:
+        return {}
+
+    def prepared(s: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor, tuple[Any, ...]]:
+        if "_punica" not in s:
+            a, b = (w.contiguous() for w in weights(s))
+            known = punica.LoRAKernelMeta.make(len(a), len(used), device=a.device)
+            known.prepare_tensors(used.int())
+            # Newer versions ask whether to begin a block for each adapter in use, or for all.
+            asks = len(inspect.signature(known.meta_args).parameters) > 1
+            told = known.meta_args(len(used), *((True,) if asks else ()))
+            down = torch.empty(1, len(used), a.shape[1], dtype=torch.float32, device=a.device)
+            s["_punica"] = a, b, down, told
+        return s["_punica"]
+
+    def run(s: dict[str, Any], y: Tensor) -> Tensor:
+        a, b, down, told = prepared(s)
+        punica.lora_shrink(s["x"], [a], down, *told, 1.0)
+        punica.lora_expand(down, [b], y, *told, offset_start=0, add_inputs=True)
+        return y
+
+    return {"vLLM": run}

@@ -22,8 +22,8 @@ from headrace.errors import BackendError
 
 from .jobs import jobs
 from .processes import ROOT, Lines, Task, cores, shared, worker
-from .suite import AT_ONCE, LEAST, sanitize, tests
-from .tune import CASES, GAIN, choices
+from .suite import AT_ONCE, LEAST, replays, sanitize, sanitize_units, tests
+from .tune import GAIN, cases, choices, kernel_of
 
 A_JOB = 90.0  # seconds after which one counts as hanging
 TARGETS = ("arch=compute_90a,code=sm_90a", "arch=compute_80,code=[sm_80,compute_80]")
@@ -124,6 +124,7 @@ def bench(report: Any, size: str, only: set[str] | None) -> None:
             if lost == 3 and not report.data["floors"]:  # nothing can be timed here
                 break
             continue
+        report.data["floors"] = told["floors"]
         wrong = [row for row in told["rows"] if not all(row["correct"].values())]
         best = [_told(row) for row in told["rows"]]
         state = "failed" if wrong else "ok"
@@ -137,43 +138,58 @@ def _told(row: dict[str, Any]) -> str:
 
 
 def tune(report: Any, size: str, only: set[str] | None) -> None:
-    """Every candidate of the Triton kernels that have some; the best go to OUT/<device>.json, which
-    is the table to ship, as kernels/common/tuned/<device>.json."""
-    left = [kernel for kernel in CASES if not report.done(f"tune {kernel}")]
+    """Every candidate of the Triton kernels that have some, for one key after the other; the best
+    go to OUT/<device>.json, which is the table to ship, as kernels/common/tuned/<device>.json."""
     workers = Workers(report, size)
-    processes = min(AT_ONCE, cores() - 2)
-    for kernel in left:
-        unit, many = f"tune {kernel}", choices(kernel, size)
+    for name in cases(size == "dry"):
+        if report.done(f"tune {name}"):
+            continue
         if report.left < LEAST + 10:
             break
-        if size != "dry" and processes > 1:  # compiled by all cores, then timed one by one
-            more = shared(processes)
-            shares = [Task(worker(size, "warm", f"tune {kernel} {i} {processes}"), more)
-                      for i in range(processes)]  # fmt: skip
-            end = time.monotonic() + (report.left - LEAST) / 2
-            for task in shares:
-                task.end(end - time.monotonic())
-        times: dict[str, float] = {}
-        keys: list[str] = []
-        for number, choice in enumerate(many):
-            if report.left < LEAST + 2:
-                report.keep(unit, state="unfinished", why="the budget was spent", times=times)
-                break
-            told = workers.ask(f"tune {kernel} {number}")
-            if told is None:  # a candidate that hangs or crashes is not the best
-                continue
-            keys += [told["key"]] if told["key"] else []
-            if told["correct"] and isinstance(told["us"], float):
-                times[json.dumps(choice)] = told["us"]
-        else:
-            fastest = min(times, key=times.__getitem__, default="null")
-            default, best = times.get("null"), {}
-            if fastest != "null" and keys and (default is None or times[fastest] < GAIN * default):
-                best = {keys[0]: json.loads(fastest)}
-            told = f"default {default}, best {times.get(fastest)} us with {fastest}"
-            report.keep(unit, state="ok" if times else "failed", told=told, times=times, best=best)
+        _compiled_ahead(report, size, name)
+        _tuned(report, workers, size, name)
     workers.close()
     _table(report)
+
+
+def _compiled_ahead(report: Any, size: str, name: str) -> None:
+    """All candidates of a case are compiled by all cores, then timed one by one."""
+    processes = min(AT_ONCE, cores() - 2)
+    if size == "dry" or processes < 2:
+        return
+    more = shared(processes)
+    shares = [Task(worker(size, "warm", f"tune {name} {i} {processes}"), more)
+              for i in range(processes)]  # fmt: skip
+    end = time.monotonic() + (report.left - LEAST) / 2
+    for task in shares:
+        task.end(end - time.monotonic())
+
+
+def _tuned(report: Any, workers: Workers, size: str, name: str) -> None:
+    """Times the candidates of one case, and keeps the best, where it beats the default."""
+    times: dict[str, float] = {}
+    keys: set[str] = set()
+    lost: dict[str, str] = {}
+    for number, choice in enumerate(choices(kernel_of(name), size)):
+        if report.left < LEAST + 2:
+            why = "the budget was spent"
+            return report.keep(f"tune {name}", state="unfinished", why=why, times=times)
+        told = workers.ask(f"tune {name} {number}")
+        if told is None:  # a candidate that hangs or crashes is not the best
+            lost[json.dumps(choice)] = workers.why
+            continue
+        keys |= {told["key"]} - {""}
+        if told["correct"] and isinstance(told["us"], float):
+            times[json.dumps(choice)] = told["us"]
+    fastest = min(times, key=times.__getitem__, default="null")
+    default, best = times.get("null"), {}
+    # Where the default cannot run there is no time of it; where it was lost, nothing is known.
+    better = default is None or times[fastest] < GAIN * default
+    if better and fastest != "null" and len(keys) == 1 and "null" not in lost:
+        best = {keys.pop(): json.loads(fastest)}
+    told = f"default {default}, best {times.get(fastest)} us with {fastest}"
+    state = "ok" if times else "failed"
+    return report.keep(f"tune {name}", state=state, told=told, times=times, best=best, lost=lost)
 
 
 def _table(report: Any) -> None:
@@ -181,10 +197,10 @@ def _table(report: Any) -> None:
     resumes have found."""
     device = report.data["device"]
     found = {k: dict(v) for k, v in tuned.table(device).items()}
-    for kernel in CASES:
-        best = report.data["units"].get(f"tune {kernel}", {}).get("best")
-        if best:
-            found[kernel] = found.get(kernel, {}) | best
+    for name, unit in report.data["units"].items():
+        if name.startswith("tune ") and unit.get("best"):
+            kernel = kernel_of(name.removeprefix("tune "))
+            found[kernel] = found.get(kernel, {}) | unit["best"]
     if found:
         text = json.dumps(found, indent=1, sort_keys=True) + "\n"
         (report.out / tuned.file_name(device)).write_text(text)
@@ -219,7 +235,19 @@ RUN: dict[str, Callable[[Any, str, set[str] | None], None]] = {
     "build": build,
     "tests": tests,
     "bench": bench,
+    "replays": replays,
     "sanitize": sanitize,
     "tune": tune,
     "resources": resources,
 }
+
+
+def left(stage: str, report: Any, size: str) -> bool:
+    """Whether a stage has anything left to do, for which time is to be kept."""
+    units: dict[str, Callable[[], list[str]]] = {
+        "bench": lambda: [f"bench {job.name}" for job in jobs(size)],
+        "replays": lambda: ["replays"],
+        "sanitize": sanitize_units,
+        "tune": lambda: [f"tune {name}" for name in cases(size == "dry")],
+    }
+    return stage not in units or not all(map(report.done, units[stage]()))

@@ -9,8 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from headrace import ops
+
 from . import peers as others
-from .measure import DIM, KV_HEADS, PAGE, Bench, near
+from .measure import DIM, KV_HEADS, PAGE, Bench
+from .work import Step
 
 
 def ends(bench: Bench, streams: int, tokens: int) -> dict[str, Tensor]:
@@ -35,12 +38,12 @@ def wide(s: dict) -> dict[str, Any]:
 
 
 def heads_first(x: Tensor, streams: int) -> Tensor:
-    """[T, H, ...] as fp32 [streams, H, n, ...]."""
-    return x.float().unflatten(0, (streams, -1)).transpose(1, 2)
-
-
-def floor_of(bench: Bench, moved: float, flops: float) -> float:
-    return max(moved / bench.floors["copy_bytes_per_s"], flops / bench.floors["matrix_flops_per_s"])
+    """[T, H, ...] as fp32, or fp64 of such, [streams, H, n, ...]."""
+    return (
+        x.to(torch.promote_types(x.dtype, torch.float32))
+        .unflatten(0, (streams, -1))
+        .transpose(1, 2)
+    )
 
 
 def gated_delta(bench: Bench, streams: int, tokens: int) -> None:
@@ -76,19 +79,17 @@ def gated_delta(bench: Bench, streams: int, tokens: int) -> None:
             state = last.exp() * state + (b * (last - h).exp()).mT @ u
         return DIM**-0.5 * torch.cat(outs, 2).transpose(1, 2).reshape(total, heads, DIM)
 
-    def check(s: dict, _: object) -> bool:
+    def check(s: dict, _: object) -> list:
         given = fresh(s, ("state",))
-        exact = wide(given)
-        out = torch.ops.headrace.gated_delta_rule(**given)
-        want = peer({n: x.float() if isinstance(x, Tensor) and x.is_floating_point() else x
-                     for n, x in exact.items()})  # fmt: skip
-        return near(out, want)
+        want = peer(wide(given))
+        return [(torch.ops.headrace.gated_delta_rule(**given), want)]
 
-    moved = 4 * total * heads * DIM * (4 if bench.dry else 2) + 8 * streams * heads * DIM * DIM
-    floor = floor_of(bench, moved, 6 * total * heads * DIM * DIM)
+    def proof(s: dict, out: Tensor) -> list:
+        return [(out.reshape(total, heads, DIM), peer(wide(s)))]
+
     label = f"{streams} streams, {tokens} tokens"
-    peers = {"torch chunks": peer} | others.gated_delta(streams)
-    bench.add("gated_delta_rule", label, make, peers, floor, moved, check)
+    peers: dict[str, Step] = {"torch chunks": peer, **others.gated_delta(streams)}
+    bench.add("gated_delta_rule", label, make, peers, check, dict.fromkeys(peers, proof))
 
 
 def linear_attention(bench: Bench, streams: int, tokens: int) -> None:
@@ -114,16 +115,15 @@ def linear_attention(bench: Bench, streams: int, tokens: int) -> None:
             state, norm = state + b.mT @ c, norm + b.sum(2)[..., None]
         return torch.cat(outs, 2).transpose(1, 2).reshape(total, heads, DIM)
 
-    def check(s: dict, _: object) -> bool:
+    def check(s: dict, _: object) -> list:
         given = fresh(s, ("state", "norm"))
-        want = peer({n: x.clone() if isinstance(x, Tensor) else x for n, x in given.items()})
-        return near(torch.ops.headrace.linear_attention(**given), want)
+        want = peer(wide(given))
+        return [(torch.ops.headrace.linear_attention(**given), want)]
 
-    moved = 4 * total * heads * DIM * (4 if bench.dry else 2) + 8 * streams * heads * DIM * DIM
-    floor = floor_of(bench, moved, 4 * total * heads * DIM * DIM)
     label = f"{streams} streams, {tokens} tokens"
-    peers = {"torch chunks": peer} | others.linear_attention(streams)
-    bench.add("linear_attention", label, make, peers, floor, moved, check)
+    peers: dict[str, Step] = {"torch chunks": peer, **others.linear_attention(streams)}
+    proofs = {"torch chunks": lambda s, out: [(out, peer(wide(s)))]}
+    bench.add("linear_attention", label, make, peers, check, proofs)
 
 
 def causal_conv(bench: Bench, tokens: int, channels: int) -> None:
@@ -142,20 +142,20 @@ def causal_conv(bench: Bench, tokens: int, channels: int) -> None:
         seen = torch.cat([s["state"], s["x"].T[None]], -1)
         return F.silu(F.conv1d(seen, s["weight"].to(seen.dtype)[:, None], groups=channels))[0].T
 
-    def check(s: dict, _: object) -> bool:
+    def check(s: dict, _: object) -> list:
         given = fresh(s, ("state",))
         want = peer(wide(given))
-        return near(torch.ops.headrace.causal_conv(**given), want)
+        return [(torch.ops.headrace.causal_conv(**given), want)]
 
-    moved = 2 * tokens * channels * (4 if bench.dry else 2)
-    floor = moved / bench.floors["copy_bytes_per_s"]
-    label = f"[{tokens}, {channels}]"
-    bench.add("causal_conv", label, make, {"torch conv1d": peer}, floor, moved, check)
+    peers: dict[str, Step] = {"torch conv1d": peer}
+    proofs = {"torch conv1d": lambda s, out: [(out, peer(wide(s)))]}
+    bench.add("causal_conv", f"[{tokens}, {channels}]", make, peers, check, proofs)
 
 
 def append_absorb(bench: Bench, streams: int, tokens: int) -> None:
     """A chunk of each stream over a ring of four pages that is full, ReLU."""
     total, half = streams * tokens, DIM // 2
+    spec, changed = ops.specs()["append_absorb"], ("state", "norm", "k_pages", "v_pages")
     frequencies = 10000.0 ** (-torch.arange(half, dtype=torch.float64) / half)
 
     def make() -> dict[str, Any]:
@@ -191,20 +191,15 @@ def append_absorb(bench: Bench, streams: int, tokens: int) -> None:
         s["k_pages"][page, :, :, slot] = turned(s["k"], 1).to(s["k"].dtype)
         s["v_pages"][page, :, slot] = s["v"]
 
-    def check(s: dict, _: object) -> bool:
+    def check(s: dict, _: object) -> list:
         given = fresh(s, ("state", "norm"))
-        want = {n: x.clone() if isinstance(x, Tensor) else x for n, x in given.items()}
-        peer(want)
+        want = wide(spec.bind(**given))
+        spec.reference(**want)
         torch.ops.headrace.append_absorb(**given)
-        return all(near(given[n], want[n]) for n in ("state", "norm", "k_pages", "v_pages"))
+        return [(given[n], want[n], 1.0 if n in ("state", "norm") else 0.0) for n in changed]
 
-    moved = 4 * total * KV_HEADS * DIM * (4 if bench.dry else 2)
-    moved += (
-        2 * total * KV_HEADS * DIM * (4 if bench.dry else 2) + 8 * streams * KV_HEADS * DIM * DIM
-    )
     label = f"{streams} streams, {tokens} tokens"
-    floor = moved / bench.floors["copy_bytes_per_s"]
-    bench.add("append_absorb", label, make, {"torch": peer}, floor, moved, check)
+    bench.add("append_absorb", label, make, {"torch": peer}, check)
 
 
 def frame_delta(bench: Bench, streams: int, frames: int, size: int) -> None:
@@ -230,23 +225,17 @@ def frame_delta(bench: Bench, streams: int, frames: int, size: int) -> None:
         rows = [s[x].reshape(streams, frames, size, heads, dim).transpose(2, 3) for x in names]
         beta = s["beta"].reshape(streams, frames, size, heads, 1).transpose(2, 3)
         state, norm, outs = s["state"], s["norm"][..., None], []
-        wide = torch.promote_types(rows[0].dtype, torch.float32)
+        kind = torch.promote_types(rows[0].dtype, torch.float32)
         for f in range(frames):
-            q, k, v, q_hat, k_hat = (x[:, f].to(wide) for x in rows)
-            state = state + k_hat.mT @ (beta[:, f] * (v - k_hat @ state.to(wide)))
-            norm = norm + k.mT @ (beta[:, f] * (1 - k @ norm.to(wide)))
+            q, k, v, q_hat, k_hat = (x[:, f].to(kind) for x in rows)
+            state = state + k_hat.mT @ (beta[:, f] * (v - k_hat @ state.to(kind)))
+            norm = norm + k.mT @ (beta[:, f] * (1 - k @ norm.to(kind)))
             outs.append((q_hat @ state / (q @ norm + 1e-6)).transpose(1, 2))
         return torch.stack(outs, 1).reshape(tokens, heads, dim)
 
-    def check(s: dict, out: torch.Tensor) -> bool:
-        wide = {n: x.double() if isinstance(x, torch.Tensor) and x.is_floating_point() else x
-                for n, x in s.items()}  # fmt: skip
-        return near(out, dense(wide))
+    def check(s: dict, out: torch.Tensor) -> list:
+        return [(out, dense(wide(s)))]
 
-    moved = 6 * tokens * heads * dim * (4 if bench.dry else 2) + 4 * streams * heads * dim * dim
-    floor = max(
-        moved / bench.floors["copy_bytes_per_s"],
-        6 * tokens * heads * dim * dim / bench.floors["matrix_flops_per_s"],
-    )
     label = f"{streams} streams, {frames} frames of {size}"
-    bench.add("frame_delta_rule", label, make, {"torch fp32": dense}, floor, moved, check)
+    peers: dict[str, Step] = {"torch fp32": dense}
+    bench.add("frame_delta_rule", label, make, peers, check, {"torch fp32": check})

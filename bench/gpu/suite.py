@@ -28,6 +28,9 @@ PYTEST = ("-m", "pytest", "-p", "bench.gpu.told", "-p", "no:cacheprovider", "-q"
 TOOLS = ("memcheck", "racecheck", "initcheck", "synccheck")
 # Every tensor of its own allocation, so that a step beyond one is seen; no graphs then.
 UNCACHED = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
+WRAPS = "through_wraps"
+REPLAYS = 100_000
+ROUNDS = ([(tool, "cuda") for tool in TOOLS], [("memcheck", "triton or not cuda")])
 SMALL = "not many and not replay and not graph and not real"
 
 
@@ -148,9 +151,8 @@ def sanitize(report: Any, size: str, only: set[str] | None) -> None:
     found = shutil.which("compute-sanitizer")
     if found is None:
         return report.keep("sanitize", state="absent", why="compute-sanitizer is not on PATH")
-    rounds = [[(tool, "cuda") for tool in TOOLS], [("memcheck", "triton or not cuda")]]
-    for together in rounds:
-        units = {(t, which): f"sanitize {t} {which.split()[0]}" for t, which in together}
+    for together in ROUNDS:
+        units = {what: _unit(what) for what in together}
         left = {what: unit for what, unit in units.items() if not report.done(unit)}
         if not left or report.left < LEAST + A_TOOL:
             continue
@@ -168,6 +170,49 @@ def sanitize(report: Any, size: str, only: set[str] | None) -> None:
                 state = "ok" if status == 0 and passed else "failed"
                 report.keep(unit, state=state, told=told, lines=lines[:40])
     return None
+
+
+def _unit(what: tuple[str, str]) -> str:
+    return f"sanitize {what[0]} {what[1].split()[0]}"
+
+
+def sanitize_units() -> list[str]:
+    """What there is to sanitize; one that says why there is no tool stands for all."""
+    found = shutil.which("compute-sanitizer")
+    return ["sanitize"] if found is None else [_unit(x) for each in ROUNDS for x in each]
+
+
+def replays(report: Any, size: str, only: set[str] | None) -> None:
+    """Graphs that run through wraps of their ring, as often as is claimed: each test in a process
+    of its own, since the host is what takes the time."""
+    if report.done("replays") or report.left < LEAST + A_TOOL / 2:
+        return
+    count = 20 if size == "dry" else REPLAYS
+    base = [sys.executable, "-m", "pytest", "-q", "-rs", "-p", "no:cacheprovider", "--tb=short"]
+    status, text = Task([*base, "--co", str(TESTS), "-k", WRAPS]).end(report.left - LEAST)
+    split = (line.split("::", 1) for line in text.splitlines() if "::" in line)
+    names = [f"{TESTS / Path(file).name}::{test}" for file, test in split]
+    if status not in (0, 5) or not names:
+        lines = text.strip().splitlines() or ["nothing printed"]
+        why = next((line for line in lines if line.startswith("SKIPPED")), lines[-1])
+        return report.keep("replays", state="failed" if status == 1 else "absent", why=why)
+    env = shared(len(names))
+    tasks = {name: Task([*base, name, "--replays", str(count)], env) for name in names}
+    seen, told = {}, {}
+    for name, task in tasks.items():
+        status, text = task.end(report.left - LEAST)
+        name = name.rsplit("/", 1)[-1]
+        seen[name] = {None: "UNFINISHED", 0: "PASSED"}.get(status, "FAILED")
+        if "skipped" in text and "passed" not in text:
+            seen[name] = "SKIPPED"
+        told[name] = (text.strip().splitlines() or ["nothing printed"])[-1]
+    bad = {name: told[name] for name, outcome in seen.items() if outcome == "FAILED"}
+    ends = set(seen.values())
+    state = ("failed" if bad else "unfinished" if "UNFINISHED" in ends
+             else "ok" if "PASSED" in ends else "absent")  # fmt: skip
+    passed = list(seen.values()).count("PASSED")
+    return report.keep("replays", state=state, told=f"{passed} of {len(seen)} graphs, {count} each",
+                       tests=seen, wrong=bad, count=count)  # fmt: skip
 
 
 def _sanitized(tool: str, which: str, backend: str) -> list[str]:

@@ -32,6 +32,12 @@ CANDIDATES: dict[str, dict[str, tuple[int, ...]]] = {
 }  # fmt: skip
 """What the tuner tries of each kernel: every combination."""
 
+KEYS = {kernel: re.compile(rf"{sizes} (16-bit|fp32)$") for kernel, sizes in (
+    ("attention", r"\d+"), ("paged_attention", r"\d+"), ("linear", r"\d+ \d+"),
+    ("lora", r"\d+ [048]"),
+)}  # fmt: skip
+"""What a key looks like: the head's size, outputs and inputs, inputs and bits; then the dtype."""
+
 FOLDER = Path(__file__).parent / "tuned"
 _TRIAL: dict[str, tuple[Choice | None, list[str]]] = {}
 
@@ -52,6 +58,24 @@ def table(device: str) -> dict[str, dict[str, Choice]]:
     """A device's table, {} where there is none."""
     path = FOLDER / file_name(device)
     return json.loads(path.read_text("utf-8")) if path.exists() else {}
+
+
+def problems(found: object) -> list[str]:
+    """A line for all that is wrong with a table: kernels, keys or choices that there are not."""
+    if not isinstance(found, dict):
+        return ["expected {kernel: {key: choice}}"]
+    wrong = [f"{kernel}: no such kernel" for kernel in found if kernel not in CANDIDATES]
+    for kernel in (k for k in found if k in CANDIDATES):
+        if not isinstance(found[kernel], dict) or not found[kernel]:
+            wrong.append(f"{kernel}: expected {{key: choice}}")
+            continue
+        allowed = combinations(kernel)
+        wrong += [
+            f"{kernel}, {key}: no key" for key in found[kernel] if not KEYS[kernel].match(key)
+        ]
+        wrong += [f"{kernel}, {key}: {made} is no candidate"
+                  for key, made in found[kernel].items() if made not in allowed]  # fmt: skip
+    return wrong
 
 
 def choice(kernel: str, key: str, x: Tensor, default: Choice) -> Choice:

@@ -138,15 +138,15 @@ def frame_delta_rule(bound, axes, outs):
     heads = {"V_HEADS": axes["HV"], "GROUP": axes["HV"] // axes["H"], "DIM": axes["K"]}
     heads |= {"UPDATE": bound["update"], "BK": power_of_two(axes["K"])}
     low = low_precision(q, k, v)
+    options = {"num_warps": 4 if heads["BK"] <= 128 else 8, **FUSION}
     strip, rows = (32 if low and heads["BK"] <= 128 else 16), (32 if low else 16)
     with on_device("frame_delta_rule", q):
         frame_norms_kernel[(axes["HV"], axes["B"])](
             q, k, *gates, bound["norm"], divisors, *at, *q.stride()[:2], *k.stride()[:2],
-            bound["eps"], BT=16, num_warps=4, **heads, **FUSION,
+            bound["eps"], BT=16, **heads, **options,
         )  # fmt: skip
         frame_strip_kernel[(axes["HV"], axes["B"], triton.cdiv(axes["V"], strip))](
             q_hat, k_hat, v, *gates, bound["state"], divisors, o, *at,
             *q_hat.stride()[:2], *k_hat.stride()[:2], *v.stride()[:2],
-            V_DIM=axes["V"], LOW=low, BT=rows, BV=strip, num_warps=4,
-            **heads, **FUSION,
+            V_DIM=axes["V"], LOW=low, BT=rows, BV=strip, **heads, **options,
         )  # fmt: skip

@@ -8,6 +8,8 @@ GPU.
 
 from __future__ import annotations
 
+import struct
+
 import torch
 import triton
 import triton.language as tl
@@ -53,21 +55,28 @@ def _weights(score, counts, j, length, top, LOWEST: tl.constexpr, COUNTED: tl.co
     return w.to(tl.float64)
 
 
-@triton.jit(do_not_specialize=["size", "capacity", "floor", "first", "last", "heads"])
+@triton.jit
+def _fp64(length, bits):
+    """Of the bits of one; length: any integer that was loaded."""
+    return (length * 0 + bits).to(tl.float64, bitcast=True)
+
+
+@triton.jit(do_not_specialize=["size", "capacity", "floor", "first", "last", "heads", "share",
+                               "mass"])  # fmt: skip
 def select_kernel(
-    score, keys, counts, lengths, limits, given, amounts, index, count, heads, size, capacity,
-    floor, first, last, score_batch, score_head, counts_batch, counts_head,
+    score, keys, counts, lengths, limits, given, threshold, share, mass, index, count, heads, size,
+    capacity, floor, first, last, score_batch, score_head, counts_batch, counts_head,
     POLICY: tl.constexpr, LOWEST: tl.constexpr, KEYED: tl.constexpr, COUNTED: tl.constexpr,
     GIVEN: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
-    """One row. amounts [3] fp64: threshold, share, mass."""
+    """One row. share and mass are the bits of fp64, which no argument can be."""
     pid = tl.program_id(0).to(tl.int64)
     score += pid // heads * score_batch + pid % heads * score_head
     keys += pid * size
     if COUNTED:
         counts += pid // heads * counts_batch + pid % heads * counts_head
     length = tl.load(lengths + pid).to(tl.int64)
-    threshold = tl.load(amounts).to(tl.float32)
+    threshold = (length * 0).to(tl.float32) + threshold
     forced, valid = length * 0, length * 0
     reached = length * 0
     top = threshold * 0 + float("-inf")
@@ -86,13 +95,13 @@ def select_kernel(
     if POLICY == 1:
         wanted = reached
     if POLICY == 2:
-        wanted = (tl.load(amounts + 1) * valid.to(tl.float64) + 0.5).to(tl.int64)
+        wanted = (_fp64(length, share) * valid.to(tl.float64) + 0.5).to(tl.int64)
     if POLICY == 3:
-        total = tl.load(amounts) * 0
+        total = (length * 0).to(tl.float64)
         for start in range(0, size, BN):
             j = start + tl.arange(0, BN).to(tl.int64)
             total += tl.sum(_weights(score, counts, j, length, top, LOWEST, COUNTED), 0)
-        target = total * tl.load(amounts + 2)
+        target = total * _fp64(length, mass)
         bound = length * 0
         bit = length * 0 + (1 << 32)
         for _ in range(33):
@@ -262,7 +271,8 @@ def select(bound, axes, outs):
     kind = 0 if given is not None else _POLICY.get(policy, 0)
     kind = 0 if policy == "mass" and bound["mass"] >= 1 else kind
     threshold = -bound["threshold"] if bound["lowest"] else bound["threshold"]
-    amounts = torch.tensor([threshold, bound["share"], bound["mass"]], dtype=torch.float64)
+    # Bits as arguments: a tensor of them would be a copy from the host, which no graph may hold.
+    share, mass = (struct.unpack("q", struct.pack("d", bound[n]))[0] for n in ("share", "mass"))
     counts = bound["counts"]
     strides = (0, 0) if counts is None else [
         0 if counts.shape[i] == 1 else counts.stride(i) for i in (0, 1)
@@ -271,9 +281,9 @@ def select(bound, axes, outs):
         select_kernel[(rows,)](
             score, score if keys is None else keys, score if counts is None else counts, lengths,
             limits, limits if given is None else given,
-            amounts.to(score.device, non_blocking=True), index, count, axes["H"], size, axes["K"],
-            floor, min(bound["first"], size), min(bound["last"], size), *score.stride()[:2],
+            float(threshold), share, mass, index, count, axes["H"], size, axes["K"], floor,
+            min(bound["first"], size), min(bound["last"], size), *score.stride()[:2],
             *strides, POLICY=kind, LOWEST=bound["lowest"], KEYED=keys is not None,
             COUNTED=counts is not None, GIVEN=given is not None,
-            BN=min(ROW, power_of_two(size)), num_warps=8, **FUSION,
+            BN=min(ROW, power_of_two(size)), num_warps=16 if size >= ROW else 8, **FUSION,
         )  # fmt: skip

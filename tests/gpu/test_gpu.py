@@ -237,7 +237,7 @@ def test_a_graph_replays_over_edited_views(backend, request):
             edit()
             o, lse = torch.ops.headrace.paged_attention(**bound)
         seen, before = set(), int(turn)
-        replays = request.config.getoption("--replays", 1000)  # unknown where all of tests run
+        replays = request.config.getoption("--replays", None) or 1000
         for step in range(1, replays + 1):
             graph.replay()
             assert int(turn) == before + step
@@ -313,7 +313,7 @@ def test_a_graph_of_a_site_replays_over_any_mix(backend, request):
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
             step()
-        for turn in range(request.config.getoption("--replays", 500)):
+        for turn in range(request.config.getoption("--replays", None) or 500):
             mix = adapters.MIXES[turn % len(adapters.MIXES)]
             slots = adapters.slots_of(gen, 24, 12, mix)
             route.set(slots.to(DEVICE))

@@ -168,7 +168,7 @@ def test_a_graph_of_append_and_attention_runs_through_wraps(backend, request):
             o, lse = step()
         q_pos.fill_(-1)
         entries[:, 2] = 0
-        replays = request.config.getoption("--replays", 2000)  # unknown where all of tests run
+        replays = request.config.getoption("--replays", None) or 2000
         for t in range(replays):
             graph.replay()
             got = o.clone(), lse.clone()

@@ -156,7 +156,7 @@ def test_append_absorb():
 def test_a_graph_absorbs_through_wraps(request):
     """A ring of two pages whose slot and what it held are on the device, against the eager call."""
     heads, dim, size, ring = 8, 128, 16, 2
-    gen, replays = samples.rng(1), request.config.getoption("--replays", 2000)
+    gen, replays = samples.rng(1), request.config.getoption("--replays", None) or 2000
     k, v = (samples.normal(gen, 1, heads, dim, dtype=torch.bfloat16).cuda() for _ in "kv")
     pages = [torch.zeros(ring, heads, *s).bfloat16().cuda() for s in ((dim, size), (size, dim))]
     sums = [torch.zeros(1, heads, dim, dim).cuda(), torch.zeros(1, heads, dim).cuda()]

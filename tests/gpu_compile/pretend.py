@@ -6,8 +6,9 @@
 Tensors stay on the CPU. An op of backend triton runs its launcher, whose launches are taken down
 (LOG gets a line for each new one), and its result is that of the CPU kernel; backend cuda runs the
 CUDA C++ kernels in the emulation. A graph is what torch's dispatcher saw, done again at a replay; a
-launcher that waits for the device during a capture fails there. What this shows: that the tests,
-the launchers and the comparisons of the suite run through. What it does not: a device.
+launcher that waits for the device during a capture, or brings it what the host has, fails there.
+What this shows: that the tests, the launchers and the comparisons of the suite run through. What it
+does not: a device.
 """
 
 from __future__ import annotations
@@ -20,7 +21,10 @@ import torch
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-WAITS = ("_local_scalar_dense", "nonzero", "equal", "is_nonzero")
+WAITS = (
+    "_local_scalar_dense", "nonzero", "equal", "is_nonzero", "masked_select", "repeat_interleave",
+    "bincount", "_unique2", "unique_dim", "unique_consecutive",
+)  # fmt: skip
 
 
 def _here(x: Any) -> Any:
@@ -35,7 +39,7 @@ class OnCpu(TorchFunctionMode):
     def __torch_function__(self, func, types, args=(), kwargs=None):
         if func is torch.Tensor.cuda:
             return args[0].clone()
-        there = {n: _here(x) for n, x in (kwargs or {}).items()}
+        there = {n: _here(x) for n, x in (kwargs or {}).items() if n != "pin_memory"}
         if func is not torch.Tensor.to:
             return func(*args, **there)
         out = func(*map(_here, args), **there)
@@ -43,12 +47,22 @@ class OnCpu(TorchFunctionMode):
         return out.clone() if out is args[0] else out
 
 
+def _captured(func: Any, args: tuple) -> None:
+    """Raises what a device would of what no graph can hold."""
+    name = func.__name__.split(".")[0]
+    masks = name == "index" and any(x is not None and x.dtype == torch.bool for x in args[1])
+    if name in WAITS or masks:  # how many a mask has, only the device knows
+        raise RuntimeError(f"operation not permitted when stream is capturing: {func}")
+    if name == "lift_fresh":  # torch.tensor: numbers of the host, on their way to the device
+        raise RuntimeError("Cannot copy between CPU and CUDA tensors during CUDA graph capturing")
+
+
 class NoWaiting(TorchDispatchMode):
-    """What a captured launcher does; reading a value on the host is an error, as on a device."""
+    """What a captured launcher does; reading a value on the host is an error, as on a device, and
+    so is a tensor of values that the host has."""
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if func.__name__.split(".")[0] in WAITS:
-            raise RuntimeError(f"operation not permitted when stream is capturing: {func}")
+        _captured(func, args)
         return func(*args, **(kwargs or {}))
 
 
@@ -63,8 +77,7 @@ class Graph(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
-        if func.__name__.split(".")[0] in WAITS:
-            raise RuntimeError(f"operation not permitted when stream is capturing: {func}")
+        _captured(func, args)
         out = func(*args, **kwargs)
         self.calls.append((func, args, kwargs, out))
         return out

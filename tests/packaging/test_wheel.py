@@ -52,14 +52,21 @@ def sdist(tmp_path_factory):
     return folder / archive.name.removesuffix(".tar.gz")
 
 
+TABLE = "kernels/common/tuned/some-card.json"  # as the tuner of a GPU writes one
+
+
 @pytest.fixture(scope="module")
 def wheel(sdist, tmp_path_factory):
-    """Built from the source archive by a Python that has the build requirements and no torch.
+    """Built from the source archive, and a table of a device beside it, by a Python that has the
+    build requirements and no torch.
 
     What the installed build compiled of the same text is not compiled again, and all the rest in
     the quickest way: what is in a wheel is the same at every -O.
     """
     folder = tmp_path_factory.mktemp("wheel")
+    tree = shutil.copytree(sdist, tmp_path_factory.mktemp("tree") / sdist.name)
+    (tree / TABLE).parent.mkdir(exist_ok=True)
+    (tree / TABLE).write_text("{}")
     clean = tmp_path_factory.mktemp("clean")
     (clean / "torch.py").write_text("raise ImportError('there is no torch at build time')\n")
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
@@ -67,7 +74,7 @@ def wheel(sdist, tmp_path_factory):
     build(
         f"import sys, scikit_build_core.build as b\nb.build_wheel(sys.argv[1], {settings})",
         folder,
-        sdist,
+        tree,
         {"PYTHONPATH": str(clean), "PATH": path},
     )
     (made,) = folder.glob("*.whl")
@@ -132,6 +139,7 @@ STRAYS = (
     "python/headrace.egg-info/PKG-INFO", "python/headrace/.mypy_cache/a.py", "csrc/module.o",
     "tests/.hypothesis/a.py", "tests/clip.mp4", "bench/results/raw.csv", "docs/draft.odt",
     "dist/headrace-0.tar.gz", ".venv/lib/site.py", "build/a.cpp", "tools/x.orig",
+    "kernels/linear/notes.json",
 )  # fmt: skip
 
 
@@ -141,7 +149,7 @@ def test_nothing_that_lies_about_comes_along(sdist, tmp_path):
         path = tree / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes((ROOT / name).read_bytes() if name not in STRAYS else b"")
-    kept = ("tests/ops/test_x.py", "csrc/x.cpp", "python/headrace/x.py", ".ci/run")
+    kept = ("tests/ops/test_x.py", "csrc/x.cpp", "python/headrace/x.py", ".ci/run", TABLE)
     for name in kept:
         path = tree / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -176,6 +184,13 @@ def test_wheel_holds_every_python_file_of_the_tree(wheel):
     for tree, prefix in ((ROOT / "python", ""), (ROOT / "kernels", "headrace/kernels/")):
         for path in tree.rglob("*.py"):
             assert prefix + str(path.relative_to(tree)) in names
+
+
+def test_wheel_holds_the_tables_of_devices(wheel):
+    assert f"headrace/{TABLE}" in zipfile.ZipFile(wheel).namelist()
+    for path in (ROOT / TABLE).parent.glob("*.json"):
+        name = f"headrace/{path.relative_to(ROOT)}"
+        assert zipfile.ZipFile(wheel).read(name) == path.read_bytes()
 
 
 def test_wheel_is_for_one_cpython_and_any_torch(wheel):
