@@ -15,15 +15,14 @@ if os.environ.get("TRITON_INTERPRET") != "1":
 pytest.importorskip("triton", reason="triton is not installed; pip install triton")
 
 from headrace.kernels.attention import cuda
-from headrace.kernels.attention.reference import ORDER, PAGE, REACH
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import headrace
 from tests.gpu_compile import emulation
 from tests.ops import compare, samples, views
-from tests.ops.paged import edited, replaced
-from tests.ops.samples import UNLIMITED, StreamShape
+from tests.ops.paged import far, permuted, row_alone
+from tests.ops.samples import StreamShape
 from tests.ops.test_paged_attention import alone, random_table
 
 OP = "paged_attention"
@@ -49,10 +48,10 @@ def same(a, b):
     st.booleans(),
     st.sampled_from([20, 300, 2**32]),
 )
-def test_random_tables(seed, rows, entries, page_size, streams, split, own_order, far):
-    args, kwargs = random_table(seed, rows, entries, page_size, streams, far=far)
+def test_random_tables(seed, rows, entries, page_size, streams, split, own_order, apart):
+    args, kwargs = random_table(seed, rows, entries, page_size, streams, far=apart)
     kwargs |= {"split": split} if own_order else {"split": split, "q_order": None}
-    label = (seed, rows, entries, page_size, streams, split, far)
+    label = (seed, rows, entries, page_size, streams, split, apart)
     compare.check(OP, args, kwargs, label, got=run((args, kwargs)))
 
 
@@ -60,12 +59,8 @@ def test_far_orders_and_reaches():
     """Among them entries that begin behind the oldest row of a chunk."""
     args, kwargs = samples.paged(3, [StreamShape(40, 20)], page_size=16, dim=16, kv_heads=1)
     want = run((args, kwargs))
-    for reach in (UNLIMITED, 2**63 - 1):
-        for shift in (0, 2**61, -(2**61)):
-            moved = edited(args, REACH, lambda x, r=reach: x * 0 + r)
-            moved = edited(moved, ORDER, lambda x, s=shift: x + s)
-            got = run((moved, kwargs | {"q_order": args[6] + shift}))
-            assert same(got, want), (reach, shift)
+    for moved in far(args, kwargs):
+        assert same(run(moved), want), moved[0][3]
 
 
 @pytest.mark.parametrize(("fmt", "split"), [(None, 20), (torch.int8, 4096)], ids=str)
@@ -74,10 +69,7 @@ def test_a_permutation_of_the_pages_keeps_the_bits(fmt, split):
     call = samples.paged(8, streams, page_size=16, dim=16, dtype=torch.float16, split=split)
     args, kwargs = call if fmt is None else views.quantised(call, fmt)
     turn = torch.randperm(args[1].shape[0], generator=samples.rng(8))
-    moved = edited(args, PAGE, lambda p: turn.argsort()[p])
-    moved = replaced(moved, k_pages=args[1][turn], v_pages=args[2][turn])
-    scales = {n: kwargs[n][turn] for n in ("k_scale", "v_scale") if n in kwargs}
-    assert same(run((moved, kwargs | scales)), run((args, kwargs)))
+    assert same(run(permuted(args, kwargs, turn)), run((args, kwargs)))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
@@ -86,13 +78,8 @@ def test_a_row_of_a_chunk_has_the_bits_it_has_alone(dtype):
     args, kwargs = samples.paged(9, [StreamShape(60, 9, 30, 3)], page_size=16, dim=16, dtype=dtype)
     o, lse = run((args, kwargs))
     for row in (0, 4, 8):
-        one = replaced(
-            args,
-            q=args[0][row : row + 1],
-            q_indptr=samples.indptr([1]),
-            q_pos=args[6][row : row + 1],
-        )
-        assert same(run((one, kwargs)), (o[row : row + 1], lse[row : row + 1])), row
+        one = run((row_alone(args, row), kwargs))
+        assert same(one, (o[row : row + 1], lse[row : row + 1])), row
 
 
 @pytest.mark.parametrize(("q_len", "dtype"), [(1, torch.float32), (40, torch.float16)], ids=str)
