@@ -8,7 +8,6 @@
 #include <vector>
 
 #include "common/isa.h"
-#include "common/pages.h"
 #include "common/parallel.h"
 #include "common/slots.h"
 #include "kernels/attention/blocks.h"
@@ -62,7 +61,6 @@ void run_items(const Args& args, std::vector<Item>& items, std::int64_t partial_
 }  // namespace
 
 void attention(DenseArgs args, std::int64_t batch, std::int64_t split, int threads) {
-  prefer_huge_pages(args.o, batch * args.q_heads * args.q_len * args.dim * dtype_size(args.dtype));
   const int group = args.q_heads / args.kv_heads;
   // Query heads that share a block mask read keys and values together; others go one by one.
   const int heads = args.block_mask && args.mask_head ? 1 : group;

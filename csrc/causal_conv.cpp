@@ -6,7 +6,6 @@
 #include <vector>
 
 #include "common/isa.h"
-#include "common/pages.h"
 #include "common/parallel.h"
 #include "common/streams.h"
 
@@ -41,7 +40,6 @@ void causal_conv(CausalConvArgs args, int threads) {
   const double work = static_cast<double>(args.tokens + args.streams) * args.channels * args.taps;
   const int team = useful_threads(threads, work);
   const Scratch scratch(kConvScratch, team);
-  prefer_huge_pages(args.y, args.tokens * args.channels * dtype_size(args.dtype));
   parallel(static_cast<std::int64_t>(items.size()) * strips, team, [&](std::int64_t i, int t) {
     const Item& item = items[i / strips];
     kernels.run(args, item.stream, item.begin, i % strips * kConvChannels, scratch.of(t));

@@ -9,6 +9,7 @@
 
 #include "bind/call.h"
 #include "bind/tensor.h"
+#include "common/pages.h"
 
 namespace headrace::bind {
 
@@ -99,6 +100,9 @@ class Direct {
       Given& to = given[place];
       to.there = lies(outs[i], false, to.at, to.dtype);
       if (!to.there) return {};  // a default device, or the like
+      std::int64_t bytes = kItems[to.dtype];
+      for (int axis = 0; axis < to.at.dims; ++axis) bytes *= to.at.shape[axis];
+      prefer_huge_pages(to.at.data, bytes);
       if (fewer) spread(to, fewer, rooms[place]);
     }
     run_op(op_, given, static_cast<int>(PyLong_AsLong(called(shared_.threads).ptr())));

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Memory that kernels read in pieces of a few KiB, here and there."""
+"""Memory that kernels read in pieces of a few KiB, here and there, or write for the first time."""
 
 from __future__ import annotations
 

@@ -14,6 +14,7 @@ from torch.compiler import is_dynamo_compiling
 from torch.nn import Parameter
 
 from .. import _C, audit, backends, compiled, tables
+from ..buffers import huge
 from ..contract import HINTS, Axes, OpSpec
 from ..errors import BackendError, bad_type, bad_value
 
@@ -63,7 +64,7 @@ def register(spec: OpSpec, lead: int = 0) -> Callable[..., Any]:
             if chosen == "reference":
                 tables.check(spec.name, bound)
                 return _reference(spec, bound)
-            outs = spec.empty_outs(bound, axes)
+            outs = [huge(out) for out in spec.empty_outs(bound, axes)]
             if device == "cuda" and backends.current() == "auto":
                 kernel = _suited(spec)
             else:
