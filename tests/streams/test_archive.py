@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import pytest
 import torch
 
-from headrace import Absolute, Archive, InCache, InMemory, OnDisk, Sink, oracle, wrap
+from headrace import Absolute, Archive, InCache, InMemory, OnDisk, Sink, debug, oracle, wrap
 from headrace.memory.regions import Region
 from headrace.memory.segment import Segment
 from headrace.memory.table import Table
@@ -122,7 +122,8 @@ def test_a_stream_opened_again_by_name_answers_from_its_archive(tmp_path):
         assert torch.equal(index.rows("spread", 0), rows[1])
         got = stream.recall(more)
         assert got.tokens == [end - 4] * 2
-        logits = stream.feed(more, logits=True).logits
+        with debug():  # what was recalled is older than the new sinks, and stands before them
+            logits = stream.feed(more, logits=True).logits
         stream.close()
         again = e.open(archive="cam")  # closed and opened within one process
         assert again._shelf.index.starts.tolist() == facts[0]

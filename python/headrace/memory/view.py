@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate, chain
+from operator import itemgetter
 
 import numpy as np
 import torch
@@ -47,14 +48,17 @@ def entries(table: Table, oldest: int, recalled: Sequence[Row] = ()) -> list[Row
     """What queries at positions `oldest` and later read of a stream: one row of seven per page.
 
     Pinned tokens come first, with their cap, then survivors; window tokens follow with their reach,
-    cut down to those that the oldest query still sees. recalled: entries between the two; where
-    they count as distance (they have a cap), they push the pinned ones back.
+    cut down to those that the oldest query still sees. recalled: entries between the two, but where
+    they are older than what is pinned, as in a stream opened again; those that count as distance
+    (they have a cap) push the pinned ones back.
     """
     alive_from = oldest - table.plan.reach + 1
     if table.kept is not None:
         alive_from = max(alive_from, table.kept.since)
     back = sum(row[COUNT] for row in recalled if row[CAP] < UNLIMITED)
     rows = [*_pinned_rows(table, back), *recalled]
+    if recalled:
+        rows.sort(key=itemgetter(ORDER))
     for page, stop in table.window_spans():
         rows += _window_row(page, stop, alive_from, table)
     return rows if not table.plan.block else [x for row in rows for x in _clamped(row, table)]
