@@ -21,6 +21,8 @@ import torch
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from headrace.errors import BackendError
+
 WAITS = (
     "_local_scalar_dense", "nonzero", "equal", "is_nonzero", "masked_select", "repeat_interleave",
     "bincount", "_unique2", "unique_dim", "unique_consecutive",
@@ -117,6 +119,10 @@ class Stream:
         pass
 
 
+def without() -> Any:
+    raise BackendError("backend cuda: expected a pretended GPU with it, HEADRACE_PRETEND_CUDA is 0")
+
+
 def pytest_configure(config: Any) -> None:
     from headrace.kernels.common import cuda
 
@@ -150,9 +156,11 @@ def pytest_configure(config: Any) -> None:
     backends.resolve = lambda device, gpu: (
         {"auto": "cpu"}.get(backends.current()) or (backends.current())
     )
-    library = None if os.environ.get("HEADRACE_PRETEND_CUDA") == "0" else emulation.library()
-    if library is not None:
-        cuda.library, cuda.available = lambda: library, lambda: True
+    if os.environ.get("HEADRACE_PRETEND_CUDA") == "0":
+        cuda.library = without
+    else:
+        library = emulation.library()
+        cuda.library = lambda: library
     cuda.stream_of = lambda x: 0
     fakes = {
         "is_available": lambda: True,
