@@ -10,7 +10,6 @@ import torch
 from headrace.kernels.attention import cuda
 from headrace.kernels.common import cuda as device
 from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from headrace import ops
 from headrace.ops import registry
@@ -19,7 +18,7 @@ from tests.gpu_compile.emulation import launch
 from tests.ops import compare, samples, views
 from tests.ops.paged import far, permuted, row_alone
 from tests.ops.samples import StreamShape
-from tests.ops.test_paged_attention import random_table
+from tests.ops.test_paged_attention import random_calls
 
 OP = "paged_attention"
 emulated = pytest.mark.skipif(emulation.COMPILER is None, reason="no C++ compiler on PATH")
@@ -31,20 +30,9 @@ def same(a, b):
 
 @emulated
 @settings(max_examples=15)
-@given(
-    st.integers(0, 2**20),
-    st.integers(0, 20),
-    st.integers(0, 6),
-    st.sampled_from([16, 48, 64]),
-    st.integers(1, 4),
-    st.integers(1, 300),
-    st.booleans(),
-    st.sampled_from([20, 300, 2**32]),
-)
-def test_random_tables(seed, rows, entries, page_size, streams, split, own_order, apart):
-    args, kwargs = random_table(seed, rows, entries, page_size, streams, far=apart)
-    kwargs |= {"split": split} if own_order else {"split": split, "q_order": None}
-    label = (seed, rows, entries, page_size, streams, split, apart)
+@given(random_calls(20, 6, (16, 48, 64), 4, 300))
+def test_random_tables(call):
+    args, kwargs, label = call
     compare.check(OP, args, kwargs, label, got=launch(OP, (args, kwargs)))
 
 

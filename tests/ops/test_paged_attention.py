@@ -107,21 +107,28 @@ def random_table(seed, rows, entries, page_size, streams=1, sign=1, far=300):
     return args, {"inv_freq": samples.frequencies(32), "q_order": order}
 
 
-@given(
-    st.integers(0, 2**20),
-    st.integers(0, 40),
-    st.integers(0, 7),
-    st.sampled_from([16, 48, 64]),
-    st.integers(1, 4),
-    st.integers(1, 300),
-    st.booleans(),
-    st.sampled_from([20, 300, 2**32]),
-)
-def test_random_tables(seed, rows, entries, page_size, streams, split, own_order, far):
-    args, kwargs = random_table(seed, rows, entries, page_size, streams, far=far)
-    if not own_order:
+@st.composite
+def random_calls(draw, rows, entries, page_sizes, streams, split):
+    """Calls over random tables, with a label of their sizes, which are up to those given; rows are
+    in the order of their positions, or in one of their own."""
+    sizes = {
+        "seed": draw(st.integers(0, 2**20)),
+        "rows": draw(st.integers(0, rows)),
+        "entries": draw(st.integers(0, entries)),
+        "page_size": draw(st.sampled_from(page_sizes)),
+        "streams": draw(st.integers(1, streams)),
+        "far": draw(st.sampled_from([20, 300, 2**32])),
+    }
+    args, kwargs = random_table(**sizes)
+    kwargs["split"] = draw(st.integers(1, split))
+    if not draw(st.booleans()):
         kwargs["q_order"] = None
-    compare.check_levels(OP, args, {**kwargs, "split": split}, (rows, entries, page_size, streams))
+    return args, kwargs, sizes | {"split": kwargs["split"]}
+
+
+@given(random_calls(40, 7, (16, 48, 64), 4, 300))
+def test_random_tables(call):
+    compare.check_levels(OP, *call)
 
 
 def test_far_orders_and_reaches(isa):

@@ -16,14 +16,13 @@ pytest.importorskip("triton", reason="triton is not installed; pip install trito
 
 from headrace.kernels.attention import cuda
 from hypothesis import given, settings
-from hypothesis import strategies as st
 
 import headrace
 from tests.gpu_compile import emulation
 from tests.ops import compare, samples, views
 from tests.ops.paged import far, permuted, row_alone
 from tests.ops.samples import StreamShape
-from tests.ops.test_paged_attention import alone, random_table
+from tests.ops.test_paged_attention import alone, random_calls
 
 OP = "paged_attention"
 
@@ -38,20 +37,9 @@ def same(a, b):
 
 
 @settings(max_examples=15)
-@given(
-    st.integers(0, 2**20),
-    st.integers(0, 8),
-    st.integers(0, 4),
-    st.sampled_from([16, 48]),
-    st.integers(1, 3),
-    st.integers(1, 100),
-    st.booleans(),
-    st.sampled_from([20, 300, 2**32]),
-)
-def test_random_tables(seed, rows, entries, page_size, streams, split, own_order, apart):
-    args, kwargs = random_table(seed, rows, entries, page_size, streams, far=apart)
-    kwargs |= {"split": split} if own_order else {"split": split, "q_order": None}
-    label = (seed, rows, entries, page_size, streams, split, apart)
+@given(random_calls(8, 4, (16, 48), 3, 100))
+def test_random_tables(call):
+    args, kwargs, label = call
     compare.check(OP, args, kwargs, label, got=run((args, kwargs)))
 
 
