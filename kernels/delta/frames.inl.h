@@ -15,55 +15,98 @@ using headrace::FrameDeltaArgs;
 using headrace::kFrameColumns;
 using headrace::kFrameTokens;
 
+// Rows on their way to the cache: those that are widened next, called for line by line while the
+// products of the rows before them run. A burst of calls would wait for memory itself.
+struct Coming {
+  const char* at = nullptr;
+  std::int64_t step = 0, rows = 0;  // bytes from row to row
+  std::int64_t bytes = 0;           // of a row, and of what may lie before it in its first line
+  std::int64_t line = 0;
+  void call() {
+    if (rows == 0) return;
+    __builtin_prefetch(at + line);
+    line += 64;
+    if (line < bytes) return;
+    line = 0;
+    at += step;
+    --rows;
+  }
+  void row() {
+    for (const std::int64_t rest = rows - 1; rows > rest && rows > 0;) call();
+  }
+};
+
 // An M x N-vector block of c (+)= a b, where element (m, d) of a lies at a[m * down + d * along].
 template <int M, int N, bool Accumulate>
 inline void block(const float* a, std::int64_t down, std::int64_t along, const float* b, int depth,
-                  float* c) {
+                  float* c, Coming& next) {
+  // Left to itself the compiler keeps many sums in memory.
   F sum[M][N];
+#pragma GCC unroll 24
   for (int m = 0; m < M; ++m) {
     for (int n = 0; n < N; ++n) {
       sum[m][n] = Accumulate ? load(c + m * kFrameColumns + n * kW) : zero();
     }
   }
   for (int d = 0; d < depth; ++d) {
+    if (d % 2 == 0) next.call();
     F y[N];
     for (int n = 0; n < N; ++n) y[n] = load(b + d * kFrameColumns + n * kW);
+#pragma GCC unroll 24
     for (int m = 0; m < M; ++m) {
       const F x = set1(a[m * down + d * along]);
       for (int n = 0; n < N; ++n) sum[m][n] = fma(x, y[n], sum[m][n]);
     }
   }
+#pragma GCC unroll 24
   for (int m = 0; m < M; ++m) {
     for (int n = 0; n < N; ++n) store(c + m * kFrameColumns + n * kW, sum[m][n]);
   }
 }
 
-// All rows of N vectors of columns. b and c have rows of kFrameColumns.
-template <int N, bool Accumulate>
+// All rows of N vectors of columns, M at a time while there are as many. b and c have rows of
+// kFrameColumns.
+template <int M, int N, bool Accumulate>
 inline void band(const float* a, std::int64_t down, std::int64_t along, const float* b, int depth,
-                 float* c, int rows) {
-  constexpr int kRows = 6;
+                 float* c, int rows, Coming& next) {
   int m = 0;
-  for (; m + kRows <= rows; m += kRows) {
-    block<kRows, N, Accumulate>(a + m * down, down, along, b, depth, c + m * kFrameColumns);
+  for (; m + M <= rows; m += M) {
+    block<M, N, Accumulate>(a + m * down, down, along, b, depth, c + m * kFrameColumns, next);
   }
-  for (; m + 2 <= rows; m += 2) {
-    block<2, N, Accumulate>(a + m * down, down, along, b, depth, c + m * kFrameColumns);
+  if constexpr (M > 1) {
+    band<M / 2, N, Accumulate>(a + m * down, down, along, b, depth, c + m * kFrameColumns, rows - m,
+                               next);
   }
-  if (m < rows) {
-    block<1, N, Accumulate>(a + m * down, down, along, b, depth, c + m * kFrameColumns);
+}
+
+// Rows whose sums fill the registers, beside N vectors of b and an element of a.
+constexpr int rows_beside(int n) { return (F::registers >= 32 ? 24 : 12) / n; }
+
+template <int N, bool Accumulate>
+inline void multiply_from(int j, const float* a, std::int64_t down, std::int64_t along,
+                          const float* b, int depth, float* c, int rows, int columns,
+                          Coming& next) {
+  for (; j + N * kW <= columns; j += N * kW) {
+    band<rows_beside(N), N, Accumulate>(a, down, along, b + j, depth, c + j, rows, next);
+  }
+  if constexpr (N > 1) {
+    multiply_from<N - 1, Accumulate>(j, a, down, along, b, depth, c, rows, columns, next);
   }
 }
 
 template <bool Accumulate>
 inline void multiply(const float* a, std::int64_t down, std::int64_t along, const float* b,
-                     int depth, float* c, int rows, int columns) {
+                     int depth, float* c, int rows, int columns, Coming next) {
   constexpr int kN = F::registers >= 32 ? 4 : 2;
-  int j = 0;
-  for (; j + kN * kW <= columns; j += kN * kW) {
-    band<kN, Accumulate>(a, down, along, b + j, depth, c + j, rows);
-  }
-  for (; j < columns; j += kW) band<1, Accumulate>(a, down, along, b + j, depth, c + j, rows);
+  multiply_from<kN, Accumulate>(0, a, down, along, b, depth, c, rows, columns, next);
+}
+
+// Up to kFrameTokens rows of tokens [t, end).
+inline Coming rows_ahead(const void* from, std::int64_t at, std::int64_t row, std::int64_t t,
+                         std::int64_t end, int dim, int dtype) {
+  const std::int64_t size = headrace::dtype_size(dtype), left = end - t;
+  const char* first = static_cast<const char*>(from) + (t * row + at) * size;
+  return {first, row * size, left < kFrameTokens ? left : kFrameTokens, dim * size + 32};
 }
 
 inline void widen(const void* from, std::int64_t at, int dim, int dtype, float* to) {
@@ -81,6 +124,8 @@ inline float decay_of(const FrameDeltaArgs& a, std::int64_t frame, std::int64_t 
   return static_cast<float>(exp(static_cast<double>(a.log_decay[frame * a.v_heads + head])));
 }
 
+constexpr std::int64_t kSoon = 8;  // tokens ahead of which a row is called for
+
 void norms(const FrameDeltaArgs& a, std::int64_t stream, std::int64_t head, float* scratch) {
   const int dim = static_cast<int>(a.dim);
   const std::int64_t own = head / (a.v_heads / a.heads);
@@ -94,11 +139,13 @@ void norms(const FrameDeltaArgs& a, std::int64_t stream, std::int64_t head, floa
     for (int d = 0; d < dim; d += kW) store(next + d, mul(g, load(next + d)));
     memcpy(z, next, dim * sizeof(float));
     for (std::int64_t t = a.frames[f]; t < a.frames[f + 1]; ++t) {
+      rows_ahead(a.k, own * a.k_head, a.k_row, t + kSoon, a.frames[f + 1], dim, a.dtype).row();
       widen(a.k, t * a.k_row + own * a.k_head, dim, a.dtype, x);
       const F by = set1(a.beta[t * a.v_heads + head] * (1.f - inner(z, x, dim)));
       for (int d = 0; d < dim; d += kW) store(next + d, fma(by, load(x + d), load(next + d)));
     }
     for (std::int64_t t = a.frames[f]; t < a.frames[f + 1]; ++t) {
+      rows_ahead(a.q, own * a.q_head, a.q_row, t + kSoon, a.frames[f + 1], dim, a.dtype).row();
       widen(a.q, t * a.q_row + own * a.q_head, dim, a.dtype, x);
       a.divisors[t * a.v_heads + head] = inner(next, x, dim) + a.eps;
     }
@@ -119,6 +166,16 @@ void strip(const FrameDeltaArgs& a, std::int64_t stream, std::int64_t head, std:
   for (int d = 0; d < dim; ++d) {
     memcpy(next + d * kFrameColumns, kept + d * a.v_dim, columns * sizeof(float));
   }
+  const auto keys = [&](std::int64_t t, std::int64_t stop) {
+    return rows_ahead(a.k_hat, own * a.k_hat_head, a.k_hat_row, t, stop, dim, a.dtype);
+  };
+  const auto queries = [&](std::int64_t t, std::int64_t stop) {
+    return rows_ahead(a.q_hat, own * a.q_hat_head, a.q_hat_row, t, stop, dim, a.dtype);
+  };
+  const auto values = [&](std::int64_t t, std::int64_t stop) {
+    return rows_ahead(a.v, head * a.v_head + first, a.v_row, t, stop, columns, a.dtype);
+  };
+  const std::int64_t all = a.frames[a.indptr[stream + 1]];
   for (std::int64_t f = a.indptr[stream]; f < a.indptr[stream + 1]; ++f) {
     const std::int64_t begin = a.frames[f], end = a.frames[f + 1];
     const F g = set1(decay_of(a, f, head));
@@ -134,7 +191,8 @@ void strip(const FrameDeltaArgs& a, std::int64_t stream, std::int64_t head, std:
       for (int i = 0; i < n; ++i) {
         widen(a.k_hat, (t + i) * a.k_hat_row + own * a.k_hat_head, dim, a.dtype, x + i * dim);
       }
-      multiply<false>(x, dim, 1, s, dim, y, n, columns);
+      multiply<false>(x, dim, 1, s, dim, y, n, columns,
+                      t + n < end ? keys(t + n, end) : queries(begin, end));
       for (int i = 0; i < n; ++i) {
         const F beta = set1(a.beta[(t + i) * a.v_heads + head]);
         for (int j = 0; j < columns; j += kW) {
@@ -143,14 +201,15 @@ void strip(const FrameDeltaArgs& a, std::int64_t stream, std::int64_t head, std:
           store(to, mul(beta, sub(load_any(a.v, at, a.dtype), load(to))));
         }
       }
-      multiply<true>(x, 1, dim, y, n, next, dim, columns);
+      multiply<true>(x, 1, dim, y, n, next, dim, columns, values(t + n, end));
     }
     for (std::int64_t t = begin; t < end; t += kFrameTokens) {
       const int n = static_cast<int>(end - t < kFrameTokens ? end - t : kFrameTokens);
       for (int i = 0; i < n; ++i) {
         widen(a.q_hat, (t + i) * a.q_hat_row + own * a.q_hat_head, dim, a.dtype, x + i * dim);
       }
-      multiply<false>(x, dim, 1, next, dim, y, n, columns);
+      multiply<false>(x, dim, 1, next, dim, y, n, columns,
+                      t + n < end ? queries(t + n, end) : keys(end, all));
       for (int i = 0; i < n; ++i) {
         const std::int64_t place = (t + i) * a.v_heads + head;
         const F by = set1(1.f / a.divisors[place]);
