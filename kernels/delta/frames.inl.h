@@ -6,6 +6,7 @@
 #include <math.h>
 #include <string.h>
 
+#include "ahead.inl.h"
 #include "args.h"
 #include "csrc/simd/vec.h"
 
@@ -14,27 +15,6 @@ namespace {
 using headrace::FrameDeltaArgs;
 using headrace::kFrameColumns;
 using headrace::kFrameTokens;
-
-// Rows on their way to the cache: those that are widened next, called for line by line while the
-// products of the rows before them run. A burst of calls would wait for memory itself.
-struct Coming {
-  const char* at = nullptr;
-  std::int64_t step = 0, rows = 0;  // bytes from row to row
-  std::int64_t bytes = 0;           // of a row, and of what may lie before it in its first line
-  std::int64_t line = 0;
-  void call() {
-    if (rows == 0) return;
-    __builtin_prefetch(at + line);
-    line += 64;
-    if (line < bytes) return;
-    line = 0;
-    at += step;
-    --rows;
-  }
-  void row() {
-    for (const std::int64_t rest = rows - 1; rows > rest && rows > 0;) call();
-  }
-};
 
 // An M x N-vector block of c (+)= a b, where element (m, d) of a lies at a[m * down + d * along].
 template <int M, int N, bool Accumulate>
@@ -106,7 +86,7 @@ inline Coming rows_ahead(const void* from, std::int64_t at, std::int64_t row, st
                          std::int64_t end, int dim, int dtype) {
   const std::int64_t size = headrace::dtype_size(dtype), left = end - t;
   const char* first = static_cast<const char*>(from) + (t * row + at) * size;
-  return {first, row * size, left < kFrameTokens ? left : kFrameTokens, dim * size + 32};
+  return {first, row * size, left < kFrameTokens ? left : kFrameTokens, dim * size};
 }
 
 inline void widen(const void* from, std::int64_t at, int dim, int dtype, float* to) {
@@ -135,17 +115,20 @@ void norms(const FrameDeltaArgs& a, std::int64_t stream, std::int64_t head, floa
   float* kept = a.norm + (a.rows[stream] * a.v_heads + head) * dim;
   memcpy(next, kept, dim * sizeof(float));
   for (std::int64_t f = a.indptr[stream]; f < a.indptr[stream + 1]; ++f) {
+    const std::int64_t begin = a.frames[f], end = a.frames[f + 1];
     const F g = set1(decay_of(a, f, head));
     for (int d = 0; d < dim; d += kW) store(next + d, mul(g, load(next + d)));
     memcpy(z, next, dim * sizeof(float));
-    for (std::int64_t t = a.frames[f]; t < a.frames[f + 1]; ++t) {
-      rows_ahead(a.k, own * a.k_head, a.k_row, t + kSoon, a.frames[f + 1], dim, a.dtype).row();
+    for (std::int64_t t = begin; t < end; ++t) {
+      const std::int64_t soon = t + kSoon < end ? t + kSoon : t;
+      call_for(a.k, soon * a.k_row + own * a.k_head, dim, a.dtype);
       widen(a.k, t * a.k_row + own * a.k_head, dim, a.dtype, x);
       const F by = set1(a.beta[t * a.v_heads + head] * (1.f - inner(z, x, dim)));
       for (int d = 0; d < dim; d += kW) store(next + d, fma(by, load(x + d), load(next + d)));
     }
-    for (std::int64_t t = a.frames[f]; t < a.frames[f + 1]; ++t) {
-      rows_ahead(a.q, own * a.q_head, a.q_row, t + kSoon, a.frames[f + 1], dim, a.dtype).row();
+    for (std::int64_t t = begin; t < end; ++t) {
+      const std::int64_t soon = t + kSoon < end ? t + kSoon : t;
+      call_for(a.q, soon * a.q_row + own * a.q_head, dim, a.dtype);
       widen(a.q, t * a.q_row + own * a.q_head, dim, a.dtype, x);
       a.divisors[t * a.v_heads + head] = inner(next, x, dim) + a.eps;
     }

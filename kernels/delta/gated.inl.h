@@ -7,6 +7,7 @@
 #pragma once
 #include <math.h>
 
+#include "ahead.inl.h"
 #include "args.h"
 #include "csrc/simd/vec.h"
 
@@ -107,6 +108,12 @@ inline void gated_strip(const GatedDeltaRuleArgs& a, int stream, int head, int f
         const F value =
             load_any(a.v, (t + i) * a.v_row + head * a.v_head + first + n * kW, a.dtype);
         d[n] = mul(beta, sub(value, mul(set1(decay), found[n])));
+      }
+      if (t + i + kDeltaTokens < end) {
+        const std::int64_t later = t + i + kDeltaTokens;
+        call_for(a.k, later * a.k_row + own * a.k_head, dim, a.dtype);
+        call_for(a.q, later * a.q_row + own * a.q_head, dim, a.dtype);
+        call_for(a.v, later * a.v_row + head * a.v_head + first, N * kW, a.dtype);
       }
       const float* next = t + i + 1 < end ? keys + (i + 1) * dim : keys + i * dim;
       pass<N>(s, dim, decay, keys + i * dim, d, queries + i * dim, next, out, found);
