@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import headrace
+from tests import warm
 from tests.packaging import launcher
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -114,7 +115,7 @@ def test_an_unexpected_tree_changes_nothing(tree, tmp_path):
 
 
 def pytest_in(tree, env, *arguments):
-    command = [sys.executable, "-m", "pytest", "-c", str(tree / "pyproject.toml")]
+    command = [*warm.python(*warm.TORCH), "-m", "pytest", "-c", str(tree / "pyproject.toml")]
     command += ["--rootdir", str(tree), "-p", "no:cacheprovider", *arguments]
     done = subprocess.run(command, cwd=tree.parent, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-2000:]
@@ -131,7 +132,7 @@ def test_generated_op_is_whole_and_passes_its_tests(tree, site):
 def test_generated_bench_runs(tree, site):
     pytest_in(tree, site, str(tree / f"bench/ops/bench_{NAME}.py"))
     done = subprocess.run(
-        [sys.executable, "-c",
+        [*warm.python(*warm.TORCH), "-c",
          f"from headrace import bench; print(bench.table(bench.run('{NAME}', quick=True)))"],
         env=site, cwd=tree.parent, capture_output=True, text=True,
     )  # fmt: skip
