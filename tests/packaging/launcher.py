@@ -33,7 +33,7 @@ def cached(build: Path, name: str) -> str:
 
 
 def moves() -> list[tuple[str, str]]:
-    """Folders of the installed build, each with what stands for it here; the first that fits is it."""
+    """Folders of the installed build, each with what stands for it here; the first that fits."""
     home = "CMAKE_HOME_DIRECTORY"
     return [
         (str(BUILD), os.getcwd()),
