@@ -5,7 +5,8 @@
 starts a small process that hands its arguments, folder, environment and standard streams to a
 server, which has imported the modules and has no thread but one; a fork of it runs the command. The
 small process passes signals on to the fork and ends as that does. What a module reads of the
-environment when it is imported is the server's, and OMP_NUM_THREADS is 1 there.
+environment when it is imported is the server's, as is what the interpreter reads but PYTHONPATH,
+and OMP_NUM_THREADS is 1 there.
 """
 
 from __future__ import annotations
@@ -130,7 +131,8 @@ def become(
 def execute(command: list[str]) -> None:
     """Runs it as the interpreter would: -c CODE, -m MODULE or a file, and arguments."""
     first, *sys.argv = command if command[0] in ("-c", "-m") else ("", *command)
-    sys.path[0] = os.path.dirname(os.path.realpath(sys.argv[0])) if not first else os.getcwd()
+    beside = os.path.dirname(os.path.realpath(sys.argv[0]))
+    sys.path[0] = {"-c": "", "-m": os.getcwd()}.get(first, beside)
     if first == "-m":
         runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
     elif first == "-c":
