@@ -33,7 +33,7 @@ SHARED = OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n $(
 PIP = $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format bench wheel dist asan emulated clean install
+.PHONY: help demo test lint style ready format bench wheel dist asan emulated clean install
 
 help:
 	@echo "make demo    stream real text through the shipped model (DEMO_ARGS='$(DEMO_ARGS)')"
@@ -75,14 +75,21 @@ demo: $(BUILT)
 bench: $(BUILT)
 	$(BIN)/headrace bench $(BENCH_ARGS)
 
-lint: $(DEV) $(BUILT)
+# What tests need is fetched while the extension compiles.
+ready: $(RUN)
+	@$(MAKE) --no-print-directory -j2 $(DEV) $(BUILT)
+
+style: ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/clang-format --dry-run -Werror $(CXX_SOURCES)
+
+lint: style
 	cd $(AWAY) && $(BIN)/mypy --config-file $(ROOT)/pyproject.toml -p headrace
 
-# The interpreter is chosen when Triton's decorator runs, so that suite is a process of its own.
-test: lint
+# mypy is one of the tests, and so runs beside the others. The interpreter is chosen when Triton's
+# decorator runs, so that suite is a process of its own.
+test: style
 	cd $(AWAY) && $(SHARED) -c $(ROOT)/pyproject.toml --rootdir $(ROOT) \
 	  --ignore $(ROOT)/tests/triton_interpreter $(PYTEST_ARGS) $(ROOT)/tests
 	cd $(AWAY) && TRITON_INTERPRET=1 $(SHARED) -c $(ROOT)/pyproject.toml --rootdir $(ROOT) \

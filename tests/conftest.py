@@ -33,15 +33,22 @@ settings.load_profile("fixed")
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
+LONG = {"test_examples", "test_gpu_bench", "test_gpu_check", "test_gpu_suite", "test_results",
+        "test_stopping", "test_types"}  # fmt: skip
 GUARD = 64  # elements before and behind every result
 SENTINEL = 1234.0  # exact in every dtype
 
 
 def pytest_collection_modifyitems(items):
-    """Files that build a package come first, then those of many tests, so that workers who share
-    them end together."""
+    """Files that take long for few tests come first, then those of many tests, so that workers who
+    share them end together."""
     tests = Counter(item.path for item in items)
-    items.sort(key=lambda item: (item.path.parent.name != "packaging", -tests[item.path]))
+
+    def place(item):
+        first = item.path.parent.name == "packaging" or item.path.stem in LONG
+        return (not first, -tests[item.path])
+
+    items.sort(key=place)
 
 
 def pytest_generate_tests(metafunc):

@@ -14,6 +14,7 @@ import torch
 
 from headrace.bench import shapes
 from headrace.bench.case import Case
+from tests import warm
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -22,7 +23,7 @@ def test_a_file_runs(tmp_path):
     """Ours, the peer and the floor of every shape, timed."""
     told = tmp_path / "told.json"
     command = [
-        sys.executable, "-m", "pytest", "-c", ROOT / "pyproject.toml", "--rootdir", ROOT,
+        *warm.python(*warm.TORCH), "-m", "pytest", "-c", ROOT / "pyproject.toml", "--rootdir", ROOT,
         "-p", "no:cacheprovider", "--benchmark-enable", "--benchmark-max-time=0.01",
         "--benchmark-min-rounds=2", "--benchmark-warmup=off", f"--benchmark-json={told}",
         ROOT / "bench/ops/bench_linear.py",

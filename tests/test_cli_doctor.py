@@ -5,7 +5,6 @@ import copy
 import json
 import re
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +12,7 @@ import pytest
 import headrace
 from headrace import doctor, info
 from headrace.cli import main
+from tests import warm
 
 
 @pytest.fixture(scope="module")
@@ -157,7 +157,7 @@ def test_it_works_where_the_extension_does_not_load(tmp_path):
         "from headrace import doctor\n"
         "sys.exit(doctor.main([]))\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    done = subprocess.run([*warm.python(*warm.TORCH), "-c", code], capture_output=True, text=True)
     assert done.returncode == 1
     assert "broken  the compiled extension" in done.stdout
     assert "-> install headrace again" in done.stdout

@@ -4,6 +4,7 @@
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import pytest
 
 import headrace
 from headrace import cli, info
+from tests import warm
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = Path(headrace.__file__).parent
@@ -63,7 +65,7 @@ def test_module_form_agrees_with_the_command():
 
 def test_starts_neither_cuda_nor_triton():
     done = subprocess.run(
-        [sys.executable, "-c",
+        [*warm.python(*warm.TORCH), "-c",
          "import sys, torch; from headrace import info; info.collect();"
          "print('triton' in sys.modules, torch.cuda.is_initialized())"],
         capture_output=True, text=True, check=True,
@@ -83,11 +85,10 @@ def copy(tmp_path):
         pytest.skip("headrace is installed editable; a copy of it would not be whole")
     shutil.copytree(PACKAGE, tmp_path / "headrace", ignore=shutil.ignore_patterns("__pycache__"))
 
-    def run(*arguments):
+    def run(*arguments, python=None):
         env = {**os.environ, "PYTHONPATH": str(tmp_path)}
-        return subprocess.run(
-            [sys.executable, *arguments], env=env, cwd=tmp_path, capture_output=True, text=True
-        )
+        command = [*(python or warm.python(*warm.TORCH)), *arguments]
+        return subprocess.run(command, env=env, cwd=tmp_path, capture_output=True, text=True)
 
     return tmp_path, run
 
@@ -140,7 +141,7 @@ def test_missing_extension(copy):
 def test_missing_torch(copy):
     folder, run = copy
     (folder / "torch.py").write_text("raise ImportError('libtorch_cpu.so: cannot open')\n")
-    done = run("-m", "headrace.info", "--json")
+    done = run("-m", "headrace.info", "--json", python=[sys.executable])
     assert done.returncode == 0, done.stderr
     got = json.loads(done.stdout)
     assert "libtorch_cpu.so: cannot open" in got["extension"]["error"]
@@ -150,7 +151,7 @@ def test_missing_torch(copy):
 def test_impossible_isa_is_reported():
     env = {**os.environ, "HEADRACE_ISA": "avx9"}
     done = subprocess.run(
-        [sys.executable, "-m", "headrace.info"], env=env, capture_output=True, text=True
+        [*warm.python(*warm.TORCH), "-m", "headrace.info"], env=env, capture_output=True, text=True
     )
     assert done.returncode == 0
     assert "got 'avx9'" in done.stdout
@@ -183,8 +184,8 @@ def test_a_mistake_is_one_line(capsys, monkeypatch):
 
 def test_a_reader_that_leaves():
     done = subprocess.run(
-        f"{sys.executable} -c '{MAIN}' info --json | head -n 1", shell=True, capture_output=True,
-        text=True,
+        f"{shlex.join(warm.python(*warm.TORCH))} -c '{MAIN}' info --json | head -n 1", shell=True,
+        capture_output=True, text=True,
     )  # fmt: skip
     assert done.stdout.strip() == "{"
     assert "Traceback" not in done.stderr

@@ -19,6 +19,7 @@ import headrace
 from headrace import _C, ops
 from headrace.contract import Arg
 from headrace.ops import registry
+from tests import warm
 from tests.direct import IN_ORDER, UNUSUAL, direct
 from tests.ops.samples import SAMPLES
 
@@ -231,7 +232,7 @@ def digest(tensors):
 
 def test_without_the_table_of_dlpack_the_bits_are_the_same():
     run = subprocess.run(
-        [sys.executable, "-c", WITHOUT], capture_output=True, text=True, check=True,
+        [*warm.python(*warm.TORCH), "-c", WITHOUT], capture_output=True, text=True, check=True,
         cwd=__file__.rsplit("/", 2)[0],
     )  # fmt: skip
     want = [f"{name} {digest(outcome(name, next(samples(name)), ways(name)[0]))}" for name in OPS]

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 
 import pytest
 import torch
@@ -13,6 +12,7 @@ import torch
 import headrace
 from headrace import ops
 from headrace.memory.pool import PagePool
+from tests import warm
 
 UNLIMITED = 2**62
 
@@ -123,7 +123,7 @@ def test_variable():
     code = "from headrace import audit; print(audit.on)"
     for value, told in (("1", "True"), ("0", "False"), ("", "False")):
         done = subprocess.run(
-            [sys.executable, "-c", code],
+            [*warm.python(*warm.TORCH), "-c", code],
             env={**os.environ, "HEADRACE_DEBUG": value},
             capture_output=True,
             text=True,

@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 
 from headrace.presets.registry import KINDS
+from tests import warm
 
 NEEDS = dict.fromkeys(("endless_chat", "recall"), "transformers")
+FRESH = "live_knob"  # this one in an interpreter that nothing was imported in before
 FOLDER = Path(__file__).resolve().parents[1] / "examples"
 SHOWN = {
     "endless_chat": (["--turns", "9", "--window", "100"], r" 8 +\d+ tokens read +103 alive"),
@@ -63,8 +65,10 @@ def test_a_preset_of_a_kind_runs(kind, tmp_path):
 
 
 def runs(path, arguments, shown, tmp_path):
+    more = ("headrace.integrations.transformers",) if path.stem in NEEDS else ()
+    python = [sys.executable] if path.stem == FRESH else warm.python(*warm.COMMANDS, *more)
     done = subprocess.run(
-        [sys.executable, str(path), *arguments], cwd=tmp_path, capture_output=True, text=True
+        [*python, str(path), *arguments], cwd=tmp_path, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
     assert re.search(shown, done.stdout), done.stdout

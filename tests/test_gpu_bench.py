@@ -17,7 +17,7 @@ from bench.gpu.measure import Bench
 from bench.gpu.work import Work, near
 from headrace.bench.case import MODELS
 
-from .test_gpu_suite import Report
+from .test_gpu_suite import WITHOUT, Report
 
 
 def bench_of(**floors):
@@ -251,10 +251,10 @@ OPTION = 'def pytest_addoption(parser): parser.addoption("--replays", type=int, 
 def test_graphs_are_replayed_as_often_as_is_claimed(more, state, tmp_path, monkeypatch):
     monkeypatch.setattr(suite, "TESTS", tmp_path)
     monkeypatch.setattr(suite, "A_TOOL", 0.0)
-    monkeypatch.setenv("PYTEST_ADDOPTS", "--rootdir=" + str(tmp_path))
+    monkeypatch.setenv("PYTEST_ADDOPTS", f"--rootdir={tmp_path} {WITHOUT}")
     (tmp_path / "conftest.py").write_text(OPTION)
     (tmp_path / "test_x.py").write_text(WRAPS.format(count=suite.REPLAYS, more=more))
-    report = Report(seconds=suite.LEAST + 20 if state == "unfinished" else 120.0)
+    report = Report(seconds=suite.LEAST + 9 if state == "unfinished" else 120.0)
     suite.replays(report, "quick", None)
     unit = report.data["units"]["replays"]
     assert unit["state"] == state, unit

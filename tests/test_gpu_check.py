@@ -20,22 +20,27 @@ from bench.gpu.measure import Bench
 from bench.gpu.stages import RUN
 from bench.gpu.table import table
 from headrace import ops
+from tests import warm
 
 from .test_gpu_suite import Report
 
 ROOT = Path(__file__).parents[1]
 
 
-def check(out, *arguments):
-    command = [sys.executable, str(ROOT / "scripts/gpu_check.py"), str(out), *arguments]
-    return subprocess.run(command, capture_output=True, text=True)
+def command(out, *arguments, fresh=False):
+    begun = [sys.executable] if fresh else warm.python(*warm.TORCH)
+    return [*begun, str(ROOT / "scripts/gpu_check.py"), str(out), *map(str, arguments)]
+
+
+def check(*given, **options):
+    return subprocess.run(command(*given, **options), capture_output=True, text=True)
 
 
 def test_a_dry_run_resumes_and_leaves_nothing_out(tmp_path):
     given = ("--dry-run", "--commit", "abc", "--stages", "bench", "--only")
-    first = check(tmp_path / "a", *given, "linear", "--budget", "60s")
+    first = check(tmp_path / "a", *given, "linear", "--budget", "60s", fresh=True)
     assert first.returncode == 0, first.stdout + first.stderr
-    again = check(tmp_path / "b", *given, "linear,append", "--resume", str(tmp_path / "a"))
+    again = check(tmp_path / "b", *given, "linear,append", "--resume", tmp_path / "a")
     assert again.returncode == 0, again.stdout + again.stderr
     old, new = (json.loads((tmp_path / n / "report.json").read_text()) for n in "ab")
     assert {name.split(":")[0] for name in new["units"]} == {"bench linear", "bench append"}
@@ -44,8 +49,9 @@ def test_a_dry_run_resumes_and_leaves_nothing_out(tmp_path):
     assert new["earlier"] == [old["date"]]
     new["sources"] = "others"
     (tmp_path / "b/report.json").write_text(json.dumps(new))
-    other = check(tmp_path / "c", *given, "append", "--resume", tmp_path / "b")
+    other = check(tmp_path / "c", "--dry-run", "--stages", "sanitize", "--resume", tmp_path / "b")
     assert "begun anew" in other.stdout
+    assert set(json.loads((tmp_path / "c/report.json").read_text())["units"]) == {"sanitize"}
     assert "| linear |" in (tmp_path / "b/report.md").read_text()
 
 
@@ -194,9 +200,8 @@ def test_only_the_headrace_of_the_tree_will_do(kind, tmp_path, monkeypatch):
 
 
 def test_killed_at_any_time_it_goes_on(tmp_path):
-    given = [sys.executable, str(ROOT / "scripts/gpu_check.py")]
     more = ["--dry-run", "--stages", "bench", "--only", "linear,merge_states,append"]
-    process = subprocess.Popen([*given, str(tmp_path / "a"), *more], stdout=subprocess.PIPE)
+    process = subprocess.Popen(command(tmp_path / "a", *more), stdout=subprocess.PIPE)
     for line in process.stdout:
         if b"bench" in line:
             break
@@ -204,7 +209,7 @@ def test_killed_at_any_time_it_goes_on(tmp_path):
     process.communicate()
     old = json.loads((tmp_path / "a/report.json").read_text())
     assert len(old["units"]) in (1, 2)
-    again = check(tmp_path / "b", *more, "--resume", str(tmp_path / "a"))
+    again = check(tmp_path / "b", *more, "--resume", tmp_path / "a")
     assert again.returncode == 0, again.stdout + again.stderr
     new = json.loads((tmp_path / "b/report.json").read_text())
     assert len(new["units"]) == 3
@@ -227,8 +232,8 @@ def test_all_but_the_store_works_without_lmdb():
         else:
             raise AssertionError
     """
-    command = [sys.executable, "-c", script, "/nowhere/store"]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    told = [*warm.python(*warm.TORCH), "-c", script, "/nowhere/store"]
+    done = subprocess.run(told, capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
 
 

@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from bench.gpu import processes, stages, suite
+from tests import warm
 
 ROOT = Path(__file__).parents[1]
 
@@ -29,6 +30,10 @@ def test_dies(): os._exit(11)
 def test_hangs(): time.sleep(600)
 def test_last(): pass
 """
+
+
+# Plugins that its files have no use for, which take half of the time of starting pytest.
+WITHOUT = "-p no:anyio -p no:benchmark -p no:hypothesispytest"
 
 
 class Report:
@@ -53,7 +58,7 @@ class Report:
 def folder(tmp_path, monkeypatch):
     monkeypatch.setattr(suite, "TESTS", tmp_path)
     monkeypatch.setattr(suite, "A_TEST", 4.0)
-    monkeypatch.setenv("PYTEST_ADDOPTS", "--rootdir=" + str(tmp_path))
+    monkeypatch.setenv("PYTEST_ADDOPTS", f"--rootdir={tmp_path} {WITHOUT}")
     return tmp_path
 
 
@@ -173,7 +178,7 @@ def test_the_library_is_built_whole_or_not_at_all(nvcc, tmp_path, monkeypatch):
 def test_the_gpu_tests_run_on_a_gpu_that_is_pretended():
     """What a lent GPU would be asked for has run once: launchers, captures, comparisons."""
     pytest.importorskip("triton", reason="triton is not installed; pip install triton")
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "tests.gpu_compile.pretend"]
+    command = [*warm.python(*warm.TORCH), "-m", "pytest", "-q", "-p", "tests.gpu_compile.pretend"]
     command += ["-p", "no:cacheprovider", "tests/gpu", "--replays", "40"]
     some = (
         "graph_of_scoring",

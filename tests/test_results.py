@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from matplotlib.figure import Figure
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tools"))
@@ -53,6 +54,19 @@ def test_every_table_is_that_of_the_recorded_files():
 PLOTS = plots.plots(MACHINES)
 
 
+@pytest.fixture
+def rough(monkeypatch):
+    """Plots are coarse and not arranged, which takes less time."""
+    save = Figure.savefig
+
+    def roughly(figure, *where, **options):
+        figure.set_layout_engine("none")
+        save(figure, *where, **(options | {"dpi": 20}))
+
+    monkeypatch.setattr(Figure, "savefig", roughly)
+
+
+@pytest.mark.usefixtures("rough")
 @pytest.mark.parametrize("name", PLOTS)
 def test_every_plot_is_that_of_the_recorded_files(name, tmp_path):
     mark, draw = PLOTS[name]

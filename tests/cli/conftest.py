@@ -6,9 +6,11 @@ import pytest
 import torch
 
 from headrace.models import Decoder, DecoderConfig, save
+from tests import warm
 
 WINDOW, SINKS = 28, 4
 MAIN = "import sys; from headrace.cli import main; sys.exit(main())"
+ROWS_SOON = "from headrace.cli import live; live.Lines.EVERY = 0.2\n"
 
 
 @pytest.fixture(scope="session")
@@ -46,7 +48,11 @@ def _here(tmp_path, monkeypatch):
     monkeypatch.delenv("HEADRACE_TRACEBACK", raising=False)
 
 
-def start(*args, **options):
-    """The command in a process of its own."""
+def start(*args, fresh=False, **options):
+    """The command in a process of its own; unless it is a fresh interpreter, its imports are done
+    and rows of progress come sooner."""
+    begun = [sys.executable, "-c", MAIN]
+    if not fresh:
+        begun = [*warm.python(*warm.COMMANDS), "-c", ROWS_SOON + MAIN]
     options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | options
-    return subprocess.Popen([sys.executable, "-c", MAIN, *map(str, args)], **options)
+    return subprocess.Popen([*begun, *map(str, args)], **options)

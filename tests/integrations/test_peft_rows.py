@@ -11,6 +11,7 @@ from headrace.adapters.blob import Adapter
 from headrace.adapters.packing import pack
 from headrace.adapters.peft_files import write
 from headrace.integrations.peft import serve
+from tests import warm
 
 IDS = torch.arange(30).view(5, 6) % 11
 
@@ -226,10 +227,9 @@ def test_what_cannot_be_served(tiny, tmp_path):
 
 def test_nothing_is_wanted_of_other_libraries():
     import subprocess
-    import sys
 
     code = (
         "import sys, headrace.integrations.peft as m; "
         "assert not {'peft', 'transformers'} & sys.modules.keys()"
     )
-    subprocess.run([sys.executable, "-c", code], check=True)
+    subprocess.run([*warm.python(*warm.TORCH), "-c", code], check=True)

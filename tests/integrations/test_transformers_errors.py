@@ -2,7 +2,6 @@
 """What a StreamingCache refuses, in one line, and that nothing is left behind."""
 
 import subprocess
-import sys
 
 import pytest
 import torch
@@ -11,6 +10,7 @@ transformers = pytest.importorskip("transformers", reason="transformers is not i
 
 from headrace import Archive, PerLane, Sink, Window  # noqa: E402
 from headrace.integrations.transformers import StreamingCache, attached, oracle  # noqa: E402
+from tests import warm  # noqa: E402
 
 from .stock import BASE, model  # noqa: E402
 
@@ -139,7 +139,9 @@ def test_models_that_no_page_holds(tokens):
 
 
 def python(code):
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    return subprocess.run(
+        [*warm.python(*warm.TORCH), "-c", code], capture_output=True, text=True, timeout=120
+    )
 
 
 def test_headrace_alone_does_not_import_transformers():

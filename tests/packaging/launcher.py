@@ -2,59 +2,70 @@
 """A compiler launcher that takes from the installed build what would be compiled the same again.
 
 python launcher.py COMPILER ... -o OBJECT -c SOURCE copies the object of that name in <prefix>/build
-if that was made with the same options out of what is, preprocessed, the same text, and is no older
-than any of its files; all else is compiled. A header that is missing is missed either way.
+if that was made by the same command, but for where the sources and the build lie, out of files that
+hold the same here and are no younger than it; all else is compiled.
 """
 
+import filecmp
 import json
 import os
-import re
 import shlex
 import shutil
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
 BUILD = Path(sys.prefix, "build")
 COMMANDS = BUILD / "compile_commands.json"
 # For CMake, to build in the quickest way.
-if COMMANDS.exists():
+if COMMANDS.exists() and (BUILD / ".ninja_deps").exists():
     DEFINES = {"CMAKE_CXX_COMPILER_LAUNCHER": f"{sys.executable};{Path(__file__).resolve()}"}
 else:
     DEFINES = {"HEADRACE_KERNEL_LEVEL": "1"}
-TAKE_A_VALUE = ("-o", "-MF", "-MT", "-MQ", "-isystem")
 
 
-def options(command: list[str]) -> tuple[list[str], list[str]]:
-    """What decides what a text becomes, and what decides which text it is."""
-    deciding, text, words = [], [], iter(command[1:])
-    for word in words:
-        if word in TAKE_A_VALUE:
-            value = next(words)
-            text += [word, value] if word == "-isystem" else []
-        elif word.startswith(("-I", "-D")):
-            text.append(word)
-        elif word == "-c":
-            text.append(next(words))
+def cached(build: Path, name: str) -> str:
+    """What CMake knows by that name."""
+    for line in (build / "CMakeCache.txt").read_text().splitlines():
+        if line.startswith(name + ":"):
+            return line.split("=", 1)[1]
+    return ""
+
+
+def moves() -> list[tuple[str, str]]:
+    """Folders of the installed build, each with what stands for it here; the first that fits."""
+    home = "CMAKE_HOME_DIRECTORY"
+    return [
+        (str(BUILD), os.getcwd()),
+        (sys.prefix, sys.prefix),
+        (cached(BUILD, home), cached(Path.cwd(), home)),
+    ]
+
+
+def moved(text: str, pairs: list[tuple[str, str]]) -> str:
+    for before, now in pairs:
+        if before in text:
+            return text.replace(before, now)
+    return text
+
+
+def words(command: list[str]) -> list[str]:
+    """Without what has the compiler write down which files it read."""
+    found, each = [], iter(command)
+    for word in each:
+        if word in ("-MF", "-MT", "-MQ"):
+            next(each)
         elif word != "-MD":
-            deciding.append(word)
-    return deciding, text
+            found.append(word)
+    return found
 
 
-def preprocessed(command: list[str], folder: str | Path) -> tuple[str, list[Path]]:
-    """The text that is compiled, and the files that it comes from."""
-    deciding, text = options(command)
-    with tempfile.TemporaryDirectory() as room:
-        told = Path(room, "files")
-        done = subprocess.run(
-            [command[0], *deciding, *text, "-E", "-P", "-MD", "-MF", told, "-MT", "x"],
-            cwd=folder, capture_output=True, text=True,
-        )  # fmt: skip
-        if done.returncode:
-            return "", []
-        names = told.read_text().replace("\\\n", " ").split(":", 1)[1]
-    return done.stdout, [Path(folder, name) for name in re.split(r"\s+", names.strip())]
+def read_for(target: str) -> list[str]:
+    """The files that were read when it was compiled; none where that is not known."""
+    command = [cached(BUILD, "CMAKE_MAKE_PROGRAM"), "-C", BUILD, "-t", "deps", target]
+    done = subprocess.run(command, capture_output=True, text=True)
+    lines = done.stdout.splitlines()[:-1]
+    return [line.strip() for line in lines if line.startswith("    ")]
 
 
 def kept(command: list[str]) -> Path | None:
@@ -62,19 +73,22 @@ def kept(command: list[str]) -> Path | None:
     if "-c" not in command or not COMMANDS.exists():
         return None
     target = command[command.index("-o") + 1]
+    made, pairs = BUILD / target, moves()
     for entry in json.loads(COMMANDS.read_text()):
-        before = shlex.split(entry["command"])
-        if before[before.index("-o") + 1] != target or not (BUILD / target).exists():
+        if f" -o {target} " not in entry["command"] or not made.exists():
             continue
-        compiler = before.index(command[0]) if command[0] in before else 0
-        before = before[compiler:]
-        if options(before)[0] != options(command)[0]:
+        before = shlex.split(entry["command"])
+        before = before[before.index(command[0]) if command[0] in before else 0 :]
+        if [moved(word, pairs) for word in before] != words(command):
             return None
-        text, files = preprocessed(before, entry["directory"])
-        made = (BUILD / target).stat().st_mtime
-        if not text or any(f.stat().st_mtime > made for f in files):
-            return None
-        return BUILD / target if preprocessed(command, os.getcwd())[0] == text else None
+        files = [str(BUILD / name) for name in read_for(target)]
+        for name in files:
+            now = moved(name, pairs)
+            if Path(name).stat().st_mtime > made.stat().st_mtime:
+                return None
+            if now != name and not (Path(now).exists() and filecmp.cmp(name, now, shallow=False)):
+                return None
+        return made if files else None
     return None
 
 

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What importing headrace does, and what it must not do. Each case is a process of its own."""
+"""What importing headrace does, and what it must not do. Each case is a process of its own, in
+most of which torch was imported before."""
 
 import json
 import os
@@ -9,17 +10,19 @@ import sys
 
 import pytest
 
+from tests import warm
 
-def python(code, **environment):
-    """stdout, stderr and status of a fresh interpreter."""
+
+def python(code, fresh=False, **environment):
+    """stdout, stderr and status of an interpreter."""
     env = {**os.environ, **environment}
     for name in ("HEADRACE_ISA", "HEADRACE_BACKEND"):
         if name not in environment:
             env.pop(name, None)
-    done = subprocess.run(
-        [sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=120
+    begun = [sys.executable] if fresh else warm.python(*warm.TORCH)
+    return subprocess.run(
+        [*begun, "-c", code], env=env, capture_output=True, text=True, timeout=120
     )
-    return done
 
 
 def test_import_starts_nothing():
@@ -32,7 +35,8 @@ def test_import_starts_nothing():
         "print(json.dumps({'triton': 'triton' in sys.modules, 'events': events,\n"
         "    'inductor': 'torch._inductor.compile_fx' in sys.modules,\n"
         "    'cuda': torch.cuda.is_initialized(), 'error': repr(headrace.load_error),\n"
-        "    'ops': len(headrace.ops.specs())}))\n"
+        "    'ops': len(headrace.ops.specs())}))\n",
+        fresh=True,
     )
     assert done.returncode == 0, done.stderr
     seen = json.loads(done.stdout)

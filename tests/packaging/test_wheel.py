@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The source archive builds where no torch is, and the wheel holds what it must and no more."""
+"""The source archive builds where no torch is, with a generated op in it that passes its own
+tests; and the wheel holds what it must and no more."""
 
 import configparser
 import fnmatch
-import os
 import re
 import shutil
 import subprocess
@@ -15,70 +15,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.packaging import launcher
+from tests import warm
 
-ROOT = Path(__file__).resolve().parents[2]
+from .conftest import OP, ROOT, TABLE, build
 
 pytestmark = pytest.mark.skipif(
     not (ROOT / "pyproject.toml").exists(), reason="runs in a checkout only"
 )
-
-
-def build(code, folder, cwd, env=None):
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(folder)],
-        cwd=cwd,
-        env={**os.environ, "HEADRACE_CUDA": "OFF", **(env or {})},
-        capture_output=True,
-        text=True,
-        timeout=900,
-    )
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    return done.stdout
-
-
-@pytest.fixture(scope="module")
-def sdist(tmp_path_factory):
-    """The source archive, as an unpacked folder."""
-    pytest.importorskip("scikit_build_core", reason="scikit-build-core is not installed")
-    folder = tmp_path_factory.mktemp("sdist")
-    build("import sys, scikit_build_core.build as b; b.build_sdist(sys.argv[1])", folder, ROOT)
-    (archive,) = folder.glob("headrace-*.tar.gz")
-    with tarfile.open(archive) as tar:
-        if hasattr(tarfile, "data_filter"):
-            tar.extractall(folder, filter="data")
-        else:
-            tar.extractall(folder)
-    return folder / archive.name.removesuffix(".tar.gz")
-
-
-TABLE = "kernels/common/tuned/some-card.json"  # as the tuner of a GPU writes one
-
-
-@pytest.fixture(scope="module")
-def wheel(sdist, tmp_path_factory):
-    """Built from the source archive, and a table of a device beside it, by a Python that has the
-    build requirements and no torch.
-
-    What the installed build compiled of the same text is not compiled again, and all the rest in
-    the quickest way: what is in a wheel is the same at every -O.
-    """
-    folder = tmp_path_factory.mktemp("wheel")
-    tree = shutil.copytree(sdist, tmp_path_factory.mktemp("tree") / sdist.name)
-    (tree / TABLE).parent.mkdir(exist_ok=True)
-    (tree / TABLE).write_text("{}")
-    clean = tmp_path_factory.mktemp("clean")
-    (clean / "torch.py").write_text("raise ImportError('there is no torch at build time')\n")
-    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-    settings = {f"cmake.define.{name}": value for name, value in launcher.DEFINES.items()}
-    build(
-        f"import sys, scikit_build_core.build as b\nb.build_wheel(sys.argv[1], {settings})",
-        folder,
-        tree,
-        {"PYTHONPATH": str(clean), "PATH": path},
-    )
-    (made,) = folder.glob("*.whl")
-    return made
 
 
 def names_in(folder):
@@ -179,11 +122,12 @@ def test_wheel_holds_the_package(wheel):
     assert {n.split("/")[0].split("-")[0] for n in names} == {"headrace"}
 
 
-def test_wheel_holds_every_python_file_of_the_tree(wheel):
+def test_wheel_holds_every_python_file_of_the_tree(wheel, tree):
     names = set(zipfile.ZipFile(wheel).namelist())
-    for tree, prefix in ((ROOT / "python", ""), (ROOT / "kernels", "headrace/kernels/")):
-        for path in tree.rglob("*.py"):
-            assert prefix + str(path.relative_to(tree)) in names
+    for root in (ROOT, tree):
+        for folder, prefix in ((root / "python", ""), (root / "kernels", "headrace/kernels/")):
+            for path in folder.rglob("*.py"):
+                assert prefix + str(path.relative_to(folder)) in names
 
 
 def test_wheel_holds_the_tables_of_devices(wheel):
@@ -256,3 +200,29 @@ def test_the_extension_takes_the_openmp_runtime_of_torch(wheel, tmp_path):
         extension = archive.extract(name, tmp_path)
     needed = [n for n in dynamic(extension, "NEEDED") if "gomp" in n]
     assert needed == dynamic(brought[0], "SONAME") == ["libgomp.so.1"]
+
+
+def pytest_in(tree, env, *arguments):
+    command = [*warm.python(*warm.TORCH), "-m", "pytest", "-c", str(tree / "pyproject.toml")]
+    command += ["--rootdir", str(tree), "-p", "no:cacheprovider", *arguments]
+    done = subprocess.run(command, cwd=tree.parent, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-2000:]
+    assert " passed" in done.stdout
+    assert "failed" not in done.stdout
+
+
+def test_generated_op_is_whole_and_passes_its_tests(tree, site):
+    registry = str(tree / "tests/test_registry.py")
+    contract = str(tree / "tests/test_contract.py")
+    pytest_in(tree, site, registry, contract, str(tree / f"tests/ops/test_{OP}.py"), "-k", OP)
+
+
+def test_generated_bench_runs(tree, site):
+    pytest_in(tree, site, str(tree / f"bench/ops/bench_{OP}.py"))
+    done = subprocess.run(
+        [*warm.python(*warm.TORCH), "-c",
+         f"from headrace import bench; print(bench.table(bench.run('{OP}', quick=True)))"],
+        env=site, cwd=tree.parent, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert OP in done.stdout

@@ -4,7 +4,6 @@
 import json
 import re
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +12,7 @@ from safetensors import safe_open
 
 from headrace import AdapterBank, Archive, Lane, Sink, Window, wrap
 from headrace.streams import Every, HeadSum, OnQuery, PerLane, resume, snapshot
+from tests import warm
 
 from ..adapters.bank_weights import adapter
 from .tiny import TinyDecoder, tokens
@@ -79,9 +79,8 @@ with engine() as e:
 
 def test_another_process_goes_on(tmp_path):
     want, _ = saved(tmp_path / "s")
-    subprocess.run(
-        [sys.executable, "-c", CHILD, ROOT, tmp_path / "s", tmp_path / "got"], check=True
-    )
+    paths = (ROOT, tmp_path / "s", tmp_path / "got")
+    subprocess.run([*warm.python(*warm.COMMANDS), "-c", CHILD, *paths], check=True)
     assert torch.equal(torch.load(tmp_path / "got"), want)
 
 
@@ -210,7 +209,8 @@ with engine() as e:
 def test_killed_while_writing_leaves_the_old_file(where, tmp_path):
     want, _ = saved(tmp_path / "s")
     before = (tmp_path / "s").read_bytes()
-    run = subprocess.run([sys.executable, "-c", KILLED, ROOT, tmp_path / "s", where], check=False)
+    command = [*warm.python(*warm.COMMANDS), "-c", KILLED, ROOT, tmp_path / "s", where]
+    run = subprocess.run(command, check=False)
     assert run.returncode == -9
     assert (tmp_path / "s").read_bytes() == before
     with engine() as e:
