@@ -94,7 +94,7 @@ def _build(out: Path, end: float) -> str:
     command += ["--no-build-isolation", "-v", "-C", "cmake.define.HEADRACE_KERNEL_LEVEL=1"]
     if torch.cuda.is_available():
         major, minor = torch.cuda.get_device_capability()
-        arch = f"{major}{minor}{'a' if major == 9 else ''}-real"
+        arch = f"{major}{minor}{'a' if major == 9 else ''}"
         command += ["-C", f"cmake.define.HEADRACE_CUDA_ARCHITECTURES={arch}"]
     log = out / "build.log"
     out.mkdir(parents=True, exist_ok=True)

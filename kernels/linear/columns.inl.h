@@ -275,7 +275,7 @@ inline void blocks_of_columns(const LinearArgs& a, const float* packed, std::int
 
 void columns(const LinearArgs& a, const float* packed, std::int64_t begin, std::int64_t end,
              std::int64_t first, std::int64_t last, float* scratch) {
-  by_type(a.x_dtype, [&](auto x) {
+  by_rows(a.x_dtype, [&](auto x) {
     by_type(a.w_dtype, [&](auto w) {
       blocks_of_columns<decltype(x), decltype(w)>(a, packed, begin, end, first, last, scratch);
     });
@@ -285,7 +285,7 @@ void columns(const LinearArgs& a, const float* packed, std::int64_t begin, std::
 void pack_columns(const LinearArgs& a, std::int64_t block, std::int64_t begin, std::int64_t end,
                   float* packed) {
   const LinearColumns c(a);
-  by_type(a.x_dtype,
+  by_rows(a.x_dtype,
           [&](auto x) { pack_rows_in_columns<decltype(x)>(a, c, block, begin, end, packed); });
 }
 

@@ -155,23 +155,17 @@ inline void block(const LinearArgs& a, std::int64_t begin, std::int64_t end, std
   blocks<kM, 4, X, W>(a, begin, end, first, last, scratch);
 }
 
-template <class X>
-inline void by_weight(const LinearArgs& a, std::int64_t begin, std::int64_t end, std::int64_t first,
-                      std::int64_t last, float* scratch) {
-  if (a.w_dtype == headrace::kF32) return block<X, float>(a, begin, end, first, last, scratch);
-  if (a.w_dtype == headrace::kBF16) return block<X, bf16>(a, begin, end, first, last, scratch);
-  return block<X, fp16>(a, begin, end, first, last, scratch);
-}
-
 void linear(const LinearArgs& a, std::int64_t begin, std::int64_t end, std::int64_t first,
             std::int64_t last, float* scratch) {
-  if (a.x_dtype == headrace::kF32) return by_weight<float>(a, begin, end, first, last, scratch);
-  if (a.x_dtype == headrace::kBF16) return by_weight<bf16>(a, begin, end, first, last, scratch);
-  return by_weight<fp16>(a, begin, end, first, last, scratch);
+  by_rows(a.x_dtype, [&](auto x) {
+    by_type(a.w_dtype,
+            [&](auto w) { block<decltype(x), decltype(w)>(a, begin, end, first, last, scratch); });
+  });
 }
 
 }  // namespace
 
+#ifndef HEADRACE_DOTS
 extern "C" const headrace::LinearKernels HEADRACE_JOIN(headrace_linear_, HEADRACE_LEVEL) = {
     linear,
 #ifdef HEADRACE_COLUMNS
@@ -181,9 +175,6 @@ extern "C" const headrace::LinearKernels HEADRACE_JOIN(headrace_linear_, HEADRAC
     {nullptr, nullptr},
     {nullptr, nullptr},
 #endif
-#ifdef HEADRACE_DOTS
-    true,
-#else
     false,
-#endif
 };
+#endif

@@ -34,6 +34,18 @@ inline void by_type(int dtype, const Function& f) {
   if (dtype == headrace::kBF16) return f(bf16{});
   f(fp16{});
 }
+// The same of x: where the level has instructions for bf16, no other comes to it.
+#ifdef HEADRACE_DOTS
+template <class Function>
+inline void by_rows(int, const Function& f) {
+  f(bf16{});
+}
+#else
+template <class Function>
+inline void by_rows(int dtype, const Function& f) {
+  by_type(dtype, f);
+}
+#endif
 
 // out = `rows` rows of x side by side: a vector of each, then the next of each. Rows that lie a
 // power of two apart would fight for the same few lines of the cache.

@@ -156,7 +156,7 @@ inline void blocks_by_quarters(const LinearArgs& a, const float* packed, std::in
 
 void quarters(const LinearArgs& a, const float* packed, std::int64_t begin, std::int64_t end,
               std::int64_t first, std::int64_t last, float* scratch) {
-  by_type(a.x_dtype, [&](auto x) {
+  by_rows(a.x_dtype, [&](auto x) {
     by_type(a.w_dtype, [&](auto w) {
       blocks_by_quarters<decltype(x), decltype(w)>(a, packed, begin, end, first, last, scratch);
     });
@@ -166,7 +166,7 @@ void quarters(const LinearArgs& a, const float* packed, std::int64_t begin, std:
 void pack_quarters(const LinearArgs& a, std::int64_t block, std::int64_t begin, std::int64_t end,
                    float* packed) {
   const LinearQuarters c(a);
-  by_type(a.x_dtype,
+  by_rows(a.x_dtype,
           [&](auto x) { pack_rows_by_quarters<decltype(x)>(a, c, block, begin, end, packed); });
 }
 

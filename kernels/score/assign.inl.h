@@ -22,7 +22,7 @@ inline float less_distance(const T* x, const T* c, std::int64_t dim) {
 // Similarities of n rows with a tile, s[n][kScoreTile].
 inline void similarities(const AssignArgs& a, const float* rows, const float* by_row, int n,
                          const float* columns, int there, float* s) {
-  if (a.metric == headrace::kHamming) {
+  if (kBits && a.metric == headrace::kHamming) {
     const std::uint32_t* words = reinterpret_cast<const std::uint32_t*>(columns);
     for (int i = 0; i < n; ++i) {
       alignas(64) std::int32_t apart[kScoreTile] = {};
@@ -125,13 +125,8 @@ inline void nearer_in(const AssignArgs& a, std::int64_t batch, std::int64_t row,
 inline void nearer(const AssignArgs& a, std::int64_t batch, std::int64_t row, float* s,
                    float by_row, const float* by, std::int64_t first, std::int64_t m, Best* best) {
   if (m <= 0) return;
-  if (a.dtype == headrace::kF32) {
-    return nearer_in<float>(a, batch, row, s, by_row, by, first, m, best);
-  }
-  if (a.dtype == headrace::kBF16) {
-    return nearer_in<bf16>(a, batch, row, s, by_row, by, first, m, best);
-  }
-  nearer_in<fp16>(a, batch, row, s, by_row, by, first, m, best);
+  by_type(a.dtype,
+          [&](auto x) { nearer_in<decltype(x)>(a, batch, row, s, by_row, by, first, m, best); });
 }
 
 void assign(const AssignArgs& a, std::int64_t batch, std::int64_t begin, std::int64_t end,

@@ -82,12 +82,10 @@ inline void candidate_bits(const AssignArgs& a, std::int64_t batch, std::int64_t
 
 inline void take_candidates(const AssignArgs& a, std::int64_t batch, std::int64_t tile,
                             float* columns) {
-  if (a.dtype == headrace::kScoreInt) {
+  if (kBits && a.dtype == headrace::kScoreInt) {
     return candidate_bits(a, batch, tile, reinterpret_cast<std::uint32_t*>(columns));
   }
-  if (a.dtype == headrace::kF32) return candidates_as<float>(a, batch, tile, columns);
-  if (a.dtype == headrace::kBF16) return candidates_as<bf16>(a, batch, tile, columns);
-  candidates_as<fp16>(a, batch, tile, columns);
+  by_type(a.dtype, [&](auto x) { candidates_as<decltype(x)>(a, batch, tile, columns); });
 }
 
 void candidates(const AssignArgs& a, std::int64_t batch, std::int64_t tile) {
@@ -124,9 +122,10 @@ inline void rows_as(const AssignArgs& a, std::int64_t batch, std::int64_t begin,
 
 inline void take_rows(const AssignArgs& a, std::int64_t batch, std::int64_t begin, int n,
                       float* rows, float* by_row) {
-  if (a.dtype == headrace::kF32) return rows_as<float>(a, batch, begin, n, rows, by_row);
-  if (a.dtype == headrace::kBF16) return rows_as<bf16>(a, batch, begin, n, rows, by_row);
-  if (a.dtype == headrace::kF16) return rows_as<fp16>(a, batch, begin, n, rows, by_row);
+  if (!kBits || a.dtype != headrace::kScoreInt) {
+    return by_type(a.dtype,
+                   [&](auto x) { rows_as<decltype(x)>(a, batch, begin, n, rows, by_row); });
+  }
   for (int i = 0; i < n; ++i) {
     memcpy(rows + i * a.dim,
            static_cast<const std::uint32_t*>(a.x) + batch * a.x_strides[0] +

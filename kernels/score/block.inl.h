@@ -188,17 +188,16 @@ inline void blocks_as(const BlockScoreArgs& a, std::int64_t batch, std::int64_t 
 
 void one_span(const BlockScoreArgs& a, std::int64_t batch, std::int64_t begin, std::int64_t end,
               float* scratch) {
-  if (a.dtype == headrace::kScoreInt) {
+  if (kBits && a.dtype == headrace::kScoreInt) {
     return blocks_as<BitTile>(a, batch, begin, end, scratch);
   }
-  if (a.dtype == headrace::kF32) return blocks_as<FloatTile<float>>(a, batch, begin, end, scratch);
-  if (a.dtype == headrace::kBF16) return blocks_as<FloatTile<bf16>>(a, batch, begin, end, scratch);
-  blocks_as<FloatTile<fp16>>(a, batch, begin, end, scratch);
+  by_type(a.dtype,
+          [&](auto x) { blocks_as<FloatTile<decltype(x)>>(a, batch, begin, end, scratch); });
 }
 
 void blocks(const BlockScoreArgs& a, std::int64_t batch, std::int64_t begin, std::int64_t end,
             float* scratch) {
-  if (bits_summed(a)) return bits_run(a, batch, begin, end, scratch);
+  if (kBits && bits_summed(a)) return bits_run(a, batch, begin, end, scratch);
   for (; begin < end; begin += headrace::kScoreSpan) {
     const std::int64_t next = begin + headrace::kScoreSpan;
     one_span(a, batch, begin, next < end ? next : end, scratch);

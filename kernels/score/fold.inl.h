@@ -93,7 +93,7 @@ inline void fold_bits(const BlockScoreArgs& a, std::int64_t batch) {
 }
 
 void fold(const BlockScoreArgs& a, std::int64_t batch) {
-  if (a.dtype == headrace::kScoreInt) return fold_bits(a, batch);
+  if (kBits && a.dtype == headrace::kScoreInt) return fold_bits(a, batch);
   if (a.q_dtype == headrace::kF32) return fold_as<float>(a, batch);
   if (a.q_dtype == headrace::kBF16) return fold_as<bf16>(a, batch);
   fold_as<fp16>(a, batch);

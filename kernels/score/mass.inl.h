@@ -162,23 +162,18 @@ inline void scaled_as(const MassArgs& a, std::int64_t batch) {
 }
 
 void mass_queries(const MassArgs& a, std::int64_t batch) {
-  if (a.dtype == headrace::kF32) return scaled_as<float>(a, batch);
-  if (a.dtype == headrace::kBF16) return scaled_as<bf16>(a, batch);
-  scaled_as<fp16>(a, batch);
+  by_type(a.dtype, [&](auto x) { scaled_as<decltype(x)>(a, batch); });
 }
 
 void mass_sums(const MassArgs& a, std::int64_t batch, int kv, std::int64_t begin, std::int64_t end,
                float* top, float* sum, float* scratch) {
-  if (a.dtype == headrace::kF32) return sums_as<float>(a, batch, kv, begin, end, top, sum, scratch);
-  if (a.dtype == headrace::kBF16) return sums_as<bf16>(a, batch, kv, begin, end, top, sum, scratch);
-  sums_as<fp16>(a, batch, kv, begin, end, top, sum, scratch);
+  by_type(a.dtype,
+          [&](auto x) { sums_as<decltype(x)>(a, batch, kv, begin, end, top, sum, scratch); });
 }
 
 void mass(const MassArgs& a, std::int64_t batch, int kv, std::int64_t begin, std::int64_t end,
           float* scratch) {
-  if (a.dtype == headrace::kF32) return mass_as<float>(a, batch, kv, begin, end, scratch);
-  if (a.dtype == headrace::kBF16) return mass_as<bf16>(a, batch, kv, begin, end, scratch);
-  mass_as<fp16>(a, batch, kv, begin, end, scratch);
+  by_type(a.dtype, [&](auto x) { mass_as<decltype(x)>(a, batch, kv, begin, end, scratch); });
 }
 
 }  // namespace

@@ -104,9 +104,7 @@ inline void segment_as(const SegmentArgs& a, std::int64_t segment, int first, in
 
 void segment(const SegmentArgs& a, std::int64_t segment, int first, int last,
              const std::int32_t* rows, std::int64_t n) {
-  if (a.dtype == headrace::kF32) return segment_as<float>(a, segment, first, last, rows, n);
-  if (a.dtype == headrace::kBF16) return segment_as<bf16>(a, segment, first, last, rows, n);
-  segment_as<fp16>(a, segment, first, last, rows, n);
+  by_type(a.dtype, [&](auto x) { segment_as<decltype(x)>(a, segment, first, last, rows, n); });
 }
 
 }  // namespace

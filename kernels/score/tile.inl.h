@@ -149,6 +149,19 @@ constexpr bool kDots = false;
 using Doubles = Singles;
 #endif
 
+// To a level that has them no other rows come, and none of sign bits.
+constexpr bool kBits = !kDots;
+
+// f of an element of the dtype.
+template <class Function>
+inline void by_type(int dtype, const Function& f) {
+  if constexpr (!kDots) {
+    if (dtype == headrace::kF32) return f(float{});
+    if (dtype == headrace::kF16) return f(fp16{});
+  }
+  f(bf16{});
+}
+
 // Whether rows of this dtype can be taken two elements at a time.
 inline bool in_pairs(int dtype, std::int64_t dim) {
   return kDots && dtype == headrace::kBF16 && dim % (2 * kW) == 0;

@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 __all__ = [
     "Absolute",
@@ -45,17 +46,49 @@ __all__ = [
     "wrap",
 ]
 
-# What went wrong when the package loaded. It is told at the first use of anything that needs it, so
-# that `headrace info` can look at a broken installation.
-load_error: Exception | None = None
+# Where names are that load at first use: who multiplies with the ops alone pays for these alone.
+_LATER = {
+    "adapters": ("AdapterBank", "AdapterStore"),
+    "filters": ("Filter",),
+    "memory": (
+        "Archive",
+        "Fold",
+        "InMemory",
+        "Keep",
+        "OnDisk",
+        "PagePool",
+        "Rest",
+        "Sink",
+        "Tagged",
+        "Window",
+    ),
+    "models": (),
+    "presets": (),
+    "recipes": (),
+    "streams": (
+        "Absolute",
+        "Clock",
+        "Engine",
+        "Gate",
+        "InCache",
+        "Keep3D",
+        "Lane",
+        "PerLane",
+        "Piece",
+        "Relative",
+        "Report",
+        "Ring",
+        "Stream",
+        "oracle",
+        "recompute",
+        "wrap",
+    ),
+}
+_HOME = {name: package for package, names in _LATER.items() for name in names}
 
-try:
-    import torch  # noqa: F401  (first: the extension shares torch's OpenMP runtime)
-
-    from . import adapters, filters, models, ops, presets
+if TYPE_CHECKING:
+    from . import adapters, filters, models, presets
     from .adapters import AdapterBank, AdapterStore
-    from .audit import debug
-    from .backends import use_backend, use_isa
     from .filters import Filter
     from .memory import Archive, Fold, InMemory, Keep, OnDisk, PagePool, Rest, Sink, Tagged, Window
     from .streams import (
@@ -72,18 +105,46 @@ try:
         Report,
         Ring,
         Stream,
-        oracle,
         recompute,
         wrap,
     )
+    from .streams.oracle import oracle
+
+# What went wrong when the package loaded. It is told at the first use of anything that needs it, so
+# that `headrace info` can look at a broken installation.
+load_error: Exception | None = None
+
+try:
+    import torch  # noqa: F401  (first: the extension shares torch's OpenMP runtime)
+
+    from . import ops
+    from .audit import debug
+    from .backends import use_backend, use_isa
 except Exception as error:
     load_error = error
 
 
+def _unloaded(name: str, error: Exception) -> ImportError:
+    got = f"{type(error).__name__}: {error}".splitlines()[0]
+    return ImportError(
+        f"headrace({name}): expected the package to load, got {got}; see `headrace info`"
+    )
+
+
 def __getattr__(name: str) -> Any:
     if load_error is not None and name in (*__all__, "_C"):
-        got = f"{type(load_error).__name__}: {load_error}".splitlines()[0]
-        raise ImportError(
-            f"headrace({name}): expected the package to load, got {got}; see `headrace info`"
-        ) from load_error
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        raise _unloaded(name, load_error) from load_error
+    if name in _LATER:
+        return import_module(f".{name}", __name__)
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    try:
+        found = getattr(import_module(f".{_HOME[name]}", __name__), name)
+    except Exception as error:
+        raise _unloaded(name, error) from error
+    globals()[name] = found
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -50,6 +50,27 @@ def test_import_starts_nothing():
     }
 
 
+def test_what_the_ops_do_not_need_loads_at_first_use():
+    done = python(
+        "import sys, headrace\n"
+        "later = [f'headrace.{n}' for n in\n"
+        "    ('adapters', 'filters', 'memory', 'models', 'presets', 'recipes', 'streams')]\n"
+        "assert [n for n in later if n in sys.modules] == []\n"
+        "assert set(headrace.__all__) <= set(dir(headrace))\n"
+        "from headrace import Sink, wrap\n"
+        "assert wrap is headrace.streams.wrap and Sink is headrace.memory.Sink\n"
+        "assert 'headrace.presets' not in sys.modules\n"
+        "assert [getattr(headrace, n.partition('.')[2]).__name__ for n in later] == later\n"
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_what_fails_to_load_is_told_by_name():
+    done = python("import sys, headrace; sys.modules['headrace.memory.pool'] = None; headrace.Sink")
+    last = done.stderr.strip().splitlines()[-1]
+    assert re.match(r"ImportError: headrace\(Sink\): expected the package", last), last
+
+
 @pytest.mark.parametrize("level", ["scalar", "avx2", "avx512", "avx512_vnni", "avx512_bf16"])
 def test_isa_variable(level):
     from headrace import _C
