@@ -6,9 +6,9 @@
 #include <math.h>
 #include <string.h>
 
-#include "ahead.inl.h"
 #include "args.h"
 #include "csrc/simd/vec.h"
+#include "kernels/common/ahead.inl.h"
 
 namespace {
 
@@ -81,14 +81,6 @@ inline void multiply(const float* a, std::int64_t down, std::int64_t along, cons
   multiply_from<kN, Accumulate>(0, a, down, along, b, depth, c, rows, columns, next);
 }
 
-// Up to kFrameTokens rows of tokens [t, end).
-inline Coming rows_ahead(const void* from, std::int64_t at, std::int64_t row, std::int64_t t,
-                         std::int64_t end, int dim, int dtype) {
-  const std::int64_t size = headrace::dtype_size(dtype), left = end - t;
-  const char* first = static_cast<const char*>(from) + (t * row + at) * size;
-  return {first, row * size, left < kFrameTokens ? left : kFrameTokens, dim * size};
-}
-
 inline void widen(const void* from, std::int64_t at, int dim, int dtype, float* to) {
   for (int d = 0; d < dim; d += kW) store(to + d, load_any(from, at + d, dtype));
 }
@@ -149,14 +141,17 @@ void strip(const FrameDeltaArgs& a, std::int64_t stream, std::int64_t head, std:
   for (int d = 0; d < dim; ++d) {
     memcpy(next + d * kFrameColumns, kept + d * a.v_dim, columns * sizeof(float));
   }
+  const auto rows = [](std::int64_t t, std::int64_t stop) {
+    return stop - t < kFrameTokens ? stop - t : kFrameTokens;
+  };
   const auto keys = [&](std::int64_t t, std::int64_t stop) {
-    return rows_ahead(a.k_hat, own * a.k_hat_head, a.k_hat_row, t, stop, dim, a.dtype);
+    return rows_ahead(a.k_hat, own * a.k_hat_head, a.k_hat_row, t, rows(t, stop), dim, a.dtype);
   };
   const auto queries = [&](std::int64_t t, std::int64_t stop) {
-    return rows_ahead(a.q_hat, own * a.q_hat_head, a.q_hat_row, t, stop, dim, a.dtype);
+    return rows_ahead(a.q_hat, own * a.q_hat_head, a.q_hat_row, t, rows(t, stop), dim, a.dtype);
   };
   const auto values = [&](std::int64_t t, std::int64_t stop) {
-    return rows_ahead(a.v, head * a.v_head + first, a.v_row, t, stop, columns, a.dtype);
+    return rows_ahead(a.v, head * a.v_head + first, a.v_row, t, rows(t, stop), columns, a.dtype);
   };
   const std::int64_t all = a.frames[a.indptr[stream + 1]];
   for (std::int64_t f = a.indptr[stream]; f < a.indptr[stream + 1]; ++f) {

@@ -7,9 +7,9 @@
 #pragma once
 #include <math.h>
 
-#include "ahead.inl.h"
 #include "args.h"
 #include "csrc/simd/vec.h"
+#include "kernels/common/ahead.inl.h"
 
 namespace {
 

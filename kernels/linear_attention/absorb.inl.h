@@ -56,8 +56,8 @@ inline void fetch_rows(const float* state, int n, int v_dim) {
 // Lines that are asked for while a state streams by: one for each of its rows, from `at`; none
 // where that is null.
 struct Fetch {
-  const char* at;
-  std::int64_t step;
+  const char* at = nullptr;
+  std::int64_t step = 0;
   void row(int d) const {
     if (at) __builtin_prefetch(at + d * step, 1, 2);
   }
@@ -98,9 +98,9 @@ inline void fold_tile(const float* k, const float* v, const float* q, int n, int
 
 // One token and C vectors of columns, row after row: as memory likes it, and there is nothing else
 // to wait for. An element sees the same steps as in fold_tile.
-template <int C, bool K, bool Q, bool Keep>
+template <int C, bool K, bool Q, bool Keep, class Ask>
 inline void fold_one(const float* k, const float* v, const float* q, int dim, int v_dim,
-                     float decay, float* state, float* o, Fetch fetch) {
+                     float decay, float* state, float* o, Ask fetch) {
   F value[C], out[C];
   for (int c = 0; c < C; ++c) {
     if (K) value[c] = load(v + c * kW);
@@ -121,19 +121,19 @@ inline void fold_one(const float* k, const float* v, const float* q, int dim, in
   for (int c = 0; Q && c < C; ++c) store(o + c * kW, out[c]);
 }
 
-template <bool K, bool Q, bool Keep = true>
+// fetch: Fetch, or what else has a method `row`.
+template <bool K, bool Q, bool Keep = true, class Ask = Fetch>
 inline void fold(const float* k, const float* v, const float* q, int n, int dim, int v_dim,
-                 float decay, float* state, float* o, Fetch fetch = {nullptr, 0}) {
+                 float decay, float* state, float* o, Ask fetch = {}) {
   if (n == 1) {
     constexpr int kWide = F::registers >= 32 ? 8 : 4;
     int j = 0;
     for (; j + kWide * kW <= v_dim; j += kWide * kW) {
       fold_one<kWide, K, Q, Keep>(k, v + j, q, dim, v_dim, decay, state + j, o + j,
-                                  j ? Fetch{nullptr, 0} : fetch);
+                                  j ? Ask{} : fetch);
     }
     for (; j < v_dim; j += kW) {
-      fold_one<1, K, Q, Keep>(k, v + j, q, dim, v_dim, decay, state + j, o + j,
-                              j ? Fetch{nullptr, 0} : fetch);
+      fold_one<1, K, Q, Keep>(k, v + j, q, dim, v_dim, decay, state + j, o + j, j ? Ask{} : fetch);
     }
     return;
   }
@@ -159,7 +159,7 @@ inline void fold(const float* k, const float* v, const float* q, int n, int dim,
 
 // The state of one head takes n keys, already in the form that the numerator wants, and values.
 inline void absorb_rows(const float* k, const float* v, int n, int dim, int v_dim, float decay,
-                        float* state, Fetch fetch = {nullptr, 0}) {
+                        float* state, Fetch fetch = {}) {
   fold<true, false>(k, v, k, n, dim, v_dim, decay, state, state, fetch);  // no q, no o
 }
 

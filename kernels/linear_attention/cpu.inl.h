@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "absorb.inl.h"
+#include "kernels/common/ahead.inl.h"
 #include "kernels/common/turns.inl.h"
 
 namespace {
@@ -40,6 +41,12 @@ inline void divisors(const LinearAttentionArgs& a, const float* norm, const floa
   }
 }
 
+// Rows of the next block, called for while the state of this one passes.
+struct Next {
+  Coming k, v, q;
+  void row(int) { k.call(), v.call(), q.call(); }
+};
+
 void run(const LinearAttentionArgs& a, std::int64_t stream, std::int64_t head, float* scratch) {
   const int dim = static_cast<int>(a.dim), v_dim = static_cast<int>(a.v_dim);
   const int half = static_cast<int>(a.half);
@@ -58,9 +65,15 @@ void run(const LinearAttentionArgs& a, std::int64_t stream, std::int64_t head, f
   fetch_rows(state, kAhead, v_dim);
   const float decay = a.log_decay ? expf(a.log_decay[head]) : 1.f;
   const float eps = a.count ? a.eps * static_cast<float>(a.count[a.rows[stream]]) : a.eps;
-  for (std::int64_t begin = a.indptr[stream]; begin < a.indptr[stream + 1]; begin += kLinearBlock) {
-    const std::int64_t left = a.indptr[stream + 1] - begin;
+  const std::int64_t end = a.indptr[stream + 1];
+  for (std::int64_t begin = a.indptr[stream]; begin < end; begin += kLinearBlock) {
+    const std::int64_t left = end - begin;
     const int n = static_cast<int>(left < kLinearBlock ? left : kLinearBlock);
+    const auto next = [&](const void* x, std::int64_t row, std::int64_t at, int wide) {
+      const std::int64_t rest = left - n;
+      return rows_ahead(x, at, row, begin + n, rest < kLinearBlock ? rest : kLinearBlock, wide,
+                        a.dtype);
+    };
     for (int t = 0; t < n; ++t) {
       if (half) {
         const double offset = static_cast<double>(a.offset[begin + t]);
@@ -79,12 +92,17 @@ void run(const LinearAttentionArgs& a, std::int64_t stream, std::int64_t head, f
               q + t * dim, q_phi + t * dim);
       }
       for (int i = 0; i < n * v_dim; i += kW) store(o + i, zero());
+      Next rows{{}, {}, next(a.q, a.q_row, h * a.q_head, dim)};
+      if (a.k && h == head * group) {
+        rows.k = next(a.k, a.k_row, head * a.k_head, dim);
+        rows.v = next(a.v, a.v_row, head * a.v_head, v_dim);
+      }
       if (!a.k) {
-        fold<false, true>(k, v, q, n, dim, v_dim, 1.f, state, o);
+        fold<false, true>(k, v, q, n, dim, v_dim, 1.f, state, o, rows);
       } else if (last) {
-        fold<true, true>(k, v, q, n, dim, v_dim, decay, state, o);
+        fold<true, true>(k, v, q, n, dim, v_dim, decay, state, o, rows);
       } else {
-        fold<true, true, false>(k, v, q, n, dim, v_dim, decay, state, o);
+        fold<true, true, false>(k, v, q, n, dim, v_dim, decay, state, o, rows);
       }
       float sums[kLinearBlock];
       if (norm) divisors(a, norm, k_phi, q_phi, n, decay, work, sums);

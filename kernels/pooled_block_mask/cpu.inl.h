@@ -148,8 +148,9 @@ inline void choose_row(const PooledBlockMaskArgs& a, std::int64_t row, const flo
   if (a.causal && newest + 1 < pinned) pinned = newest + 1 < 0 ? 0 : newest + 1;
   pinned = (pinned + a.block - 1) / a.block;
 
+  const std::int64_t end = seen.hi > pinned ? seen.hi : pinned;  // nothing behind it can be kept
   std::int64_t candidates = 0, forced = 0;
-  for (std::int64_t j = 0; j < a.k_blocks; ++j) {
+  for (std::int64_t j = 0; j < end; ++j) {
     const bool window = j >= seen.lo && j < seen.hi;
     const bool must = j < pinned || (window && j >= close.lo && j < close.hi);
     keys[j] = must ? 0xffffffffu : window ? rank(s[j]) : 0u;
@@ -163,18 +164,24 @@ inline void choose_row(const PooledBlockMaskArgs& a, std::int64_t row, const flo
   }
   wanted = wanted < forced ? forced : wanted;
   wanted = wanted < candidates ? wanted : candidates;
-  if (wanted == 0) {
-    for (std::int64_t j = 0; j < a.k_blocks; ++j) mask[j] = false;
+  memset(mask, 0, a.k_blocks);
+  if (wanted == 0) return;
+  // The largest bound that `wanted` keys reach, or the first that no other does.
+  std::uint32_t bound = 0;
+  std::int64_t reach = end;
+  for (int bit = 31; bit >= 0 && reach != wanted; --bit) {
+    const std::uint32_t next = bound | (std::uint32_t{1} << bit);
+    const std::int64_t count = at_least(keys, end, next);
+    if (count < wanted) continue;
+    bound = next;
+    reach = count;
+  }
+  if (reach == wanted) {
+    for (std::int64_t j = 0; j < end; ++j) mask[j] = keys[j] >= bound;
     return;
   }
-  // The key of the last block that is kept: the largest bound that `wanted` keys reach.
-  std::uint32_t bound = 0;
-  for (int bit = 31; bit >= 0; --bit) {
-    const std::uint32_t next = bound | (std::uint32_t{1} << bit);
-    if (at_least(keys, a.k_blocks, next) >= wanted) bound = next;
-  }
-  std::int64_t ties = wanted - (bound == 0xffffffffu ? 0 : at_least(keys, a.k_blocks, bound + 1));
-  for (std::int64_t j = 0; j < a.k_blocks; ++j) {
+  std::int64_t ties = wanted - (bound == 0xffffffffu ? 0 : at_least(keys, end, bound + 1));
+  for (std::int64_t j = 0; j < end; ++j) {
     mask[j] = keys[j] > bound || (keys[j] == bound && ties-- > 0);
   }
 }

@@ -35,4 +35,11 @@ struct Coming {
   }
 };
 
+// Rows [first, first + n) of a head that begins at element `at` of every row.
+inline Coming rows_ahead(const void* from, std::int64_t at, std::int64_t row, std::int64_t first,
+                         std::int64_t n, std::int64_t dim, int dtype) {
+  const std::int64_t size = headrace::dtype_size(dtype);
+  return {static_cast<const char*>(from) + (first * row + at) * size, row * size, n, dim * size};
+}
+
 }  // namespace
