@@ -128,13 +128,13 @@ def _prefill() -> Iterator[Aim]:
 
 def _edges(record: Record) -> str:
     def share(window: int) -> str:
-        found = [row["notes"]["share of matmul rate"]
-                 for row in rows(record, "prefill") if f"window {window} " in row["shape"]]  # fmt: skip
+        of_window = [row for row in rows(record, "prefill") if f"window {window} " in row["shape"]]
+        found = [row["notes"]["share of matmul rate"] for row in of_window]
         return f"{min(found):.0%} to {max(found):.0%}"
 
     return (
-        f"{share(512)} with a window of 512, {share(2048)} with one of 2,048: of a short window more"
-        " lies in tiles that its edges cut, whose other pairs are multiplied too and not counted"
+        f"{share(512)} with a window of 512, {share(2048)} with one of 2,048: of a short window"
+        " more lies in tiles that its edges cut, whose other pairs are multiplied and not counted"
     )
 
 
