@@ -8,9 +8,9 @@
 
 namespace {
 
-// Up to a line behind a row, which begins anywhere in its first.
-constexpr int kLine = 64;
+constexpr int kLine = 64;  // bytes that come to a cache at once
 
+// All lines of a row, which may begin and end in the midst of one.
 inline void call_for(const void* from, std::int64_t at, std::int64_t dim, int dtype) {
   const std::int64_t size = headrace::dtype_size(dtype);
   const char* row = static_cast<const char*>(from) + at * size;

@@ -134,12 +134,12 @@ def _unloaded(name: str, error: Exception) -> ImportError:
 def __getattr__(name: str) -> Any:
     if load_error is not None and name in (*__all__, "_C"):
         raise _unloaded(name, load_error) from load_error
-    if name in _LATER:
-        return import_module(f".{name}", __name__)
-    if name not in _HOME:
+    package = name if name in _LATER else _HOME.get(name)
+    if package is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     try:
-        found = getattr(import_module(f".{_HOME[name]}", __name__), name)
+        module = import_module(f".{package}", __name__)
+        found = module if name == package else getattr(module, name)
     except Exception as error:
         raise _unloaded(name, error) from error
     globals()[name] = found

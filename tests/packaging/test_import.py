@@ -10,6 +10,7 @@ import sys
 
 import pytest
 
+import headrace
 from tests import warm
 
 
@@ -111,3 +112,13 @@ def test_unknown_names_stay_attribute_errors():
 
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         _ = headrace.nothing
+
+
+@pytest.mark.parametrize("name", ["recipes", "Filter"])
+def test_what_cannot_be_loaded_later_is_told_in_a_line(name, monkeypatch):
+    for package in ("recipes", "filters"):
+        monkeypatch.setitem(sys.modules, f"headrace.{package}", None)
+    monkeypatch.delitem(vars(headrace), name, raising=False)
+    told = rf"headrace\({name}\): expected the package to load, got .*; see `headrace info`"
+    with pytest.raises(ImportError, match=told):
+        getattr(headrace, name)
