@@ -18,7 +18,7 @@ FEW = 8  # rows of a stream up to which "auto" leaves it to this backend
 
 _POINTERS = (
     "q k v o lse entries entry_indptr q_indptr q_pos q_order inv_freq freq_axis sink_logits"
-    " k_scale v_scale splits starts served partial"
+    " k_scale v_scale splits starts served partial packs"
 )
 _I64 = (
     "q_row q_head k_page k_head v_page v_head pages capacity split"
@@ -26,7 +26,7 @@ _I64 = (
 )
 _I32 = (
     "row0 rows streams q_heads kv_heads dim page_size half q_dtype kv_dtype lists axes fields"
-    " k_scale_slot v_scale_slot few listed tokens"
+    " k_scale_slot v_scale_slot few listed tokens fit"
 )
 _APPEND_POINTERS = "k v k_pages v_pages where inv_freq freq_axis k_scale v_scale"
 _APPEND_I64 = (
@@ -118,9 +118,11 @@ def shared(bound, axes, outs, library=None):
 def paged_attention(bound, axes, outs, library=None, few=0):
     """`headrace.ops.paged_attention` on CUDA tensors: any rows, made for one to a few per stream.
 
-    Views are cut every 256 tokens (less if `split` says so, a page at least; a 64th of the view
-    when it is longer than 16,384). `library` is for tests that bring their own. few: only streams
-    of up to so many rows are written, where it is not 0.
+    Views are cut every 256 tokens (less if `split` says so, a page at least), or every 512, 1,024
+    and so on, so that no view has more than 64 parts. Parts of several rows that are the same slots
+    of the same pages, as those of a shared prefix, are read once for up to 16 query heads, where
+    queries have 16 bits and pages 16 or 8. `library` is for tests that bring their own. few: only
+    streams of up to so many rows are written, where it is not 0.
     """
     loaded = library or device.library()
     q, k, v, (o, lse) = bound["q"], bound["k_pages"], bound["v_pages"], outs
@@ -145,12 +147,16 @@ def paged_attention(bound, axes, outs, library=None, few=0):
     starts = q.new_empty(rows * lists + 1, dtype=torch.int32)
     listed = q.new_empty(served if few else 0, dtype=torch.int32)
     partial = q.new_empty(capacity * held * (dim + 2), dtype=torch.float32)
+    dtypes = device.DTYPE_CODE[q.dtype], device.DTYPE_CODE[k.dtype]
+    fit = loaded.headrace_cuda_decode_fit(q_heads // axes["Hkv"], *dtypes) if rows > 1 else 1
+    packs = q.new_empty(1 + capacity * fit if fit > 1 else 0, dtype=torch.int32)
     call = Decode(
         *map(device.address, (q, k, v, o, lse, bound["entries"], bound["entry_indptr"])),
         *map(device.address, (bound["q_indptr"], bound["q_pos"], order, inv_freq)),
         *map(device.address, (bound["freq_axis"], bound["sink_logits"])),
         *map(device.address, (bound["k_scale"], bound["v_scale"])),
         *map(device.address, (splits, starts, listed, partial)),
+        device.address(packs) if fit > 1 else None,
         *q.stride()[:2],
         k_page,
         k_head,
@@ -169,8 +175,7 @@ def paged_attention(bound, axes, outs, library=None, few=0):
         dim,
         page,
         0 if inv_freq is None else inv_freq.numel(),
-        device.DTYPE_CODE[q.dtype],
-        device.DTYPE_CODE[k.dtype],
+        *dtypes,
         lists,
         1 if bound["q_pos"].dim() == 1 else 3,
         bound["entries"].shape[1],
@@ -179,6 +184,7 @@ def paged_attention(bound, axes, outs, library=None, few=0):
         few,
         listed.numel(),
         tokens,
+        fit,
         bound["scale"],
         bound["softcap"],
         bound["rope_gain"],

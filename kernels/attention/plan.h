@@ -10,6 +10,7 @@ namespace {
 
 constexpr int kSplitTokens = 256;  // of a split, unless the view is longer than kMaxSplits of them
 constexpr int kMaxSplits = 64;
+constexpr int kOrderColumn = 5, kReachColumn = 6;  // of an entry
 
 // Keys of an entry (7 int64: page, first, count, origin, cap, order, reach) that a query of order
 // `order` sees, counted from the entry's first. An entry that names slots outside the pool is
@@ -22,13 +23,14 @@ HEADRACE_HD Range entry_keys(const std::int64_t* entry, std::int64_t pages, std:
   return inside ? visible(order, order, entry[5], entry[6], count) : Range{0, 0};
 }
 
-// No less than a page, so that no split but the last can be without an entry.
+// No less than a page, so that no split but the last can be without an entry. Long views double it,
+// so that two that begin alike are cut alike unless one is twice as long.
 HEADRACE_HD std::int64_t split_tokens(std::int64_t seen, std::int64_t wanted,
                                       std::int64_t page_size) {
   std::int64_t tokens = wanted < kSplitTokens ? wanted : kSplitTokens;
   if (tokens < page_size) tokens = page_size;
-  const std::int64_t least = (seen + kMaxSplits - 1) / kMaxSplits;
-  return tokens < least ? (least + 63) / 64 * 64 : tokens;
+  while (tokens * kMaxSplits < seen) tokens *= 2;
+  return tokens;
 }
 
 HEADRACE_HD int split_count(std::int64_t seen, std::int64_t tokens) {

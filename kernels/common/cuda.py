@@ -28,6 +28,7 @@ ENTRIES = {
     "headrace_cuda_merge_states": (ctypes.c_int, (ctypes.c_void_p, ctypes.c_void_p)),
     "headrace_cuda_lora": (ctypes.c_int, (ctypes.c_void_p, ctypes.c_void_p)),
     "headrace_cuda_decode_capacity": (ctypes.c_int64, (ctypes.c_int64,) * 4),
+    "headrace_cuda_decode_fit": (ctypes.c_int32, (ctypes.c_int32,) * 3),
     "headrace_cuda_decode_bytes": (ctypes.c_int64, ()),
     "headrace_cuda_split_bytes": (ctypes.c_int64, ()),
     "headrace_cuda_append_bytes": (ctypes.c_int64, ()),

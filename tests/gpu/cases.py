@@ -196,6 +196,29 @@ def paged(
     return {n: x.to(device) if isinstance(x, torch.Tensor) else x for n, x in bound.items()}
 
 
+def common(dtype, device="cpu", streams=9, prefix=12, own=3, **shape):
+    """Bound arguments of ops.paged_attention for streams of one row on the same first pages."""
+    one = paged(dtype, streams=((1, prefix + own),), **shape)
+    k, v, entries, last = one["k_pages"], one["v_pages"], one["entries"], slice(prefix, None)
+    pages, mine = len(k), entries[last, 0]
+    tables = []
+    for b in range(streams):
+        table = entries.clone()
+        table[last, 0] = pages + b * own + torch.arange(own)
+        tables.append(table)
+    ends = torch.arange(streams + 1, dtype=torch.int32)
+    bound = one | dict(
+        q=torch.randn(streams, *one["q"].shape[1:]).to(dtype),
+        k_pages=torch.cat([k, *(k[mine] * (1 + b / 8) for b in range(streams))]),
+        v_pages=torch.cat([v, *(v[mine] * (1 - b / 8) for b in range(streams))]),
+        entries=torch.cat(tables),
+        entry_indptr=ends * (prefix + own),
+        q_indptr=ends,
+        q_pos=one["q_pos"].repeat(streams),
+    )
+    return {n: x.to(device) if isinstance(x, torch.Tensor) else x for n, x in bound.items()}
+
+
 def append(dtype, device="cpu", kv=None, rotary=True, seed=0):
     """Bound arguments of ops.append: scattered slots, offsets of millions, pages that are views."""
     torch.manual_seed(seed)

@@ -108,9 +108,15 @@ def test_paged_attention_of_real_shapes(dim, heads, backend):
 
 @pytest.mark.parametrize("backend", [TRITON, CUDA])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_a_stream_has_the_same_bits_alone_and_in_a_batch(dtype, backend):
+@pytest.mark.parametrize("prefix", [False, True], ids=["apart", "in-common"])
+def test_a_stream_has_the_same_bits_alone_and_in_a_batch(prefix, dtype, backend):
+    """Pages that streams have in common are read once for several: no result tells."""
     shape = dict(page=64, dim=128, heads=8, reach=900)
-    many = cases.paged(dtype, DEVICE, streams=((1, 30),) * 16, **shape)
+    if prefix:
+        many = cases.common(dtype, DEVICE, streams=16, prefix=24, own=6, **shape)
+        cases.compare("paged_attention", many, run("paged_attention", many, backend))
+    else:
+        many = cases.paged(dtype, DEVICE, streams=((1, 30),) * 16, **shape)
     o, lse = run("paged_attention", many, backend)
     two = torch.tensor([0, 1], dtype=torch.int32, device=DEVICE)
     for b in range(16):

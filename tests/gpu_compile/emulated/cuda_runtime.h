@@ -23,6 +23,9 @@
 using cudaError_t = int;
 using cudaStream_t = void*;
 enum { cudaDevAttrMultiProcessorCount = 16 };
+struct alignas(16) uint4 {
+  uint32_t x, y, z, w;
+};
 struct Index {
   unsigned x = 0, y = 0, z = 0;
 };
@@ -165,4 +168,38 @@ inline uint32_t __float_as_uint(float x) {
   uint32_t y;
   memcpy(&y, &x, 4);
   return y;
+}
+inline int atomicAdd(int* to, int by) {
+  const int old = *to;
+  *to += by;
+  return old;
+}
+
+// What a warp's tensor core makes of the fragments of mma.m16n8k16, 16-bit numbers read by `value`.
+template <class F>
+inline void emulated_multiply_add(float (&c)[4], const uint4& a, uint32_t b0, uint32_t b1,
+                                  F value) {
+  using namespace emulation;
+  struct Fragment {
+    uint32_t a[4], b[2];
+  };
+  const Fragment mine{{a.x, a.y, a.z, a.w}, {b0, b1}};
+  const int me = current, base = me / 32 * 32, lane = me % 32;
+  exchange[me] = reinterpret_cast<uint64_t>(&mine);
+  __syncwarp();
+  const auto of = [&](int from) {
+    return reinterpret_cast<const Fragment*>(exchange[base + from]);
+  };
+  const auto half = [](uint32_t word, int k) { return static_cast<uint16_t>(word >> k % 2 * 16); };
+  for (int i = 0; i < 4; ++i) {
+    const int row = lane / 4 + i / 2 * 8, column = lane % 4 * 2 + i % 2;
+    double sum = c[i];
+    for (int k = 0; k < 16; ++k) {
+      const uint32_t x = of(row % 8 * 4 + k % 8 / 2)->a[k / 8 * 2 + row / 8];
+      const uint32_t y = of(column * 4 + k % 8 / 2)->b[k / 8];
+      sum += static_cast<double>(value(half(x, k))) * value(half(y, k));
+    }
+    c[i] = static_cast<float>(sum);
+  }
+  __syncwarp();
 }

@@ -7,7 +7,9 @@ import torch
 from headrace.kernels.attention.reference import ORDER, PAGE, REACH
 
 from headrace import ops
+from tests.ops import samples
 
+UNLIMITED, SIZE = samples.UNLIMITED, 16  # the size of a page of `batch`
 NAMES = ("q", "k_pages", "v_pages", "entries", "entry_indptr", "q_indptr", "q_pos")
 
 
@@ -52,3 +54,70 @@ def row_alone(args, row):
     one = slice(row, row + 1)
     ends = torch.tensor([0, 1], dtype=torch.int32)
     return replaced(args, q=args[0][one], q_indptr=ends, q_pos=args[6][one])
+
+
+def batch(
+    seed,
+    prefix,
+    own,
+    rows=None,
+    group=4,
+    heads=2,
+    dim=32,
+    cap=UNLIMITED,
+    tail=SIZE,
+    dtype=torch.float32,
+    **more,
+):
+    """A call of streams with `prefix` pages in common, then own[b] pages of their own each.
+
+    rows[b] query rows at the end of stream b; `tail` slots are used of the last shared page.
+    """
+    gen = samples.rng(seed)
+    rows = [1] * len(own) if rows is None else rows
+    total = prefix + sum(own)
+    place = torch.randperm(total, generator=gen).tolist()
+    entries, owners, positions, used = [], [0], [], prefix
+    for pages, n in zip(own, rows, strict=True):
+        at = 0
+        for i in range(prefix):
+            count = tail if i == prefix - 1 else SIZE
+            entries.append([place[i], 0, count, i // 2 * 32, cap, at, UNLIMITED])
+            at += count
+        for _ in range(pages):
+            entries.append(
+                [place[used], 0, SIZE, at // 32 * 32, UNLIMITED, at, more.get("reach", UNLIMITED)]
+            )
+            used, at = used + 1, at + SIZE
+        owners.append(len(entries))
+        positions.append(torch.arange(at - n, at) + more.get("ahead", 0))
+    args = (
+        samples.normal(gen, sum(rows), heads * group, dim, dtype=dtype),
+        samples.normal(gen, max(total, 1), heads, dim, SIZE, dtype=dtype),
+        samples.normal(gen, max(total, 1), heads, SIZE, dim, dtype=dtype),
+        torch.tensor(entries, dtype=torch.int64).view(-1, 7),
+        torch.tensor(owners, dtype=torch.int32),
+        torch.tensor([0, *torch.tensor(rows).cumsum(0).tolist()], dtype=torch.int32),
+        torch.cat(positions),
+    )
+    return args, {"inv_freq": samples.frequencies(dim), "split": more.get("split", 4096)}
+
+
+def one_by_one(args, kwargs, run=ops.paged_attention):
+    """Every stream in a call of its own, which has nobody to share with."""
+    q, k, v, entries, owners, rows, pos = args
+    each = len(owners[:-1]) // (len(rows) - 1)  # lists of a stream
+    outs = []
+    for b in range(len(rows) - 1):
+        mine, lists = slice(rows[b], rows[b + 1]), owners[b * each : b * each + each + 1]
+        alone = (
+            q[mine],
+            k,
+            v,
+            entries[lists[0] : lists[-1]],
+            (lists - lists[0]).contiguous(),
+            torch.tensor([0, mine.stop - mine.start], dtype=torch.int32),
+            pos[mine],
+        )
+        outs.append(run(*alone, **kwargs))
+    return tuple(torch.cat(x) for x in zip(*outs, strict=True))

@@ -9,66 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from headrace import ops
-from tests.ops import compare, samples
+from tests.ops import compare
+from tests.ops.paged import SIZE, batch, one_by_one
 
 pytestmark = pytest.mark.usefixtures("two_threads")
-UNLIMITED, SIZE = samples.UNLIMITED, 16
-
-
-def batch(seed, prefix, own, rows=None, group=4, heads=2, dim=32, cap=UNLIMITED, tail=SIZE, **more):
-    """Streams with `prefix` pages in common, then own[b] pages of their own each.
-
-    rows[b] query rows at the end of stream b; `tail` slots are used of the last shared page.
-    """
-    gen = samples.rng(seed)
-    rows = [1] * len(own) if rows is None else rows
-    total = prefix + sum(own)
-    place = torch.randperm(total, generator=gen).tolist()
-    entries, owners, positions, used = [], [0], [], prefix
-    for pages, n in zip(own, rows, strict=True):
-        at = 0
-        for i in range(prefix):
-            count = tail if i == prefix - 1 else SIZE
-            entries.append([place[i], 0, count, i // 2 * 32, cap, at, UNLIMITED])
-            at += count
-        for _ in range(pages):
-            entries.append(
-                [place[used], 0, SIZE, at // 32 * 32, UNLIMITED, at, more.get("reach", UNLIMITED)]
-            )
-            used, at = used + 1, at + SIZE
-        owners.append(len(entries))
-        positions.append(torch.arange(at - n, at) + more.get("ahead", 0))
-    args = (
-        samples.normal(gen, sum(rows), heads * group, dim),
-        samples.normal(gen, max(total, 1), heads, dim, SIZE),
-        samples.normal(gen, max(total, 1), heads, SIZE, dim),
-        torch.tensor(entries, dtype=torch.int64).view(-1, 7),
-        torch.tensor(owners, dtype=torch.int32),
-        torch.tensor([0, *torch.tensor(rows).cumsum(0).tolist()], dtype=torch.int32),
-        torch.cat(positions),
-    )
-    return args, {"inv_freq": samples.frequencies(dim), "split": more.get("split", 4096)}
-
-
-def one_by_one(args, kwargs):
-    """Every stream in a call of its own, which has nobody to share with."""
-    q, k, v, entries, owners, rows, pos = args
-    outs = []
-    for b in range(len(rows) - 1):
-        mine, seen = slice(rows[b], rows[b + 1]), slice(owners[b], owners[b + 1])
-        outs.append(
-            ops.paged_attention(
-                q[mine],
-                k,
-                v,
-                entries[seen],
-                torch.tensor([0, seen.stop - seen.start], dtype=torch.int32),
-                torch.tensor([0, mine.stop - mine.start], dtype=torch.int32),
-                pos[mine],
-                **kwargs,
-            )
-        )
-    return tuple(torch.cat(x) for x in zip(*outs, strict=True))
 
 
 def check(args, kwargs, label=""):
@@ -155,19 +99,4 @@ def test_lists_per_head(isa):
             lists.append(mine if head == 0 else mine[:5])  # the second head keeps less
             twice.append(twice[-1] + len(lists[-1]))
     args = (q, k, v, torch.cat(lists), torch.tensor(twice, dtype=torch.int32), rows, pos)
-    together = ops.paged_attention(*args, **kwargs)
-    compare.check("paged_attention", args, kwargs, got=together)
-    for b in range(3):
-        seen = slice(twice[2 * b], twice[2 * b + 2])
-        alone = ops.paged_attention(
-            q[b : b + 1],
-            k,
-            v,
-            args[3][seen],
-            (args[4][2 * b : 2 * b + 3] - twice[2 * b]).contiguous(),
-            torch.tensor([0, 1], dtype=torch.int32),
-            pos[b : b + 1],
-            **kwargs,
-        )
-        assert compare.same_bits(together[0][b : b + 1], alone[0])
-        assert compare.same_bits(together[1][b : b + 1], alone[1])
+    check(args, kwargs)
