@@ -14,8 +14,8 @@ inline float __half2float(__half h) {
   const int exponent = (h.bits >> 10) & 31;
   const uint32_t fraction = h.bits & 1023;
   if (exponent == 31) return __uint_as_float(sign | 0x7f800000u | fraction << 13);
-  const float magnitude = exponent ? ldexpf(static_cast<float>(1024 + fraction), exponent - 25)
-                                   : ldexpf(static_cast<float>(fraction), -24);
+  if (exponent > 0) return __uint_as_float(sign | (exponent + 112u) << 23 | fraction << 13);
+  const float magnitude = static_cast<float>(fraction) * 0x1p-24f;
   return sign ? -magnitude : magnitude;
 }
 

@@ -4,6 +4,7 @@
 // not all of its threads reach ends the process.
 #pragma once
 #include <math.h>
+#include <setjmp.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -46,24 +47,37 @@ struct Barrier {
   unsigned generation = 0;
 };
 struct Fiber {
-  ucontext_t context;
+  ucontext_t context;  // to begin with
+  jmp_buf place;       // to go on from: unlike a context, no signal mask is asked of the system
   std::unique_ptr<char[]> stack;
   Barrier* at = nullptr;
-  unsigned generation = 0;
-  bool done = false;
+  unsigned generation = 0, products = 0;
+  bool begun = false, done = false;
 };
 inline std::vector<Fiber> fibers;
 inline std::vector<Barrier> warps;
 inline Barrier block;
 inline std::vector<uint64_t> exchange;  // a word for every thread
-inline ucontext_t scheduler;
+struct Fragment {
+  uint32_t a[4], b[2];
+};
+inline std::vector<Fragment> fragments[2];  // of every thread, by turns
+inline jmp_buf scheduler;
 inline std::function<void()> body;
 inline int current = 0;
 
 inline void entry() {
   body();
   fibers[current].done = true;
-  swapcontext(&fibers[current].context, &scheduler);
+  _longjmp(scheduler, 1);
+}
+
+// Until it waits at a barrier that others have yet to reach, or is done.
+inline void go_on(Fiber& f) {
+  if (_setjmp(scheduler)) return;
+  if (f.begun) _longjmp(f.place, 1);
+  f.begun = true;
+  setcontext(&f.context);
 }
 
 inline void wait(Barrier& b) {
@@ -75,7 +89,7 @@ inline void wait(Barrier& b) {
   }
   me.at = &b;
   me.generation = b.generation;
-  swapcontext(&me.context, &scheduler);
+  if (!_setjmp(me.place)) _longjmp(scheduler, 1);
 }
 
 }  // namespace emulation
@@ -93,12 +107,12 @@ inline void emulate(unsigned blocks, int threads, F run) {
     warps.assign(threads / 32, Barrier{32});
     block = Barrier{threads};
     exchange.assign(threads, 0);
+    for (auto& turn : fragments) turn.assign(threads, {});
     for (Fiber& f : fibers) {
       f.stack.reset(new char[kStack]);
       getcontext(&f.context);
       f.context.uc_stack.ss_sp = f.stack.get();
       f.context.uc_stack.ss_size = kStack;
-      f.context.uc_link = &scheduler;
       makecontext(&f.context, entry, 0);
     }
     for (int left = threads; left > 0;) {
@@ -113,7 +127,7 @@ inline void emulate(unsigned blocks, int threads, F run) {
         current = t;
         threadIdx.x = t;
         moved = true;
-        swapcontext(&scheduler, &f.context);
+        go_on(f);
       }
       if (left > 0 && !moved) {
         fprintf(stderr, "emulation: a barrier was not reached by all of its threads\n");
@@ -180,16 +194,11 @@ template <class F>
 inline void emulated_multiply_add(float (&c)[4], const uint4& a, uint32_t b0, uint32_t b1,
                                   F value) {
   using namespace emulation;
-  struct Fragment {
-    uint32_t a[4], b[2];
-  };
-  const Fragment mine{{a.x, a.y, a.z, a.w}, {b0, b1}};
   const int me = current, base = me / 32 * 32, lane = me % 32;
-  exchange[me] = reinterpret_cast<uint64_t>(&mine);
-  __syncwarp();
-  const auto of = [&](int from) {
-    return reinterpret_cast<const Fragment*>(exchange[base + from]);
-  };
+  std::vector<Fragment>& turn = fragments[fibers[me].products++ % 2];
+  turn[me] = {{a.x, a.y, a.z, a.w}, {b0, b1}};
+  __syncwarp();  // who writes the next ones but one has waited for all to have read these
+  const auto of = [&](int from) { return &turn[base + from]; };
   const auto half = [](uint32_t word, int k) { return static_cast<uint16_t>(word >> k % 2 * 16); };
   for (int i = 0; i < 4; ++i) {
     const int row = lane / 4 + i / 2 * 8, column = lane % 4 * 2 + i % 2;
@@ -201,5 +210,4 @@ inline void emulated_multiply_add(float (&c)[4], const uint4& a, uint32_t b0, ui
     }
     c[i] = static_cast<float>(sum);
   }
-  __syncwarp();
 }
