@@ -30,7 +30,7 @@ __global__ void __launch_bounds__(kThreads, blocks_for(G)) attend_kernel(const D
   float* weight = weights[warp];
 
   // Wide groups have no registers to keep these in.
-  constexpr int kKept = G > 2 ? 1 : kMaxDim / 64;
+  constexpr int kKept = G > 1 ? 1 : kMaxDim / 64;
   int64_t step[kKept];
 #pragma unroll
   for (int j = 0; j < kKept; ++j) {
@@ -284,7 +284,6 @@ cudaError_t attend(const Decode& a, int64_t splits, int processors, void* stream
     return launch(kernel, units < most ? units : most, kThreads, stream, a);
   };
   if (group == 1) return run(attend_kernel<T, 1>);
-  if (group == 2) return run(attend_kernel<T, 2>);
   if (group <= 4) return run(attend_kernel<T, 4>);
   return run(attend_kernel<T, 8>);
 }
