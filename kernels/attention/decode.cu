@@ -8,7 +8,7 @@
 // captured graph replays over edited views. Streams of more rows than `few` may be left to another
 // kernel: their rows are found on the device, too. Not yet seen running on a GPU.
 #include "attend.cuh"
-#include "attend_pairs.cuh"
+#include "attend_tensor.cuh"
 #include "packs.cuh"
 #include "plan.cuh"
 
@@ -57,11 +57,11 @@ __global__ void __launch_bounds__(kThreads, 8) join_kernel(const Decode a) {
 
 cudaError_t attend_all(const Decode& a, int processors, void* stream) {
   const int64_t splits = a.capacity * (a.lists > 1 ? 1 : a.kv_heads);
-  if (on_pairs(a.q_dtype, a.kv_dtype)) {
-    if (a.kv_dtype == kBF16) return attend_pairs<bf16>(a, splits, processors, stream);
-    if (a.kv_dtype == kI8) return attend_pairs<int8_t>(a, splits, processors, stream);
-    if (a.kv_dtype == kE4M3) return attend_pairs<e4m3>(a, splits, processors, stream);
-    return attend_pairs<__half, __half>(a, splits, processors, stream);
+  if (on_tensor_cores(a.q_dtype, a.kv_dtype)) {
+    if (a.kv_dtype == kBF16) return attend_tensor<bf16>(a, splits, processors, stream);
+    if (a.kv_dtype == kI8) return attend_tensor<int8_t>(a, splits, processors, stream);
+    if (a.kv_dtype == kE4M3) return attend_tensor<e4m3>(a, splits, processors, stream);
+    return attend_tensor<__half, __half>(a, splits, processors, stream);
   }
   if (a.kv_dtype == kF32) return attend<float>(a, splits, processors, stream);
   if (a.kv_dtype == kBF16) return attend<bf16>(a, splits, processors, stream);
@@ -87,7 +87,7 @@ HEADRACE_EXPORT int64_t headrace_cuda_decode_capacity(int64_t rows, int64_t toke
 
 // Splits of rows that read the same keys which one product takes.
 HEADRACE_EXPORT int32_t headrace_cuda_decode_fit(int32_t group, int32_t q_dtype, int32_t kv_dtype) {
-  const bool packed = headrace::on_pairs(q_dtype, kv_dtype) && group <= headrace::kTileRows;
+  const bool packed = headrace::on_tensor_cores(q_dtype, kv_dtype) && group <= headrace::kTileRows;
   return packed ? headrace::kTileRows / group : 1;
 }
 

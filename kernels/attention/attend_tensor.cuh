@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// Packs of splits on tensor cores, see pairs.cuh.
+// Packs of splits on tensor cores, see tensor_tile.cuh.
 #pragma once
-#include "pairs.cuh"
+#include "tensor_tile.cuh"
 
 namespace headrace {
 namespace {
@@ -11,7 +11,7 @@ namespace {
 // the keys again, from the cache at best: outputs of 256 dimensions leave no registers for the
 // rest.
 template <int C>
-struct PairShape {
+struct TensorShape {
   static constexpr int warps = C > 2 ? 2 : 4, threads = 32 * warps;
   static constexpr int blocks = C > 2 ? 4 : 2;
   static constexpr int chunks = C > 2 ? 2 : C, parts = C / chunks;
@@ -20,10 +20,10 @@ struct PairShape {
 // Units taken in turn by a fixed grid. A warp takes whole tiles; a tile's number in its split,
 // which tells who takes it, does not depend on who shares the split.
 template <class T, class H, int C>
-__global__ void __launch_bounds__(PairShape<C>::threads, PairShape<C>::blocks)
-    attend_pairs_kernel(const Decode a) {
-  constexpr int kTeam = PairShape<C>::warps, kParts = PairShape<C>::parts;
-  constexpr int kChunks = PairShape<C>::chunks, kWide = 64 * kChunks;
+__global__ void __launch_bounds__(TensorShape<C>::threads, TensorShape<C>::blocks)
+    attend_tensor_kernel(const Decode a) {
+  constexpr int kTeam = TensorShape<C>::warps, kParts = TensorShape<C>::parts;
+  constexpr int kChunks = TensorShape<C>::chunks, kWide = 64 * kChunks;
   alignas(16) __shared__ uint4 slabs[kTeam][256 * C];  // fragments of queries; outputs at the end
   __shared__ float tops[kTeam][kTileRows], sums[kTeam][kTileRows];
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, dim = a.dim;
@@ -121,7 +121,7 @@ __global__ void __launch_bounds__(PairShape<C>::threads, PairShape<C>::blocks)
     for (int row = 0; row < rows; ++row) {
       const int64_t state = int64_t{u.split(row / u.heads)} * held + head + row % u.heads;
       float* out = a.partial + state * (dim + 2);
-      for (int d = threadIdx.x; d < kWide && u.depth0 + d < dim; d += PairShape<C>::threads) {
+      for (int d = threadIdx.x; d < kWide && u.depth0 + d < dim; d += TensorShape<C>::threads) {
         float sum = 0.f;
         for (int w = 0; w < kTeam; ++w) {
           sum += reinterpret_cast<const float*>(slabs[w])[row * kWide + d];
@@ -142,20 +142,20 @@ __global__ void __launch_bounds__(PairShape<C>::threads, PairShape<C>::blocks)
 }
 
 template <class T, class H = bf16>
-cudaError_t attend_pairs(const Decode& a, int64_t splits, int processors, void* stream) {
+cudaError_t attend_tensor(const Decode& a, int64_t splits, int processors, void* stream) {
   const int group = a.q_heads / a.kv_heads, passes = (group + kTileRows - 1) / kTileRows;
   const auto run = [&](auto kernel, auto shape) {
     const int64_t units = splits * passes * shape.parts;
     const int64_t most = int64_t{processors} * shape.blocks;
     return launch(kernel, units < most ? units : most, shape.threads, stream, a);
   };
-  if (a.dim <= 64) return run(attend_pairs_kernel<T, H, 1>, PairShape<1>{});
-  if (a.dim <= 128) return run(attend_pairs_kernel<T, H, 2>, PairShape<2>{});
-  return run(attend_pairs_kernel<T, H, 4>, PairShape<4>{});
+  if (a.dim <= 64) return run(attend_tensor_kernel<T, H, 1>, TensorShape<1>{});
+  if (a.dim <= 128) return run(attend_tensor_kernel<T, H, 2>, TensorShape<2>{});
+  return run(attend_tensor_kernel<T, H, 4>, TensorShape<4>{});
 }
 
 // Whether tensor cores serve queries and pages of these dtypes.
-inline bool on_pairs(int q_dtype, int kv_dtype) {
+inline bool on_tensor_cores(int q_dtype, int kv_dtype) {
   return q_dtype != kF32 && kv_dtype != kF32 && (kv_dtype != kF16 || q_dtype == kF16);
 }
 
