@@ -56,7 +56,7 @@ def _lists(op, bound, axes):
     streams, lists, own = axes["B"], axes["L"], axes["Hp"]
     if own == 0:
         raise bad_value(op, "k_pages", "1 kv head or more", 0)
-    each = lists // streams if streams else 1
+    each = max(lists // streams, 1) if streams else 1
     if own > 1 and each != 1:
         axes["G"] = axes["Hkv"] = own
     else:
