@@ -11,9 +11,10 @@ import pytest
 import torch
 
 from headrace import bench, ops
-from headrace.bench import beside, peers, rates, timing
+from headrace.bench import beside, peers, prefixes, rates, timing
 from headrace.bench.case import Case, rms_error
 from headrace.cli import main
+from headrace.memory import PagePool
 
 
 def of(op, index=0):
@@ -54,6 +55,26 @@ def test_results_are_compared_from_the_same_state():
                 lambda: state.mul_(3), "another", state=(state,))  # fmt: skip
     assert beside.compared(case).errors == {"another": 0.0}
     assert torch.equal(state, torch.ones(4))
+
+
+def test_a_prefix_in_common_moves_once_and_is_copied_for_the_peer():
+    torch.manual_seed(0)
+    case = prefixes.shared(3, 128, 70)
+    row, q = 2 * 8 * 128 * 2, 3 * 32 * 128 * 2
+    assert case.bytes == (128 + 3 * 70) * row + 2 * q
+    told = beside.compared(case)
+    assert told.errors.pop("ours, nothing shared") == 0.0  # what is shared shows in no bit
+    assert len(told.errors) >= 3
+    assert all(0 < error <= beside.ALIKE for error in told.errors.values())
+    error, tolerance = case.check()
+    assert error <= tolerance
+    pool, entries = PagePool(1, 3, 2, 16, 16), torch.tensor([[2, 0], [1, 5], [2, 7]])
+    pool.k.normal_(), pool.v.normal_()
+    k, v, moved = prefixes.copied(pool, entries)
+    assert sorted(moved[:, 0].tolist()) == [0, 1, 2]
+    assert torch.equal(moved[:, 1:], entries[:, 1:])
+    assert torch.equal(k[moved[:, 0]], pool.k[0][[2, 1, 2]])
+    assert torch.equal(v[moved[:, 0]], pool.v[0][[2, 1, 2]])
 
 
 def toy(**changes):
