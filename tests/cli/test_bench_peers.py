@@ -181,6 +181,38 @@ def clock(monkeypatch):
     return wait
 
 
+def test_calls_in_a_row_are_warmed_once(clock):
+    called = []
+
+    def taking(name, seconds):
+        return lambda: (called.append(name), clock(seconds))
+
+    runs = {"a": taking("a", 0.009), "b": taking("b", 0.004)}
+    told = timing.samples(runs, 0.068, before=lambda run: run(), warm=True, row=3)
+    # Each turn of three takes a fourth, which is spent and not timed; the last ends when all is.
+    assert "".join(called) == "aaaabbbbaaabbbbbbbbbb"
+    assert {name: len(each) for name, each in told.items()} == {"a": 5, "b": 10}
+
+
+def test_calls_that_were_timed_before_count(clock):
+    runs = {"a": lambda: clock(0.09)}
+    assert len(timing.samples(runs, 0.1, warm=True)["a"]) == 3
+    assert len(timing.samples(runs, 0.1, warm=True, had=1)["a"]) == 2
+
+
+def test_what_is_longer_than_the_cache_takes_is_timed_as_it_comes(clock, monkeypatch):
+    """Of warm caches alone a third of that suffices, and three calls are warmed by none."""
+    monkeypatch.setattr(timing, "_writing_seconds", lambda size: 0.01)
+    called = []
+    runs = {"long": lambda: (called.append(0), clock(0.06))}
+    taken = timing.by_cache(runs, 0.07, cold=False)
+    assert len(taken["warm"]["long"]) == len(called) == 3
+    called.clear()
+    taken = timing.by_cache(runs, 0.07)
+    assert taken["warm"]["long"] is not taken["cold"]["long"]
+    assert len(called) > len(taken["warm"]["long"]) + len(taken["cold"]["long"])
+
+
 def test_what_takes_long_is_called_less(clock):
     called = []
 
