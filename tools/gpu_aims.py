@@ -141,6 +141,7 @@ def passed(begins: str) -> Callable[[dict[str, Any]], Seen | None]:
 
 
 DECODE = "decode B {} cached 2048 re-indexed"
+SHARED = "decode B 32 cached 4096 in common and 320"
 AIMS = (
     Aim("all", "tests of the GPU backends against the references", "all pass", passed("tests ")),
     Aim("all", "the same of small shapes under compute-sanitizer's four tools", "no error",
@@ -149,6 +150,8 @@ AIMS = (
         "85% of the floor", share("paged_attention", DECODE.format(64), 0.85)),
     Aim("attention", "decode of one stream, 2k cached tokens, one layer in a graph", "8 us",
         within("paged_attention", DECODE.format(1), 8)),
+    Aim("attention", "decode of 32 streams, 4k cached tokens in common and 320 of their own",
+        "85% of the floor of pages read once", share("paged_attention", SHARED, 0.85)),
     Aim("attention", "prefill of 128k under a window of 2k, Triton", "50% of the matrix rate",
         rate("attention", "prefill 131072 window 2048 + 4 sinks", "triton", 0.5)),
     Aim("attention", "a captured step through wraps of its ring, equal to eager",

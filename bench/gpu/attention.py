@@ -108,6 +108,70 @@ def decode(
     bench.add("paged_attention", label, make, peers, check, proofs)
 
 
+def shared(bench: Bench, batch: int, common: int, own: int) -> None:
+    """One query a stream over pages of `common` tokens that all have, and of `own` of its own."""
+    first, each = common // PAGE, own // PAGE
+    per, cached = first + each, common + own
+
+    def make() -> dict[str, Any]:
+        order = torch.randperm(first + batch * each)
+        mine = order[first:].view(batch, each)
+        entries = torch.zeros(batch, per, 7, dtype=torch.int64)
+        entries[..., 0] = torch.cat([order[:first].expand(batch, first), mine], 1)
+        entries[..., 2] = PAGE
+        entries[..., 4] = entries[..., 6] = UNLIMITED
+        entries[..., 5] = PAGE * torch.arange(per)
+        entries, places = entries.flatten(0, 1), torch.randperm(batch * per)
+        alone = entries.clone()
+        alone[:, 0] = places
+        indptr = torch.arange(batch + 1, dtype=torch.int32)
+        made = dict(
+            q=bench.randn(batch, HEADS, DIM),
+            k_pages=bench.randn(len(order), KV_HEADS, DIM, PAGE),
+            v_pages=bench.randn(len(order), KV_HEADS, PAGE, DIM),
+            entries=entries,
+            entry_indptr=indptr * per,
+            q_indptr=indptr,
+            q_pos=torch.full((batch,), cached - 1),
+            inv_freq=frequencies(DIM),
+            _entries=alone,
+        )
+        for name in ("k_pages", "v_pages"):
+            made[f"_{name}"] = made[name][entries[places.argsort(), 0].to(bench.device)]
+        return {name: x.to(bench.device) for name, x in made.items()}
+
+    def call(s: dict, **others: Any) -> Any:
+        public = {name: x for name, x in s.items() if not name.startswith("_")}
+        return torch.ops.headrace.paged_attention(**public | others)
+
+    def check(s: dict, out: tuple) -> list:
+        last = dict(
+            q=s["q"][-1:].double(),
+            entries=s["entries"][-per:],
+            q_pos=s["q_pos"][-1:],
+            entry_indptr=s["entry_indptr"][:2],
+            q_indptr=s["q_indptr"][:2],
+        )
+        named = {n: s[n] for n in ("k_pages", "v_pages", "inv_freq")} | last
+        want = ops.specs()["paged_attention"].reference(
+            **named, q_order=None, scale=DIM**-0.5, softcap=0.0, sink_logits=None
+        )
+        return [(out[0][-1:], want[0])]
+
+    def same(s: dict, out: tuple) -> list:
+        return [(out[0], call(s)[0])]
+
+    alone = ("entries", "k_pages", "v_pages")
+    peers = {
+        f"not shared, {backend}": step
+        for backend, step in bench.under(
+            lambda s: call(s, **{name: s[f"_{name}"] for name in alone})
+        ).items()
+    }
+    label = f"decode B {batch} cached {common} in common and {own}"
+    bench.add("paged_attention", label, make, peers, check, dict.fromkeys(peers, same))
+
+
 def flex(bench: Bench) -> Callable:
     from torch.nn.attention.flex_attention import flex_attention
 

@@ -60,6 +60,7 @@ def _attention(dry: bool, full: bool) -> dict[str, Cases]:
             (attention.decode, (batches[0], contexts[0], False)),
             *((attention.decode, (b, c, True, t)) for b, c in coded for t in codes),
             *((attention.decode, (8, contexts[0], True, None, d)) for d in others),
+            (attention.shared, (3, 128, 64) if dry else (32, 4096, 320)),
         ],
         "attention": [
             *((prompts.prefill, (n, window)) for n in prompts_of),

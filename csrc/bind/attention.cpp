@@ -19,7 +19,8 @@ int axes_of(const In& in) { return in.q_pos.at.dims == 1 ? 1 : 3; }
 // kv heads, and lists of entries for each stream: 1, or one for every kv head.
 std::pair<std::int64_t, std::int64_t> heads_of(const In& in) {
   const std::int64_t streams = in.q_indptr.size(0) - 1, lists = in.entry_indptr.size(0) - 1;
-  const std::int64_t own = in.k_pages.size(1), each = streams ? lists / streams : 1;
+  const std::int64_t own = in.k_pages.size(1),
+                     each = streams ? std::max<std::int64_t>(lists / streams, 1) : 1;
   return own > 1 && each != 1 ? std::pair{own, own} : std::pair{std::max(own, each), each};
 }
 

@@ -11,6 +11,7 @@ from headrace.contract import F32, F64, I32, I64, PAGES, QUANTISED, Arg, OpSpec,
 from headrace.errors import bad_value, unsupported
 
 from . import reference
+from .least import dense_pairs, slots_read, view_pairs
 
 BOOL = (torch.bool,)
 HEAD_DIMS = "multiples of 16 from 16 to 256"
@@ -56,7 +57,7 @@ def _lists(op, bound, axes):
     streams, lists, own = axes["B"], axes["L"], axes["Hp"]
     if own == 0:
         raise bad_value(op, "k_pages", "1 kv head or more", 0)
-    each = lists // streams if streams else 1
+    each = max(lists // streams, 1) if streams else 1
     if own > 1 and each != 1:
         axes["G"] = axes["Hkv"] = own
     else:
@@ -143,50 +144,11 @@ def _merge_values(bound, axes):
         raise unsupported("merge_states", "o_a", "last axes that 16 divides", axes["D"])
 
 
-def dense_pairs(axes, bound):
-    """Visible (query, key) pairs of one head (of the average head, under a block mask)."""
-    lq, lk, mask = axes["Lq"], axes["Lk"], bound["block_mask"]
-    window, causal = bound["window"], bound["causal"]
-    window = lk + lq if window is None else window
-    t = torch.arange(lk - lq, lk)[:, None]
-    hi = (t + 1 if causal else t + window).clamp(0, lk)
-    lo = (t - window + 1).clamp(0, lk)
-    pinned = torch.minimum((t + 1).clamp(min=0) if causal else torch.tensor(lk), torch.tensor(lk))
-    pinned = pinned.clamp(max=bound["sinks"])
-    if mask is None:
-        return int((hi - lo.maximum(pinned)).clamp(min=0).sum() + pinned.expand(lq, 1).sum())
-    size = bound["block_size"]
-    first = torch.arange(0, lk, size)[None, :]
-    keys = (hi.minimum(first + size) - lo.maximum(first).maximum(pinned)).clamp(min=0).double()
-    marks = mask.double().mean((0, 1)).cpu().repeat_interleave(size, 0)[:lq]
-    return float((keys * marks).sum()) + int(pinned.expand(lq, 1).sum())
-
-
-def view_pairs(bound):
-    """Visible (query, key) pairs of a view, and the keys that any query sees, of one head."""
-    order = bound["q_pos"] if bound["q_order"] is None else bound["q_order"]
-    streams, lists = bound["q_indptr"].numel() - 1, bound["entry_indptr"].numel() - 1
-    each = lists // streams if streams else 1
-    pairs = keys = 0
-    for i in range(streams * each):
-        b = i // each
-        rows = order[int(bound["q_indptr"][b]) : int(bound["q_indptr"][b + 1])]
-        if not len(rows):
-            continue
-        first, last = int(bound["entry_indptr"][i]), int(bound["entry_indptr"][i + 1])
-        for e in bound["entries"][first:last].tolist():
-            hi = (rows - e[5] + 1).clamp(0, e[2])
-            lo = (rows - e[6] + 1 - e[5]).clamp(0, e[2])
-            pairs += int((hi - lo).clamp(min=0).sum())
-            keys += max(0, int(hi.max()) - int(lo.min()))
-    return pairs / each, keys / each
-
-
 def _paged_bytes(axes, bound):
     row = axes["D"] * bound["k_pages"].element_size()
     if bound["k_scale"] is not None and bound["k_scale"].shape[2] > 1:
         row += 4
-    kv = 2 * view_pairs(bound)[1] * axes["Hkv"] * row
+    kv = 2 * slots_read(axes, bound) * (axes["Hkv"] // max(axes["G"], 1)) * row
     return kv + 2 * bound["q"].numel() * bound["q"].element_size()
 
 
@@ -246,7 +208,7 @@ PAGED_ATTENTION = OpSpec(
     ),
     outs=(Out("T Hq D", "q"), Out("T Hq", F32[0])),
     reference=reference.paged_attention,
-    flops=lambda axes, bound: 4 * axes["Hq"] * axes["D"] * view_pairs(bound)[0],
+    flops=lambda axes, bound: 4 * axes["Hq"] * axes["D"] * view_pairs(bound),
     bytes=_paged_bytes,
     depth=lambda axes, bound: axes["E"] * axes["P"] + axes["D"],
     values=_paged_values,

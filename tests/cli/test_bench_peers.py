@@ -11,9 +11,10 @@ import pytest
 import torch
 
 from headrace import bench, ops
-from headrace.bench import beside, peers, rates, timing
+from headrace.bench import beside, peers, prefixes, rates, timing
 from headrace.bench.case import Case, rms_error
 from headrace.cli import main
+from headrace.memory import PagePool
 
 
 def of(op, index=0):
@@ -54,6 +55,26 @@ def test_results_are_compared_from_the_same_state():
                 lambda: state.mul_(3), "another", state=(state,))  # fmt: skip
     assert beside.compared(case).errors == {"another": 0.0}
     assert torch.equal(state, torch.ones(4))
+
+
+def test_a_prefix_in_common_moves_once_and_is_copied_for_the_peer():
+    torch.manual_seed(0)
+    case = prefixes.shared(3, 128, 70)
+    row, q = 2 * 8 * 128 * 2, 3 * 32 * 128 * 2
+    assert case.bytes == (128 + 3 * 70) * row + 2 * q
+    told = beside.compared(case)
+    assert told.errors.pop("ours, nothing shared") == 0.0  # what is shared shows in no bit
+    assert len(told.errors) >= 3
+    assert all(0 < error <= beside.ALIKE for error in told.errors.values())
+    error, tolerance = case.check()
+    assert error <= tolerance
+    pool, entries = PagePool(1, 3, 2, 16, 16), torch.tensor([[2, 0], [1, 5], [2, 7]])
+    pool.k.normal_(), pool.v.normal_()
+    k, v, moved = prefixes.copied(pool, entries)
+    assert sorted(moved[:, 0].tolist()) == [0, 1, 2]
+    assert torch.equal(moved[:, 1:], entries[:, 1:])
+    assert torch.equal(k[moved[:, 0]], pool.k[0][[2, 1, 2]])
+    assert torch.equal(v[moved[:, 0]], pool.v[0][[2, 1, 2]])
 
 
 def toy(**changes):
@@ -158,6 +179,38 @@ def clock(monkeypatch):
     monkeypatch.setattr(timing.time, "perf_counter", look)
     monkeypatch.setattr(timing, "last_cache", lambda: 8)
     return wait
+
+
+def test_calls_in_a_row_are_warmed_once(clock):
+    called = []
+
+    def taking(name, seconds):
+        return lambda: (called.append(name), clock(seconds))
+
+    runs = {"a": taking("a", 0.009), "b": taking("b", 0.004)}
+    told = timing.samples(runs, 0.068, before=lambda run: run(), warm=True, row=3)
+    # Each turn of three takes a fourth, which is spent and not timed; the last ends when all is.
+    assert "".join(called) == "aaaabbbbaaabbbbbbbbbb"
+    assert {name: len(each) for name, each in told.items()} == {"a": 5, "b": 10}
+
+
+def test_calls_that_were_timed_before_count(clock):
+    runs = {"a": lambda: clock(0.09)}
+    assert len(timing.samples(runs, 0.1, warm=True)["a"]) == 3
+    assert len(timing.samples(runs, 0.1, warm=True, had=1)["a"]) == 2
+
+
+def test_what_is_longer_than_the_cache_takes_is_timed_as_it_comes(clock, monkeypatch):
+    """Of warm caches alone a third of that suffices, and three calls are warmed by none."""
+    monkeypatch.setattr(timing, "_writing_seconds", lambda size: 0.01)
+    called = []
+    runs = {"long": lambda: (called.append(0), clock(0.06))}
+    taken = timing.by_cache(runs, 0.07, cold=False)
+    assert len(taken["warm"]["long"]) == len(called) == 3
+    called.clear()
+    taken = timing.by_cache(runs, 0.07)
+    assert taken["warm"]["long"] is not taken["cold"]["long"]
+    assert len(called) > len(taken["warm"]["long"]) + len(taken["cold"]["long"])
 
 
 def test_what_takes_long_is_called_less(clock):

@@ -104,6 +104,12 @@ def test_unknown_part(capsys):
     assert err == f"headrace check(WHAT): expected one of {known}, got 'everything'\n"
 
 
+def test_bench_of_some_shapes_of_an_op():
+    names = [case.shape for case in bench.cases("compact", quick=True)]
+    rows = bench.run("compact", quick=True, budget=1e-3, only={names[1]})
+    assert [row.shape for row in rows] == [names[1]] != names
+
+
 def test_bench_of_one_op(capsys):
     assert main(["bench", "merge_states", "--quick", "--json", "b.json"]) == 0
     assert "merge_states" in capsys.readouterr().out

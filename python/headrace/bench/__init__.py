@@ -103,19 +103,22 @@ def measure(
     told: beside.Compared,
     every: bool = False,
     say: Callable[[str], object] = str,
+    most: int = 200,
 ) -> Row:
     """Checks one case against its reference and times it beside its peers and its bytes: `seconds`
-    for each. fma: FLOP/s of multiply-adds of its dtype. told: the peers that run. every: all of
-    them go into the row, with warm and with cold caches. say: is told what goes on."""
+    for each, `most` calls of it. fma: FLOP/s of multiply-adds of its dtype. told: the peers that
+    run. every: all of them go into the row, with warm and with cold caches. say: is told what goes
+    on."""
     say("its result")
     error, tolerance = case.check()
     say("in turns with every peer and the floor" if every else "in turns with the peer")
     runs = {"ours": case.ours, "floor": floor_of(case)} | told.peers
-    taken = by_cache(runs, seconds, cold=every)
+    taken = by_cache(runs, seconds, most, cold=every)
     times = {name: median(each) for name, each in taken["warm"].items()}
     # Variants take turns with ours alone: each finds the cache as the other left it.
     notes = {
-        f"time over {name}": over(case.ours, run, seconds) for name, run in case.others.items()
+        f"time over {name}": over(case.ours, run, seconds, most=most)
+        for name, run in case.others.items()
     }
     least = case.flops / fma
     if least > times["floor"]:
@@ -154,9 +157,9 @@ def each(
     shapes: those of a model of `MODELS`, for the ops whose shapes a model has. peers: beside every
     peer that is there, with warm and with cold caches; those that need torch's compiler are left
     out of what is quick.
-    budget: seconds for the calls of each of ours, the floor and every peer of a shape (1, or 0.07
-    if quick), for each state of the cache; few calls are enough of what takes long. progress: is
-    told what goes on. only: shapes of these names.
+    budget: seconds for the calls of each of ours, the floor and every peer of a shape (1, or 0.05
+    if quick), for each state of the cache; few calls are enough of what takes long, and 60 of what
+    is quick. progress: is told what goes on. only: shapes of these names.
 
     Raises ValueError for an unknown op or model, or a budget that is no time.
     """
@@ -166,16 +169,18 @@ def each(
         raise bad_value("bench", "shapes", "one of " + ", ".join(MODELS), repr(shapes))
     if budget is not None and not 0 < budget < math.inf:
         raise bad_value("bench", "budget", "seconds, above 0", budget)
-    seconds = budget or (0.07 if quick else 1.0)
+    seconds = budget or (0.05 if quick else 1.0)
     chosen = cases(op, quick) if shapes is None else of_model(MODELS[shapes], op, quick)
-    most = MultiplyAdds(0.02 if quick else 0.05)
+    calls, rates = (60, MultiplyAdds(0.005, 0.1)) if quick else (200, MultiplyAdds())
     matmul, nth = matmul_rate(1024, 0.15) if quick else matmul_rate(2048), 0
     for nth, case in enumerate(chosen, 1):
+        if only is not None and case.shape not in only:
+            continue
         with torch.no_grad():
             say = _saying(case, nth, progress)
             told = beside.compared(case, peers, not quick, say)
-            fma = most.rate(case.product)
-            row = measure(case, seconds, fma, matmul, told, peers, say)
+            fma = rates.rate(case.product)
+            row = measure(case, seconds, fma, matmul, told, peers, say, calls)
         yield row
     if not nth:
         raise bad_value("bench", "op", "one whose shapes follow from a model", repr(op))

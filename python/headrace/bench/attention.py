@@ -29,6 +29,8 @@ from .flex import compiled_flex
 from .peers import Run, compiles
 
 UNLIMITED = 2**62
+SPAN = 1024
+"""Positions from one origin to the next."""
 
 
 def decode(
@@ -48,19 +50,9 @@ def decode(
     q = noise(batch, heads, dim, dtype=dtype)
     pool = PagePool(1, batch * pages, kv_heads, dim, PAGE, dtype)
     k_pages, v_pages = pool.k[0], pool.v[0]
-    order = torch.randperm(batch * pages)
+    order = torch.randperm(batch * pages).view(batch, pages)
     inv_freq, rows = frequencies(dim), torch.arange(cached)
-    entries = []
-    for b in range(batch):
-        mine = order[b * pages : (b + 1) * pages]
-        origin = rows // 1024 * 1024  # pages share origins, as a stream's do
-        where = torch.stack([mine[rows // PAGE], rows % PAGE, rows - origin], 1)
-        ops.append(
-            k[b].transpose(0, 1), v[b].transpose(0, 1), k_pages, v_pages, where, inv_freq=inv_freq
-        )
-        for i, page in enumerate(mine.tolist()):
-            count, first = min(PAGE, cached - i * PAGE), i * PAGE
-            entries.append([page, 0, count, first // 1024 * 1024, UNLIMITED, first, UNLIMITED])
+    entries = [row for b in range(batch) for row in kept(pool, k[b], v[b], order[b], inv_freq)]
     args = (
         q, k_pages, v_pages, torch.tensor(entries),
         torch.arange(0, batch * pages + 1, pages, dtype=torch.int32),
@@ -94,9 +86,26 @@ def decode(
         lambda: F.scaled_dot_product_attention(q_turned, k_turned, v, enable_gqa=True),
         "torch SDPA",
         {"re-indexing off": lambda: ops.paged_attention(*args)},
-        more=partial(_decoding, q_turned, k_turned, v),
+        more=partial(decoding, q_turned, k_turned, v),
         product=dtype,
     )
+
+
+def kept(
+    pool: PagePool, k: Tensor, v: Tensor, pages: Tensor, inv_freq: Tensor, start: int = 0
+) -> list[list[int]]:
+    """Writes k and v [Hkv, T, D], from position `start` on, into these pages; gives the entries."""
+    rows = torch.arange(k.shape[1])
+    at = start + rows
+    # Pages share origins, as a stream's do.
+    where = torch.stack([pages[rows // PAGE], rows % PAGE, at - at // SPAN * SPAN], 1)
+    ops.append(k.transpose(0, 1), v.transpose(0, 1), pool.k[0], pool.v[0], where, inv_freq=inv_freq)
+    entries = []
+    for i, page in enumerate(pages.tolist()):
+        first, count = start + i * PAGE, min(PAGE, len(rows) - i * PAGE)
+        origin = first // SPAN * SPAN
+        entries.append([page, 0, count, origin, UNLIMITED, first, UNLIMITED])
+    return entries
 
 
 def turned(x: Tensor, inv_freq: Tensor, at: Tensor) -> Tensor:
@@ -107,7 +116,7 @@ def turned(x: Tensor, inv_freq: Tensor, at: Tensor) -> Tensor:
     return torch.cat([a * cos - b * sin, b * cos + a * sin], -1).to(x.dtype)
 
 
-def _decoding(q: Tensor, k: Tensor, v: Tensor, compile: bool) -> dict[str, Run]:
+def decoding(q: Tensor, k: Tensor, v: Tensor, compile: bool) -> dict[str, Run]:
     """Ways to attend that see the query heads of a group as rows of one head."""
     folded = q.unflatten(1, (k.shape[1], -1)).flatten(2, 3)  # [B, KV, G, D]
 

@@ -43,7 +43,7 @@ def mover(read: float, written: float) -> Run:
     if every == 1 or read + written > FEW:
         return moving(every)
     ways = {str(threads): moving(threads) for threads in (1, every)}
-    taken = samples(ways, 0.02, before=lambda run: run())
+    taken = samples(ways, 0.01, before=lambda run: run())
     return ways[min(ways, key=lambda way: median(taken[way]))]
 
 

@@ -110,11 +110,23 @@ def cases(op: str | None, quick: bool) -> Iterator[Case]:
 
 def to_make(op: str | None, quick: bool) -> list[Callable[[], Case]]:
     """What makes each of them."""
-    from . import adapters, deltas, evictions, masses, scores, sequences, sparse, survivors, wider
+    from . import (
+        adapters,
+        deltas,
+        evictions,
+        masses,
+        prefixes,
+        scores,
+        sequences,
+        sparse,
+        survivors,
+        wider,
+    )  # fmt: skip
 
     bf16, f16, f32 = torch.bfloat16, torch.float16, torch.float32
     i8, e4m3 = torch.int8, torch.float8_e4m3fn
     decodes: list[tuple] = [(1, 4096), (8, 4096), (1, 4096, bf16, i8)]
+    alike = [(8, 1024, 128)]
     prefills = [(bf16, 2048, 512)]
     linears: list[tuple] = [(1, 2048, 2048), (256, 256, 1024), (64, 2048, 2048, bf16)]
     chunks = [256]
@@ -128,6 +140,7 @@ def to_make(op: str | None, quick: bool) -> list[Callable[[], Case]]:
     if not quick:
         decodes = [(b, c) for c in (1024, 4096, 16384, 65536) for b in (1, 2, 8)]
         decodes += [(b, 65536, bf16, c) for b in (1, 2, 4) for c in (i8, e4m3)]
+        alike = [(32, 4096, 300)]
         prefills = [(d, n, w) for d in (bf16, f32) for n in (4096, 16384) for w in (512, 2048)]
         linears = [(1, 256, 1024), (256, 256, 1024), (1, 4096, 4096), (64, 4096, 4096)]
         linears += [(*shape, d) for shape in linears for d in (bf16, f16)]
@@ -166,7 +179,10 @@ def to_make(op: str | None, quick: bool) -> list[Callable[[], Case]]:
         "frame_delta_rule": [partial(deltas.frame_delta_rule, n, t) for n, t in clips],
         "linear_attention": [partial(sequences.linear_attention, t) for t in chunks],
         "causal_conv": [partial(sequences.causal_conv, t, 4096) for t in chunks],
-        "paged_attention": [partial(decode, *shape) for shape in decodes],
+        "paged_attention": [
+            *(partial(decode, *shape) for shape in decodes),
+            *(partial(prefixes.shared, *shape) for shape in alike),
+        ],
         "attention": [
             *(partial(prefill, n, w, d, flex=not quick) for d, n, w in prefills),
             *(partial(sparse.sparse, n, c, d, flex=not quick) for d, n, c in blocks),

@@ -22,6 +22,10 @@ from ..compiled import DTYPES
 LONG = 12.0
 """A call that takes as many times as long as to write twice the last cache cannot tell a cold one
 by more than a fiftieth: to fill the cache anew takes a quarter of that writing, or less."""
+LONGISH = 4.0
+"""The same by a sixteenth: enough where nobody asks for cold ones."""
+ROW = 3
+"""Calls of a turn then, which is warmed once."""
 FEW = 4 << 20
 """Bytes that a single thread may read as quickly as all: the others have to be woken."""
 PATIENCE = 3.0
@@ -51,25 +55,33 @@ def samples(
     before: Callable[[Run], object] | None = None,
     warm: bool = False,
     had: int = 0,
+    row: int = 1,
 ) -> dict[str, list[float]]:
     """Seconds of each call of each callable. They take turns, so that a slow spell falls on all.
 
     Each has `seconds` for its calls, and leaves when they are spent: a slow one has fewer. It has
     `least` calls all the same, unless those take `PATIENCE` times the seconds, and `most` at most.
-    before: called with a callable ahead of every call of it, not timed but spent. A round warms
-    up, unless they are warm. had: calls that were timed before, where so many are asked for.
+    row: calls of a turn. before: called with a callable ahead of every turn of it, not timed but
+    spent. A round warms up, unless they are warm. had: calls that were timed before, which count.
     """
     for run in () if warm else runs.values():
         run()
     times: dict[str, list[float]] = {name: [] for name in runs}
     spent, turns = dict.fromkeys(runs, 0.0), list(runs)
+
+    def goes_on(name: str) -> bool:
+        return _goes_on(len(times[name]) + had, spent[name], seconds, least, most)
+
     while turns:
         for name in turns:
             if before is not None:
                 spent[name] += _seconds(partial(before, runs[name]))
-            times[name].append(_seconds(runs[name]))
-            spent[name] += times[name][-1]
-        turns = [n for n in turns if _goes_on(len(times[n]), spent[n], seconds, least, most, had)]
+            for _ in range(row):
+                times[name].append(_seconds(runs[name]))
+                spent[name] += times[name][-1]
+                if not goes_on(name):
+                    break
+        turns = [name for name in turns if goes_on(name)]
     return times
 
 
@@ -79,8 +91,8 @@ def _seconds(run: Run) -> float:
     return time.perf_counter() - begin
 
 
-def _goes_on(calls: int, spent: float, seconds: float, least: int, most: int, had: int = 0) -> bool:
-    if calls + had < min(_calls.get(), most):
+def _goes_on(calls: int, spent: float, seconds: float, least: int, most: int) -> bool:
+    if calls < min(_calls.get(), most):
         return True
     return calls < most and spent < (seconds if calls >= least else PATIENCE * seconds)
 
@@ -113,12 +125,14 @@ def by_cache(
     size of the last cache was written in between).
 
     A call that is `LONG` beside that writing cannot tell them apart. It is timed once for both, and
-    the same list stands in both.
+    the same list stands in both. Of warm caches alone, what is `LONGISH` is long, and the rest
+    has `ROW` calls a turn.
     """
     size = 2 * last_cache()
     writing = _writing_seconds(size)
     long = {name: [_seconds(run)] for name, run in runs.items()}
-    long = {name: taken for name, taken in long.items() if taken[0] > LONG * writing}
+    least = (LONG if cold else LONGISH) * writing
+    long = {name: taken for name, taken in long.items() if taken[0] > least}
     again = {
         name: runs[name]
         for name, taken in long.items()
@@ -132,7 +146,7 @@ def by_cache(
         swept = torch.zeros(size // 4)
         before["cold"] = lambda _: swept.add_(1)
     return {
-        kind: samples(short, seconds, most=most, before=first) | long
+        kind: samples(short, seconds, most=most, before=first, row=1 if cold else ROW) | long
         for kind, first in before.items()
     }
 
@@ -168,13 +182,14 @@ class MultiplyAdds:
     other dtypes, multiply as fp32. again: seconds of every call but the first.
     """
 
-    def __init__(self, again: float = 0.05) -> None:
+    def __init__(self, again: float = 0.05, first: float = 0.2) -> None:
         self._most: dict[torch.dtype, float] = {}
-        self._again = again
+        self._again, self._first = again, first
 
     def rate(self, dtype: torch.dtype) -> float:
         """Measured at every call, since a machine that is shared is not always at its best."""
-        seconds, threads = self._again if dtype in self._most else 0.2, torch.get_num_threads()
+        seconds = self._again if dtype in self._most else self._first
+        threads = torch.get_num_threads()
         seen = 0.0
         while not seen:  # a process that was stopped for as long has seen nothing
             seen = 2 * _C.multiply_add_rate(DTYPES.index(dtype), seconds, threads)
@@ -212,5 +227,5 @@ def reader(size: float, turns: int = 1, again: float = 0.0, own: Tensor | None =
     ways = {"one": reading(1), "every": reading(every)}
     if every == 1 or size > FEW:
         return ways["every"]
-    taken = samples(ways, 0.02, before=lambda run: run())
+    taken = samples(ways, 0.01, before=lambda run: run())
     return ways[min(ways, key=lambda way: median(taken[way]))]

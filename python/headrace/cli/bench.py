@@ -30,7 +30,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument(
         "--budget", type=float, metavar="SECONDS",
-        help="for the calls of each side of a shape (default: 1, with --quick 0.07)",
+        help="for the calls of each side of a shape (default: 1, with --quick 0.05)",
     )  # fmt: skip
     parser.add_argument(
         "--calls", type=positive, metavar="N",
@@ -51,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
     """Prints the table; 1 when a result does not match its reference, 2 for an unknown op, 130
     after Ctrl-C, when what was done by then is shown and written all the same."""
     from .. import bench, ops
-    from ..bench import beside, compare, peers, rates, roofline
+    from ..bench import beside, compare, peers, rates
     from ..bench.timing import at_least
     from . import bench_loops, bench_view, report
 
@@ -85,6 +85,8 @@ def run(args: argparse.Namespace) -> int:
             for line in compare.other(then, report.taken()):
                 print(f"then: {line}")
         if args.plot:
+            from ..bench import roofline  # which knows of whole loops, and so of every preset
+
             roofline.plot(rows, args.plot)
         if ended is not None:
             raise ended

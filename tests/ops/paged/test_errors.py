@@ -42,6 +42,11 @@ def bad_page(named):
     named["v_pages"] = named["v_pages"][:, :, :24].contiguous()
 
 
+def no_lists_of_one_head(named):
+    named["k_pages"], named["v_pages"] = named["k_pages"][:, :1], named["v_pages"][:, :1]
+    named["entry_indptr"] = named["entry_indptr"][:1]
+
+
 def error_sample():
     args, kwargs = samples.paged(
         29, [StreamShape(40, 5), StreamShape(9, 1)], dim=32, page_size=64, kv_heads=2, group=2
@@ -90,6 +95,10 @@ ERRORS = [
      "paged_attention(entries): expected 7 or 11 in [E 7|11], got shape (2, 6)"),
     (use("entry_indptr", lambda x: torch.cat([x, x[-1:]])), ValueError,
      "paged_attention(entry_indptr): expected B+1 = 3 or B*Hkv+1 = 5 elements, got 4"),
+    (use("entry_indptr", lambda x: x[:1]), ValueError,
+     "paged_attention(entry_indptr): expected B+1 = 3 or B*Hkv+1 = 5 elements, got 1"),
+    (no_lists_of_one_head, ValueError,
+     "paged_attention(entry_indptr): expected B+1 = 3 elements, got 1"),
     (use("entry_indptr", lambda x: x[:0]), ValueError,
      "paged_attention(entry_indptr): expected 1 element or more in [L+1], got shape (0,)"),
     (use("q_pos", lambda x: x[:5]), ValueError,

@@ -3,13 +3,16 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import torch
-from hypothesis import given
+from headrace.kernels.attention import least
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from headrace import ops
-from tests.ops import compare
+from tests.ops import compare, samples
 from tests.ops.paged import SIZE, batch, one_by_one
 
 pytestmark = pytest.mark.usefixtures("two_threads")
@@ -100,3 +103,62 @@ def test_lists_per_head(isa):
             twice.append(twice[-1] + len(lists[-1]))
     args = (q, k, v, torch.cat(lists), torch.tensor(twice, dtype=torch.int32), rows, pos)
     check(args, kwargs)
+
+
+def slots_seen(bound, heads):
+    """(head, page, slot) that any query sees, one by one; heads: of a page, or 1 for all alike."""
+    q_order = bound["q_pos"] if bound["q_order"] is None else bound["q_order"]
+    each = (len(bound["entry_indptr"]) - 1) // (len(bound["q_indptr"]) - 1)
+    found = set()
+    for i, (first, last) in enumerate(pairwise(bound["entry_indptr"].tolist())):
+        b = i // each
+        rows = q_order[bound["q_indptr"][b] : bound["q_indptr"][b + 1]].tolist()
+        for page, slot, count, *_, at, reach in bound["entries"][first:last].tolist():
+            found |= {
+                (i % heads, page, slot + n)
+                for n in range(count)
+                if any(0 <= row - at - n < reach for row in rows)
+            }
+    return len(found)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(0, 2**31), st.sampled_from([(1, 1), (3, 1), (1, 3), (3, 3)]), st.booleans())
+def test_bytes_are_those_of_the_slots_that_are_read(seed, lists, few):
+    """Each slot counts once, whichever lists and entries have it, and in whatever pieces."""
+    own, each = lists
+    gen = samples.rng(seed)
+    below = lambda most, n: torch.randint(most, (n,), generator=gen)  # noqa: E731
+    rows, held = [0, *below(4, 3).cumsum(0).tolist()], [0, *below(5, 3 * each).cumsum(0).tolist()]
+    entries = torch.zeros(held[-1], 7, dtype=torch.int64)
+    entries[:, 0], entries[:, 1], entries[:, 2] = (below(n, held[-1]) for n in (4, 8, 9))
+    entries[:, 4], entries[:, 5], entries[:, 6] = 99, below(40, held[-1]), 1 + below(60, held[-1])
+    pages = [torch.zeros(4, own, *page) for page in ((32, SIZE), (SIZE, 32))]
+    # The orders of a chunk rise by one, as those of what is fed do.
+    pos = [at + torch.arange(n) for at, n in zip(below(60, 3).tolist(), steps(rows), strict=True)]
+    heads = max(own, each)
+    bound = ops.specs()["paged_attention"].bind(
+        torch.zeros(rows[-1], heads, 32), *pages, entries, torch.tensor(held, dtype=torch.int32),
+        torch.tensor(rows, dtype=torch.int32), torch.cat(pos),
+    )  # fmt: skip
+    axes = ops.specs()["paged_attention"].check(bound)
+    apart = own if each > 1 else 1  # heads of a page that lists of their own look at
+    words = 2 * slots_seen(bound, apart) * (own if each == 1 else 1) * 32
+    with pytest.MonkeyPatch.context() as patch:
+        if few:
+            patch.setattr(least, "PAIRS", 2)
+        assert ops.specs()["paged_attention"].bytes(axes, bound) == 4 * (
+            words + 2 * bound["q"].numel()
+        )
+
+
+def steps(ends):
+    return [b - a for a, b in pairwise(ends)]
+
+
+def test_bytes_of_a_shared_prefix_count_once():
+    args, _ = batch(0, 3, [2, 1, 4], tail=5)
+    bound = ops.specs()["paged_attention"].bind(*args)
+    slots = 2 * SIZE + 5 + 7 * SIZE
+    moved = ops.specs()["paged_attention"].bytes(ops.specs()["paged_attention"].check(bound), bound)
+    assert moved == 4 * (2 * slots * 2 * 32 + 2 * 3 * 8 * 32)
