@@ -172,14 +172,18 @@ def append_absorb(bound, axes, outs):
     if k.numel() == 0 or axes["B"] == 0:
         return
     names = ("where", "evicted", "state", "norm", "indptr", "rows", "log_decay", "count")
+    codes, axes_of = FORMAT.get(k_pages.dtype, 0), bound["where"].shape[1] - 2
+    strip = 64 if axes["D"] <= 128 else 32
+    if codes > 2 and (axes_of == 3 or axes["D"] > 128):  # which take registers too
+        strip //= 2
     with on_device("append_absorb", k):
         append_absorb_kernel[(axes["Hkv"], axes["B"])](
             k, v, as_bits(k_pages), as_bits(v_pages), *(bound[n] for n in names), inv_freq,
             *strides, bound["freq_axis"], bound["k_scale"], bound["v_scale"], *k_scale, *v_scale,
             axes["T"], axes["S"], axes["N"], 0 if inv_freq is None else inv_freq.numel(),
             D=axes["D"], BD=power_of_two(axes["D"]), P=axes["P"], BT=TOKENS,
-            BV=64 if axes["D"] <= 128 else 32, ROTARY=inv_freq is not None,
-            AXES=bound["where"].shape[1] - 2, FORMAT=FORMAT.get(k_pages.dtype, 0),
+            BV=strip, ROTARY=inv_freq is not None,
+            AXES=axes_of, FORMAT=codes,
             OWN_SCALE=k_scale[2] == 1, FEATURE=bound["feature"], RAW=bound["raw"],
             num_warps=8, num_stages=1, **FUSION,
         )  # fmt: skip

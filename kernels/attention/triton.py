@@ -27,6 +27,9 @@ from .triton_state import append, merge_states
 __all__ = ["append", "attention", "merge_states", "paged_attention"]
 
 MAX_SPLIT = 512  # keys of a split; smaller if the caller says so
+# By padded head dimension, 16 bits or not, masked or not: where the assembler, left to itself,
+# would rather spill than take the registers that there are.
+TAKES_ALL = {(256, True, False), (128, False, True)}
 SPLIT_BLOCKS = 4  # a stream of more blocks fills the device without splits
 
 
@@ -54,6 +57,9 @@ def attention(bound, axes, outs):
         return
     low = low_precision(q, k, v)
     rows, keys, padded, warps, stages = blocks_of("attention", q, dim, low)
+    masked = bound["block_mask"] is not None
+    if low and padded > 128 and masked:
+        keys = min(keys, 32)  # two blocks fit a multiprocessor, and nothing spills
     mask, size = bound["block_mask"], min(bound["block_size"], max(q_len, k_len))
     windowed = bound["window"] is not None
     unlimited = q_len + k_len
@@ -95,6 +101,7 @@ def attention(bound, axes, outs):
         LOW=low,
         num_warps=warps,
         num_stages=stages,
+        maxnreg=255 if (padded, low, masked) in TAKES_ALL else None,
         **FUSION,
     )
     with on_device("attention", q):
@@ -160,6 +167,8 @@ def paged_attention(bound, axes, outs, few=0):
     low = q.dtype == torch.bfloat16 if k.dtype in QUANTISED else low_precision(q, k, v)
     rows, keys, padded, warps, stages = blocks_of("paged_attention", q, dim, low)
     keys = min(keys, triton.next_power_of_2(page))
+    if k.dtype in QUANTISED and low and bound["q_pos"].dim() > 1:
+        keys = min(keys, 32)  # angles of three axes and scales leave registers for no more
     group = q_heads // kv_heads
     split = min(bound["split"], MAX_SPLIT)
     # Bounds that need no look at the device: a block of every stream that is served may be ragged,

@@ -22,6 +22,8 @@ STRIP = 16  # columns of a state that a program owns
 # Columns of keys, and rows of the state, that a product takes at once, by head size: with more, the
 # three passes of tf32 leave no registers.
 SLABS, SLAB_OF_SOLVE = {16: 16, 32: 32, 64: 64, 128: 64}, 32
+# Of a thread, by head size: where the assembler is not told, it would rather spill than take them.
+REGISTERS = {128: 64}
 
 
 @triton.jit(do_not_specialize=["tokens", "states"])
@@ -108,5 +110,6 @@ def gated_delta_rule(bound, axes, outs):
             )  # fmt: skip
         gated_delta_rule_kernel[(axes["HV"], triton.cdiv(axes["V"], 16), streams)](
             q, k, v, *gates, o, bound["state"], *ends, tokens, states, LONG, scale, *strides,
-            *v.stride()[:2], V=axes["V"], BV=16, **heads, **more,
+            *v.stride()[:2], V=axes["V"], BV=16, maxnreg=REGISTERS.get(heads["BD"]), **heads,
+            **more,
         )  # fmt: skip

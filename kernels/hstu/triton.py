@@ -176,6 +176,7 @@ def hstu_attention(bound, axes, outs):
     low = low_precision(q)
     dims = power_of_two(axes["D"]), power_of_two(axes["Dv"])
     block_m, block_n = (32 if low else 16), 32
+    # Without tensor cores whole tiles are kept: spilled, unless all registers may be taken.
     # No sequence leaves more than one block that is not full.
     blocks = triton.cdiv(axes["Lq"], block_m) + axes["B"]
     with on_device("hstu_attention", q):
@@ -189,5 +190,5 @@ def hstu_attention(bound, axes, outs):
             float(bound["alpha"]), 1.0 / bound["max_seq_len"],
             D=axes["D"], DV=axes["Dv"], BD=dims[0], BV=dims[1], BM=block_m, BN=block_n,
             CAUSAL=bound["causal"], SINKS=bound["sinks"] > 0, LOW=low,
-            num_warps=8, num_stages=1, **FUSION,
+            num_warps=8, num_stages=1, maxnreg=None if low else 255, **FUSION,
         )  # fmt: skip

@@ -98,12 +98,14 @@ def assign(bound, axes, outs):
         lengths = torch.full((axes["B"],), axes["C"], dtype=torch.int32, device=x.device)
     tile = 16 if metric == 2 else ROWS
     columns = 16 if metric == 2 else min(COLUMNS, power_of_two(axes["D"]))
+    low = metric != 3 and low_precision(x, c)
+    wide = metric < 2 and not low  # whole tiles in registers, which the assembler would spill
     threshold = float("-inf") if bound["threshold"] is None else bound["threshold"]
     with on_device("assign", x):
         assign_kernel[(triton.cdiv(axes["O"], tile), axes["B"])](
             x, c, lengths, id, similarity, axes["O"], axes["C"], x.stride(0), step * x.stride(1),
             0 if c.shape[0] == 1 else c.stride(0), c.stride(1), step, step - 1, threshold,
             D=axes["D"], BD=columns, BR=tile, BN=16 if metric == 2 else CANDIDATES,
-            METRIC=metric, CAUSAL=bound["causal"], LOW=metric != 3 and low_precision(x, c),
-            num_warps=4, **FUSION,
+            METRIC=metric, CAUSAL=bound["causal"], LOW=low,
+            num_warps=4, maxnreg=160 if wide else None, **FUSION,
         )  # fmt: skip

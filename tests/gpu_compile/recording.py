@@ -25,7 +25,7 @@ from triton.runtime.jit import JITFunction
 import headrace
 
 SHARED_LIMIT = {80: 163 * 1024, 90: 227 * 1024}  # bytes a block may take
-OPTIONS = {"num_warps", "num_stages", "enable_fp_fusion"}
+OPTIONS = {"num_warps", "num_stages", "maxnreg", "enable_fp_fusion"}
 TYPES = {
     torch.float32: "*fp32",
     torch.float16: "*fp16",
