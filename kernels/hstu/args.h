@@ -50,9 +50,10 @@ struct HstuItem {
   float* partial;  // [cuts][rows][Dv] of the block, or null: then the item is the whole block
 };
 
-// Words of scratch for a thread: sums and total, queries, logits, keys.
+// Words of scratch for a thread: sums and total, queries, logits, keys, values.
 inline std::int64_t hstu_scratch(int dim, int v_dim, int tile) {
-  return static_cast<std::int64_t>(kHstuRows) * (2 * v_dim + dim + tile) + dim * tile + 64;
+  return static_cast<std::int64_t>(kHstuRows) * (2 * v_dim + dim + tile) + (dim + v_dim) * tile +
+         64;
 }
 
 struct HstuKernels {

@@ -4,7 +4,7 @@
 // exact 0. So a row's bits depend neither on the block it fell in, nor on where its keys are kept.
 #pragma once
 #include "args.h"
-#include "kernels/attention/tile.inl.h"
+#include "kernels/attention/products.inl.h"
 #include "visible.h"
 
 namespace {
@@ -17,6 +17,7 @@ using headrace::kHstuRows;
 using headrace::Range;
 
 constexpr int kParts = 3;
+constexpr int kPacked = 32;  // rows that are worth widening values for once
 constexpr std::int64_t kFar = std::int64_t{1} << 62;
 
 // x / (1 + e^-x), by the exponential that cannot overflow.
@@ -39,7 +40,7 @@ inline Range part_of(const HstuSeen& s, int part) {
 struct HstuBlock {
   HstuSeen seen[kHstuRows];
   Range hull[kParts];  // of every part, over the rows
-  float *q, *s, *keys;
+  float *q, *s, *keys, *values;
 };
 
 // One tile: `tokens` keys from row `at` on, the first of which has order `order`.
@@ -65,7 +66,12 @@ inline void hstu_tile(const HstuArgs& a, const HstuItem& it, const HstuBlock& b,
                     st.o + static_cast<std::int64_t>(r) * st.dim, st.dim, 1, st.dim);
     }
   }
-  if (!careful) product<true>(b.s, kTile, v, a.v_row, tokens, st.o, st.dim, st.rows, st.dim);
+  if (careful) return;
+  if (sizeof(T) == sizeof(float) || it.rows < kPacked) {
+    return product<true>(b.s, kTile, v, a.v_row, tokens, st.o, st.dim, st.rows, st.dim);
+  }
+  Widened::pack_values(v, a.v_row, tokens, st.dim, b.values);
+  Widened::packed_values(b.s, 0, b.values, 0, tokens, st.o, st.rows, st.dim, nullptr, 0);
 }
 
 // Sums of the keys with orders in [begin, end). `careful` multiplies no value by the weight 0 of a
@@ -113,6 +119,7 @@ inline void hstu_block(const HstuArgs& a, const HstuItem& it, float* scratch) {
   b.q = total + 2 * words;
   b.s = b.q + it.rows * a.dim;
   b.keys = b.s + it.rows * kTile;
+  b.values = b.keys + a.dim * kTile;
   const T* q = static_cast<const T*>(a.q) + it.row * a.q_row + it.head * a.q_head;
   for (int r = 0; r < it.rows; ++r) {
     for (int d = 0; d < a.dim; d += kW) {
