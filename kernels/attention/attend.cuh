@@ -9,13 +9,14 @@ namespace {
 constexpr int kWarps = kThreads / 32;
 
 // Resident blocks of a multiprocessor that leave the registers a block needs.
-constexpr int blocks_for(int heads) { return heads > 4 ? 2 : heads > 1 ? 3 : 4; }
+template <class T, int G>
+constexpr int kResident = G == 1 ? 4 : 3 - (G > 4 || kCodes<T>);
 
 // Splits, kv heads and groups of G query heads, taken in turn by a fixed grid. A warp takes whole
 // tiles of up to 64 slots: logits with lanes along the tokens of a transposed key page, values with
 // lanes along the head dimension.
 template <class T, int G>
-__global__ void __launch_bounds__(kThreads, blocks_for(G)) attend_kernel(const Decode a) {
+__global__ void __launch_bounds__(kThreads, kResident<T, G>) attend_kernel(const Decode a) {
   // Wide groups leave registers for 4 elements of a key or value at a time.
   using Word = Vec<T, (G > 4 ? 4 : sizeof(T) > 2 ? 4 : 8)>;
   constexpr int kVec = Word::size, kLanes = kTileSlots / kVec, kStep = 32 / kLanes;
@@ -279,13 +280,13 @@ __global__ void __launch_bounds__(kThreads, blocks_for(G)) attend_kernel(const D
 template <class T>
 cudaError_t attend(const Decode& a, int64_t splits, int processors, void* stream) {
   const int group = a.q_heads / a.kv_heads, passes = (group + 7) / 8;
-  const auto run = [&](auto kernel) {
-    const int64_t units = splits * passes, most = int64_t{processors} * blocks_for(group);
+  const auto run = [&](auto kernel, int resident) {
+    const int64_t units = splits * passes, most = int64_t{processors} * resident;
     return launch(kernel, units < most ? units : most, kThreads, stream, a);
   };
-  if (group == 1) return run(attend_kernel<T, 1>);
-  if (group <= 4) return run(attend_kernel<T, 4>);
-  return run(attend_kernel<T, 8>);
+  if (group == 1) return run(attend_kernel<T, 1>, kResident<T, 1>);
+  if (group <= 4) return run(attend_kernel<T, 4>, kResident<T, 4>);
+  return run(attend_kernel<T, 8>, kResident<T, 8>);
 }
 
 }  // namespace
