@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// One split on CUDA cores, in fp32: for queries or pages of fp32.
+// One split on CUDA cores, in fp32: for queries or pages of fp32. Where both are, small groups have
+// kernels of their own; for a mixture that few ask for one has to do.
 #pragma once
 #include "decode.cuh"
 
@@ -9,14 +10,13 @@ namespace {
 constexpr int kWarps = kThreads / 32;
 
 // Resident blocks of a multiprocessor that leave the registers a block needs.
-template <class T, int G>
-constexpr int kResident = G == 1 ? 4 : 3 - (G > 4 || kCodes<T>);
+constexpr int blocks_for(int heads) { return heads > 4 ? 2 : heads > 1 ? 3 : 4; }
 
 // Splits, kv heads and groups of G query heads, taken in turn by a fixed grid. A warp takes whole
 // tiles of up to 64 slots: logits with lanes along the tokens of a transposed key page, values with
 // lanes along the head dimension.
 template <class T, int G>
-__global__ void __launch_bounds__(kThreads, kResident<T, G>) attend_kernel(const Decode a) {
+__global__ void __launch_bounds__(kThreads, blocks_for(G)) attend_kernel(const Decode a) {
   // Wide groups leave registers for 4 elements of a key or value at a time.
   using Word = Vec<T, (G > 4 ? 4 : sizeof(T) > 2 ? 4 : 8)>;
   constexpr int kVec = Word::size, kLanes = kTileSlots / kVec, kStep = 32 / kLanes;
@@ -284,9 +284,11 @@ cudaError_t attend(const Decode& a, int64_t splits, int processors, void* stream
     const int64_t units = splits * passes, most = int64_t{processors} * resident;
     return launch(kernel, units < most ? units : most, kThreads, stream, a);
   };
-  if (group == 1) return run(attend_kernel<T, 1>, kResident<T, 1>);
-  if (group <= 4) return run(attend_kernel<T, 4>, kResident<T, 4>);
-  return run(attend_kernel<T, 8>, kResident<T, 8>);
+  if constexpr (sizeof(T) == sizeof(float)) {
+    if (group == 1) return run(attend_kernel<T, 1>, blocks_for(1));
+    if (group <= 4) return run(attend_kernel<T, 4>, blocks_for(4));
+  }
+  return run(attend_kernel<T, 8>, blocks_for(8));
 }
 
 }  // namespace

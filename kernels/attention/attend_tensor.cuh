@@ -6,14 +6,12 @@
 namespace headrace {
 namespace {
 
-// Blocks for heads of up to 64 C dimensions: warps, as many resident as registers allow, and the
-// chunks of 64 dimensions of values that a unit takes. Wider values are another unit's, which reads
-// the keys again, from the cache at best: outputs of 256 dimensions leave no registers for the
-// rest.
+// Blocks for heads of up to 64 C dimensions: warps, and the chunks of 64 dimensions of values that
+// a unit takes. Wider values are another unit's, which reads the keys again, from the cache at
+// best: outputs of 256 dimensions leave no registers for the rest. 8 warps are resident either way.
 template <int C>
 struct TensorShape {
-  static constexpr int warps = C > 2 ? 2 : 4, threads = 32 * warps;
-  static constexpr int blocks = C > 2 ? 4 : 2;
+  static constexpr int warps = C > 2 ? 2 : 4, threads = 32 * warps, blocks = 8 / warps;
   static constexpr int chunks = C > 2 ? 2 : C, parts = C / chunks;
 };
 
@@ -149,7 +147,6 @@ cudaError_t attend_tensor(const Decode& a, int64_t splits, int processors, void*
     const int64_t most = int64_t{processors} * shape.blocks;
     return launch(kernel, units < most ? units : most, shape.threads, stream, a);
   };
-  if (a.dim <= 64) return run(attend_tensor_kernel<T, H, 1>, TensorShape<1>{});
   if (a.dim <= 128) return run(attend_tensor_kernel<T, H, 2>, TensorShape<2>{});
   return run(attend_tensor_kernel<T, H, 4>, TensorShape<4>{});
 }
