@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from tests.gpu_compile import emulation
 from tests.ops import compare, samples, views
-from tests.ops.paged import batch, edited, one_by_one, replaced
+from tests.ops.paged import any_mix, batch, edited, one_by_one, replaced
 from tests.ops.samples import StreamShape
 
 OP = "paged_attention"
@@ -131,14 +131,7 @@ def test_every_width(dim, fmt, packing):
 @settings(max_examples=12)
 @given(st.data())
 def test_any_mix(data):
-    streams = data.draw(st.integers(1, 7))
-    case = dict(
-        prefix=data.draw(st.integers(1, 12)),
-        own=data.draw(st.lists(st.integers(0, 5), min_size=streams, max_size=streams)),
-        rows=data.draw(st.lists(st.integers(0, 4), min_size=streams, max_size=streams)),
-        split=data.draw(st.sampled_from([16, 50, 64, 130])),
-        tail=data.draw(st.sampled_from([16, 3])),
-        group=data.draw(st.sampled_from([1, 3])),
+    case = any_mix(data, [16, 50, 64, 130]) | dict(
         heads=data.draw(st.integers(1, 2)),
         reach=data.draw(st.sampled_from([samples.UNLIMITED, 20])),
         dim=16,

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import torch
 from headrace.kernels.attention.reference import ORDER, PAGE, REACH
+from hypothesis import strategies as st
 
 from headrace import ops
 from tests.ops import samples
@@ -101,6 +102,19 @@ def batch(
         torch.cat(positions),
     )
     return args, {"inv_freq": samples.frequencies(dim), "split": more.get("split", 4096)}
+
+
+def any_mix(data, splits):
+    """What `batch` takes, drawn: prefixes, own pages and rows of up to seven streams."""
+    streams = data.draw(st.integers(1, 7))
+    return dict(
+        prefix=data.draw(st.integers(1, 12)),
+        own=data.draw(st.lists(st.integers(0, 5), min_size=streams, max_size=streams)),
+        rows=data.draw(st.lists(st.integers(0, 4), min_size=streams, max_size=streams)),
+        split=data.draw(st.sampled_from(splits)),
+        tail=data.draw(st.sampled_from([SIZE, 3])),
+        group=data.draw(st.sampled_from([1, 3])),
+    )
 
 
 def one_by_one(args, kwargs, run=ops.paged_attention):

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from headrace import ops
 from tests.ops import compare, samples
-from tests.ops.paged import SIZE, batch, one_by_one
+from tests.ops.paged import SIZE, any_mix, batch, one_by_one
 
 pytestmark = pytest.mark.usefixtures("two_threads")
 
@@ -46,15 +46,7 @@ def test_bits_are_those_of_streams_alone(isa, case, split):
 
 @given(st.data())
 def test_any_mix(data):
-    streams = data.draw(st.integers(1, 7))
-    case = dict(
-        prefix=data.draw(st.integers(1, 12)),
-        own=data.draw(st.lists(st.integers(0, 5), min_size=streams, max_size=streams)),
-        rows=data.draw(st.lists(st.integers(0, 4), min_size=streams, max_size=streams)),
-        split=data.draw(st.sampled_from([16, 50, 64, 130, 4096])),
-        tail=data.draw(st.sampled_from([SIZE, 3])),
-        group=data.draw(st.sampled_from([1, 3])),
-    )
+    case = any_mix(data, [16, 50, 64, 130, 4096])
     (q, *rest), kwargs = batch(2, **case)
     if len(q):
         check((q, *rest), kwargs, case)
