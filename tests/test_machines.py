@@ -25,8 +25,8 @@ def made_up(tmp_path, *isas):
         folder = tmp_path / (f"cpu-{nth}" if nth else machines.MAIN)
         folder.mkdir()
         (folder / "notes.md").write_text("# Notes")
-        host = {"host": {"cpu": f"Maker(R) {nth} @ 2.50GHz", "isa": isa, "processors": 2,
-                         "threads": 2}}  # fmt: skip
+        host = {"host": {"cpu": f"Maker(R) {nth} @ 2.50GHz", "isa": isa, "model": "",
+                         "processors": 2, "threads": 2}}  # fmt: skip
         one = {"warm_s": 1e-3, "cold_s": 2e-3, "ok": True, "name": "ours", "calls": [200, 9]}
         peer = one | {"name": "a peer", "warm_s": (nth + 2) * 1e-3}
         row = {"op": "linear", "ok": True, "shape": "fp32", "peer_name": "a peer",

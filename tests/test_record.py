@@ -194,9 +194,13 @@ def test_what_has_no_digest_is_asked_of_git(monkeypatch):
 XEON = "Intel(R) Xeon(R) Processor @ 2.50GHz"
 
 
+UNTOLD = record.report.machine() | {"model": "not told", "processors": 2, "isa": "avx512"}
+
+
 @pytest.mark.parametrize(
     ("what", "other", "name"),
     [
+        ("model", "family 25, model 17", "cpu-2-cores-a-zen-4-avx512"),
         ("cpu", XEON, "cpu-2-cores-intel-xeon-avx512"),
         ("cpu", "AMD EPYC 9654 96-Core Processor", "cpu-2-cores-amd-epyc-9654-avx512"),
         ("processors", 96, "cpu-96-cores-a-avx512"),
@@ -204,7 +208,7 @@ XEON = "Intel(R) Xeon(R) Processor @ 2.50GHz"
     ],
 )
 def test_another_machine_has_a_folder_of_its_own(bench, monkeypatch, what, other, name):
-    here = record.report.machine() | {"cpu": "A", "processors": 2, "isa": "avx512"}
+    here = UNTOLD | {"cpu": "A"}
     (bench.target / "quick.json").write_text(json.dumps({"host": here}))
     here = here | {what: other}
     monkeypatch.setattr(record.report, "machine", lambda: here)
@@ -219,13 +223,43 @@ def test_another_machine_has_a_folder_of_its_own(bench, monkeypatch, what, other
     assert record.machine_folder() == made
 
 
+def test_generations_of_one_name_have_two_folders(bench, monkeypatch):
+    """Also where the records of the first were taken before hosts told their model."""
+    host = UNTOLD | {"cpu": "AMD EPYC", "isa": "avx512_bf16"}
+    then = {key: value for key, value in host.items() if key != "model"}
+    monkeypatch.setattr(machines, "UNTOLD", {bench.target.name: "family 26"})
+    (bench.target / "quick.json").write_text(json.dumps({"host": then}))
+    own = "cpu-2-cores-amd-epyc-zen-4-avx512-bf16"
+    for model, name in (("family 26, model 2", bench.target.name), ("family 25, model 17", own)):
+        monkeypatch.setattr(record.report, "machine", lambda m=model: host | {"model": m})
+        assert record.machine_folder().name == name
+
+
+@pytest.mark.parametrize(
+    ("model", "level", "name"),
+    [
+        ("family 25, model 17", "avx512_bf16", "Zen 4"),
+        ("family 25, model 1", "avx2", "Zen 3"),
+        ("family 26", "avx512_bf16", "Zen 5"),
+        ("family 6, model 85", "avx512", "Skylake"),
+        ("family 6, model 85", "avx512_vnni", "Cascade Lake"),
+        ("family 6, model 143", "avx512_bf16", "Sapphire Rapids"),
+        ("family 6, model 999", "avx2", ""),
+        ("implementer 0x41, part 0xd0c", "scalar", ""),
+        ("not told", "scalar", ""),
+        ("", "avx2", ""),
+    ],
+)
+def test_a_generation_is_known_by_its_numbers(model, level, name):
+    assert machines.generation(model, level) == name
+
+
 def test_machines_of_one_name_have_two_folders(bench, monkeypatch):
     """They differ by their clock alone, which no folder is named after."""
     (bench.target / "quick.json").write_text("{}")
     for clock, name in (("2.50", "cpu-2-cores-intel-xeon-avx512"),
                         ("2.20", "cpu-2-cores-intel-xeon-avx512-2")):  # fmt: skip
-        host = record.report.machine() | {"cpu": XEON.replace("2.50", clock), "processors": 2}
-        host["isa"] = "avx512"
+        host = UNTOLD | {"cpu": XEON.replace("2.50", clock)}
         monkeypatch.setattr(record.report, "machine", lambda host=host: host)
         made = record.machine_folder()
         assert made.name == name

@@ -13,7 +13,7 @@ from aim import Aim, Record, between, geometric, mean, note, rows, worst
 from aims_kept import kept
 from aims_speed import loops, scaling, shapes
 from aims_whole import whole
-from machines import MAIN, XEON
+from machines import XEON, ZEN5
 
 __all__ = ["AIMS", "Aim", "geometric", "mean", "rows"]
 
@@ -27,12 +27,12 @@ def _decode() -> Iterator[Aim]:
     yield Aim("attention", f"{DECODE}: the same, worst shape", file, worst("decode bf16"), 1.0)
     yield Aim(
         "attention", f"{DECODE}: share of the floor, mean", file, mean("decode bf16", "of_floor"),
-        0.75, unit="%", why={MAIN: _decode_in_cache, XEON: _decode_widened},
+        0.75, unit="%", why={ZEN5: _decode_in_cache, XEON: _decode_widened},
     )  # fmt: skip
     yield Aim(
         "attention", f"{DECODE}: time over re-indexing off, worst shape", file,
         note("decode bf16", REINDEXED), most=1.03,
-        why={MAIN: _turned, XEON: _worst_turned},
+        why={ZEN5: _turned, XEON: _worst_turned},
     )  # fmt: skip
     yield Aim(
         "attention", "decode from int8 pages, 64k cached: time of bf16 pages over it, mean", file,
@@ -111,7 +111,7 @@ def _worst_turned(record: Record) -> str:
 
 def _prefill() -> Iterator[Aim]:
     file = "bench-attention.json"
-    for dtype, why in (("bf16", ""), ("fp32", {MAIN: _peak})):
+    for dtype, why in (("bf16", ""), ("fp32", {ZEN5: _peak})):
         yield Aim(
             "attention", f"prefill {dtype}, 4k and 16k, 4 sinks: FlexAttention's time, worst shape",
             file, worst(f"prefill {dtype}"), 3.0, why=why,
@@ -168,7 +168,7 @@ def _adapters() -> Iterator[Aim]:
     )  # fmt: skip
     yield Aim(
         "adapters", "the same: share of the floor", file, worst(many, "of_floor"), 0.7, unit="%",
-        why={MAIN: lambda record: "16 MB that lie in the cache, which a plain reader of huge pages"
+        why={ZEN5: lambda record: "16 MB that lie in the cache, which a plain reader of huge pages"
              f" takes in {1e3 * rows(record, many)[0]['floor_s']:.2f} ms"},
     )  # fmt: skip
     yield Aim(
@@ -181,7 +181,7 @@ def _adapters() -> Iterator[Aim]:
         yield Aim(
             "adapters", f"{many_int4} rows of {many_int4} int4 adapters: time over bf16", file,
             note(f"int4 {many_int4} rows, {many_int4} adapters", "time over bf16 adapters"),
-            most=1 / 2.5, why={MAIN: why, XEON: _unpacked},
+            most=1 / 2.5, why={ZEN5: why, XEON: _unpacked},
         )  # fmt: skip
     yield Aim(
         "adapters", "rows without adapters: the base layer's time over it", file,
@@ -202,7 +202,7 @@ def _scores() -> Iterator[Aim]:
         yield Aim(
             "retrieval", f"score a million cached tokens by {kind}: share of the floor", file,
             worst(many, "of_floor"), 1 / 1.6, unit="%",
-            why={MAIN: "1/16 of the bytes of keys, and as many products of bits"},
+            why={ZEN5: "1/16 of the bytes of keys, and as many products of bits"},
         )  # fmt: skip
         yield Aim(
             "retrieval", f"the same: the time of the torch expression over it, {kind}", file,

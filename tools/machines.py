@@ -12,10 +12,17 @@ from typing import Any
 
 Found = dict[str, dict[str, Any]]
 
-MAIN = "cpu-2-cores-avx512"
-"""The folder of the machine that comes first on every page."""
+ZEN5 = "cpu-2-cores-avx512"
+"""The folder of a machine with two 512-bit multiply-adds a cycle, of fp32 or of bf16 pairs."""
+ZEN4 = "cpu-2-cores-amd-epyc-zen-4-avx512-bf16"
+"""That of one with the same instructions, each in two halves: one multiply-add a cycle."""
 XEON = "cpu-2-cores-intel-xeon-avx512-vnni"
 """That of one without bf16 instructions, whose cores have two 512-bit multiply-adds a cycle."""
+MAIN = ZEN5
+"""The folder of the machine that comes first on every page."""
+UNTOLD = {ZEN5: "family 26", XEON: "family 6, model 85"}
+"""What hosts of older records, which do not tell it, are: by their instructions and the rate of
+their multiply-adds."""
 LEVELS = ("scalar", "avx2", "avx512", "avx512_vnni", "avx512_bf16")
 """Of instructions, least first: the last that a machine's records name is its own."""
 CLOCK = r"@\s*[\d.]+\s*GHz|\b\d+-Core\b|\bw(?:ith\b|/).*"
@@ -38,7 +45,11 @@ class Machine:
 
 def load(folder: Path) -> Found:
     """The recorded files of a machine by name."""
-    return {f.name: json.loads(f.read_text("utf-8")) for f in sorted(folder.glob("*.json"))}
+    found = {f.name: json.loads(f.read_text("utf-8")) for f in sorted(folder.glob("*.json"))}
+    for record in found.values():
+        if folder.name in UNTOLD and host(record):
+            host(record).setdefault("model", UNTOLD[folder.name])
+    return found
 
 
 def machines(results: Path) -> list[Machine]:
@@ -70,13 +81,30 @@ def _rank(isa: str) -> int:
 
 def same(there: Mapping[str, Any], here: Mapping[str, Any]) -> bool:
     """Whether two hosts are one machine: names of processors do not tell their generation, but
-    their instructions do."""
-    return all(there.get(what) == here[what] for what in ("cpu", "processors", "isa"))
+    their instructions and numbers do. Of a host there the model may be untold, or in part."""
+    told = f"{here.get('model', '')},".startswith(f"{there.get('model', here.get('model', ''))},")
+    return told and all(there.get(what) == here[what] for what in ("cpu", "processors", "isa"))
 
 
 def short_name(host: Mapping[str, Any]) -> str:
-    """The maker's words for it and its level: "Intel Xeon, avx512"."""
-    return f"{brand(host['cpu'])}, {host['isa']}" if host else "not known"
+    """The maker's words for it, its generation and its level: "AMD EPYC Zen 4, avx512_bf16"."""
+    return f"{_called(host)}, {host['isa']}" if host else "not known"
+
+
+def _called(host: Mapping[str, Any]) -> str:
+    return f"{brand(host['cpu'])} {generation(host.get('model', ''), host['isa'])}".strip()
+
+
+def generation(model: str, isa: str) -> str:
+    """What processors of a family and model are called that no other name of theirs tells; "" of
+    those not known here."""
+    family, number = (int(n) for n in (*re.findall(r"\d+", model), "-1", "-1")[:2])
+    beyond = {25: ("avx2", "Zen 3", "Zen 4"), (6, 85): ("avx512", "Skylake", "Cascade Lake")}
+    if family in beyond or (family, number) in beyond:
+        level, upto, after = beyond.get(family) or beyond[family, number]
+        return after if _rank(isa) > _rank(level) else upto
+    known = {(6, 106): "Ice Lake", (6, 143): "Sapphire Rapids", (6, 207): "Emerald Rapids"}
+    return "Zen 5" if family == 26 else known.get((family, number), "")
 
 
 def brand(cpu: str) -> str:
@@ -85,8 +113,8 @@ def brand(cpu: str) -> str:
 
 
 def new_folder(results: Path, host: Mapping[str, Any]) -> Path:
-    """Made for a machine that has none: by its processors, maker's words and level."""
-    told = f"cpu-{host['processors']}-cores-{brand(host['cpu'])}-{host['isa']}"
+    """Made for a machine that has none: by its processors, short name and level."""
+    told = f"cpu-{host['processors']}-cores-{_called(host)}-{host['isa']}"
     name = re.sub("[^a-z0-9]+", "-", told.lower()).strip("-")
     taken, nth = {path.name for path in results.iterdir()}, 1
     while (made := results / (name if nth == 1 else f"{name}-{nth}")).name in taken:

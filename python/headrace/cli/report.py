@@ -54,8 +54,13 @@ def write(report: Mapping[str, Any], path: Path) -> None:
 def machine() -> dict[str, Any]:
     """Where the figures were taken."""
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    told = _cpuinfo()
     return {
-        "cpu": _cpu(),
+        "cpu": told.get("model name")
+        or told.get("Model")
+        or platform.processor()
+        or platform.machine(),
+        "model": _model(told),
         "processors": usable,
         "threads": torch.get_num_threads(),
         "isa": _C.active_isa(),
@@ -175,12 +180,23 @@ def _git(folder: Path, *words: str) -> str:
     return told.stdout.strip()
 
 
-def _cpu() -> str:
+def _cpuinfo() -> dict[str, str]:
+    """What the system tells of its first processor; empty where it tells nothing."""
     try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            key, _, value = line.partition(":")
-            if key.strip() in ("model name", "Model") and value.strip():
-                return value.strip()
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
-        pass
-    return platform.processor() or platform.machine()
+        return {}
+    found: dict[str, str] = {}
+    for line in lines:
+        key, _, value = line.partition(":")
+        if value.strip():
+            found.setdefault(key.strip(), value.strip())
+    return found
+
+
+def _model(told: Mapping[str, str]) -> str:
+    """Numbers that tell generations of one name apart: of an x86 its family and model, of an Arm
+    its maker and part."""
+    keys = (("cpu family", "family"), ("model", "model"), ("CPU implementer", "implementer"),
+            ("CPU part", "part"))  # fmt: skip
+    return ", ".join(f"{name} {told[key]}" for key, name in keys if key in told) or "not told"
