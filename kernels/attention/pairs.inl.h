@@ -35,7 +35,7 @@ struct RowPairs {
   int begin, end;
   static constexpr bool woven = true;
   template <int N>
-  void read(int pair, Pairs* out) const {
+  __attribute__((always_inline)) void read(int pair, Pairs* out) const {
     const int even = 2 * pair < begin ? begin : 2 * pair;
     const int odd = 2 * pair + 1 < end ? 2 * pair + 1 : end - 1;
     pair_rows<N>(at + even * ld, at + odd * ld, out);
@@ -47,7 +47,7 @@ struct PackedPairs {
   const float* at;
   static constexpr bool woven = false;
   template <int N>
-  void read(int pair, Pairs* out) const {
+  __attribute__((always_inline)) void read(int pair, Pairs* out) const {
     for (int n = 0; n < N; ++n) out[n] = load_pairs(at + pair * kTile + n * kW);
   }
   PackedPairs columns(int n) const { return {at + n}; }
