@@ -62,7 +62,8 @@ bool isa_available(Isa level) {
 #if defined(HEADRACE_EMULATE)
       return isa_available(Isa::kAvx512);
 #elif defined(HEADRACE_BF16)
-      return __builtin_cpu_supports("avx512bf16") && isa_available(Isa::kAvx512Vnni);
+      return __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vbmi") &&
+             isa_available(Isa::kAvx512Vnni);
 #else
       return false;
 #endif

@@ -95,6 +95,67 @@ inline void unweave(F* sums) {
   }
 }
 
+// Codes of e4m3 without their sign as bf16 of 2^-8 of their value: the high bytes, then the low
+// ones.
+struct E4M3Bytes {
+  alignas(64) std::uint8_t high[128];
+  alignas(64) std::uint8_t low[128];
+
+  constexpr E4M3Bytes() : high(), low() {
+    for (int code = 0; code < 128; ++code) {
+      int exponent = code >> 3, most = code & 7;  // of a subnormal: made normal
+      if (exponent == 0 && most) {
+        for (exponent = 1; most < 8; --exponent) most *= 2;
+      }
+      const int bits = code == 0x7f ? 0x7fc0 : most || exponent ? exponent * 128 + 0x3800 : 0;
+      const int whole = code == 0x7f ? bits : bits + (most & 7) * 16;
+      high[code] = static_cast<std::uint8_t>(whole >> 8);
+      low[code] = static_cast<std::uint8_t>(whole & 0xff);
+    }
+  }
+};
+alignas(64) constexpr E4M3Bytes kE4M3Bytes;
+
+// 64 codes as bf16, in lanes of 16: of each the first eight, then the others.
+struct Codes64 {
+  __m512i first, last;
+
+  explicit Codes64(__m512i codes) {
+    const __m512i sign = _mm512_set1_epi8(-128);
+    const __m512i low = byte_of(kE4M3Bytes.low, codes);
+    // high | (codes & sign)
+    const __m512i high =
+        _mm512_ternarylogic_epi32(byte_of(kE4M3Bytes.high, codes), codes, sign, 0xf8);
+    first = _mm512_unpacklo_epi8(low, high);
+    last = _mm512_unpackhi_epi8(low, high);
+  }
+};
+
+// The same of codes of e4m3, as pair_rows: four vectors come out with lane i of vector j holding
+// columns 16 i + 4 j of the 64 and the three behind it, fewer in order.
+template <int N>
+inline void pair_rows(const e4m3* even, const e4m3* odd, Pairs* out) {
+  if constexpr (N == 4) {
+    const Codes64 a(_mm512_loadu_si512(even)), b(_mm512_loadu_si512(odd));
+    out[0] = {_mm512_unpacklo_epi16(a.first, b.first)};
+    out[1] = {_mm512_unpackhi_epi16(a.first, b.first)};
+    out[2] = {_mm512_unpacklo_epi16(a.last, b.last)};
+    out[3] = {_mm512_unpackhi_epi16(a.last, b.last)};
+  } else {
+    for (int n = 0; n < N; ++n) {
+      // Codes four by four, a four a lane: what is unpacked twice stays in order.
+      const auto fours = [](const e4m3* p) {
+        const __m128i codes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+        const __m512i lanes = _mm512_castsi128_si512(codes);
+        return _mm512_permutexvar_epi32(
+            _mm512_set_epi32(3, 3, 3, 3, 2, 2, 2, 2, 1, 1, 1, 1, 0, 0, 0, 0), lanes);
+      };
+      const Codes64 a(fours(even + n * 16)), b(fours(odd + n * 16));
+      out[n] = {_mm512_unpacklo_epi16(a.first, b.first)};
+    }
+  }
+}
+
 // Woven pairs of columns, put in order.
 template <int N>
 inline void unweave(Pairs* pairs) {

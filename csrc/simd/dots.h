@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-// The instructions that AVX512-BF16 and VNNI add. A build with HEADRACE_EMULATE works them out with
-// those of AVX-512, as the manual describes them, so that their level can be tested on a processor
-// without them; it is no quicker than the level below.
+// The instructions that AVX512-BF16, VNNI and VBMI add. A build with HEADRACE_EMULATE works them
+// out with those of AVX-512, as the manual describes them, so that their level can be tested on a
+// processor without them; it is no quicker than the level below.
 #pragma once
 #include <immintrin.h>
+
+#include <cstdint>
 
 namespace {
 
@@ -36,6 +38,13 @@ inline __m512 dot_bf16(__m512 c, __m512i a, __m512i b) {
   return add(_mm512_slli_epi32(a, 16), _mm512_slli_epi32(b, 16), c);
 }
 
+inline __m512i byte_of(const std::uint8_t* table, __m512i at) {
+  alignas(64) std::uint8_t bytes[64];
+  _mm512_store_si512(bytes, at);
+  for (std::uint8_t& byte : bytes) byte = table[byte & 0x7f];
+  return _mm512_load_si512(bytes);
+}
+
 // To the nearest bf16, the even one of two; a NaN stays one.
 inline __m256i round_bf16(__m512 a) {
   const __m512i bits = _mm512_castps_si512(flushed(_mm512_castps_si512(a)));
@@ -62,6 +71,11 @@ inline __m512i dot_int8(__m512i c, __m512i a, __m512i b) {
 #if defined(HEADRACE_AVX512_BF16)
 inline __m512 dot_bf16(__m512 c, __m512i a, __m512i b) {
   return _mm512_dpbf16_ps(c, reinterpret_cast<__m512bh>(a), reinterpret_cast<__m512bh>(b));
+}
+
+// Bytes of a table of 128; the highest bit of what names them does not count.
+inline __m512i byte_of(const std::uint8_t* table, __m512i at) {
+  return _mm512_permutex2var_epi8(_mm512_load_si512(table), at, _mm512_load_si512(table + 64));
 }
 
 inline __m256i round_bf16(__m512 a) { return reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(a)); }

@@ -9,8 +9,9 @@ namespace {
 void paged(const PagedArgs& a, const PagedItem& it, float* scratch) {
 #ifdef HEADRACE_DOTS
   // The result is rounded to bf16 too.
-  if (a.kv_dtype == headrace::kBF16 && a.q_dtype == headrace::kBF16) {
-    return paged_block<Paired, bf16>(a, it, scratch);
+  if (a.q_dtype == headrace::kBF16) {
+    if (a.kv_dtype == headrace::kBF16) return paged_block<Paired, bf16>(a, it, scratch);
+    if (a.kv_dtype == headrace::kE4M3) return paged_block<Halves, e4m3>(a, it, scratch);
   }
 #endif
 #ifdef HEADRACE_WHOLE_DOTS

@@ -27,13 +27,13 @@ struct Upcoming {
   void next_block() { at += part; }
 };
 
-// Rows [begin, end) of bf16, begin 0 or 1, paired up along the depth as they are read. A row
-// without a partner comes twice; what multiplies the partner is 0.
+// Rows [begin, end) of bf16 or e4m3, begin 0 or 1, paired up along the depth as they are read. A
+// row without a partner comes twice; what multiplies the partner is 0.
+template <class T>
 struct RowPairs {
-  const bf16* at;
+  const T* at;
   std::int64_t ld;
   int begin, end;
-  static constexpr bool woven = true;
   template <int N>
   __attribute__((always_inline)) void read(int pair, Pairs* out) const {
     const int even = 2 * pair < begin ? begin : 2 * pair;
@@ -41,16 +41,30 @@ struct RowPairs {
     pair_rows<N>(at + even * ld, at + odd * ld, out);
   }
   RowPairs columns(int n) const { return {at + n, ld, begin, end}; }
+  // Sums of columns in order as the pairs come, and back.
+  template <int N>
+  static void weave(F* sums) {
+    if constexpr (sizeof(T) == 2) return ::weave<N>(sums);
+    if constexpr (N == 4) transpose_lanes(sums);
+  }
+  template <int N>
+  static void unweave(F* sums) {
+    if constexpr (sizeof(T) == 2) return ::unweave<N>(sums);
+    weave<N>(sums);
+  }
 };
 // Pairs that lie as they are multiplied: [depth / 2][kTile].
 struct PackedPairs {
   const float* at;
-  static constexpr bool woven = false;
   template <int N>
   __attribute__((always_inline)) void read(int pair, Pairs* out) const {
     for (int n = 0; n < N; ++n) out[n] = load_pairs(at + pair * kTile + n * kW);
   }
   PackedPairs columns(int n) const { return {at + n}; }
+  template <int N>
+  static void weave(F*) {}
+  template <int N>
+  static void unweave(F*) {}
 };
 
 // c[M][N * kW] (+)= a[M][depth] * b[depth][N * kW], times `scale` where it does not accumulate.
@@ -62,7 +76,7 @@ inline void block_dots(const bf16* a, std::int64_t lda, std::int64_t low, const 
 #pragma GCC unroll 8
   for (int m = 0; m < M; ++m) {
     for (int n = 0; n < N; ++n) acc[m][n] = Accumulate ? load(c + m * ldc + n * kW) : zero();
-    if (Accumulate && Source::woven) weave<N>(acc[m]);
+    if (Accumulate) Source::template weave<N>(acc[m]);
   }
   for (int i = 0; i < (depth + 1) / 2; ++i) {
     Pairs row[N];
@@ -81,7 +95,7 @@ inline void block_dots(const bf16* a, std::int64_t lda, std::int64_t low, const 
   }
 #pragma GCC unroll 8
   for (int m = 0; m < M; ++m) {
-    if (Source::woven) unweave<N>(acc[m]);
+    Source::template unweave<N>(acc[m]);
     for (int n = 0; n < N; ++n) {
       store(c + m * ldc + n * kW, Accumulate ? acc[m][n] : mul(acc[m][n], set1(scale)));
     }
@@ -141,7 +155,7 @@ struct Paired {
                      float* s, int rows, int cols, float scale, bool exact, const void* next,
                      std::int64_t bytes) {
     const bf16* a = reinterpret_cast<const bf16*>(q);
-    const RowPairs b{keys, ld, 0, dim};
+    const RowPairs<bf16> b{keys, ld, 0, dim};
     if (exact) {
       dots<false, 1>(a, 2 * dim, 0, b, dim, s, kTile, rows, cols, scale, next, bytes);
     } else {
@@ -167,13 +181,14 @@ struct Paired {
     dots<false, 1>(reinterpret_cast<const bf16*>(q), 2 * dim, 0, PackedPairs{packed}, dim, s, kTile,
                    rows, cols, scale, next, bytes);
   }
-  static void values(const float* s, const float*, int column, const bf16* v, std::int64_t ld,
+  template <class T>
+  static void values(const float* s, const float*, int column, const T* v, std::int64_t ld,
                      int tokens, float* o, int rows, int dim, const void* next,
                      std::int64_t bytes) {
     // Pairs are those of even columns, so that sums do not know where a block begins.
     const int begin = column % 2, end = begin + tokens;
     dots<true, 1>(reinterpret_cast<const bf16*>(s) + column - begin, 2 * kTile, 0,
-                  RowPairs{v - begin * ld, ld, begin, end}, end, o, dim, rows, dim, 1.f, next,
+                  RowPairs<T>{v - begin * ld, ld, begin, end}, end, o, dim, rows, dim, 1.f, next,
                   bytes);
   }
 };

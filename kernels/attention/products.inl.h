@@ -64,6 +64,22 @@ struct Widened {
   }
 };
 
+#ifdef HEADRACE_DOTS
+// Queries by keys as Widened has them, to the last digit of lse; weights by values as Paired.
+struct Halves : Widened {
+  static constexpr bool packs_values = false;
+  static void weights(float* s, int cols, int rows, float* units) {
+    Paired::weights(s, cols, rows, units);
+  }
+  template <class T>
+  static void values(const float* s, const float* units, int column, const T* v, std::int64_t ld,
+                     int tokens, float* o, int rows, int dim, const void* next,
+                     std::int64_t bytes) {
+    Paired::values(s, units, column, v, ld, tokens, o, rows, dim, next, bytes);
+  }
+};
+#endif
+
 // Adds a tile's weighted values to the rows, `group` of them per position, by `add`, which takes
 // rows [row, row + rows) and tokens [first, first + tokens) of the tile. A row multiplies the
 // values that other rows of the block see by weight 0, which is nothing unless they are NaN or

@@ -90,6 +90,24 @@ def test_every_code_reads_exactly(isa):
         assert lse[~finite].isnan().all()
 
 
+@pytest.mark.parametrize("dim", [16, 48, 64, 112, 256])
+def test_every_code_in_every_column_is_a_value(isa, dim):
+    """One key a row, whose weight is 1: the row is its values, of which none meets another."""
+    for fmt in views.FORMATS:
+        codes = torch.arange(256, dtype=torch.int16).to(torch.uint8)
+        v = torch.stack([codes.roll(d) for d in range(dim)], 1).view(16, 1, 16, dim).view(fmt)
+        k, one = torch.zeros(16, 1, dim, 16, dtype=torch.uint8).view(fmt), torch.ones(16, 1, 1)
+        entries = torch.tensor([[p, s, 1, 0, UNLIMITED, 0, UNLIMITED] for p in range(16)
+                                for s in range(16)])  # fmt: skip
+        o, lse = ops.paged_attention(
+            torch.ones(256, 1, dim, dtype=torch.bfloat16), k, v, entries, torch.arange(257).int(),
+            torch.arange(257).int(), torch.zeros(256, dtype=torch.int64), k_scale=one, v_scale=one,
+        )  # fmt: skip
+        want = v.view(256, dim).float()
+        assert torch.equal(o[:, 0].float().nan_to_num(9e9), want.nan_to_num(9e9))
+        assert not lse.any()
+
+
 @pytest.mark.parametrize("fmt", views.FORMATS, ids=str)
 def test_bits_of_a_row_alone_and_in_a_batch(isa, fmt):
     streams = [StreamShape(130, 5, 40, 4), StreamShape(67, 1), StreamShape(90, 9)]
