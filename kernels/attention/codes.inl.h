@@ -21,16 +21,16 @@ struct Digits {
   const char* begin(int row, int digit) const { return of(row, digit, 3); }
 };
 
-// What to pull towards the cache while a product runs: as many lines at every step as that reads.
-// With nothing to pull, the same line again and again.
+// What to pull towards the second-level cache while a product runs: as many lines at every step as
+// that reads. With nothing to pull, the same line again and again.
 struct Pull {
   const char* at;
   std::int64_t line;  // 64, or 0
 
   template <int N>
   void call() {
-    __builtin_prefetch(at);
-    if (N == 2) __builtin_prefetch(at + line);
+    __builtin_prefetch(at, 0, 2);
+    if (N == 2) __builtin_prefetch(at + line, 0, 2);
     at += N * line;
   }
 };

@@ -9,7 +9,7 @@ namespace {
 
 // What to pull towards the cache while a product runs: each of its blocks of columns calls for an
 // equal part, spread over its pairs. Memory that idles for half a product costs more than the
-// product.
+// product. It comes to the second level: the first has fewer buffers for what is on its way.
 struct Upcoming {
   const char* at;
   std::int64_t step, part;  // bytes of a pair, and of a block
@@ -22,7 +22,7 @@ struct Upcoming {
   }
   void call(int pair) const {
     for (std::int64_t line = 0; line < step; line += 64)
-      __builtin_prefetch(at + pair * step + line);
+      __builtin_prefetch(at + pair * step + line, 0, 2);
   }
   void next_block() { at += part; }
 };

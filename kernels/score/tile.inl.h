@@ -14,14 +14,15 @@ constexpr int kTileCols = F::registers == 32 ? 4 : 2;  // vectors of columns in 
 constexpr int kTileRows = F::registers == 32 ? 6 : 4;
 
 // Adds the products of q[dim] with four rows. Few rows at a time, since rows side by side are no
-// stream to a processor; asks for four that come later, if any.
+// stream to a processor; asks for four that come later, if any, in the second-level cache: the
+// first has fewer buffers for what is on its way.
 template <class T>
 inline void four_dots(const float* q, const T* const* rows, const T* const* later, std::int64_t dim,
                       F* sums) {
   F a = sums[0], b = sums[1], c = sums[2], e = sums[3];
   for (std::int64_t d = 0; d < dim; d += kW) {
     if (later && d * sizeof(T) % 64 == 0) {
-      for (int i = 0; i < 4; ++i) __builtin_prefetch(later[i] + d);
+      for (int i = 0; i < 4; ++i) __builtin_prefetch(later[i] + d, 0, 2);
     }
     const F x = load(q + d);
     a = fma(x, load(rows[0] + d), a);
@@ -66,7 +67,7 @@ inline void dots_block(const float* q, const T* const* rows, std::int64_t dim, b
     for (int m = 0; m < M; ++m) acc[m][0] = acc[m][1] = acc[m][2] = acc[m][3] = zero();
     for (std::int64_t d = 0; d < dim; d += kW) {
       if (ahead && d * sizeof(T) % 64 == 0) {
-        for (int k = 0; k < 4; ++k) __builtin_prefetch(rows[kAhead + i + k] + d);
+        for (int k = 0; k < 4; ++k) __builtin_prefetch(rows[kAhead + i + k] + d, 0, 2);
       }
       const F a = load(rows[i] + d), b = load(rows[i + 1] + d);
       const F c = load(rows[i + 2] + d), e = load(rows[i + 3] + d);
