@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from aim import Aim, Record, Why
-from machines import XEON, ZEN5
+from machines import XEON, ZEN4, ZEN5
 
 from headrace import ops
 
@@ -31,17 +31,20 @@ COLD: dict[str, Why | dict[str, Why]] = {
     "append": _since(CALL),
     "scatter_back": _since(CALL),
     "select": _since(CALL),
+    "segment_reduce": CALL,
     "linear": {ZEN5: _since(f"bf16 as with warm caches; fp16 of one row is among the {CALL}"),
-               XEON: "as with warm caches"},
+               ZEN4: CALL, XEON: "as with warm caches"},
 }  # fmt: skip
 WARM: dict[str, Why | dict[str, Why]] = {
     "append": "a single token: a call of an op costs about what torch takes for all of it",
-    "linear": {ZEN5: "bf16, hundreds of rows: oneDNN runs nearer to the rate of bf16 pairs; its"
-               " sums know how many rows there are, which `exact=False` allows",
+    "linear": {**dict.fromkeys((ZEN5, ZEN4), "bf16, hundreds of rows: oneDNN runs nearer to the"
+                               " rate of bf16 pairs; its sums know how many rows there are, which"
+                               " `exact=False` allows"),
                XEON: "fp32, hundreds of rows: a part of the time goes to adding as few rows do, so"
                " that a row keeps its bits; `exact=False` leaves it to torch"},
-    "lora": {ZEN5: "bf16, many rows of one adapter: two products of bf16 pairs, whose bridge is"
-             " rounded to bf16; ours is two bf16, so that it keeps its digits"},
+    "lora": dict.fromkeys((ZEN5, ZEN4), "bf16, many rows of one adapter: two products of bf16"
+                          " pairs, whose bridge is rounded to bf16; ours is two bf16, so that it"
+                          " keeps its digits"),
     "merge_states": "torch's compiler makes one pass over the same bytes too",
     "block_score": {ZEN5: _since("one layer of 16k tokens, whose keys the cache holds: torch,"
                                  " folded, is one product over all heads")},
