@@ -69,9 +69,15 @@ def _decode_in_cache(record: Record) -> str:
     )
 
 
+def _near_and_far(record: Record) -> tuple[str, str]:
+    """Shares of the floor with few cached tokens, which may lie in the cache, and with many."""
+    few, many = (_at("1k"), _at("4k")), (_at("16k"), _at("64k"))
+    near, far = (between(record, "of_floor", *one, *other) for one, other in (few, many))
+    return near, far
+
+
 def _decode_multiplied(record: Record) -> str:
-    near = between(record, "of_floor", *_at("1k"), *_at("4k"))
-    far = between(record, "of_floor", *_at("16k"), *_at("64k"))
+    near, far = _near_and_far(record)
     return (
         f"{near} with 1k and 4k cached tokens, which the cache holds for few streams: there the"
         " products, of which a turned query takes two where the floor counts one, take longer than"
@@ -80,8 +86,7 @@ def _decode_multiplied(record: Record) -> str:
 
 
 def _decode_widened(record: Record) -> str:
-    near = between(record, "of_floor", *_at("1k"), *_at("4k"))
-    far = between(record, "of_floor", *_at("16k"), *_at("64k"))
+    near, far = _near_and_far(record)
     return (
         f"{near} with 1k and 4k cached tokens, {far} with more: without bf16 instructions every key"
         " and value is widened before it is multiplied, beside a floor that only reads"
