@@ -25,155 +25,123 @@ inline F load(const u8* p) {
 #endif
 }
 
-// Running sums of a patch: kBins numbers that are added up at the end.
-#if defined(HEADRACE_AVX512)
-constexpr int kBins = 8;
-#elif defined(HEADRACE_AVX2)
-constexpr int kBins = 4;
-#else
-constexpr int kBins = 1;
-#endif
-
-// bins += |x - r| of n bytes.
-inline void add_differences(const u8* x, const u8* r, std::int64_t n, std::uint64_t* bins) {
-#if defined(HEADRACE_AVX512)
-  __m512i sum = _mm512_loadu_si512(bins);
-  std::int64_t i = 0;
-  for (; i + 64 <= n; i += 64) {
-    sum = _mm512_add_epi64(sum,
-                           _mm512_sad_epu8(_mm512_loadu_si512(x + i), _mm512_loadu_si512(r + i)));
-  }
-  if (i < n) {
-    const __mmask64 some = ~std::uint64_t{0} >> (64 - (n - i));
-    sum = _mm512_add_epi64(sum, _mm512_sad_epu8(_mm512_maskz_loadu_epi8(some, x + i),
-                                                _mm512_maskz_loadu_epi8(some, r + i)));
-  }
-  _mm512_storeu_si512(bins, sum);
-#elif defined(HEADRACE_AVX2)
-  const auto at = [](const u8* p) {
-    return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
-  };
-  __m256i sum = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(bins));
-  std::int64_t i = 0;
-  for (; i + 32 <= n; i += 32) sum = _mm256_add_epi64(sum, _mm256_sad_epu8(at(x + i), at(r + i)));
-  if (i < n && n >= 32) {  // the last 32 again, without those that were counted
-    alignas(32) std::uint8_t keep[64] = {};
-    memset(keep + 32, 0xff, 32);
-    const __m256i mask = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(keep + (n - i)));
-    const __m256i a = _mm256_and_si256(at(x + n - 32), mask);
-    sum = _mm256_add_epi64(sum, _mm256_sad_epu8(a, _mm256_and_si256(at(r + n - 32), mask)));
-  } else if (i < n) {
-    u8 a[32] = {}, b[32] = {};
-    memcpy(a, x, static_cast<std::size_t>(n));
-    memcpy(b, r, static_cast<std::size_t>(n));
-    sum = _mm256_add_epi64(sum, _mm256_sad_epu8(at(a), at(b)));
-  }
-  _mm256_storeu_si256(reinterpret_cast<__m256i*>(bins), sum);
-#else
-  std::int64_t i = 0;
-  for (; i < n;) {  // short sums in 32 bits, which the compiler turns into vectors
-    const std::int64_t end = n - i < 65536 ? n : i + 65536;
-    std::uint32_t part = 0;
-    for (; i < end; ++i) {
-      const int d = x[i].value - r[i].value;
-      part += static_cast<std::uint32_t>(d < 0 ? -d : d);
-    }
-    bins[0] += part;
-  }
-#endif
-}
-
-// Sums of some rows down their columns: kColumns numbers of 16 bits.
-#if defined(HEADRACE_AVX512)
-#define HEADRACE_COLUMNS
-constexpr int kColumns = 32;
-struct Columns {
-  __m512i v;
+// The same rows of two frames of pixels.
+struct Pixels {
+  const u8* x;
+  const u8* ref;
+  std::int64_t x_row, ref_row;  // bytes from row to row
+  std::int64_t line;            // bytes of a row
+  std::int64_t rows;
 };
-inline Columns no_columns() { return {_mm512_setzero_si512()}; }
-inline Columns load_columns(const std::uint16_t* p) { return {_mm512_loadu_si512(p)}; }
-inline void store_columns(std::uint16_t* p, Columns a) { _mm512_storeu_si512(p, a.v); }
-inline Columns add_columns(Columns a, Columns b) { return {_mm512_add_epi16(a.v, b.v)}; }
-// 1 in the first n.
-inline Columns first_columns(std::int64_t n) {
-  return {_mm512_maskz_set1_epi16(n < 32 ? (1u << n) - 1u : ~0u, 1)};
+
+// So many bytes of a frame are read at a time, patch by patch: what follows them comes to the
+// second-level cache meanwhile, for the rows of a patch lie too far apart for a processor to see
+// the next ones coming.
+constexpr std::int64_t kBand = 64 * 1024;
+
+#if defined(HEADRACE_AVX512)
+#define HEADRACE_BYTES
+constexpr std::int64_t kPiece = 64;  // bytes
+using Sums = __m512i;
+inline Sums no_sums() { return _mm512_setzero_si512(); }
+inline Sums more(Sums sums, __m512i x, __m512i ref) {
+  return _mm512_add_epi64(sums, _mm512_sad_epu8(x, ref));
 }
-inline Columns columns_of(__m256i x, __m256i r) {
-  return {_mm512_cvtepu8_epi16(_mm256_or_si256(_mm256_subs_epu8(x, r), _mm256_subs_epu8(r, x)))};
+inline Sums add_piece(Sums sums, const u8* x, const u8* ref) {
+  return more(sums, _mm512_loadu_si512(x), _mm512_loadu_si512(ref));
 }
-// |x - r|, of all or the first n.
-inline Columns columns_apart(const u8* x, const u8* r) {
-  return columns_of(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(x)),
-                    _mm256_loadu_si256(reinterpret_cast<const __m256i*>(r)));
+inline std::uint64_t total(Sums sums) {
+  return static_cast<std::uint64_t>(_mm512_reduce_add_epi64(sums));
 }
-inline Columns columns_apart(const u8* x, const u8* r, int n) {
-  const __mmask32 some = (1u << n) - 1u;
-  return columns_of(_mm256_maskz_loadu_epi8(some, x), _mm256_maskz_loadu_epi8(some, r));
-}
-// Neighbours times 0 or 1, added up; all of those.
-inline Columns add_some(Columns sum, Columns a, Columns by) {
-  return {_mm512_add_epi32(sum.v, _mm512_madd_epi16(a.v, by.v))};
-}
-inline std::int32_t all_of(Columns a) { return _mm512_reduce_add_epi32(a.v); }
-#elif defined(HEADRACE_AVX2)
-#define HEADRACE_COLUMNS
-constexpr int kColumns = 16;
-struct Columns {
-  __m256i v;
+// The first n bytes of a piece at `at` of a line, or all.
+struct Last {
+  __mmask64 some;
+  Last(std::int64_t, std::int64_t n, std::int64_t) : some(~std::uint64_t{0} >> (kPiece - n)) {}
+  Sums add(Sums sums, const u8* x, const u8* ref) const {
+    return more(sums, _mm512_maskz_loadu_epi8(some, x), _mm512_maskz_loadu_epi8(some, ref));
+  }
 };
-inline Columns no_columns() { return {_mm256_setzero_si256()}; }
-inline Columns load_columns(const std::uint16_t* p) {
-  return {_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))};
+#elif defined(HEADRACE_AVX2)
+#define HEADRACE_BYTES
+constexpr std::int64_t kPiece = 32;  // bytes
+using Sums = __m256i;
+inline Sums no_sums() { return _mm256_setzero_si256(); }
+inline __m256i piece(const void* p) { return _mm256_loadu_si256(static_cast<const __m256i*>(p)); }
+inline Sums more(Sums sums, __m256i x, __m256i ref) {
+  return _mm256_add_epi64(sums, _mm256_sad_epu8(x, ref));
 }
-inline void store_columns(std::uint16_t* p, Columns a) {
-  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), a.v);
+inline Sums add_piece(Sums sums, const u8* x, const u8* ref) {
+  return more(sums, piece(x), piece(ref));
 }
-inline Columns add_columns(Columns a, Columns b) { return {_mm256_add_epi16(a.v, b.v)}; }
-inline Columns first_columns(std::int64_t n) {
-  const __m256i at = _mm256_setr_epi16(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
-  const __m256i most = _mm256_set1_epi16(static_cast<short>(n < 16 ? n : 16));
-  return {_mm256_srli_epi16(_mm256_cmpgt_epi16(most, at), 15)};
+inline std::uint64_t total(Sums sums) {
+  const __m128i half =
+      _mm_add_epi64(_mm256_castsi256_si128(sums), _mm256_extracti128_si256(sums, 1));
+  return static_cast<std::uint64_t>(_mm_cvtsi128_si64(half)) +
+         static_cast<std::uint64_t>(_mm_extract_epi64(half, 1));
 }
-inline Columns columns_apart(const u8* x, const u8* r) {
-  const __m128i a = _mm_loadu_si128(reinterpret_cast<const __m128i*>(x));
-  const __m128i b = _mm_loadu_si128(reinterpret_cast<const __m128i*>(r));
-  return {_mm256_cvtepu8_epi16(_mm_or_si128(_mm_subs_epu8(a, b), _mm_subs_epu8(b, a)))};
-}
-inline Columns columns_apart(const u8* x, const u8* r, int n) {
-  u8 a[16] = {}, b[16] = {};
-  memcpy(a, x, static_cast<std::size_t>(n));
-  memcpy(b, r, static_cast<std::size_t>(n));
-  return columns_apart(a, b);
-}
-inline Columns add_some(Columns sum, Columns a, Columns by) {
-  return {_mm256_add_epi32(sum.v, _mm256_madd_epi16(a.v, by.v))};
-}
-inline std::int32_t all_of(Columns a) {
-  const __m128i b = _mm_add_epi32(_mm256_castsi256_si128(a.v), _mm256_extracti128_si256(a.v, 1));
-  const __m128i c = _mm_add_epi32(b, _mm_shuffle_epi32(b, 0x4e));
-  return _mm_cvtsi128_si32(_mm_add_epi32(c, _mm_shuffle_epi32(c, 0xb1)));
-}
+// The first n bytes of a piece at `at` of a line, or all; loaded from further ahead where the line
+// ends before the piece does, and copied where it is shorter than a piece.
+struct Last {
+  std::int64_t n, back;
+  __m256i some;
+  Last(std::int64_t at, std::int64_t n_, std::int64_t line)
+      : n(n_), back(at + kPiece > line ? at + kPiece - line : 0) {
+    std::uint8_t keep[3 * kPiece] = {};
+    memset(keep + kPiece, 0xff, static_cast<std::size_t>(n));
+    some = piece(keep + kPiece - (line < kPiece ? 0 : back));
+    if (line < kPiece) back = -1;
+  }
+  Sums add(Sums sums, const u8* x, const u8* ref) const {
+    if (back >= 0) {
+      return more(sums, _mm256_and_si256(piece(x - back), some),
+                  _mm256_and_si256(piece(ref - back), some));
+    }
+    u8 u[kPiece] = {}, v[kPiece] = {};
+    memcpy(u, x, static_cast<std::size_t>(n));
+    memcpy(v, ref, static_cast<std::size_t>(n));
+    return more(sums, piece(u), piece(v));
+  }
+};
 #endif
 
-#ifdef HEADRACE_COLUMNS
-constexpr int kColumnRows = 128;  // of bytes, below 2^15: their sums are multiplied with a sign
-
-// Sums along the first n, and then those of their neighbours, up to `all`; at each whole register
-// behind them there may be a load.
-template <class Body>
-inline void along_columns(const std::uint16_t* p, std::int64_t n, std::int64_t all,
-                          const Body& body) {
-  const std::int64_t whole = n / kColumns * kColumns;
-  const Columns every = first_columns(kColumns), some = first_columns(n - whole);
-  std::int64_t at = 0;
-  for (; at + n <= all; at += n) {
-    Columns sum = add_some(no_columns(), load_columns(p + at + whole), some);
-    for (std::int64_t c = at; c < at + whole; c += kColumns) {
-      sum = add_some(sum, load_columns(p + c), every);
+// The sum of |x - ref| over bytes [from, from + n) of every row; n is 1 or more.
+#ifdef HEADRACE_BYTES
+inline std::uint64_t apart(const Pixels& a, std::int64_t from, std::int64_t n) {
+  const std::int64_t whole = (n - 1) / kPiece * kPiece;
+  const Last last(from + whole, n - whole, a.line);
+  const std::int64_t x_ahead = a.rows * a.x_row, ref_ahead = a.rows * a.ref_row;
+  Sums sums = no_sums();
+  const u8* x = a.x + from;
+  const u8* ref = a.ref + from;
+  for (std::int64_t row = 0; row < a.rows; ++row, x += a.x_row, ref += a.ref_row) {
+    for (std::int64_t i = 0;; i += kPiece) {
+      __builtin_prefetch(x + i + x_ahead, 0, 2);
+      __builtin_prefetch(ref + i + ref_ahead, 0, 2);
+      if (i == whole) break;
+      sums = add_piece(sums, x + i, ref + i);
     }
-    body(all_of(sum));
+    sums = last.add(sums, x + whole, ref + whole);
   }
-  if (at < all) along_columns(p + at, all - at, all - at, body);  // one that is narrower
+  return total(sums);
+}
+#else
+inline std::uint64_t apart(const Pixels& a, std::int64_t from, std::int64_t n) {
+  constexpr std::int64_t kShort = 65536;  // sums in 32 bits, which the compiler turns into vectors
+  std::uint64_t sum = 0;
+  for (std::int64_t row = 0; row < a.rows; ++row) {
+    const u8* x = a.x + row * a.x_row + from;
+    const u8* r = a.ref + row * a.ref_row + from;
+    for (std::int64_t i = 0; i < n;) {
+      const std::int64_t end = n - i < kShort ? n : i + kShort;
+      std::uint32_t part = 0;
+      for (; i < end; ++i) {
+        const int d = x[i].value - r[i].value;
+        part += static_cast<std::uint32_t>(d < 0 ? -d : d);
+      }
+      sum += part;
+    }
+  }
+  return sum;
 }
 #endif
 

@@ -75,15 +75,9 @@ inline void run(const X* x, const R* r, std::int64_t n, double* sums) {
   lanes_of<M>(x, r, n, totals);
   for (int j = 0; j < kTotals<M>; ++j) sums[j] += hsum(totals[j]);
 }
-template <int M>
-inline void run_bytes(const u8* x, const u8* r, std::int64_t n, double* sums) {
-  std::uint64_t bins[kBins] = {};
-  add_differences(x, r, n, bins);
-  for (int i = 0; i < kBins; ++i) sums[0] += static_cast<double>(bins[i]);
-}
 template <>
 inline void run<kL1, u8, u8>(const u8* x, const u8* r, std::int64_t n, double* sums) {
-  run_bytes<kL1>(x, r, n, sums);
+  if (n > 0) sums[0] += static_cast<double>(apart({x, r, n, n, n, 1}, 0, n));
 }
 
 template <int M, class X, class R>

@@ -112,13 +112,13 @@ def test_random_problems(data):
         ((150, 333), 0, 0),
         ((29, 130), 2, 1),
         ((1, 130), 1, 7),
-        ((300, 33), 0, 16),  # more rows than 16 bits hold
-        ((258, 40), 129, 32),
-        ((5, 6500), 2, 14),  # more columns than are added up at a time
-        ((5, 2100), 4, 2),
-        ((4, 1500), 3, 341),  # about the width from which patches are added up along their rows
-        ((4, 1500), 3, 342),
+        ((300, 33), 0, 16),
+        ((258, 400), 129, 32),  # more rows than are read at a time
+        ((5, 6500), 2, 14),
+        ((5, 23000), 4, 2),  # rows of which one is read at a time
+        ((4, 1500), 3, 341),
         ((4, 1500), 0, 1024),
+        ((7, 5), 3, 2),  # rows shorter than a register
     ],
 )
 def test_pixels_are_exact(isa, size, high, wide, depth):
