@@ -54,6 +54,8 @@ def main() -> None:
             usual += weight * (nats - usual)
             spread += weight * ((nats - usual) ** 2 - spread)
         seen += 1
+    if not seen:
+        sys.exit("endless_log: expected lines on stdin, or --lines N")
     print(
         f"{seen} lines, {stream.tokens} bytes read, {report.alive} of them alive,"
         f" {engine.resident_bytes >> 10} KiB of keys and values"

@@ -53,6 +53,15 @@ def test_an_example_shows_what_it_says(name, tmp_path):
     runs(path, arguments, shown, tmp_path)
 
 
+def test_a_log_without_lines_says_what_was_expected(tmp_path):
+    done = subprocess.run(
+        [*warm.python(*warm.COMMANDS), str(FOLDER / "endless_log.py")],
+        cwd=tmp_path, stdin=subprocess.DEVNULL, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode != 0
+    assert done.stderr == "endless_log: expected lines on stdin, or --lines N\n"
+
+
 def test_there_is_one_of_every_kind_of_preset():
     assert {path.stem for path in FOLDER.glob("presets/*.py")} == set(OF_PRESETS) == set(KINDS)
 
