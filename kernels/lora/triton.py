@@ -15,37 +15,14 @@ import triton.language as tl
 from headrace.kernels.common.triton import FUSION, low_precision, on_device, product
 from headrace.kernels.common.tuned import choice
 from headrace.kernels.lora.route import TILE, route
-
-
-@triton.jit
-def weights_at(base, scales, row, cols, mask, row_stride, group, groups, BITS: tl.constexpr):
-    """Weights [rows, cols] of a pool: floats as they are, codes times their group's scale."""
-    if BITS == 4:
-        byte = cols // 32 * 16 + cols % 16
-        pair = tl.load(base + row * row_stride + byte, mask=mask, other=0).to(tl.int32)
-        values = (((pair >> (cols % 32 // 16 * 4)) & 15) - 8).to(tl.float32)
-    else:
-        values = tl.load(base + row * row_stride + cols, mask=mask, other=0)
-    if BITS > 0:
-        scale = tl.load(scales + row * groups + cols // group, mask=mask, other=0.0)
-        values = values.to(tl.float32) * scale
-    return values
-
-
-@triton.jit
-def rank_list(
-    rows, row_indptr, ranks, slot, slice_, most, SLICES: tl.constexpr, STACK: tl.constexpr
-):
-    """First entry and number of the rank rows of one slot and slice."""
-    if STACK > 0:
-        first = slot * STACK
-        count = tl.full([], STACK, tl.int32)
-    else:
-        first = tl.load(row_indptr + slot)
-        count = tl.load(row_indptr + slot + 1) - first
-    if ranks is not None:
-        count = tl.load(ranks + slot * SLICES + slice_)
-    return first, tl.minimum(count, most)
+from headrace.kernels.lora.triton_rows import (
+    rank_list,
+    rank_rows,
+    slot_at,
+    tile_at,
+    tile_rows,
+    weights_at,
+)
 
 
 @triton.jit
@@ -62,6 +39,10 @@ def lora_shrink_kernel(
     order,
     tiles,
     bridge,
+    tokens,
+    slots_count,
+    rows_count,
+    pool_rows,
     depth,
     x_row,
     a_row,
@@ -80,11 +61,10 @@ def lora_shrink_kernel(
     block = tl.program_id(1)
     slice_ = tl.program_id(2) // WIDTH
     w = tl.program_id(2) % WIDTH
-    start = tl.load(tiles + 2 * tile)
-    count = tl.load(tiles + 2 * tile + 1)
+    start, count, leader = tile_at(tiles, order, tile, tokens)
     if count == 0:
         return
-    slot = tl.load(slots + tl.load(order + start) * WIDTH + w)
+    slot = slot_at(slots, leader, slots_count, WIDTH, w)
     if slot < 0:
         return
     first, rank = rank_list(rows, row_indptr, ranks, slot, slice_, most, SLICES, STACK)
@@ -93,15 +73,15 @@ def lora_shrink_kernel(
         return
     if STACK > 0:
         row = (first + r).to(tl.int64)
+        there = r < rank
     else:
-        row = tl.load(rows + first + r, mask=r < rank, other=0).to(tl.int64)
-    m = tl.arange(0, 16)
-    token = tl.load(order + start + m, mask=m < count, other=0).to(tl.int64)
+        row, there = rank_rows(rows, first, r, rank, rows_count, pool_rows)
+    token, own = tile_rows(order, start, count, tokens)
     acc = tl.zeros([16, 16], tl.float32)
     groups = depth // a_group
     for k0 in range(0, depth, BK):
         k = k0 + tl.arange(0, BK)
-        mask = (r[:, None] < rank) & (k[None, :] < depth)
+        mask = there[:, None] & (k[None, :] < depth)
         down = weights_at(
             a + slice_ * a_slice,
             a_scale + slice_ * groups if BITS > 0 else a_scale,
@@ -115,16 +95,17 @@ def lora_shrink_kernel(
         )
         rows_in = tl.load(
             x + token[:, None] * x_row + k[None, :],
-            mask=(m[:, None] < count) & (k[None, :] < depth),
+            mask=own[:, None] & (k[None, :] < depth),
             other=0.0,
         )
         acc += product(rows_in, tl.trans(down), LOW)
     factor = tl.load(scale + slot)
     if weights is not None:
-        each = tl.load(weights + token * WIDTH + w, mask=m < count, other=0.0)
+        each = tl.load(weights + token * WIDTH + w, mask=own, other=0.0)
         acc *= (factor * each)[:, None]
     else:
         acc *= factor
+    m = tl.arange(0, 16)
     at = ((tile * 16 + m[:, None]) * SLICES + slice_) * WIDTH + w
     tl.store(bridge + at.to(tl.int64) * most + r[None, :], acc, mask=r[None, :] < rank)
 
@@ -148,6 +129,12 @@ def lora_expand_kernel(
     order,
     tiles,
     bridge,
+    tokens,
+    slots_count,
+    rows_count,
+    pool_rows,
+    biases,
+    gains,
     outputs,
     y_row,
     b_slot,
@@ -164,26 +151,24 @@ def lora_expand_kernel(
     """Columns [BN * program_id(1), ...) of slice program_id(2), of the rows of one tile."""
     tile = tl.program_id(0)
     slice_ = tl.program_id(2)
-    start = tl.load(tiles + 2 * tile)
-    count = tl.load(tiles + 2 * tile + 1)
+    start, count, leader = tile_at(tiles, order, tile, tokens)
     if count == 0:
         return
     begin = 0
     end = outputs
     if SLICES > 1:
-        end = tl.load(slice_ends + slice_)
+        end = tl.minimum(tl.load(slice_ends + slice_), outputs)
         if slice_ > 0:
-            begin = tl.load(slice_ends + slice_ - 1)
+            begin = tl.maximum(tl.load(slice_ends + slice_ - 1), 0)
     if begin + tl.program_id(1) * BN >= end:
         return
     n = begin + tl.program_id(1) * BN + tl.arange(0, BN)
     m = tl.arange(0, 16)
-    token = tl.load(order + start + m, mask=m < count, other=0).to(tl.int64)
-    leader = tl.load(order + start)
+    token, own = tile_rows(order, start, count, tokens)
     acc = tl.zeros([16, BN], tl.float32)
     gain_row = -1
     for w in range(WIDTH):
-        slot = tl.load(slots + leader * WIDTH + w)
+        slot = slot_at(slots, leader, slots_count, WIDTH, w)
         if slot >= 0:
             first, rank = rank_list(rows, row_indptr, ranks, slot, slice_, most, SLICES, STACK)
             at = ((tile * 16 + m) * SLICES + slice_) * WIDTH + w
@@ -194,8 +179,8 @@ def lora_expand_kernel(
                     mask=r[None, :] < rank,
                     other=0.0,
                 )
-                mask = (r[:, None] < rank) & (n[None, :] < end)
                 if STACK > 0:
+                    mask = (r[:, None] < rank) & (n[None, :] < end)
                     up = tl.load(
                         b
                         + slot.to(tl.int64) * b_slot
@@ -205,7 +190,8 @@ def lora_expand_kernel(
                         other=0.0,
                     )
                 else:
-                    row = tl.load(rows + first + r, mask=r < rank, other=0).to(tl.int64)
+                    row, there = rank_rows(rows, first, r, rank, rows_count, pool_rows)
+                    mask = there[:, None] & (n[None, :] < end)
                     up = weights_at(
                         b,
                         b_scale,
@@ -219,19 +205,20 @@ def lora_expand_kernel(
                     )
                 acc += tl.dot(c, up.to(tl.float32), input_precision="ieee")
             if epilogue is not None:
-                bias_row = tl.load(epilogue + slot * 2)
-                if bias_row >= 0:
-                    more = tl.load(bias + bias_row * outputs + n, mask=n < end, other=0.0)
-                    factor = tl.load(scale + slot)
-                    if weights is not None:
-                        each = tl.load(weights + token * WIDTH + w, mask=m < count, other=0.0)
-                        acc += (factor * each)[:, None] * more[None, :]
-                    else:
-                        acc += factor * more[None, :]
-                own = tl.load(epilogue + slot * 2 + 1)
-                gain_row = tl.where(own >= 0, own, gain_row)
+                if bias is not None:
+                    bias_row = tl.load(epilogue + slot * 2)
+                    if (bias_row >= 0) & (bias_row < biases):
+                        more = tl.load(bias + bias_row * outputs + n, mask=n < end, other=0.0)
+                        factor = tl.load(scale + slot)
+                        if weights is not None:
+                            each = tl.load(weights + token * WIDTH + w, mask=own, other=0.0)
+                            acc += (factor * each)[:, None] * more[None, :]
+                        else:
+                            acc += factor * more[None, :]
+                named = tl.load(epilogue + slot * 2 + 1)
+                gain_row = tl.where((named >= 0) & (named < gains), named, gain_row)
     at_y = y + token[:, None] * y_row + n[None, :]
-    mask_y = (m[:, None] < count) & (n[None, :] < end)
+    mask_y = own[:, None] & (n[None, :] < end)
     old = tl.load(at_y, mask=mask_y, other=0.0).to(tl.float32)
     new = old + acc
     if gain is not None and gain_row >= 0:
@@ -257,6 +244,8 @@ def launch(op, bound, axes, stack, most, a_strides, b_strides):
     bits = 0 if a_scale is None else 4 if a.dtype == torch.uint8 else 8
     low = bits == 0 and low_precision(x, a)
     shared = (bound.get("rows"), bound.get("row_indptr"), bound["ranks"])
+    there = (axes["T"], axes["S"], axes.get("M", 0), axes.get("C", 0))
+    epilogues = [0 if bound.get(name) is None else len(bound[name]) for name in ("bias", "gain")]
     columns = axes["N"]
     bridge = x.new_empty((axes["T"], TILE, slices, width, max(most, 1)), dtype=torch.float32)
     default = dict(depth=128 if low else 64, columns=128, warps=4)
@@ -277,6 +266,7 @@ def launch(op, bound, axes, stack, most, a_strides, b_strides):
                 order,
                 tiles,
                 bridge,
+                *there,
                 axes["K"],
                 x.stride(0),
                 *a_strides,
@@ -303,6 +293,8 @@ def launch(op, bound, axes, stack, most, a_strides, b_strides):
             order,
             tiles,
             bridge,
+            *there,
+            *epilogues,
             columns,
             y.stride(0),
             *b_strides,

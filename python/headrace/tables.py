@@ -10,8 +10,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from functools import partial
 from itertools import pairwise
-from typing import Any
+from typing import Any, NoReturn
 
+import torch
 from torch import Tensor
 
 from .errors import bad_value
@@ -155,6 +156,81 @@ def _hstu_attention(bound: Bound) -> None:
             raise bad_value(op, "num_targets", f"0 to {length}", got)
 
 
+def _listed(op: str, bound: Bound) -> None:
+    """index names rows that rise, as far as its count goes."""
+    index, count = bound["index"], bound["count"]
+    if index is None:
+        return
+    batch, heads, size = bound["y" if op == "scatter_back" else "x"].shape[:3]
+    index = index.expand(batch, heads, -1).long()
+    before = torch.cat([index.new_full((batch, heads, 1), -1), index[..., :-1]], -1)
+    bad = (index <= before) | (index >= size)
+    if count is not None:
+        bad &= torch.arange(index.shape[-1], device=index.device) < count[..., None]
+    if len(at := bad.nonzero()):
+        b, h, c = at[0].tolist()
+        got = f"{int(index[b, h, c])} " + (f"after {int(before[b, h, c])}" if c else "first")
+        raise bad_value(op, "index", f"ascending rows below {size}", got)
+
+
+def _lora(op: str, bound: Bound) -> None:
+    adapters, many = len(bound["scale"]), bound["slots"].unsqueeze(-1).flatten(1, -1)
+    slots: list[list[int]] = many.tolist()
+    ends, indptr = bound.get("slice_ends"), bound.get("row_indptr")
+    for t, mine in enumerate(slots):
+        for slot in mine:
+            if not -1 <= slot < adapters:
+                _out(op, "slots", -1, adapters, f"{slot} for token {t}")
+    if ends is not None:
+        _columns(op, ends.tolist(), bound["y"].shape[1])
+    if indptr is not None:
+        _rising(op, "row_indptr", indptr, len(bound["rows"]))
+    for slot in sorted({slot for mine in slots for slot in mine if slot >= 0}):
+        _adapter(op, bound, slot)
+    if bound.get("epilogue") is not None:
+        for mine in slots:
+            _epilogue(op, bound, [slot for slot in mine if slot >= 0])
+
+
+def _out(op: str, arg: str, least: int, end: int, got: str) -> NoReturn:
+    raise bad_value(op, arg, f"values in [{least}, {end})", got)
+
+
+def _columns(op: str, ends: list[int], outputs: int) -> None:
+    for j, (begin, end) in enumerate(pairwise([0, *ends])):
+        if end < begin or (j + 1 == len(ends) and end != outputs):
+            expected, got = f"columns that rise to {outputs}", f"{end} for slice {j}"
+            raise bad_value(op, "slice_ends", expected, got)
+
+
+def _adapter(op: str, bound: Bound, slot: int) -> None:
+    """Its ranks, and the rank rows that these take."""
+    rows, ranks = bound.get("rows"), bound["ranks"]
+    first, last = 0, bound["a"].shape[1]
+    if rows is not None:
+        first, last = bound["row_indptr"][slot : slot + 2].tolist()
+    most = last - first
+    for rank in [most] if ranks is None else ranks[slot].reshape(-1).tolist():
+        if not 0 <= rank <= most:
+            raise bad_value(op, "ranks", f"0 to {most} for slot {slot}", rank)
+        for row in [] if rows is None else rows[first : first + rank].tolist():
+            if not 0 <= row < len(bound["a"]):
+                _out(op, "rows", 0, len(bound["a"]), f"{row} for slot {slot}")
+
+
+def _epilogue(op: str, bound: Bound, slots: list[int]) -> None:
+    """Of a token, the rows of bias and gain that its adapters name."""
+    for slot in slots:
+        named = zip(("bias", "gain"), bound["epilogue"][slot].tolist(), strict=True)
+        for what, row in named:
+            there = 0 if bound[what] is None else len(bound[what])
+            if not -1 <= row < there:
+                raise bad_value(op, "epilogue", f"{what} rows in [-1, {there})", row)
+        if row >= 0 and len(slots) > 1:
+            expected = "no gain where a token has several adapters"
+            raise bad_value(op, "epilogue", expected, f"gain row {row}")
+
+
 _CHECKS: dict[str, Callable[[Bound], None]] = {
     "paged_attention": _paged_attention,
     "append": partial(_append, "append"),
@@ -164,4 +240,7 @@ _CHECKS: dict[str, Callable[[Bound], None]] = {
     "frame_delta_rule": _frames,
     "causal_conv": partial(_streams, "causal_conv", "x"),
     "hstu_attention": _hstu_attention,
+    "lora": partial(_lora, "lora"),
+    "lora_rows": partial(_lora, "lora_rows"),
+    **{op: partial(_listed, op) for op in ("compact", "compact_inplace", "scatter_back")},
 }

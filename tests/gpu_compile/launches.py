@@ -331,6 +331,9 @@ PATHS = {
         base_bias=torch.zeros(256),
         epilogue=torch.zeros(3, 2).int(),
     ),
+    "lora-gain": lambda t: lora_rows(
+        t, several=1, gain=torch.ones(2, 256), epilogue=torch.tensor([[-1, 0]] * 3).int()
+    ),
 }
 
 

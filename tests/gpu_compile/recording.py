@@ -18,8 +18,10 @@ from pathlib import Path
 import headrace.kernels
 import torch
 import triton
+from triton._C.libtriton import ir
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
+from triton.compiler.compiler import make_backend
 from triton.runtime.jit import JITFunction
 
 import headrace
@@ -114,11 +116,28 @@ def described(fn, args, kwargs):
     return f"{fn.__name__} {list(signature.values())} {constants} {aligned} {options}"
 
 
-def compile_launch(fn, args, kwargs, capability):
+def _source(fn, args, kwargs):
+    """What the compiler takes, and options for it."""
     signature, constants, attributes = arguments(fn, args, kwargs)
     source = ASTSource(fn=fn, signature=signature, constexprs=constants, attrs=attributes)
-    picked = {k: v for k, v in kwargs.items() if k in OPTIONS}
+    return source, {k: v for k, v in kwargs.items() if k in OPTIONS}
+
+
+def compile_launch(fn, args, kwargs, capability):
+    source, picked = _source(fn, args, kwargs)
     return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=picked)
+
+
+def lowered(fn, args, kwargs, capability=90):
+    """The first form that the compiler brings a launch into, which takes a fiftieth of the time."""
+    source, picked = _source(fn, args, kwargs)
+    target = GPUTarget("cuda", capability, 32)
+    backend, context = make_backend(target), ir.context()
+    ir.load_dialects(context)
+    backend.load_dialects(context)
+    options = backend.parse_options(picked)
+    made = backend.get_codegen_implementation(options), backend.get_module_map()
+    return source.make_ir(target, options, *made, context)
 
 
 def assembled(ptx):

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from headrace import ops
-from tests.ops import evictions, samples, sequences, views
+from tests.ops import adapters, evictions, samples, sequences, survivors, views
 from tests.ops.samples import Call, StreamShape
 
 STREAMS = [StreamShape(40, 3, 20, 4), StreamShape(9, 0), StreamShape(30, 2, 20, 4)]
@@ -27,6 +27,21 @@ def append_absorb() -> Call:
     return evictions.append_absorb(1, axes="turns", counted=True)
 
 
+def lora_rows(several: int = 1, ranked: bool = True) -> Call:
+    """Every slot is used. Nothing in the pool is NaN, for a list that is wrong may lead there."""
+    call = adapters.pool(1, 9, 32, (16, 20), mix="distinct", several=several, epilogue="bias gain")
+    if several > 1:
+        call[1]["epilogue"][:, 1] = -1
+    if not ranked:
+        del call[1]["ranks"]
+    return finite(call)
+
+
+def finite(call: Call) -> Call:
+    args, kwargs = call
+    return tuple(x.nan_to_num() if x.is_floating_point() else x for x in args), kwargs
+
+
 CALLS: dict[str, Callable[[], Call]] = {
     "paged_attention": paged_attention,
     "paged_attention along one axis": lambda: samples.paged(1, STREAMS, dim=32, page_size=16),
@@ -38,6 +53,13 @@ CALLS: dict[str, Callable[[], Call]] = {
     "causal_conv": lambda: sequences.causal_conv(1),
     "hstu_attention": lambda: sequences.hstu_attention(1, (9, 0, 20), (3, 0, 5), targets=2),
     "hstu_attention of a cache": lambda: sequences.hstu_attention(2, (9, 20), (2, 3), kept=6),
+    "lora": lambda: finite(adapters.stack(1, 9, 32, mix="distinct")),
+    "lora_rows": lora_rows,
+    "lora_rows of whole slots": lambda: lora_rows(ranked=False),
+    "lora_rows of two adapters": lambda: lora_rows(several=2),
+    "compact": lambda: finite(survivors.compact(1, masked=False)),
+    "compact_inplace": lambda: survivors.compact_inplace(1),
+    "scatter_back": lambda: survivors.scatter_back(1),
 }
 """Valid calls; what is said after the name of the op tells those of one op apart."""
 
@@ -54,6 +76,35 @@ def pages(given: dict[str, Any]) -> int:
 def states(given: dict[str, Any]) -> int:
     """The first row that no state has."""
     return len(given["state"])
+
+
+def adapter(given: dict[str, Any]) -> int:
+    """The first slot that is none."""
+    return len(given["scale"])
+
+
+def rank(given: dict[str, Any]) -> int:
+    """A row more than the widest slot has."""
+    return 1 + (given["a"].shape[1] if "rows" not in given else len(given["rows"]))
+
+
+def pooled(given: dict[str, Any]) -> int:
+    """The first rank row that is none."""
+    return len(given["a"])
+
+
+def survivor(given: dict[str, Any]) -> int:
+    """The first row that is none."""
+    return given["y" if "y" in given else "x"].shape[2]
+
+
+def indices(name: str) -> list[Case]:
+    """Before the rows, behind them, twice the same."""
+    return [
+        (name, "index", (0, 1, 0), -1),
+        (name, "index", (1, 2, 4), survivor),
+        (name, "index", (1, 0, 3), lambda given: int(given["index"][1, 0, 2])),
+    ]
 
 
 def offsets(name: str, arg: str) -> list[Case]:
@@ -75,6 +126,7 @@ def slots(name: str) -> list[Case]:
 
 FAR = 2**62
 PAGED, ONE, CACHE = "paged_attention", "paged_attention along one axis", "hstu_attention of a cache"
+WHOLE = "lora_rows of whole slots"
 ENTRY: list[tuple[int, Value]] = [
     (0, -1), (0, pages), (1, -1), (1, 16), (1, FAR), (2, -1), (2, 17), (2, FAR), (4, -1), (6, -1),
 ]  # fmt: skip
@@ -109,6 +161,28 @@ WRONG: list[Case] = [
     (CACHE, "k_order", (3,), -1),
     (CACHE, "k_order", (3,), 2**61),
     (CACHE, "k_order", (3,), None),
+    ("lora", "slots", (3,), -2),
+    ("lora", "slots", (3,), adapter),
+    ("lora", "ranks", (1,), -1),
+    ("lora", "ranks", (1,), rank),
+    ("lora_rows", "slots", (3, 0), -2),
+    ("lora_rows", "slots", (3, 0), adapter),
+    ("lora_rows", "ranks", (1, 1), -1),
+    ("lora_rows", "ranks", (1, 0), rank),
+    ("lora_rows", "slice_ends", (0,), -1),
+    ("lora_rows", "slice_ends", (1,), 35),
+    ("lora_rows", "slice_ends", (1,), 99),
+    ("lora_rows", "epilogue", (0, 0), -2),
+    ("lora_rows", "epilogue", (0, 0), 3),
+    ("lora_rows", "epilogue", (1, 1), -2),
+    ("lora_rows", "epilogue", (1, 1), 2),
+    *offsets(WHOLE, "row_indptr"),
+    (WHOLE, "rows", (0,), -1),
+    (WHOLE, "rows", (2,), pooled),
+    ("lora_rows of two adapters", "epilogue", (1, 1), 0),
+    *indices("compact"),
+    *indices("compact_inplace"),
+    *indices("scatter_back"),
 ]
 """A call, an argument of it, where in that, and what it says there: what is before it, for None."""
 

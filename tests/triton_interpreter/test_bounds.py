@@ -14,6 +14,7 @@ if os.environ.get("TRITON_INTERPRET") != "1":
 pytest.importorskip("triton", reason="triton is not installed")
 
 from headrace.kernels.linear_attention import triton as linear_attention
+from headrace.kernels.lora.route import route
 
 import headrace
 from headrace import tables
@@ -64,6 +65,7 @@ def run(monkeypatch, op, given):
     walls, plain = Walls(), torch.Tensor.new_empty
     given = {n: walls.around(x) if isinstance(x, torch.Tensor) else x for n, x in given.items()}
     before = given["state"].clone() if "state" in given else None
+    clean = [x for x in given.values() if isinstance(x, torch.Tensor) and x.isfinite().all()]
 
     def zeros(base, *size, **options):
         made = plain(base, *size, **options)
@@ -75,7 +77,8 @@ def run(monkeypatch, op, given):
         out = getattr(torch.ops.headrace, op)(**given)
     walls.check()
     # NaN is in the walls and in states of nobody: none of it came to where streams are.
-    assert out is None or out.isfinite().all()
+    made = () if out is None else out if isinstance(out, tuple) else (out,)
+    assert all(x.isfinite().all() for x in (*made, *clean))
     if before is not None:
         streams = torch.zeros(len(before), dtype=torch.bool)
         streams[[row for row in given["rows"].tolist() if 0 <= row < len(before)]] = True
@@ -83,7 +86,10 @@ def run(monkeypatch, op, given):
         assert compare.same_bits(given["state"][~streams], before[~streams])
 
 
-TABLES = ("rows", "indptr", "frames", "q_indptr", "k_indptr", "num_targets", "where", "k_order")
+TABLES = (
+    *("rows", "indptr", "frames", "q_indptr", "k_indptr", "num_targets", "where", "k_order"),
+    *("slots", "row_indptr", "ranks", "slice_ends", "epilogue", "index"),
+)
 OPS = [
     case
     for case in wrong.WRONG
@@ -96,6 +102,21 @@ def test_nothing_is_read_or_written_beyond(monkeypatch, name, arg, at, value):
     monkeypatch.setattr(wrong, "CALLS", CALLS)
     op, given = wrong.called(name)
     wrong.spoil(given, arg, at, value)
+    run(monkeypatch, op, given)
+
+
+AWAY = [
+    *[("order", 2, value) for value in (-1, 9)],
+    *[("tiles", (1, 0), value) for value in (-1, 9, 77)],
+    *[("tiles", (1, 1), value) for value in (-1, 77)],
+]
+
+
+@pytest.mark.parametrize(("arg", "at", "value"), AWAY)
+def test_nor_by_a_route_that_leads_away(monkeypatch, arg, at, value):
+    op, given = wrong.called("lora_rows")
+    given["order"], given["tiles"] = route(given["slots"])
+    given[arg][at] = value
     run(monkeypatch, op, given)
 
 

@@ -28,7 +28,8 @@ def lora(
     zeros. Rows with -1 keep their bits. The bridge between the halves is fp32 (two bf16 on a CPU
     that multiplies bf16 in pairs, where all is bf16: docs/numerics.md), and y is rounded once; a
     row's bits do not depend on the other rows or adapters, nor on the number of threads.
-    Raises TypeError or ValueError naming the argument, before anything is written.
+    Raises TypeError or ValueError naming the argument, before anything is written. A GPU looks at
+    values in debug mode alone: there a slot that is none counts as -1, a rank too large as R.
 
     Source: Punica (Chen et al., 2023), S-LoRA (Sheng et al., 2023).
     """

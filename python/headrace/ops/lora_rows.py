@@ -48,7 +48,8 @@ def lora_rows(
     for none; a row of several adapters takes no gain.
 
     Exactness as `lora`. Raises TypeError, ValueError or NotImplementedError naming the argument,
-    before anything is written.
+    before anything is written. A GPU looks at values in debug mode alone, and leaves out what names
+    a slot or a row that there is not.
 
     Source: S-LoRA (Sheng et al., 2023); DoRA (Liu et al., 2024); activated LoRA (2025).
     """
