@@ -50,9 +50,8 @@ def rank_list(
 def rank_rows(rows, first, r, rank, rows_count, pool_rows):
     """Entries r of a list as rows of the pool, and which of them there are."""
     at = first + r
-    there = (r < rank) & (at >= 0) & (at < rows_count)
-    row = tl.load(rows + at, mask=there, other=-1).to(tl.int64)
-    return row, there & (row >= 0) & (row < pool_rows)
+    row = tl.load(rows + at, mask=(r < rank) & (at >= 0) & (at < rows_count), other=-1)
+    return row.to(tl.int64), (row >= 0) & (row < pool_rows)
 
 
 @triton.jit
