@@ -28,6 +28,8 @@ import headrace
 
 SHARED_LIMIT = {80: 163 * 1024, 90: 227 * 1024}  # bytes a block may take
 OPTIONS = {"num_warps", "num_stages", "maxnreg", "enable_fp_fusion"}
+ASSEMBLER = ("-v", "--regAllocOptLevel=2")
+"""What Triton asks of it where multiplications may be fused with additions, as here."""
 TYPES = {
     torch.float32: "*fp32",
     torch.float16: "*fp16",
@@ -148,8 +150,8 @@ def assembled(ptx):
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder) / "kernel.ptx"
         source.write_text(ptx)
-        command = [tool, "-v", f"-arch={target.rstrip(',')}", str(source), "-o", f"{folder}/kernel"]
-        done = subprocess.run(command, capture_output=True, text=True)
+        where = ["-arch=" + target.rstrip(","), str(source), "-o", f"{folder}/kernel"]
+        done = subprocess.run([tool, *ASSEMBLER, *where], capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(done.stderr.strip().splitlines()[-1])
     return done.stderr + done.stdout
