@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from aim import Aim, Record, inside
-from machines import ZEN5
 
 
 def kept() -> Iterator[Aim]:
@@ -54,7 +53,7 @@ def _bank() -> Iterator[Aim]:
             "adapter bank", f"64 requests on 64 adapters, a Llama {width} wide: peft's mixed batch "
             "over ours, the quicker of plain and exact", "adapter-peft.json",
             lambda found, at=at: _over_ours(found["models"][at]), 5.0,
-            why={ZEN5: lambda found, at=at: _models_own(found["models"][at])},
+            why=lambda found, at=at: _models_own(found["models"][at]),
         )  # fmt: skip
 
 

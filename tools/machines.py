@@ -18,7 +18,7 @@ ZEN4 = "cpu-2-cores-amd-epyc-zen-4-avx512-bf16"
 """That of one with the same instructions, each in two halves: one multiply-add a cycle."""
 XEON = "cpu-2-cores-intel-xeon-avx512-vnni"
 """That of one without bf16 instructions, whose cores have two 512-bit multiply-adds a cycle."""
-MAIN = ZEN5
+MAIN = ZEN4
 """The folder of the machine that comes first on every page."""
 UNTOLD = {ZEN5: "family 26", XEON: "family 6, model 85"}
 """What hosts of older records, which do not tell it, are: by their instructions and the rate of
