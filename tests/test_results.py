@@ -91,10 +91,12 @@ def test_the_rooflines_are_linked_from_the_page_of_speed():
 
 def test_rows_without_the_dtype_of_their_products_are_under_no_roof(found):
     rows = speed.roofs(found)
-    assert {row["op"] for row in rows} >= {"attention", "paged_attention", "lora"}
-    assert "gated_delta_rule" not in {
-        row["op"] for row in rows
-    }  # of the main machine, which is old
+    there = {"attention", "paged_attention", "lora", "gated_delta_rule"}
+    assert {row["op"] for row in rows} >= there
+    changed = copy.deepcopy(found)
+    for row in changed["bench-gated_delta_rule.json"]["rows"]:
+        del row["product"]  # as older records are
+    assert {row["op"] for row in speed.roofs(changed)} & there == there - {"gated_delta_rule"}
     (name,) = [name for name in PLOTS if name == "docs/rooflines.png"]
     changed = copy.deepcopy(found)
     changed["bench-attention.json"]["rows"][0]["ours_s"] *= 2
