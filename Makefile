@@ -61,11 +61,13 @@ $(DEV): | $(RUN)
 	$(PIP) install -c constraints-dev.txt --group test --group lint
 	@rm -f $(VENV)/stamp-dev-* && touch $@
 
-$(BUILT): | $(RUN)
+$(BUILT): | $(RUN) $(AWAY)
 	$(PIP) install --no-build-isolation --no-deps --force-reinstall \
 	  -C build-dir=$(VENV)/build -C cmake.define.HEADRACE_CUDA=$(HEADRACE_CUDA) .
-	@mkdir -p $(AWAY)
 	@rm -f $(VENV)/stamp-built-* && touch $@
+
+$(AWAY):
+	@mkdir -p $@
 
 install: $(BUILT)
 
@@ -97,7 +99,7 @@ test: style
 
 # The op tests on a build with AddressSanitizer and UBSan, beside the installed one. The C++ library
 # comes first too, or the sanitizer finds no __cxa_throw to stand before.
-asan: $(DEV)
+asan: $(DEV) | $(AWAY)
 	$(PIP) install --no-build-isolation --no-deps --upgrade --target $(VENV)/asan \
 	  -C build-dir=$(VENV)/build-asan -C cmake.define.HEADRACE_CUDA=OFF \
 	  -C cmake.define.HEADRACE_SANITIZE=ON .
@@ -107,7 +109,7 @@ asan: $(DEV)
 	  $(PYTEST_ARGS) $(ROOT)/tests/ops
 
 # The op tests of the levels that few processors have, their instructions worked out by others.
-emulated: $(DEV)
+emulated: $(DEV) | $(AWAY)
 	$(PIP) install --no-build-isolation --no-deps --upgrade --target $(VENV)/emulated \
 	  -C build-dir=$(VENV)/build-emulated -C cmake.define.HEADRACE_CUDA=OFF \
 	  -C cmake.define.HEADRACE_EMULATE=ON .

@@ -16,6 +16,14 @@ namespace {
 
 const PruneKernels& kernels() { return HEADRACE_PICK(prune); }
 
+// Rows without bytes may lie at no address, which the C library's functions may not be given.
+void copy(char* to, const char* from, std::int64_t bytes) {
+  if (bytes > 0) std::memcpy(to, from, static_cast<std::size_t>(bytes));
+}
+void clear(char* to, std::int64_t bytes) {
+  if (bytes > 0) std::memset(to, 0, static_cast<std::size_t>(bytes));
+}
+
 // One row of the batch.
 struct Head {
   const CompactArgs& a;
@@ -111,7 +119,7 @@ void merge(const CompactArgs& a, int threads) {
                for (std::int64_t c = item * block; c < std::min(a.capacity, (item + 1) * block);
                     ++c) {
                  if (c >= n) {
-                   std::memset(head.y(c), 0, static_cast<std::size_t>(bytes));
+                   clear(head.y(c), bytes);
                    sizes_of(head, c, 0.f);
                    continue;
                  }
@@ -120,7 +128,7 @@ void merge(const CompactArgs& a, int threads) {
                  for (std::int32_t m = begin; m < end; ++m) total += members.weights[m];
                  sizes_of(head, c, total);
                  if (end - begin == 1 || total == 0) {  // alone, or nothing to weigh by: as it is
-                   std::memcpy(head.y(c), head.x(head.index()[c]), static_cast<std::size_t>(bytes));
+                   copy(head.y(c), head.x(head.index()[c]), bytes);
                  } else {
                    k.blend(head.x(0), a.x_strides[2], members.rows.data() + begin,
                            members.weights.data() + begin, end - begin, total, a.depth, a.dtype,
@@ -181,7 +189,7 @@ void compact(const CompactArgs& given, int threads) {
     const std::int64_t x_step = a.x_strides[2] * a.item, y_step = a.y_strides[2] * a.item;
     k.gather(head.y(first), y_step, head.x(0), x_step, index + first, some - first, bytes);
     for (std::int64_t c = some; c < end; ++c) {
-      std::memset(head.y(c), 0, static_cast<std::size_t>(bytes));
+      clear(head.y(c), bytes);
     }
     float* sizes = a.sizes + (head.b * a.heads + head.h) * a.capacity;
     if (!w) std::fill(sizes + first, sizes + some, 1.f);
@@ -264,7 +272,7 @@ void scatter_back(const CompactArgs& a, int threads) {
     if (moved_elements(head, first, end, true)) return;
     for (std::int64_t c = first; c < end; ++c) {
       const std::int64_t at = head.index()[c];
-      std::memcpy(head.y(at), head.x(a.aligned ? at : c), static_cast<std::size_t>(bytes));
+      copy(head.y(at), head.x(a.aligned ? at : c), bytes);
     }
   });
 }

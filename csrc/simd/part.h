@@ -7,12 +7,12 @@
 
 namespace {
 
-// The first n < kW of the elements at p, 0 behind them; reads no further.
+// The first n < kW of the elements at p, 0 behind them; reads no further. Of none, p may be null.
 template <class T>
 inline F load_part(const T* p, int n) {
   T lanes[kW];
   memset(lanes, 0, sizeof lanes);
-  memcpy(lanes, p, static_cast<std::size_t>(n) * sizeof(T));
+  if (n > 0) memcpy(lanes, p, static_cast<std::size_t>(n) * sizeof(T));
   return load(lanes);
 }
 
@@ -40,7 +40,7 @@ template <class T>
 inline void store_part(T* p, F x, int n) {
   T lanes[kW];
   store(lanes, x);
-  memcpy(p, lanes, static_cast<std::size_t>(n) * sizeof(T));
+  if (n > 0) memcpy(p, lanes, static_cast<std::size_t>(n) * sizeof(T));
 }
 
 #if defined(HEADRACE_AVX512)

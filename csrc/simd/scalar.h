@@ -74,8 +74,11 @@ inline F lanes(Op op) {
 }
 inline F zero() { return {{0, 0, 0, 0}}; }
 inline F set1(float x) { return {{x, x, x, x}}; }
+// From any address, as the vectors of other levels: rows of bytes are moved by it too.
 inline F load(const float* p) {
-  return lanes([&](int i) { return p[i]; });
+  F r;
+  std::memcpy(r.v, p, sizeof r.v);
+  return r;
 }
 inline F load(const bf16* p) {
   return lanes([&](int i) { return widen(p[i]); });
@@ -93,9 +96,7 @@ inline void load_small_pair(const e4m3* p, F* out) {
   out[0] = load_small(p);
   out[1] = load_small(p + F::width);
 }
-inline void store(float* p, F a) {
-  for (int i = 0; i < 4; ++i) p[i] = a.v[i];
-}
+inline void store(float* p, F a) { std::memcpy(p, a.v, sizeof a.v); }
 inline void store(bf16* p, F a) {
   for (int i = 0; i < 4; ++i) p[i] = to_bf16(a.v[i]);
 }
