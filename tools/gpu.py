@@ -119,7 +119,7 @@ def _spilled(kernels: list[dict[str, Any]]) -> str:
     most = max(k["spills"] for k in forms)
     return (
         f"\n{len(forms)} of the {len(kernels)} forms on both architectures spill registers, {most} "
-        f"bytes a thread at most: of {told}. A test lets none spill more than is known.\n"
+        f"bytes a thread at most: of {told}.\n"
     )
 
 

@@ -199,6 +199,7 @@ def paged_attention(bound, axes, outs, few=0):
             FIELDS=bound["entries"].shape[1],
             LISTS=lists,
             num_warps=2,
+            maxnreg=64,  # not told, the assembler would rather spill than take a few more
             **FUSION,
         )
         paged_cut_kernel[(1,)](plan, work, blocks, BLOCK=1024, num_warps=4, **FUSION)

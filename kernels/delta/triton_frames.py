@@ -15,6 +15,9 @@ import triton.language as tl
 from headrace.kernels.common.triton import FUSION, low_precision, on_device, power_of_two
 from headrace.kernels.common.triton_bounds import row_of, span
 
+# Of a thread: where the assembler is not told, it would rather spill than take a few more.
+REGISTERS = 96
+
 
 @triton.jit
 def halves(a, b, LOW: tl.constexpr):
@@ -143,7 +146,7 @@ def frame_delta_rule(bound, axes, outs):
     with on_device("frame_delta_rule", q):
         frame_norms_kernel[(axes["HV"], axes["B"])](
             q, k, *gates, bound["norm"], divisors, *at, *q.stride()[:2], *k.stride()[:2],
-            bound["eps"], BT=16, **heads, **options,
+            bound["eps"], BT=16, maxnreg=REGISTERS, **heads, **options,
         )  # fmt: skip
         frame_strip_kernel[(axes["HV"], axes["B"], triton.cdiv(axes["V"], strip))](
             q_hat, k_hat, v, *gates, bound["state"], divisors, o, *at,

@@ -17,11 +17,10 @@ from headrace.kernels.common.triton_pieces import pieces
 from .triton_chunk import gated_delta_chunk_kernel, gated_delta_solve_kernel
 
 LONG = 24  # tokens that a stream must bring for chunks; a stream's own matter, not its neighbours'
-CHUNK = 32  # tokens
-STRIP = 16  # columns of a state that a program owns
-# Columns of keys, and rows of the state, that a product takes at once, by head size: with more, the
-# three passes of tf32 leave no registers.
-SLABS, SLAB_OF_SOLVE = {16: 16, 32: 32, 64: 64, 128: 64}, 32
+STRIP = 32  # columns of a state that a program owns
+# Columns of keys, and rows of the state, that a product takes at once: with more, the three passes
+# of tf32 leave no registers.
+SLAB, SLAB_OF_SOLVE = 16, 32
 # Of a thread, by head size: where the assembler is not told, it would rather spill than take them.
 REGISTERS = {128: 64}
 
@@ -97,16 +96,18 @@ def gated_delta_rule(bound, axes, outs):
     more = {"num_warps": 4, "num_stages": 1, **FUSION}
     with on_device("gated_delta_rule", q):
         if tokens >= LONG:
-            chunks = pieces(tokens, streams, CHUNK)
-            solved, scores = gates[0].new_empty(2, chunks, axes["HV"], CHUNK, CHUNK)
+            # Tokens: twice as many of a key of more bytes would not fit the registers.
+            chunk = 16 if heads["BD"] * k.element_size() > 256 else 32
+            chunks = pieces(tokens, streams, chunk)
+            solved, scores = gates[0].new_empty(2, chunks, axes["HV"], chunk, chunk)
             gated_delta_solve_kernel[(chunks, axes["HV"])](
                 q, k, *gates, solved, scores, ends[0], streams, tokens, LONG, scale, *strides,
-                BT=CHUNK, BS=min(SLAB_OF_SOLVE, heads["BD"]), **heads, **more,
+                BT=chunk, BS=min(SLAB_OF_SOLVE, heads["BD"]), **heads, **more,
             )  # fmt: skip
             gated_delta_chunk_kernel[(axes["HV"], triton.cdiv(axes["V"], STRIP), streams)](
                 q, k, v, *gates, solved, scores, o, bound["state"], *ends, tokens, states, LONG,
-                scale, *strides, *v.stride()[:2], V=axes["V"], BV=STRIP, BT=CHUNK,
-                BS=SLABS.get(heads["BD"], 32), **heads, **more,
+                scale, *strides, *v.stride()[:2], V=axes["V"], BV=STRIP, BT=chunk, BS=SLAB,
+                **heads, **more,
             )  # fmt: skip
         gated_delta_rule_kernel[(axes["HV"], triton.cdiv(axes["V"], 16), streams)](
             q, k, v, *gates, o, bound["state"], *ends, tokens, states, LONG, scale, *strides,

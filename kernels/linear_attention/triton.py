@@ -149,9 +149,11 @@ def linear_attention(bound, axes, outs):
                     BS=SEGMENT, BLOCK=1024, **sizes, **more,
                 )  # fmt: skip
             strips = (*grid[:2], triton.cdiv(axes["Dv"], STRIP))
+            # Rows of 256, or turned ones of 128, take more registers than four warps have.
+            warps = {"num_warps": 8 if wide > (128 if angle is None else 64) else 4}
             linear_attention_chunk_kernel[strips](
                 q, k, v, state, norm, fresh, sums, *at, *end, axes["B"], tokens, states, LONG,
-                *strides, BC=SLAB, **heads, **forms, **tiles | {"BV": STRIP}, **more,
+                *strides, BC=SLAB, **heads, **forms, **tiles | {"BV": STRIP}, **more | warps,
             )  # fmt: skip
         linear_attention_kernel[(axes["Hkv"], axes["B"], triton.cdiv(axes["Dv"], 32))](
             q, k, v, state, norm, fresh, *at, *end, tokens, states, longest, *strides, BV=32,

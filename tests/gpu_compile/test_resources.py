@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the compilers were seen to make of the GPU kernels is of the kernels as they are; no CUDA
-kernel spills a register, and few Triton kernels do, a little."""
+"""What the compilers were seen to make of the GPU kernels is of the kernels as they are, and
+none spills a register."""
 
 from __future__ import annotations
 
@@ -34,25 +34,11 @@ def test_what_changed_is_named():
     assert changed(now, dict(now)) == []
 
 
-KNOWN = {
-    "gated_delta_chunk_kernel": 88,
-    "linear_attention_chunk_kernel": 48,
-    "paged_count_kernel": 16,
-    "frame_norms_kernel": 8,
-}
-"""Bytes a thread that Triton's assembler spills of a kernel, on sm_90 alone."""
-
-
-def test_no_kernel_spills_more_than_is_known():
+def test_no_kernel_spills():
     units = REPORT["units"]
     assert {name: unit["state"] for name, unit in units.items()} == {
         "resources cuda": "ok", "resources triton": "ok"
     }  # fmt: skip
-    assert sum(len(unit["kernels"]) for unit in units.values()) > 600
-    assert [form for form in units["resources cuda"]["kernels"] if form["spills"]] == []
-    most = {}
-    for form in units["resources triton"]["kernels"]:
-        if form["spills"]:
-            assert form["arch"] == "90a", form
-            most[form["kernel"]] = max(form["spills"], most.get(form["kernel"], 0))
-    assert most == KNOWN
+    forms = [form for unit in units.values() for form in unit["kernels"]]
+    assert len(forms) > 600
+    assert [form for form in forms if form["spills"]] == []
