@@ -56,8 +56,12 @@ def run(at: str, command: list[str]) -> None:
     request = json.dumps([command, os.getcwd(), dict(os.environ)]).encode()
     socket.send_fds(line, [len(request).to_bytes(4, "big")], [0, 1, 2])
     line.sendall(request)
+    line.setblocking(False)
+    signal.set_wakeup_fd(line.fileno())  # a handler alone would wait for the end of a read
     for number in PASSED_ON:
-        signal.signal(number, lambda number, _: line.send(bytes([number])))
+        signal.signal(number, lambda *_: None)
+    select.select([line], [], [])
+    line.setblocking(True)
     status = int(line.makefile().readline())
     if os.WIFSIGNALED(status):
         with contextlib.suppress(OSError):  # SIGKILL has no handler

@@ -6,6 +6,7 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+import select
 import stat
 import sys
 from collections.abc import Callable, Iterator
@@ -111,7 +112,11 @@ def from_files(names: list[str], binary: bool) -> Text:
 
 def _from_pipe(raw: io.RawIOBase, name: str, binary: bool) -> Text:
     def blocks() -> Iterator[bytes]:
-        while block := raw.read(BLOCK):  # what is there, without waiting for more
+        while True:
+            while not select.select([raw], [], [], 0.1)[0]:
+                pass  # Python sees a signal that comes just before a call when the call ends
+            if not (block := raw.read(BLOCK)):  # what is there, without waiting for more
+                return
             if not binary and b"\0" in block:
                 raise _is_binary(name)
             yield block
