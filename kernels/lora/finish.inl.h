@@ -3,16 +3,24 @@
 #pragma once
 #include <string.h>
 
+#include <type_traits>
+
 #include "args.h"
 #include "csrc/simd/vec.h"
 
 namespace {
 
-inline void round_any(void* p, std::int64_t at, int dtype, F value) {
+template <class T>
+inline void round_to(T* p, F value) {
 #ifdef HEADRACE_DOTS
-  if (dtype == headrace::kBF16) return narrow(value, static_cast<bf16*>(p) + at);
+  if constexpr (std::is_same_v<T, bf16>) return narrow(value, p);
 #endif
-  store_any(p, at, dtype, value);
+  store(p, value);
+}
+inline void round_any(void* p, std::int64_t at, int dtype, F value) {
+  if (dtype == headrace::kF32) return round_to(static_cast<float*>(p) + at, value);
+  if (dtype == headrace::kBF16) return round_to(static_cast<bf16*>(p) + at, value);
+  round_to(static_cast<fp16*>(p) + at, value);
 }
 
 // Up to a vector of y.
@@ -49,19 +57,42 @@ inline void add_two(bf16* y, F first, F second) {
 #endif
 
 // Adds N vectors of sums to y.
-template <int N>
-inline void add_sums(void* y, std::int64_t at, int dtype, const F* sums) {
+template <int N, class T>
+inline void add_to(T* y, const F* sums) {
   int i = 0;
 #ifdef HEADRACE_ADD_TWO
-  if (dtype == headrace::kBF16) {
-    for (; i + 2 <= N; i += 2) {
-      add_two(static_cast<bf16*>(y) + at + i * kW, sums[i], sums[i + 1]);
-    }
+  if constexpr (std::is_same_v<T, bf16>) {
+    for (; i + 2 <= N; i += 2) add_two(y + i * kW, sums[i], sums[i + 1]);
   }
 #endif
-  for (; i < N; ++i) {
-    round_any(y, at + i * kW, dtype, add(load_any(y, at + i * kW, dtype), sums[i]));
+  for (; i < N; ++i) round_to(y + i * kW, add(load(y + i * kW), sums[i]));
+}
+template <int N>
+inline void add_sums(void* y, std::int64_t at, int dtype, const F* sums) {
+  if (dtype == headrace::kF32) return add_to<N>(static_cast<float*>(y) + at, sums);
+  if (dtype == headrace::kBF16) return add_to<N>(static_cast<bf16*>(y) + at, sums);
+  add_to<N>(static_cast<fp16*>(y) + at, sums);
+}
+
+// The same of `count` tokens, n columns less what is no whole vector; how many columns that were.
+template <class T>
+inline int add_rows(void* to, const std::int32_t* tokens, int count, std::int64_t y_row,
+                    std::int64_t first, int n, const float* acc, std::int64_t acc_row) {
+  constexpr int kMost = 4;
+  const int whole = n / kW * kW;
+  for (int m = 0; m < count; ++m, acc += acc_row) {
+    T* y = static_cast<T*>(to) + tokens[m] * y_row + first;
+    int i = 0;
+    for (F sums[kMost]; i + kMost * kW <= whole; i += kMost * kW) {
+      for (int j = 0; j < kMost; ++j) sums[j] = load(acc + i + j * kW);
+      add_to<kMost>(y + i, sums);
+    }
+    for (; i < whole; i += kW) {
+      const F sum = load(acc + i);
+      add_to<1>(y + i, &sum);
+    }
   }
+  return whole;
 }
 
 // Whether nothing but the sums is added.
@@ -76,19 +107,16 @@ inline bool is_plain(const headrace::LoraBlock& b) {
 __attribute__((noinline)) void finish(const headrace::LoraArgs& a, const headrace::LoraBlock& b,
                                       int token, int count, std::int64_t first, int n,
                                       const float* acc, std::int64_t acc_row) {
-  const bool plain = is_plain(b);
+  int done = 0;
+  if (is_plain(b)) {
+    const auto add = a.x_dtype == headrace::kF32    ? add_rows<float>
+                     : a.x_dtype == headrace::kBF16 ? add_rows<bf16>
+                                                    : add_rows<fp16>;
+    done = add(a.y, b.tokens + token, count, a.y_row, first, n, acc, acc_row);
+    if (done == n) return;
+  }
   for (int m = token; m < token + count; ++m, acc += acc_row) {
-    const std::int64_t row = b.tokens[m] * a.y_row + first;
-    int i = 0;
-    for (; plain && i + 2 * kW <= n; i += 2 * kW) {
-      const F sums[2] = {load(acc + i), load(acc + i + kW)};
-      add_sums<2>(a.y, row + i, a.x_dtype, sums);
-    }
-    for (; plain && i + kW <= n; i += kW) {
-      const F sum = load(acc + i);
-      add_sums<1>(a.y, row + i, a.x_dtype, &sum);
-    }
-    for (; i < n; i += kW) {
+    for (int i = done; i < n; i += kW) {
       const int some = n - i < kW ? n - i : kW;
       const std::int64_t at = first + i, y_at = b.tokens[m] * a.y_row + at;
       float lanes[kW];

@@ -2,9 +2,9 @@
 // The second half for many tokens in pairs of rank rows: what a token multiplies them by comes as
 // two bf16. The sums are those of few.inl.h, in the same order.
 #pragma once
-#include "codes.inl.h"
-#include "few.inl.h"
-#include "finish.inl.h"
+#include <string.h>
+
+#include "columns.inl.h"
 
 #ifdef HEADRACE_DOTS
 
@@ -64,70 +64,81 @@ inline void pair_up_beside(const bf16* base, std::int64_t apart, int deep, const
   }
 }
 
-// into[M][kWide] (+)= c[M][pairs] . rows[pairs][kWide]
-template <int M>
-inline void rank_pairs(const bf16* c, const float* rows, int pairs, bool first, float* into) {
+// into[M][kWide] (+)= c[M][pairs] . rows[pairs][kWide], of which c holds two terms.
+template <int M, bool First>
+inline void rank_pairs(const bf16* c, const float* rows, int pairs, float* into) {
   F acc[M][kColumns];
+#pragma GCC unroll 8
   for (int m = 0; m < M; ++m) {
-    for (int n = 0; n < kColumns; ++n) {
-      acc[m][n] = first ? zero() : load(into + m * kWide + n * kW);
-    }
+#pragma GCC unroll 4
+    for (int n = 0; n < kColumns; ++n) acc[m][n] = First ? zero() : load(into + m * kWide + n * kW);
   }
-  for (int p = 0; p < pairs; ++p, rows += kWide) {
+  for (int p = 0; p < pairs; ++p, rows += kWide, c += 2) {
     Pairs w[kColumns];
+#pragma GCC unroll 4
     for (int n = 0; n < kColumns; ++n) w[n] = load_pairs(rows + n * kW);
 #pragma GCC unroll 8
     for (int m = 0; m < M; ++m) {
 #pragma GCC unroll 2
       for (int t = 0; t < 2; ++t) {
-        const Pairs x = set1_pair(c + (2 * m + t) * kDeep + 2 * p);
+        const Pairs x = set1_pair(c + (2 * m + t) * kDeep);
 #pragma GCC unroll 4
         for (int n = 0; n < kColumns; ++n) acc[m][n] = dot(x, w[n], acc[m][n]);
       }
     }
   }
+#pragma GCC unroll 8
   for (int m = 0; m < M; ++m) {
+#pragma GCC unroll 4
     for (int n = 0; n < kColumns; ++n) store(into + m * kWide + n * kW, acc[m][n]);
   }
 }
 
-// Columns [first, last) of the slice whose rank rows begin at `start`.
-inline void expand_pairs(const LoraArgs& a, const LoraBlock& b, int start, int depth,
-                         std::int64_t first, std::int64_t last, float* scratch) {
-  float* acc = scratch;                                             // [count][kWide]
-  float* wide = acc + b.count * kWide;                              // [kDeep / 2][kWide]
-  bf16* terms = reinterpret_cast<bf16*>(wide + kDeep / 2 * kWide);  // [count][2][kDeep]
-  const int all = b.starts[a.slices];
-  int ready = -1;
-  if (depth == 0) memset(acc, 0, sizeof(float) * b.count * kWide);
-  for (std::int64_t at = first; at < last; at += kWide) {
-    const int n = static_cast<int>(last - at < kWide ? last - at : kWide);
-    for (int r = 0; r < depth; r += kDeep) {
-      const int deep = depth - r < kDeep ? depth - r : kDeep;
-      if (r != ready) split_bridge(b.bridge + start + r, all, b.count, deep, terms);
-      ready = r;
-      const std::int32_t* listed = b.rank_rows + start + r;
-      const bool beside = a.b_rank == 1 && n == kWide && listed[deep - 1] - listed[0] == deep - 1 &&
-                          listed[0] % a.b_ranks + deep <= a.b_ranks;
-      if (beside) {
-        const bf16* base = b_row<paired>(a, listed[0]) + at * a.b_col;
-        pair_up_beside(base, a.b_col, deep, at + 2 * kWide <= last ? base + kWide * a.b_col : base,
-                       wide);
-      } else {
-        pair_up(a, b, start + r, deep, at, n, wide);
-      }
-      in_rows<kRows>(0, b.count, [&](int m, auto rows) {
-        for (int i = m; i < m + rows && at + kWide < last; ++i) {
-          const char* y = at_row(a.y, b.tokens[i] * a.y_row + at + kWide, a.x_dtype);
-          for (int line = 0; line < 2; ++line) nearer(y + 64 * line);
-        }
-        rank_pairs<decltype(rows)::value>(terms + m * 2 * kDeep, wide, (deep + 1) / 2, r == 0,
-                                          acc + m * kWide);
-      });
-    }
-    finish(a, b, 0, b.count, at, n, acc, kWide);
+// A strip of columns as pairs of rank rows, [strip / kWide][pairs][kWide], and what they are
+// multiplied by.
+struct Paired {
+  const bf16* c;  // [count][2][kDeep]
+  const float* wide;
+  int pairs;
+
+  template <int M>
+  inline void add(int m, int i, bool first, float* into) const {
+    const bf16* terms = c + m * 2 * kDeep;
+    const float* rows = wide + i * pairs;
+    if (first) return rank_pairs<M, true>(terms, rows, pairs, into);
+    rank_pairs<M, false>(terms, rows, pairs, into);
   }
-}
+};
+
+template <>
+struct Strip<paired> {
+  static int words(int depth) { return (depth + 1) / 2; }
+
+  int ready = -1;
+
+  // Rank rows [r, r + deep), columns [at, at + n) of up to `last`.
+  Paired take(const LoraArgs& a, const LoraBlock& b, int r, int deep, std::int64_t at, int n,
+              std::int64_t last, int, float* wide) {
+    const int pairs = words(deep);
+    bf16* terms = reinterpret_cast<bf16*>(wide + kStripWords);
+    if (r != ready) split_bridge(b.bridge + r, b.starts[a.slices], b.count, deep, terms);
+    ready = r;
+    const std::int32_t* listed = b.rank_rows + r;
+    const bool run = deep && a.b_rank == 1 && listed[deep - 1] - listed[0] == deep - 1 &&
+                     listed[0] % a.b_ranks + deep <= a.b_ranks;
+    float* to = wide;
+    for (int i = 0; i < n; i += kWide, at += kWide, to += pairs * kWide) {
+      if (run && n - i >= kWide) {
+        const bf16* base = b_row<paired>(a, listed[0]) + at * a.b_col;
+        const bf16* next = at + 2 * kWide <= last ? base + kWide * a.b_col : base;
+        pair_up_beside(base, a.b_col, deep, next, to);
+      } else {
+        pair_up(a, b, r, deep, at, n - i < kWide ? n - i : kWide, to);
+      }
+    }
+    return {terms, wide, pairs};
+  }
+};
 
 }  // namespace
 
