@@ -44,7 +44,7 @@ WARM: dict[str, Why | dict[str, Why]] = {
                " that a row keeps its bits; `exact=False` leaves it to torch"},
     "lora": dict.fromkeys((ZEN5, ZEN4), "bf16, many rows of one adapter: two products of bf16"
                           " pairs, whose bridge is rounded to bf16; ours is two bf16, so that it"
-                          " keeps its digits"),
+                          " keeps its digits; `exact=False` leaves such rows to torch"),
     "merge_states": "torch's compiler makes one pass over the same bytes too",
     "block_score": {ZEN5: _since("one layer of 16k tokens, whose keys the cache holds: torch,"
                                  " folded, is one product over all heads")},

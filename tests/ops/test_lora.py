@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from headrace import ops
+from headrace import _C, ops
 from tests.ops import adapters, compare, samples
 from tests.ops.adapters import result
 
@@ -170,3 +170,67 @@ def test_mistakes(change, kind, told):
     with pytest.raises(kind, match=told):
         ops.lora(*head, y=y, **given)
     assert compare.same_bits(y, before)
+
+
+def inexact(args, kwargs):
+    return ops.lora(*args[:5], args[5].clone(), exact=False, **kwargs)
+
+
+PAIRS = pytest.mark.skipif(
+    "avx512_bf16" not in _C.available_isas(), reason="this CPU does not multiply bf16 in pairs"
+)
+
+
+@PAIRS
+@pytest.mark.parametrize("ranks", [False, True])
+def test_inexact_rows_of_one_adapter_are_two_products_of_torch(ranks):
+    args, kwargs = adapters.stack(
+        11, 260, 96, 80, 3, 40, "identical", torch.bfloat16, ranks=False, trained=ranks
+    )
+    x, a, b, slots, scale, y = args
+    rank = 33 if ranks else 40
+    if ranks:
+        kwargs["ranks"] = torch.full((3,), rank, dtype=torch.int32)
+        a[2, rank:], b[2, :, rank:] = torch.nan, torch.nan
+    want = torch.addmm(y, x @ a[2, :rank].mT, b[2, :, :rank].mT, alpha=float(scale[2]))
+    got = inexact(args, kwargs)
+    assert compare.same_bits(got, want)
+    assert not compare.same_bits(got, result("lora", args, kwargs))
+    compare.check("lora", args, kwargs, "inexact", got=(got,))
+    weight = b.requires_grad_()
+    assert not ops.lora(x, a, weight, slots, scale, y.clone(), exact=False).requires_grad
+
+
+@pytest.mark.parametrize(
+    ("tokens", "rank", "mix", "dtype"),
+    [
+        (260, 40, "skewed", torch.bfloat16),
+        (260, 40, "none", torch.bfloat16),
+        (0, 40, "none", torch.bfloat16),
+        (260, 16, "identical", torch.bfloat16),
+        (200, 40, "identical", torch.bfloat16),
+        (260, 40, "identical", torch.float32),
+    ],
+)
+def test_other_inexact_calls_are_the_op(tokens, rank, mix, dtype):
+    args, kwargs = adapters.stack(12, tokens, 96, 80, 3, rank, mix, dtype, ranks=False)
+    assert compare.same_bits(inexact(args, kwargs), result("lora", args, kwargs))
+
+
+def test_errors_of_inexact_calls_are_those_of_the_op():
+    args, _ = adapters.stack(13, 260, 96, 80, 3, 40, "identical", torch.bfloat16, ranks=False)
+    x, a, b, slots, scale, y = args
+    wrong = {
+        "slots": ((x, a, b, slots + 1, scale, y), {}),
+        "ranks": (args, {"ranks": torch.full((3,), 41, dtype=torch.int32)}),
+        "y": ((x, a, b, slots, scale, y[:, 1:]), {}),
+        "a": ((x[:, 1:], a, b, slots, scale, y), {}),
+    }
+    for name, (given, kwargs) in wrong.items():
+        before = given[5].clone()
+        with pytest.raises(ValueError, match=rf"lora\({name}\)") as told:
+            ops.lora(*given, exact=False, **kwargs)
+        with pytest.raises(ValueError, match=rf"lora\({name}\)") as wanted:
+            ops.lora(*given, **kwargs)
+        assert str(told.value) == str(wanted.value)
+        assert compare.same_bits(given[5], before)

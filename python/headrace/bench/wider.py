@@ -68,6 +68,7 @@ def shapes() -> dict[str, list[Callable[[], Case]]]:
                 for mix in ((1, 1, 4096), (8, 8, 3584), (64, 4, 1536), (256, 1, 4096))
             ),
             *(partial(adapters.stack, 512, 1, 4096, rank) for rank in (16, 64)),
+            partial(adapters.stack, 512, 1, 4096, 64, exact=False),
         ],
         "block_score": [
             partial(scores.retrieve, n, 1, kind, d)

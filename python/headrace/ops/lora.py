@@ -2,8 +2,11 @@
 from __future__ import annotations
 
 import numpy as np
+import torch
 from torch import Tensor
+from torch.compiler import is_dynamo_compiling
 
+from .. import _C
 from ..errors import bad_type
 from ..kernels.lora.spec import LORA
 from .registry import register
@@ -18,6 +21,7 @@ def lora(
     y: Tensor | None = None,
     *,
     ranks: Tensor | None = None,
+    exact: bool = True,
 ) -> Tensor:
     """Adds to every row of y the low-rank update of that row's adapter: y += scale (x A^T) B^T.
 
@@ -27,7 +31,9 @@ def lora(
     never read. y [T, N] in x's dtype is accumulated into, in place, and returned; None starts from
     zeros. Rows with -1 keep their bits. The bridge between the halves is fp32 (two bf16 on a CPU
     that multiplies bf16 in pairs, where all is bf16: docs/numerics.md), and y is rounded once; a
-    row's bits do not depend on the other rows or adapters, nor on the number of threads.
+    row's bits do not depend on the other rows or adapters, nor on the number of threads. With
+    exact=False they may: many bf16 rows of one adapter of a large rank go to two products of torch
+    where these are quicker (CPUs that multiply bf16 in pairs), whose bridge is rounded to bf16.
     Raises TypeError or ValueError naming the argument, before anything is written. A GPU looks at
     values in debug mode alone: there a slot that is none counts as -1, a rank too large as R.
 
@@ -39,8 +45,40 @@ def lora(
                 raise bad_type("lora", name, "a tensor", type(value).__name__)
         shape = (x.shape[0], b.shape[1] if b.ndim > 1 else 0)
         y = np.zeros(shape, x.dtype) if isinstance(x, np.ndarray) else x.new_zeros(shape)
-    _way()(x, a, b, slots, scale, y, ranks)
+    alone = None if exact else _alone(x, a, b, slots, scale, y, ranks)
+    if alone is None:
+        _way()(x, a, b, slots, scale, y, ranks)
+    else:
+        slot, rank = alone
+        with torch.no_grad():
+            y.addmm_(x @ a[slot, :rank].mT, b[slot, :, :rank].mT, alpha=float(scale[slot]))
     return y
+
+
+QUICKER = (32, 8192)
+"""The rank, and rows times rank, from which on two products of torch are quicker than the op."""
+
+
+def _alone(*args: Tensor | None) -> tuple[int, int] | None:
+    """Slot and rank of the adapter of all rows where these are better left to torch."""
+    if is_dynamo_compiling() or _C.active_isa() != "avx512_bf16":
+        return None
+    x, a, b, slots, _, y, ranks = args
+    for value in (x, a, b, y):
+        if not isinstance(value, Tensor) or value.device.type != "cpu":
+            return None
+        if value.dtype != torch.bfloat16:
+            return None
+    LORA.check(LORA.bind(*args))
+    assert a is not None
+    assert slots is not None
+    slot = int(slots[0]) if len(slots) else -1
+    if not 0 <= slot < len(a) or not bool((slots == slot).all()):
+        return None
+    rank = a.shape[1] if ranks is None else int(ranks[slot])
+    if rank > a.shape[1] or rank < QUICKER[0] or rank * len(slots) < QUICKER[1]:
+        return None
+    return slot, rank
 
 
 _way = register(LORA)
