@@ -187,7 +187,7 @@ def test_inexact_rows_of_one_adapter_are_two_products_of_torch(ranks):
     args, kwargs = adapters.stack(
         11, 260, 96, 80, 3, 40, "identical", torch.bfloat16, ranks=False, trained=ranks
     )
-    x, a, b, slots, scale, y = args
+    x, a, b, _, scale, y = args
     rank = 33 if ranks else 40
     if ranks:
         kwargs["ranks"] = torch.full((3,), rank, dtype=torch.int32)
@@ -197,8 +197,6 @@ def test_inexact_rows_of_one_adapter_are_two_products_of_torch(ranks):
     assert compare.same_bits(got, want)
     assert not compare.same_bits(got, result("lora", args, kwargs))
     compare.check("lora", args, kwargs, "inexact", got=(got,))
-    weight = b.requires_grad_()
-    assert not ops.lora(x, a, weight, slots, scale, y.clone(), exact=False).requires_grad
 
 
 @pytest.mark.parametrize(
@@ -225,6 +223,7 @@ def test_errors_of_inexact_calls_are_those_of_the_op():
         "ranks": (args, {"ranks": torch.full((3,), 41, dtype=torch.int32)}),
         "y": ((x, a, b, slots, scale, y[:, 1:]), {}),
         "a": ((x[:, 1:], a, b, slots, scale, y), {}),
+        "inputs": ((x, a, b.clone().requires_grad_(), slots, scale, y), {}),
     }
     for name, (given, kwargs) in wrong.items():
         before = given[5].clone()

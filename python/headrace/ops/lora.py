@@ -5,6 +5,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.compiler import is_dynamo_compiling
+from torch.nn import Parameter
 
 from .. import _C
 from ..errors import bad_type
@@ -50,8 +51,7 @@ def lora(
         _way()(x, a, b, slots, scale, y, ranks)
     else:
         slot, rank = alone
-        with torch.no_grad():
-            y.addmm_(x @ a[slot, :rank].mT, b[slot, :, :rank].mT, alpha=float(scale[slot]))
+        y.addmm_(x @ a[slot, :rank].mT, b[slot, :, :rank].mT, alpha=float(scale[slot]))
     return y
 
 
@@ -59,21 +59,25 @@ QUICKER = (32, 8192)
 """The rank, and rows times rank, from which on two products of torch are quicker than the op."""
 
 
-def _alone(*args: Tensor | None) -> tuple[int, int] | None:
-    """Slot and rank of the adapter of all rows where these are better left to torch."""
+def _alone(
+    x: Tensor, a: Tensor, b: Tensor, slots: Tensor, scale: Tensor, y: Tensor, ranks: Tensor | None
+) -> tuple[int, int] | None:
+    """Slot and rank of the adapter of all rows where these are better left to torch; None as well
+    where the rows are not for the op."""
     if is_dynamo_compiling() or _C.active_isa() != "avx512_bf16":
         return None
-    x, a, b, slots, _, y, ranks = args
     for value in (x, a, b, y):
-        if not isinstance(value, Tensor) or value.device.type != "cpu":
+        if type(value) not in _PLAIN or value.dtype is not torch.bfloat16 or not value.is_cpu:
             return None
-        if value.dtype != torch.bfloat16:
-            return None
-    LORA.check(LORA.bind(*args))
-    assert a is not None
-    assert slots is not None
-    slot = int(slots[0]) if len(slots) else -1
-    if not 0 <= slot < len(a) or not bool((slots == slot).all()):
+    try:
+        _way()(x[:0], a, b, slots[:0], scale, y[:0], ranks)
+    except (TypeError, ValueError):  # which the op tells of all rows
+        return None
+    if not len(x) == len(slots) == len(y) > 0:
+        return None
+    several = slots.numpy()
+    slot = int(several[0])
+    if not 0 <= slot < len(a) or not (several == slot).all():
         return None
     rank = a.shape[1] if ranks is None else int(ranks[slot])
     if rank > a.shape[1] or rank < QUICKER[0] or rank * len(slots) < QUICKER[1]:
@@ -81,4 +85,5 @@ def _alone(*args: Tensor | None) -> tuple[int, int] | None:
     return slot, rank
 
 
+_PLAIN = (Tensor, Parameter)
 _way = register(LORA)
