@@ -143,14 +143,15 @@ inline void transpose_lanes(F* v) {
 }
 // Four elements in every lane.
 inline F spread(const float* p) { return {_mm512_broadcast_f32x4(_mm_loadu_ps(p))}; }
-// The sums of the lanes of p and q, side by side in every lane, with the end of hsum's tree.
-inline F sum_lanes(F p, F q) {
-  const __m512 u = _mm512_add_ps(_mm512_unpacklo_ps(p.v, q.v), _mm512_unpackhi_ps(p.v, q.v));
-  return {_mm512_add_ps(u, _mm512_permute_ps(u, 0xee))};
-}
-// The first halves of the lanes of two.
-inline F join_lanes(F a, F b) {
-  return {_mm512_castpd_ps(_mm512_unpacklo_pd(_mm512_castps_pd(a.v), _mm512_castps_pd(b.v)))};
+// The sums of the lanes of four, side by side in every lane, with the end of hsum's tree.
+inline F sum_lanes(const F* a) {
+  const auto pair = [](F p, F q) {
+    return _mm512_castps_pd(
+        _mm512_add_ps(_mm512_unpacklo_ps(p.v, q.v), _mm512_unpackhi_ps(p.v, q.v)));
+  };
+  const __m512d x = pair(a[0], a[1]), y = pair(a[2], a[3]);
+  return {_mm512_add_ps(_mm512_castpd_ps(_mm512_unpacklo_pd(x, y)),
+                        _mm512_castpd_ps(_mm512_unpackhi_pd(x, y)))};
 }
 
 // out[i] = hsum(a[i]) for eight and for sixteen, in the same tree.

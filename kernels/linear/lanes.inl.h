@@ -9,11 +9,16 @@ namespace {
 using headrace::LinearArgs;
 
 inline float element(const void* p, std::int64_t i, int dtype) {
-  char one[kW * sizeof(float)] = {};
-  const int size = headrace::dtype_size(dtype);
-  std::memcpy(one, static_cast<const char*>(p) + i * size, size);
+  if (dtype == headrace::kF32) return static_cast<const float*>(p)[i];
+  if (dtype == headrace::kBF16) {
+    const std::uint32_t bits = std::uint32_t{static_cast<const bf16*>(p)[i].bits} << 16;
+    float wide;
+    std::memcpy(&wide, &bits, sizeof(wide));
+    return wide;
+  }
+  fp16 one[kW] = {static_cast<const fp16*>(p)[i]};
   float wide[kW];
-  store(wide, load_any(one, 0, dtype));
+  store(wide, load(one));
   return wide[0];
 }
 
@@ -84,5 +89,34 @@ inline void finish(const LinearArgs& a, float* sums, int rows, std::int64_t row,
     }
   }
 }
+
+#ifdef HEADRACE_LANES
+// The bias of up to kW outputs from `col` on, zeros behind them.
+inline void take_bias(const LinearArgs& a, std::int64_t col, int cols, float* to) {
+  if (cols == kW) return store(to, load_any(a.bias, col, a.w_dtype));
+  for (int n = 0; n < kW; ++n) to[n] = n < cols ? element(a.bias, col + n, a.w_dtype) : 0.f;
+}
+
+// Rows of y: a line of kW outputs each, of which the first `cols` count.
+template <int Most, class X>
+inline void write_lines(X* y, std::int64_t y_row, F* lines, int rows, const float* bias, int cols) {
+  if (bias) {
+#pragma GCC unroll 8
+    for (int r = 0; r < Most; ++r) lines[r] = add(lines[r], load(bias));
+  }
+  if (rows == Most && cols == kW) {
+#pragma GCC unroll 8
+    for (int r = 0; r < Most; ++r) round_to(y + r * y_row, lines[r]);
+    return;
+  }
+  X part[Most][kW];
+#pragma GCC unroll 8
+  for (int r = 0; r < Most; ++r) round_to(part[r], lines[r]);
+  for (int r = 0; r < rows; ++r) std::memcpy(y + r * y_row, part[r], cols * sizeof(X));
+}
+
+// Zero without a copy of another: copies, which compilers prefer, take turns from multiply-adds.
+inline void clear(F& sum) { __asm__ volatile("vpxord %x0, %x0, %x0" : "=v"(sum.v)); }
+#endif
 
 }  // namespace

@@ -10,60 +10,83 @@
 
 namespace {
 
-// Up to 4 * Q packed rows against four outputs.
+// Partial sums of 4 * Q packed rows and two outputs: of each a vector, four lanes of four rows.
+// to[Q] for the first, `apart` floats behind them for the second.
+template <int Q, class X>
+inline void two_outputs(const X* from, const X* w0, const X* w1, std::int64_t depth, float* to,
+                        int apart) {
+  using L = Lanes<X, X>;
+  F acc[4 * Q * 2];
+#pragma GCC unroll 32
+  for (int i = 0; i < 8 * Q; ++i) clear(acc[i]);
+  X last[2][L::width];
+  for (std::int64_t k = 0; k < depth; k += L::width, from += 4 * Q * L::width) {
+    if (k + L::width > depth) {
+      const int left = static_cast<int>(depth - k);
+      for (int n = 0; n < 2; ++n) std::memset(last[n], 0, sizeof(last[n]));
+      for (int n = 0; n < 2; ++n) std::memcpy(last[n], n ? w1 : w0, left * sizeof(X));
+      w0 = last[0], w1 = last[1];
+    }
+#pragma GCC unroll 4
+    for (int g = 0; g < 4; ++g) {
+      const auto y = L::quarter(w0 + g * L::width / 4), z = L::quarter(w1 + g * L::width / 4);
+#pragma GCC unroll 4
+      for (int q = 0; q < Q; ++q) {
+        auto xs = L::read(from + (g * Q + q) * L::width);
+        __asm__("" : "+v"(xs.v));  // read once, not by each product
+        const int at = (g * Q + q) * 2;
+        acc[at] = L::add(xs, y, acc[at]);
+        acc[at + 1] = L::add(xs, z, acc[at + 1]);
+      }
+    }
+    w0 += L::width, w1 += L::width;
+  }
+#pragma GCC unroll 4
+  for (int q = 0; q < Q; ++q) {
+#pragma GCC unroll 2
+    for (int n = 0; n < 2; ++n) {
+      constexpr int quarter = 2 * Q;  // from one to the next
+      const int at = 2 * q + n;
+      const F even = add(acc[at], acc[at + 2 * quarter]);
+      const F odd = add(acc[at + quarter], acc[at + 3 * quarter]);
+      store(to + q * kW + n * apart, add(even, odd));
+    }
+  }
+}
+
+// Up to 4 * Q packed rows against up to kW outputs. What ends their sums waits until all are there:
+// one would wait for the other else.
 template <int Q, class X>
 inline void quads(const LinearArgs& a, const X* x, int rows, std::int64_t row, std::int64_t col,
                   int cols) {
-  using L = Lanes<X, X>;
-  F ends[2][Q];
-  for (int half = 0; half < 2; ++half) {
-    const X* w[2];
-    for (int n = 0; n < 2; ++n) {
-      const int of = 2 * half + n < cols ? 2 * half + n : cols - 1;
-      w[n] = static_cast<const X*>(a.weight) + (col + of) * a.w_row;
+  alignas(64) float partial[kW * Q * kW];
+  const X* weight = static_cast<const X*>(a.weight) + col * a.w_row;
+  for (int n = 0; n < cols; n += 2) {
+    const X* w1 = weight + (n + 1 < cols ? n + 1 : n) * a.w_row;
+    two_outputs<Q>(x, weight + n * a.w_row, w1, a.depth, partial + n * Q * kW, Q * kW);
+  }
+  for (int n = (cols + 1) / 2 * 2; n < kW; ++n) {
+    for (int q = 0; q < Q; ++q) store(partial + (n * Q + q) * kW, zero());
+  }
+  float bias[kW];
+  if (a.bias) take_bias(a, col, cols, bias);
+  X* y = static_cast<X*>(a.y) + row * a.outputs + col;
+#pragma GCC unroll 4
+  for (int q = 0; q < Q; ++q, y += 4 * a.outputs) {
+    F lines[4];
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) {
+      F of[4];
+#pragma GCC unroll 4
+      for (int j = 0; j < 4; ++j) of[j] = load(partial + ((4 * i + j) * Q + q) * kW);
+      lines[i] = sum_lanes(of);
     }
-    F acc[4 * Q * 2];
-#pragma GCC unroll 32
-    for (int i = 0; i < 8 * Q; ++i) acc[i] = zero();
-    const X *from = x, *w0 = w[0], *w1 = w[1];
-    X last[2][L::width];
-    for (std::int64_t k = 0; k < a.depth; k += L::width, from += 4 * Q * L::width) {
-      if (k + L::width > a.depth) {
-        const int left = static_cast<int>(a.depth - k);
-        for (int n = 0; n < 2; ++n) std::memset(last[n], 0, sizeof(last[n]));
-        for (int n = 0; n < 2; ++n) std::memcpy(last[n], n ? w1 : w0, left * sizeof(X));
-        w0 = last[0], w1 = last[1];
-      }
-#pragma GCC unroll 4
-      for (int g = 0; g < 4; ++g) {
-        const auto y = L::quarter(w0 + g * L::width / 4), z = L::quarter(w1 + g * L::width / 4);
-#pragma GCC unroll 4
-        for (int q = 0; q < Q; ++q) {
-          auto xs = L::read(from + (g * Q + q) * L::width);
-          __asm__("" : "+v"(xs.v));  // read once, not by each product
-          const int at = (g * Q + q) * 2;
-          acc[at] = L::add(xs, y, acc[at]);
-          acc[at + 1] = L::add(xs, z, acc[at + 1]);
-        }
-      }
-      w0 += L::width, w1 += L::width;
-    }
-#pragma GCC unroll 4
-    for (int q = 0; q < Q; ++q) {
-      F whole[2];
-#pragma GCC unroll 2
-      for (int n = 0; n < 2; ++n) {
-        constexpr int apart = 2 * Q;  // from a quarter to the next
-        const int at = 2 * q + n;
-        const F even = add(acc[at], acc[at + 2 * apart]);
-        whole[n] = add(even, add(acc[at + apart], acc[at + 3 * apart]));
-      }
-      ends[half][q] = sum_lanes(whole[0], whole[1]);
+    transpose_lanes(lines);
+    const int left = rows - 4 * q;
+    if (left > 0) {
+      write_lines<4>(y, a.outputs, lines, left < 4 ? left : 4, a.bias ? bias : nullptr, cols);
     }
   }
-  alignas(64) float sums[Q * kW];
-  for (int q = 0; q < Q; ++q) store(sums + q * kW, join_lanes(ends[0][q], ends[1][q]));
-  finish<X, 4, Q * kW>(a, sums, rows, row, col, cols);
 }
 
 // out = the rows, for every step over the depth and quarter of it, four rows to a vector.
@@ -97,8 +120,8 @@ template <int Q, class X>
 inline void quad_rows(const LinearArgs& a, std::int64_t row, int rows, std::int64_t first,
                       std::int64_t last, X* packed) {
   pack_quads<Q>(static_cast<const X*>(a.x) + row * a.x_row, a.x_row, rows, a.depth, packed);
-  for (std::int64_t n = first; n < last; n += 4) {
-    quads<Q>(a, packed, rows, row, n, static_cast<int>(last - n < 4 ? last - n : 4));
+  for (std::int64_t n = first; n < last; n += kW) {
+    quads<Q>(a, packed, rows, row, n, static_cast<int>(last - n < kW ? last - n : kW));
   }
 }
 

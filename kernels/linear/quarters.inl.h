@@ -63,27 +63,6 @@ __attribute__((flatten)) void pack_outputs_by_quarters(const LinearArgs& a, cons
   }
 }
 
-// Rows of y: a line of sixteen outputs each, of which the first `cols` count.
-template <class X>
-inline void write_lines(X* y, std::int64_t y_row, F* lines, int rows, const float* bias, int cols) {
-  if (bias) {
-#pragma GCC unroll 8
-    for (int r = 0; r < kRows; ++r) lines[r] = add(lines[r], load(bias));
-  }
-  if (rows == kRows && cols == kW) {
-#pragma GCC unroll 8
-    for (int r = 0; r < kRows; ++r) round_to(y + r * y_row, lines[r]);
-    return;
-  }
-  X part[kRows][kW];
-#pragma GCC unroll 8
-  for (int r = 0; r < kRows; ++r) round_to(part[r], lines[r]);
-  for (int r = 0; r < rows; ++r) std::memcpy(y + r * y_row, part[r], cols * sizeof(X));
-}
-
-// Zero without a copy of another: copies, which compilers prefer, take turns from multiply-adds.
-inline void clear(F& sum) { __asm__ volatile("vpxord %x0, %x0, %x0" : "=v"(sum.v)); }
-
 // Up to six rows against sixteen outputs. near: sums of quarters that wait for others.
 template <class X>
 __attribute__((noinline)) void quarter_sums(const float* x, const float* w, std::int64_t steps,
@@ -122,9 +101,9 @@ __attribute__((noinline)) void quarter_sums(const float* x, const float* w, std:
 #pragma GCC unroll 8
       for (int r = 0; r < kRows; ++r) {
         const F* of = sums + r * kVectors;
-        lines[r] = join_lanes(sum_lanes(of[0], of[1]), sum_lanes(of[2], of[3]));
+        lines[r] = sum_lanes(of);
       }
-      write_lines(y, y_row, lines, rows, bias, cols);
+      write_lines<kRows>(y, y_row, lines, rows, bias, cols);
       return;
     }
     float* out = near + level * kSums * kW;
@@ -144,7 +123,7 @@ inline void blocks_by_quarters(const LinearArgs& a, const float* packed, std::in
   for (std::int64_t n = first; n < last; n += kW) {
     const int cols = static_cast<int>(last - n < kW ? last - n : kW);
     pack_outputs_by_quarters<W>(a, c, n, cols, scratch);
-    for (int i = 0; a.bias && i < cols; ++i) bias[i] = element(a.bias, n + i, a.w_dtype);
+    if (a.bias) take_bias(a, n, cols, bias);
     for (std::int64_t b = begin; b < end; ++b) {
       const std::int64_t row = b * kRows, left = a.tokens - row;
       quarter_sums(packed + c.place(b), scratch, c.steps, near,
