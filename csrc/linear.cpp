@@ -30,10 +30,15 @@ Items by_rows(const LinearArgs& args, int team) {
   const std::int64_t rows = blocks(blocks(tokens, blocks(tokens, most)), kWhole) * kWhole;
   const bool passes = args.depth > linear_words(args.depth);
   const std::int64_t widest = passes ? 96 : 1024;
-  const std::int64_t wanted =
-      std::min(blocks(8 * team, blocks(tokens, rows)), blocks(args.outputs, 96));
+  const std::int64_t down = blocks(tokens, rows);
+  const bool many = tokens > 8;  // which pack their rows, and write sixteen outputs at a time
+  std::int64_t wanted = blocks((many ? 4 : 8) * team, down);
+  while (wanted * down % team) ++wanted;
+  wanted = std::min(wanted, blocks(args.outputs, 96));
   const std::int64_t across = std::max({wanted, blocks(args.outputs, widest), std::int64_t{1}});
-  const std::int64_t strip = std::max<std::int64_t>(blocks(blocks(args.outputs, across), 8), 1) * 8;
+  const std::int64_t line = many ? 16 : 8;
+  const std::int64_t strip =
+      std::max<std::int64_t>(blocks(blocks(args.outputs, across), line), 1) * line;
   return {rows, strip, rows * (linear_words(args.depth) + (passes ? strip * 16 : 0))};
 }
 

@@ -125,12 +125,19 @@ inline void quad_rows(const LinearArgs& a, std::int64_t row, int rows, std::int6
   }
 }
 
+// Rows of `left` that go together. Four alone take nearly as long as eight.
+inline int quad_block(std::int64_t left) {
+  if (left > 12 && left <= 16) return 8;
+  return static_cast<int>(left < 12 ? left : 12);
+}
+
 template <class X>
 inline void blocks_of_quads(const LinearArgs& a, std::int64_t begin, std::int64_t end,
                             std::int64_t first, std::int64_t last, float* scratch) {
   X* packed = reinterpret_cast<X*>(scratch);
-  for (std::int64_t t = begin; t < end; t += 12) {
-    const int rows = static_cast<int>(end - t < 12 ? end - t : 12);
+  int rows = 0;
+  for (std::int64_t t = begin; t < end; t += rows) {
+    rows = quad_block(end - t);
     if (rows > 8) {
       quad_rows<3>(a, t, rows, first, last, packed);
     } else if (rows > 4) {
