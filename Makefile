@@ -105,7 +105,7 @@ asan: $(DEV) | $(AWAY)
 	  -C cmake.define.HEADRACE_SANITIZE=ON .
 	cd $(AWAY) && PYTHONPATH=$(abspath $(VENV))/asan ASAN_OPTIONS=detect_leaks=0 \
 	  LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so.6)" \
-	  $(BIN)/python -m pytest -c $(ROOT)/pyproject.toml --rootdir $(ROOT) -p no:cacheprovider \
+	  $(SHARED) -c $(ROOT)/pyproject.toml --rootdir $(ROOT) -p no:cacheprovider \
 	  $(PYTEST_ARGS) $(ROOT)/tests/ops
 
 # The op tests of the levels that few processors have, their instructions worked out by others.

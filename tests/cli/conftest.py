@@ -5,6 +5,7 @@ import sys
 import pytest
 import torch
 
+from headrace.bench import timing
 from headrace.models import Decoder, DecoderConfig, save
 from tests import warm
 
@@ -46,6 +47,23 @@ def _here(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.delenv("HEADRACE_TRACEBACK", raising=False)
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """A time of its own: what is called says how long it took, and each look takes 1 ms."""
+    now = [0.0]
+
+    def look():
+        now[0] += 1e-3
+        return now[0]
+
+    def wait(seconds):
+        now[0] += seconds
+
+    monkeypatch.setattr(timing.time, "perf_counter", look)
+    monkeypatch.setattr(timing, "last_cache", lambda: 8)
+    return wait
 
 
 def start(*args, fresh=False, **options):
