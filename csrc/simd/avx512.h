@@ -143,6 +143,11 @@ inline void transpose_lanes(F* v) {
 }
 // Four elements in every lane.
 inline F spread(const float* p) { return {_mm512_broadcast_f32x4(_mm_loadu_ps(p))}; }
+// One of the lanes of four in all of them.
+inline F spread(F a, int which) {
+  const __m512i at = _mm512_add_epi32(_mm512_set4_epi32(3, 2, 1, 0), _mm512_set1_epi32(4 * which));
+  return {_mm512_permutexvar_ps(at, a.v)};
+}
 // The sums of the lanes of four, side by side in every lane, with the end of hsum's tree.
 inline F sum_lanes(const F* a) {
   const auto pair = [](F p, F q) {

@@ -13,6 +13,10 @@ inline Pairs load_pairs(const void* p) { return {_mm512_loadu_si512(p)}; }
 inline Pairs spread_pairs(const void* p) {
   return {_mm512_broadcast_i32x4(_mm_loadu_si128(static_cast<const __m128i*>(p)))};
 }
+// The first n < 32 elements, 0 behind them.
+inline Pairs load_part_pairs(const void* p, std::int64_t n) {
+  return {_mm512_maskz_loadu_epi16(static_cast<__mmask32>((1u << n) - 1u), p)};
+}
 inline void store_pairs(void* p, Pairs a) { _mm512_storeu_si512(p, a.v); }
 inline F dot(Pairs a, Pairs b, F c) { return {dot_bf16(c.v, a.v, b.v)}; }
 

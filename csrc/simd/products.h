@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // What one multiply-add of a dot product takes: fp32, or pairs of bf16 where the level has them.
 #pragma once
+#include "part.h"
 #include "vec.h"
 
 namespace {
@@ -15,11 +16,19 @@ struct Lanes {
   static F read(const T* p) {
     return load(p);
   }
+  // The last elements of a row, fewer than `width`, with zeros behind.
+  template <class T>
+  static F part(const T* p, std::int64_t left) {
+    return load_part(p, static_cast<int>(left));
+  }
   static F add(F x, F w, F sum) { return fma(x, w, sum); }
 #ifdef HEADRACE_LANES
+  // A quarter of the elements, in every lane of four.
   static F quarter(const float* p) { return spread(p); }
+  static F quarter(F a, int which) { return spread(a, which); }
+  static F plain(F a) { return a; }
 #endif
-  static void pack(const X* from, float* to) { store(to, load(from)); }
+  static void put(float* to, F a) { store(to, a); }
 };
 #ifdef HEADRACE_DOTS
 template <>
@@ -28,19 +37,15 @@ struct Lanes<bf16, bf16> {
   using Packed = bf16;
   using Vector = Pairs;
   static Pairs read(const bf16* p) { return load_pairs(p); }
-  static Pairs quarter(const bf16* p) { return spread_pairs(p); }
+  static Pairs part(const bf16* p, std::int64_t left) { return load_part_pairs(p, left); }
   static F add(Pairs x, Pairs w, F sum) { return dot(x, w, sum); }
-  static void pack(const bf16* from, bf16* to) { std::memcpy(to, from, 2 * width); }
+  static Pairs quarter(const bf16* p) { return spread_pairs(p); }
+  static Pairs quarter(Pairs a, int which) {
+    return {_mm512_castps_si512(spread(plain(a), which).v)};
+  }
+  static F plain(Pairs a) { return {_mm512_castsi512_ps(a.v)}; }
+  static void put(bf16* to, Pairs a) { store_pairs(to, a); }
 };
 #endif
-
-// The last `left` elements of a row, with zeros behind.
-template <class L, class T>
-struct Tail {
-  Tail(const T* p, int left) {
-    for (int i = 0; i < left; ++i) lanes[i] = p[i];
-  }
-  T lanes[L::width] = {};
-};
 
 }  // namespace

@@ -64,7 +64,7 @@ inline void dots(const LinearArgs& a, const typename Lanes<X, W>::Packed* x,
   if (!P && k < end) {
 #pragma GCC unroll 8
     for (int n = 0; n < N; ++n) {
-      const auto y = L::read(Tail<L, W>(w[n] + at, static_cast<int>(end - k)).lanes);
+      const auto y = L::part(w[n] + at, end - k);
 #pragma GCC unroll 8
       for (int m = 0; m < M; ++m) {
         acc[m * N + n] = L::add(L::read(x + m * L::width), y, acc[m * N + n]);

@@ -59,11 +59,11 @@ inline void pack_rows(const X* x, std::int64_t x_row, int rows, std::int64_t dep
                       typename L::Packed* out) {
   std::int64_t k = 0;
   for (; k + L::width <= depth; k += L::width) {
-    for (int m = 0; m < rows; ++m, out += L::width) L::pack(x + m * x_row + k, out);
+    for (int m = 0; m < rows; ++m, out += L::width) L::put(out, L::read(x + m * x_row + k));
   }
   if (k == depth) return;
   for (int m = 0; m < rows; ++m, out += L::width) {
-    L::pack(Tail<L, X>(x + m * x_row + k, static_cast<int>(depth - k)).lanes, out);
+    L::put(out, L::part(x + m * x_row + k, depth - k));
   }
 }
 

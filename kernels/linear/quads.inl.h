@@ -19,17 +19,11 @@ inline void two_outputs(const X* from, const X* w0, const X* w1, std::int64_t de
   F acc[4 * Q * 2];
 #pragma GCC unroll 32
   for (int i = 0; i < 8 * Q; ++i) clear(acc[i]);
-  X last[2][L::width];
-  for (std::int64_t k = 0; k < depth; k += L::width, from += 4 * Q * L::width) {
-    if (k + L::width > depth) {
-      const int left = static_cast<int>(depth - k);
-      for (int n = 0; n < 2; ++n) std::memset(last[n], 0, sizeof(last[n]));
-      for (int n = 0; n < 2; ++n) std::memcpy(last[n], n ? w1 : w0, left * sizeof(X));
-      w0 = last[0], w1 = last[1];
-    }
+  // y, z: a quarter of what each output has in this step.
+  const auto step = [&](auto&& y_of, auto&& z_of) __attribute__((always_inline)) {
 #pragma GCC unroll 4
     for (int g = 0; g < 4; ++g) {
-      const auto y = L::quarter(w0 + g * L::width / 4), z = L::quarter(w1 + g * L::width / 4);
+      const auto y = y_of(g), z = z_of(g);
 #pragma GCC unroll 4
       for (int q = 0; q < Q; ++q) {
         auto xs = L::read(from + (g * Q + q) * L::width);
@@ -39,7 +33,16 @@ inline void two_outputs(const X* from, const X* w0, const X* w1, std::int64_t de
         acc[at + 1] = L::add(xs, z, acc[at + 1]);
       }
     }
-    w0 += L::width, w1 += L::width;
+    from += 4 * Q * L::width;
+  };
+  const auto read = [](const X* w) {
+    return [w](int g) { return L::quarter(w + g * L::width / 4); };
+  };
+  std::int64_t k = 0;
+  for (; k + L::width <= depth; k += L::width) step(read(w0 + k), read(w1 + k));
+  if (k < depth) {
+    const auto y = L::part(w0 + k, depth - k), z = L::part(w1 + k, depth - k);
+    step([&](int g) { return L::quarter(y, g); }, [&](int g) { return L::quarter(z, g); });
   }
 #pragma GCC unroll 4
   for (int q = 0; q < Q; ++q) {
@@ -93,19 +96,16 @@ inline void quads(const LinearArgs& a, const X* x, int rows, std::int64_t row, s
 template <int Q, class X>
 inline void pack_quads(const X* x, std::int64_t x_row, int rows, std::int64_t depth, X* out) {
   using L = Lanes<X, X>;
-  const auto whole = [](const X* p) { return load(reinterpret_cast<const float*>(p)); };
   for (std::int64_t k = 0; k < depth; k += L::width, out += 4 * Q * L::width) {
-    const int left = depth - k < L::width ? static_cast<int>(depth - k) : L::width;
+    const std::int64_t left = depth - k;
     for (int q = 0; q < Q; ++q) {
       F v[4];
       for (int i = 0; i < 4; ++i) {
         const X* from = x + (4 * q + i) * x_row + k;
         if (4 * q + i >= rows) {
           v[i] = zero();
-        } else if (left == L::width) {
-          v[i] = whole(from);
         } else {
-          v[i] = whole(Tail<L, X>(from, left).lanes);
+          v[i] = L::plain(left < L::width ? L::part(from, left) : L::read(from));
         }
       }
       transpose_lanes(v);

@@ -42,8 +42,7 @@ inline void whole_dots(const LoraArgs& a, const P* const* rows, const float* con
       for (int i = 0; i < N; ++i) acc[i] = L::add(L::read(x + k), L::read(rows[i] + k), acc[i]);
     }
     for (int i = 0; k < a.depth && i < N; ++i) {
-      const Tail<L, P> tail(rows[i] + k, static_cast<int>(a.depth - k));
-      acc[i] = L::add(L::read(x + k), L::read(tail.lanes), acc[i]);
+      acc[i] = L::add(L::read(x + k), L::part(rows[i] + k, a.depth - k), acc[i]);
     }
     next.weights.now = weights_run;
     next.beside.now = beside_run;

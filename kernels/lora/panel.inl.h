@@ -76,8 +76,7 @@ __attribute__((noinline)) void dots(const typename L::Packed* x, const T* const*
   if (k < n) {
 #pragma GCC unroll 4
     for (int i = 0; i < N; ++i) {
-      const Tail<L, T> tail(a[i] + k, static_cast<int>(n - k));
-      const auto w = L::read(tail.lanes);
+      const auto w = L::part(a[i] + k, n - k);
 #pragma GCC unroll 16
       for (int m = 0; m < M; ++m) acc[m][i] = L::add(L::read(x + m * kWhole + k), w, acc[m][i]);
     }

@@ -145,6 +145,7 @@ def to_make(op: str | None, quick: bool) -> list[Callable[[], Case]]:
         linears = [(1, 256, 1024), (256, 256, 1024), (1, 4096, 4096), (64, 4096, 4096)]
         linears += [(*shape, d) for shape in linears for d in (bf16, f16)]
         linears += [(512, 2048, 2048, d) for d in (bf16, f32)]
+        linears += [(256, 4304, 1152, bf16)]  # of SigLIP: a depth that ends amid a vector
         chunks = [1, 256, 4096]
         clips = [(1, 220), (1, 880), (4, 880)]
         rings = [(64, 1), (8, 64), (1, 1)]
