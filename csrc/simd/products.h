@@ -48,4 +48,15 @@ struct Lanes<bf16, bf16> {
 };
 #endif
 
+// To a vector of a type, by the instruction for bf16 where the level has one.
+inline void round_to(float* to, F a) { store(to, a); }
+inline void round_to(fp16* to, F a) { store(to, a); }
+inline void round_to(bf16* to, F a) {
+#ifdef HEADRACE_DOTS
+  narrow(a, to);
+#else
+  store(to, a);
+#endif
+}
+
 }  // namespace

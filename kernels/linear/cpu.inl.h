@@ -14,25 +14,17 @@ namespace {
 // Rows of a register block against four outputs, whose sums end in one vector.
 constexpr int kM = F::registers == 32 ? 6 : 3;
 
-// Weights of N outputs as `dots` reads them: from `of` on, a vector every `step` elements. Where
-// they lie packed, zeros follow the last, and the cache has them.
-template <int N, class W, bool Packed>
-struct Weights {
-  const W* of[N];
-  std::int64_t step;
-};
-
 // M packed rows against N outputs over [begin, end) of the depth; `kept` holds their sums from one
 // visit to the next. Of the last outputs some may repeat, and only `cols` of them are written.
 // Meanwhile the row at `ahead`, of weights or of x, comes nearer.
-template <int M, int N, class X, class W, bool P, class A>
+template <int M, int N, class X, class W, class A>
 inline void dots(const LinearArgs& a, const typename Lanes<X, W>::Packed* x,
-                 const Weights<N, W, P>& weights, std::int64_t row, std::int64_t col, int cols,
+                 const W* const* weights, std::int64_t row, std::int64_t col, int cols,
                  std::int64_t begin, std::int64_t end, float* kept, const A* ahead) {
   using L = Lanes<X, W>;
   const W* w[N];
 #pragma GCC unroll 8
-  for (int n = 0; n < N; ++n) w[n] = weights.of[n];
+  for (int n = 0; n < N; ++n) w[n] = weights[n];
   F acc[M * N];
   if (begin) {
 #pragma GCC unroll 32
@@ -42,9 +34,8 @@ inline void dots(const LinearArgs& a, const typename Lanes<X, W>::Packed* x,
     for (int i = 0; i < M * N; ++i) acc[i] = zero();
   }
   std::int64_t k = begin, at = 0;
-  const std::int64_t whole = P ? end : end - L::width + 1;
 #pragma GCC unroll 2
-  for (; k < whole; k += L::width, x += M * L::width, at += weights.step) {
+  for (; k + L::width <= end; k += L::width, x += M * L::width, at += L::width) {
     typename L::Vector xs[M];
 #pragma GCC unroll 8
     for (int m = 0; m < M; ++m) xs[m] = L::read(x + m * L::width);
@@ -61,7 +52,7 @@ inline void dots(const LinearArgs& a, const typename Lanes<X, W>::Packed* x,
     for (int i = 0; i < M * N; ++i) store(kept + i * kW, acc[i]);
     return;
   }
-  if (!P && k < end) {
+  if (k < end) {
 #pragma GCC unroll 8
     for (int n = 0; n < N; ++n) {
       const auto y = L::part(w[n] + at, end - k);
@@ -86,15 +77,15 @@ inline void dots(const LinearArgs& a, const typename Lanes<X, W>::Packed* x,
 }
 
 // The last rows, at most M.
-template <int M, int N, class X, class W, bool P, class A>
+template <int M, int N, class X, class W, class A>
 inline void rest(const LinearArgs& a, const typename Lanes<X, W>::Packed* x,
-                 const Weights<N, W, P>& weights, int rows, std::int64_t row, std::int64_t col,
-                 int cols, std::int64_t begin, std::int64_t end, float* kept, const A* ahead) {
+                 const W* const* weights, int rows, std::int64_t row, std::int64_t col, int cols,
+                 std::int64_t begin, std::int64_t end, float* kept, const A* ahead) {
   if constexpr (M > 0) {
     if (rows == M) {
-      return dots<M, N, X, W, P>(a, x, weights, row, col, cols, begin, end, kept, ahead);
+      return dots<M, N, X, W>(a, x, weights, row, col, cols, begin, end, kept, ahead);
     }
-    rest<M - 1, N, X, W, P>(a, x, weights, rows, row, col, cols, begin, end, kept, ahead);
+    rest<M - 1, N, X, W>(a, x, weights, rows, row, col, cols, begin, end, kept, ahead);
   }
 }
 
@@ -120,21 +111,20 @@ inline void blocks(const LinearArgs& a, std::int64_t begin, std::int64_t end, st
     for (std::int64_t n = first; n < last; n += N) {
       const int cols = static_cast<int>(last - n < N ? last - n : N);
       float* sums = kept + (n - first) * rows * kW;
-      Weights<N, W, false> weights{{}, L::width};
+      const W* weights[N];
       for (int i = 0; i < N; ++i) {
-        weights.of[i] = weight + (n + (i < cols ? i : cols - 1)) * a.w_row + k;
+        weights[i] = weight + (n + (i < cols ? i : cols - 1)) * a.w_row + k;
       }
       // Each block of rows calls for one row of the next weights.
       std::int64_t ahead = n + N < last ? n + N : n;
       std::int64_t t = 0;
       for (; t + M <= rows; t += M) {
-        dots<M, N, X, W, false>(a, packed + t * padded, weights, begin + t, n, cols, k, upto,
-                                sums + t * N * kW, weight + ahead * a.w_row + k);
+        dots<M, N, X, W>(a, packed + t * padded, weights, begin + t, n, cols, k, upto,
+                         sums + t * N * kW, weight + ahead * a.w_row + k);
         ahead += ahead + 1 < last && ahead + 1 < n + 2 * N;
       }
-      rest<M - 1, N, X, W, false>(a, packed + t * padded, weights, static_cast<int>(rows - t),
-                                  begin + t, n, cols, k, upto, sums + t * N * kW,
-                                  weight + ahead * a.w_row + k);
+      rest<M - 1, N, X, W>(a, packed + t * padded, weights, static_cast<int>(rows - t), begin + t,
+                           n, cols, k, upto, sums + t * N * kW, weight + ahead * a.w_row + k);
     }
     k = upto;
   } while (k < a.depth);

@@ -22,16 +22,6 @@ inline float element(const void* p, std::int64_t i, int dtype) {
   return wide[0];
 }
 
-inline void round_to(float* to, F a) { store(to, a); }
-inline void round_to(fp16* to, F a) { store(to, a); }
-inline void round_to(bf16* to, F a) {
-#ifdef HEADRACE_DOTS
-  narrow(a, to);
-#else
-  store(to, a);
-#endif
-}
-
 // f of an element type
 template <class Function>
 inline void by_type(int dtype, const Function& f) {

@@ -6,17 +6,10 @@
 #include <type_traits>
 
 #include "args.h"
-#include "csrc/simd/vec.h"
+#include "csrc/simd/products.h"
 
 namespace {
 
-template <class T>
-inline void round_to(T* p, F value) {
-#ifdef HEADRACE_DOTS
-  if constexpr (std::is_same_v<T, bf16>) return narrow(value, p);
-#endif
-  store(p, value);
-}
 inline void round_any(void* p, std::int64_t at, int dtype, F value) {
   if (dtype == headrace::kF32) return round_to(static_cast<float*>(p) + at, value);
   if (dtype == headrace::kBF16) return round_to(static_cast<bf16*>(p) + at, value);
